@@ -1,0 +1,133 @@
+"""The paper's three networks, full or slim, behind one :func:`build_model`."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models import densenet, resnet, vgg
+from models.channel_selection import ChannelSelection
+
+__all__ = ["ARCHITECTURES", "ChannelSelection", "Network", "build_model", "full_cfg", "restore"]
+
+ARCHITECTURES = {"vgg": vgg, "resnet": resnet, "densenet": densenet}
+
+
+def full_cfg(arch: str, depth: int) -> list[int | str]:
+    """Channels of every batch norm of the unpruned network, in module order (VGG: with ``'M'``).
+
+    Raises ValueError for an unknown ``arch`` or a ``depth`` it does not come in.
+    """
+    if arch not in ARCHITECTURES:
+        raise ValueError(f"unknown architecture {arch!r}: choose {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[arch].full_cfg(depth)
+
+
+def build_model(
+    arch: str, depth: int, num_classes: int, cfg: Sequence[int | str] | None = None
+) -> nn.Module:
+    """Build a freshly initialised network that maps [n, 3, 32, 32] to [n, num_classes] logits.
+
+    ``cfg`` counts the kept channels of every batch norm (default: all, :func:`full_cfg`). Initial
+    values are section 5.1's: γ = 0.5, convolutions N(0, √(2 / (k²·out))), batch-norm biases 0.
+
+    Raises ValueError for an unknown ``arch``, ``depth`` or a ``cfg`` that does not fit them.
+    """
+    full = full_cfg(arch, depth)
+    cfg = full if cfg is None else list(cfg)
+    fits = len(cfg) == len(full) and all(
+        kept == width if width == "M" else type(kept) is int and 1 <= kept <= width
+        for kept, width in zip(cfg, full, strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"this cfg does not fit {arch}-{depth}: it takes {len(full)} entries,"
+            " each from 1 to the full width" + (", 'M' where the pools are" * (arch == "vgg"))
+        )
+    if num_classes < 1:
+        raise ValueError(f"a classifier needs at least one class, not {num_classes}")
+    if arch == "vgg":
+        model = vgg.VGG(num_classes, cfg)
+    elif arch == "resnet":
+        model = resnet.ResNet(depth, num_classes, cfg)
+    else:
+        model = densenet.DenseNet(depth, num_classes, cfg)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            k_h, k_w = module.kernel_size
+            nn.init.normal_(module.weight, 0, math.sqrt(2 / (k_h * k_w * module.out_channels)))
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.weight, 0.5)
+    return model
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network and the words that build it again."""
+
+    model: nn.Module
+    arch: str
+    depth: int
+    num_classes: int
+    cfg: list[int | str]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing is pruned."""
+        return self.cfg == full_cfg(self.arch, self.depth)
+
+
+def restore(state: Mapping[str, Tensor]) -> Network:
+    """The network whose state dict (compact layout) this is; everything follows from its shapes.
+
+    Raises ValueError, naming the first thing that does not fit.
+    """
+    arch, depth = _identify(state)
+    head = "classifier.weight" if arch == "vgg" else "fc.weight"
+    with torch.device("meta"):
+        full = build_model(arch, depth, 1)
+    norms = [name for name, m in full.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    missing = [key for key in (head, *(f"{name}.weight" for name in norms)) if key not in state]
+    if missing:
+        raise ValueError(f"{missing[0]} is missing")
+    num_classes = len(state[head])
+    kept = iter(len(state[f"{name}.weight"]) for name in norms)
+    cfg = [width if width == "M" else next(kept) for width in full_cfg(arch, depth)]
+    model = build_model(arch, depth, num_classes, cfg)
+    expected = model.state_dict()
+    # Checkpoints of before torch 0.4.1 do not count batches.
+    counters = {k: v for k, v in expected.items() if k.endswith("num_batches_tracked")}
+    state = {**counters, **state}
+    if odd := sorted(expected.keys() ^ state.keys()):
+        where = "missing" if odd[0] in expected else "not expected"
+        raise ValueError(f"{odd[0]} is {where} in {arch}-{depth}")
+    for key, value in state.items():
+        if value.shape != expected[key].shape:
+            shapes = f"{tuple(value.shape)}, not {tuple(expected[key].shape)}"
+            raise ValueError(f"{key} has shape {shapes}")
+        if value.is_floating_point() != expected[key].is_floating_point():
+            raise ValueError(f"{key} is of type {value.dtype}, not {expected[key].dtype}")
+    for name, module in model.named_modules():
+        if isinstance(module, ChannelSelection) and module.index is not None:
+            index = state[f"{name}.index"]
+            if index[0] < 0 or index[-1] >= module.channels or (index.diff() <= 0).any():
+                raise ValueError(f"{name} selects channels that are not there")
+    model.load_state_dict(state)
+    return Network(model, arch, depth, num_classes, cfg)
+
+
+def _identify(state: Mapping[str, Tensor]) -> tuple[str, int]:
+    """Architecture and depth, by the names of the layers."""
+
+    def count(prefix: str, suffix: str = ".conv1.weight") -> int:
+        return sum(key.startswith(prefix) and key.endswith(suffix) for key in state)
+
+    if convolutions := sum(k.startswith("feature.") and v.dim() == 4 for k, v in state.items()):
+        return "vgg", convolutions + 3
+    if blocks := count("layer1."):
+        return "resnet", 9 * blocks + 2
+    if layers := count("dense1."):
+        return "densenet", 3 * layers + 4
+    raise ValueError("no layer of a vgg, resnet or densenet is in it")

@@ -1,0 +1,24 @@
+"""The selection layer that stands before a batch norm fed by a residual or dense stream."""
+
+import torch
+from torch import Tensor, nn
+
+
+class ChannelSelection(nn.Module):
+    """Pass on the kept channels of a stream whose own width cannot change.
+
+    A residual or concatenated stream is read by several layers, each of which may keep other
+    channels. ``channels`` is the stream's width, ``kept`` how many are passed on; which ones is
+    the int64 buffer ``index`` of shape [kept], sorted, part of the state dict. A layer that keeps
+    everything has no buffer and returns its input itself, so it costs nothing.
+    """
+
+    index: Tensor | None
+
+    def __init__(self, channels: int, kept: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.register_buffer("index", None if kept == channels else torch.arange(kept))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.index is None else x.index_select(1, self.index)

@@ -1,0 +1,82 @@
+"""Pre-activation bottleneck ResNet of depth 9n + 2 for 32×32 pictures (He et al., 2016)."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from models.channel_selection import ChannelSelection
+
+EXPANSION = 4
+PLANES = (16, 32, 64)
+
+
+def full_cfg(depth: int) -> list[int]:
+    """Widths of the unpruned network's batch norms, three a block and the last one.
+
+    Raises ValueError unless ``depth`` is 9n + 2 with n at least 1.
+    """
+    if depth < 11 or (depth - 2) % 9:
+        raise ValueError(f"resnet has no depth {depth}: choose 9n + 2 (11, 20, 56, 110, 164, ...)")
+    cfg, width = [], PLANES[0]
+    for planes in PLANES:
+        for _ in range((depth - 2) // 9):
+            cfg += [width, planes, planes]
+            width = planes * EXPANSION
+    return [*cfg, width]
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3, 1×1 convolutions, a batch norm and a ReLU before each, and a shortcut.
+
+    Reads and writes the residual stream at its full width; ``kept`` counts the channels that
+    each of the three batch norms works on.
+    """
+
+    def __init__(self, width: int, planes: int, stride: int, kept: Sequence[int]) -> None:
+        super().__init__()
+        out = planes * EXPANSION
+        self.bn1 = nn.BatchNorm2d(kept[0])
+        self.select = ChannelSelection(width, kept[0])
+        self.conv1 = nn.Conv2d(kept[0], kept[1], 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(kept[1])
+        self.conv2 = nn.Conv2d(kept[1], kept[2], 3, stride, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(kept[2])
+        self.conv3 = nn.Conv2d(kept[2], out, 1, bias=False)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = None
+        if width != out:
+            self.downsample = nn.Sequential(nn.Conv2d(width, out, 1, stride, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv1(self.relu(self.bn1(self.select(x))))
+        out = self.conv2(self.relu(self.bn2(out)))
+        out = self.conv3(self.relu(self.bn3(out)))
+        return out + (x if self.downsample is None else self.downsample(x))
+
+
+class ResNet(nn.Module):
+    """[n, 3, 32, 32] pictures to [n, num_classes] logits; ``cfg`` as from :func:`full_cfg`."""
+
+    def __init__(self, depth: int, num_classes: int, cfg: Sequence[int]) -> None:
+        super().__init__()
+        blocks = (depth - 2) // 9
+        self.conv1 = nn.Conv2d(3, PLANES[0], 3, padding=1, bias=False)
+        width = PLANES[0]
+        for stage, planes in enumerate(PLANES):
+            layer = nn.Sequential()
+            for i in range(blocks):
+                at = 3 * (stage * blocks + i)
+                stride = 2 if stage > 0 and i == 0 else 1
+                layer.append(Bottleneck(width, planes, stride, cfg[at : at + 3]))
+                width = planes * EXPANSION
+            self.add_module(f"layer{stage + 1}", layer)
+        self.bn = nn.BatchNorm2d(cfg[-1])
+        self.select = ChannelSelection(width, cfg[-1])
+        self.relu = nn.ReLU(inplace=True)
+        self.avgpool = nn.AvgPool2d(8)
+        self.fc = nn.Linear(cfg[-1], num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
+        x = self.avgpool(self.relu(self.bn(self.select(x))))
+        return self.fc(x.flatten(1))

@@ -1,0 +1,51 @@
+"""VGG with batch norm for 32×32 pictures (Simonyan & Zisserman, as in network slimming)."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+M = "M"  # a 2×2 max-pool
+WIDTHS: dict[int, tuple[int | str, ...]] = {
+    11: (64, M, 128, M, 256, 256, M, 512, 512, M, 512, 512),
+    13: (64, 64, M, 128, 128, M, 256, 256, M, 512, 512, M, 512, 512),
+    16: (64, 64, M, 128, 128, M, *(256,) * 3, M, *(512,) * 3, M, *(512,) * 3),
+    19: (64, 64, M, 128, 128, M, *(256,) * 4, M, *(512,) * 4, M, *(512,) * 4),
+}
+
+
+def full_cfg(depth: int) -> list[int | str]:
+    """Widths of the unpruned network, ``'M'`` for its max-pools; ValueError on other depths."""
+    if depth not in WIDTHS:
+        raise ValueError(f"vgg has no depth {depth}: choose 11, 13, 16 or 19")
+    return list(WIDTHS[depth])
+
+
+class VGG(nn.Module):
+    """Convolution, batch norm, ReLU; [n, 3, 32, 32] pictures to [n, num_classes] logits.
+
+    ``cfg`` has one width per convolution and ``'M'`` per max-pool, as :func:`full_cfg` does.
+    """
+
+    def __init__(self, num_classes: int, cfg: Sequence[int | str]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        width = 3
+        for out in cfg:
+            if out == M:
+                layers.append(nn.MaxPool2d(2))
+            else:
+                layers += [
+                    nn.Conv2d(width, out, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(out),
+                    nn.ReLU(inplace=True),
+                ]
+                width = out
+        self.feature = nn.Sequential(*layers)
+        self.classifier = nn.Linear(width, num_classes)
+        nn.init.normal_(self.classifier.weight, 0, 0.01)
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.avg_pool2d(self.feature(x), 2)
+        return self.classifier(x.flatten(1))

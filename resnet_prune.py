@@ -1,0 +1,55 @@
+"""Cut the channels with zero scaling factors out of a pre-activation ResNet.
+
+python resnet_prune.py --model logs/proximal_resnet_164_cifar10checkpoint.pth.tar
+"""
+
+import sys
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from models.resnet import Bottleneck, ResNet
+from utils.cli import run
+from utils.prune_command import prune
+from utils.pruning import copy_batch_norm, copy_conv, copy_linear, copy_selection
+
+
+def slim(model: ResNet, masks: Sequence[Tensor]) -> ResNet:
+    """A new ResNet of the kept channels only, on the CPU; ``model`` (on the CPU) stays as it is.
+
+    ``masks`` has one bool tensor per batch norm, True where a channel is kept, at least one each.
+    The residual stream keeps its width: a block's first mask only chooses what the block reads.
+    Where every removed channel has γ = bias = 0 both compute the same, to rounding.
+    """
+    depth = 9 * len(model.layer1) + 2
+    small = ResNet(depth, model.fc.out_features, [int(mask.sum()) for mask in masks])
+    copy_conv(model.conv1, small.conv1, None, None)
+    *of_blocks, last = masks
+    pairs = [
+        (m, s)
+        for m, s in zip(model.modules(), small.modules(), strict=True)
+        if isinstance(m, Bottleneck)
+    ]
+    for (old, new), kept in zip(pairs, zip(*[iter(of_blocks)] * 3, strict=True), strict=True):
+        kept1, kept2, kept3 = kept
+        copy_selection(old.select, new.select, kept1)
+        copy_batch_norm(old.bn1, new.bn1, kept1)
+        copy_conv(old.conv1, new.conv1, kept2, kept1)
+        copy_batch_norm(old.bn2, new.bn2, kept2)
+        copy_conv(old.conv2, new.conv2, kept3, kept2)
+        copy_batch_norm(old.bn3, new.bn3, kept3)
+        copy_conv(old.conv3, new.conv3, None, kept3)
+        if old.downsample is not None:
+            copy_conv(old.downsample[0], new.downsample[0], None, None)
+    copy_selection(model.select, small.select, last)
+    copy_batch_norm(model.bn, small.bn, last)
+    copy_linear(model.fc, small.fc, last)
+    return small.train(model.training)
+
+
+def main(argv: list[str] | None = None) -> None:
+    prune("resnet", "ResNet", slim, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

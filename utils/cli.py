@@ -1,0 +1,147 @@
+"""What every command needs: argument types, one-line errors, exit codes, progress."""
+
+import argparse
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+class InputError(Exception):
+    """Something the user gave cannot be used. The message is one line: what, and what to do."""
+
+
+class Diverged(Exception):
+    """Training produced a number that is not finite. The message is one line."""
+
+
+def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> int:
+    """Run a command and return its exit status: 0, 2 for bad input, 3 for a diverged training."""
+    try:
+        main(argv)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a folder taken away
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Diverged as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    return 0
+
+
+def note(message: str) -> None:
+    """A line beside the results: a warning, or a decision the user should know of."""
+    tqdm.write(message, file=sys.stderr)
+
+
+def _number(convert: Callable, description: str, accept: Callable[[float], bool]) -> Callable:
+    def parse(text: str) -> float:
+        try:
+            value = convert(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and accept(value)):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {description}")
+        return value
+
+    return parse
+
+
+positive_int = _number(int, "a whole number above 0", lambda x: x > 0)
+natural = _number(int, "a whole number, 0 or more", lambda x: x >= 0)
+seed = _number(int, "a whole number from 0 to 2**63 - 1", lambda x: 0 <= x < 2**63)
+positive = _number(float, "a number above 0", lambda x: x > 0)
+not_negative = _number(float, "a number, 0 or more", lambda x: x >= 0)
+number = _number(float, "a finite number", lambda x: True)
+fraction = _number(float, "a fraction from 0 to 1", lambda x: 0 <= x <= 1)
+momentum = _number(float, "a number from 0 to below 1", lambda x: 0 <= x < 1)
+
+
+def file_name(text: str) -> str:
+    """A name that files begin with: no path separator, not empty."""
+    if not text or "/" in text or os.sep in text or "\0" in text or text.startswith("."):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a name: files begin with it")
+    return text
+
+
+def check_writable(folder: Path) -> None:
+    """Raise InputError unless files can be made in ``folder``, or it can be made itself."""
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise InputError(f"cannot save in {folder}: {existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"cannot save in {folder}: {existing} is not writable; choose --save")
+
+
+class Progress:
+    """A tqdm bar on a terminal; into a file, a line every ``interval`` steps.
+
+    ``postfix`` is asked for the numbers to show only when they are shown, since reading a loss
+    from an accelerator waits for it.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        description: str,
+        interval: int,
+        postfix: Callable[[], str],
+        epochs_left: int = 0,
+    ) -> None:
+        self.total, self.description, self.interval = total, description, interval
+        self.postfix, self.epochs_left = postfix, epochs_left
+        self.done = 0
+        self.started = self.second = time.perf_counter()
+        self.bar = None
+        if sys.stderr.isatty():
+            self.bar = tqdm(total=total, desc=description, leave=False, dynamic_ncols=True)
+
+    def step(self) -> None:
+        self.done += 1
+        if self.done == 1:  # the first step warms up and says nothing of the others
+            self.second = time.perf_counter()
+        shown = self.done % self.interval == 0 or self.done == self.total
+        if self.bar is not None:
+            if shown:
+                self.bar.set_postfix_str(f"{self.postfix()}, run {self._left()} left", False)
+            self.bar.update()
+        elif shown:
+            note(
+                f"{self.description}: {self.done}/{self.total}, {self.postfix()},"
+                f" epoch {clock(self.epoch_seconds())}, run {self._left()} left"
+            )
+
+    def epoch_seconds(self) -> float:
+        """The whole epoch's estimated seconds."""
+        now = time.perf_counter()
+        if self.done < 2:
+            return (now - self.started) * self.total
+        warm = (now - self.second) / (self.done - 1)
+        return (self.second - self.started) + warm * (self.total - 1)
+
+    def _left(self) -> str:
+        spent = time.perf_counter() - self.started
+        return clock(self.epoch_seconds() * (1 + self.epochs_left) - spent)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as ``m:ss`` or ``h:mm:ss``."""
+    minutes, seconds = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,165 @@
+"""Algorithm 1 of "A Proximal Algorithm for Network Slimming", and what it is compared with.
+
+Symbols are the paper's: γ the batch norms' scaling factors, ξ their auxiliary variable, λ the
+weight of the ℓ1 penalty, β of the quadratic one, α the reciprocal of the learning rate.
+
+A method is one class with the hooks of :class:`Baseline`; ``METHODS`` names them for the command
+line.
+"""
+
+import torch
+from torch import Tensor, nn
+
+TINY = torch.finfo(torch.float32).tiny
+
+
+def batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
+    """All 2-d batch norms of ``model`` that have scaling factors, in module order."""
+    return [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.affine]
+
+
+def soft_threshold(x: Tensor, threshold: float) -> Tensor:
+    """S(x, t) = sign(x) · max(0, |x| − t), elementwise (section 3.2)."""
+    return x.sign() * (x.abs() - threshold).clamp_(min=0)
+
+
+class Baseline:
+    """No penalty on γ: plain training, and the hooks that every method has.
+
+    The γ of all batch norms are moved into one flat buffer of which ``bn.weight`` are views, so
+    that a method is a handful of operations on one vector of length ``channels``. Build it when
+    the model is on its device; moving the model afterwards breaks the views.
+    """
+
+    name = "baseline"
+    xi: Tensor | None = None
+    beta: float | None = None
+    lambda_: float | None = None
+
+    def __init__(self, model: nn.Module) -> None:
+        self.weights = [bn.weight for bn in batch_norms(model)]
+        if not self.weights:
+            raise ValueError("the model has no batch norm, so there are no scaling factors to slim")
+        self.gamma = torch.cat([w.detach() for w in self.weights])
+        for weight, part in zip(self.weights, self.split(self.gamma), strict=True):
+            weight.data = part
+
+    def split(self, flat: Tensor) -> tuple[Tensor, ...]:
+        """A vector as long as γ, cut into the batch norms' parts."""
+        return flat.split([w.numel() for w in self.weights])
+
+    def on_gradient(self) -> None:
+        """After the backward pass, before the SGD step: may change the gradients."""
+
+    def on_step(self, alpha: float) -> None:
+        """After an SGD step with learning rate 1/``alpha``."""
+
+    def on_epoch(self, alpha: float) -> None:
+        """After the last step of an epoch."""
+
+    def ns_penalty(self) -> float | None:
+        """λ‖γ‖₁, which eq. (2) adds to the loss, or None without a λ."""
+        return None if self.lambda_ is None else self.lambda_ * self.gamma.abs().sum().item()
+
+    def penalty(self) -> float | None:
+        """What the method's own objective adds to the loss, or None."""
+        return None
+
+    def gamma_zeros(self) -> int:
+        """How many γ are zero; a subnormal γ counts as zero."""
+        return int((self.gamma.abs() < TINY).sum())
+
+    def xi_zeros(self) -> int | None:
+        return None if self.xi is None else int((self.xi == 0).sum())
+
+
+class Subgradient(Baseline):
+    """Original network slimming (Liu et al., 2017): subgradient descent on eq. (2)."""
+
+    name = "subgradient"
+
+    def __init__(self, model: nn.Module, lambda_: float) -> None:
+        super().__init__(model)
+        self.lambda_ = lambda_
+
+    @torch.no_grad()
+    def on_gradient(self) -> None:
+        # (3b): the subgradient of λ‖γ‖₁, 0 where γ = 0.
+        torch._foreach_add_(
+            [w.grad for w in self.weights], self.split(self.gamma.sign()), alpha=self.lambda_
+        )
+
+    def penalty(self) -> float:
+        return self.ns_penalty()
+
+
+class ProximalSlimming(Baseline):
+    """Proximal network slimming: minimise L(W, γ) + λ‖ξ‖₁ + (β/2)‖γ − ξ‖² (eq. 5).
+
+    Works on any model with ``nn.BatchNorm2d`` layers and any optimiser that makes plain SGD's
+    step. Call :meth:`on_step` after every optimiser step, and :meth:`on_epoch` after every epoch.
+
+    With momentum μ the fixed point satisfies β(γ − ξ) = −∇L/(1 − μ): the run approaches a
+    critical point of eq. (5) with (1 − μ)λ and (1 − μ)β, not with λ and β as given.
+
+    ``every`` is ``"step"`` (one alternation per mini-batch, as the released program makes them) or
+    ``"epoch"`` (Algorithm 1 as printed: ξ changes once, after the epoch). ``xi_init`` is the range
+    ξ is drawn from; ``None`` starts at ξ = γ.
+
+    Raises ValueError unless λ ≥ 0, β > 0 and ``every`` is one of the two.
+    """
+
+    name = "proximal"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lambda_: float,
+        beta: float,
+        every: str = "step",
+        xi_init: tuple[float, float] | None = (0.47, 0.50),
+    ) -> None:
+        super().__init__(model)
+        if not (lambda_ >= 0 and beta > 0 and every in ("step", "epoch")):
+            raise ValueError("proximal slimming takes λ ≥ 0, β > 0 and every = 'step' or 'epoch'")
+        self.lambda_, self.beta, self.every = lambda_, beta, every
+        if xi_init is None:
+            self.xi = self.gamma.clone()
+        else:
+            # Drawn on the CPU, so that a seed means the same ξ on every device.
+            self.xi = torch.empty(self.gamma.numel()).uniform_(*xi_init).to(self.gamma)
+
+    @torch.no_grad()
+    def on_step(self, alpha: float) -> None:
+        # (8b), for a γ that SGD has stepped: (α(γ − ∇L/α) + βξ)/(α + β) is its right-hand side.
+        self.gamma.mul_(alpha).add_(self.xi, alpha=self.beta).div_(alpha + self.beta)
+        # A dead channel's γ is halved and halved but never arrives: rounding has a fixed point
+        # among the subnormals.
+        self.gamma.masked_fill_(self.gamma.abs() < TINY, 0)
+        if self.every == "step":
+            self._update_xi(alpha)
+
+    @torch.no_grad()
+    def on_epoch(self, alpha: float) -> None:
+        if self.every == "epoch":
+            self._update_xi(alpha)
+
+    def _update_xi(self, alpha: float) -> None:
+        # (9), in closed form: line 4 of Algorithm 1.
+        mean = (self.xi * alpha).add_(self.gamma, alpha=self.beta).div_(alpha + self.beta)
+        self.xi.copy_(soft_threshold(mean, self.lambda_ / (alpha + self.beta)))
+
+    def penalty(self) -> float:
+        distance = (self.gamma - self.xi).square().sum()
+        return (self.lambda_ * self.xi.abs().sum() + self.beta / 2 * distance).item()
+
+
+METHODS = {method.name: method for method in (Baseline, Subgradient, ProximalSlimming)}
+
+
+def shrinkage(lambda_: float, beta: float, alternations: list[tuple[int, float]]) -> float:
+    """How far the penalty alone moves a coupled (γ, ξ) pair: Σ λ/(2α + β).
+
+    ``alternations`` lists (how many, α). Drifting together, γ and ξ lose λ/(2α + β) each time.
+    """
+    return lambda_ * sum(count / (2 * alpha + beta) for count, alpha in alternations)

@@ -1,0 +1,48 @@
+"""Cut the channels with zero scaling factors out of a VGG.
+
+python vgg_prune.py --model logs/proximal_vgg_19_cifar10checkpoint.pth.tar
+"""
+
+import sys
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from models.vgg import VGG
+from utils.cli import run
+from utils.prune_command import prune
+from utils.pruning import copy_batch_norm, copy_conv, copy_linear
+
+
+def slim(model: VGG, masks: Sequence[Tensor]) -> VGG:
+    """A new VGG of the kept channels only, on the CPU; ``model`` (on the CPU) stays as it is.
+
+    ``masks`` has one bool tensor per batch norm, True where a channel is kept, at least one each.
+    Where every removed channel has γ = bias = 0 both compute the same, to rounding.
+    """
+    kept = iter(masks)
+    cfg = [
+        "M" if isinstance(layer, nn.MaxPool2d) else int(next(kept).sum())
+        for layer in model.feature
+        if isinstance(layer, nn.MaxPool2d | nn.BatchNorm2d)
+    ]
+    small = VGG(model.classifier.out_features, cfg)
+    kept = iter(masks)
+    into, out = torch.ones(3, dtype=torch.bool), next(kept)
+    for old, new in zip(model.feature, small.feature, strict=True):
+        if isinstance(old, nn.Conv2d):
+            copy_conv(old, new, out, into)
+        elif isinstance(old, nn.BatchNorm2d):
+            copy_batch_norm(old, new, out)
+            into, out = out, next(kept, out)
+    copy_linear(model.classifier, small.classifier, into)
+    return small.train(model.training)
+
+
+def main(argv: list[str] | None = None) -> None:
+    prune("vgg", "vggnet", slim, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
