@@ -15,7 +15,7 @@ from utils.pruning import copy_batch_norm, copy_conv, copy_linear, copy_selectio
 
 
 def slim(model: ResNet, masks: Sequence[Tensor]) -> ResNet:
-    """A new ResNet of the kept channels only, on the CPU; ``model`` (on the CPU) stays as it is.
+    """A new ResNet of the kept channels only; ``model`` stays as it is.
 
     ``masks`` has one bool tensor per batch norm, True where a channel is kept, at least one each.
     The residual stream keeps its width: a block's first mask only chooses what the block reads.
@@ -44,7 +44,7 @@ def slim(model: ResNet, masks: Sequence[Tensor]) -> ResNet:
     copy_selection(model.select, small.select, last)
     copy_batch_norm(model.bn, small.bn, last)
     copy_linear(model.fc, small.fc, last)
-    return small.train(model.training)
+    return small.to(model.fc.weight).train(model.training)
 
 
 def main(argv: list[str] | None = None) -> None:

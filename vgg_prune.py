@@ -16,7 +16,7 @@ from utils.pruning import copy_batch_norm, copy_conv, copy_linear
 
 
 def slim(model: VGG, masks: Sequence[Tensor]) -> VGG:
-    """A new VGG of the kept channels only, on the CPU; ``model`` (on the CPU) stays as it is.
+    """A new VGG of the kept channels only; ``model`` stays as it is.
 
     ``masks`` has one bool tensor per batch norm, True where a channel is kept, at least one each.
     Where every removed channel has γ = bias = 0 both compute the same, to rounding.
@@ -37,7 +37,7 @@ def slim(model: VGG, masks: Sequence[Tensor]) -> VGG:
             copy_batch_norm(old, new, out)
             into, out = out, next(kept, out)
     copy_linear(model.classifier, small.classifier, into)
-    return small.train(model.training)
+    return small.to(model.classifier.weight).train(model.training)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -69,5 +69,7 @@ def copy_batch_norm(source: nn.BatchNorm2d, target: nn.BatchNorm2d, mask: Tensor
 def copy_selection(source: ChannelSelection, target: ChannelSelection, mask: Tensor) -> None:
     """Select from the stream the kept ones of what ``source`` selects."""
     if target.index is not None:
-        index = torch.arange(len(mask)) if source.index is None else source.index
+        index = (
+            torch.arange(len(mask), device=mask.device) if source.index is None else source.index
+        )
         target.index.copy_(index[mask])

@@ -1,0 +1,24 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+# Tests compare results, not speeds, and run beside others: spinning threads only get in the way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    """A folder of two easily told classes, 16 training and 8 test pictures each."""
+    folder = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    for part, count in (("train", 16), ("test", 8)):
+        for name, colour in (("blue", (30, 60, 200)), ("red", (200, 60, 30))):
+            (folder / part / name).mkdir(parents=True)
+            for i in range(count):
+                noise = random.integers(-25, 25, (32, 32, 3))
+                picture = Image.fromarray((np.array(colour) + noise).astype(np.uint8))
+                picture.save(folder / part / name / f"{i}.png")
+    return folder

@@ -1,0 +1,161 @@
+"""Checkpoints of the earlier programs load, prune and resume; ours say all it takes to go on."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import main
+import released
+from models import build_model, restore
+from utils import checkpoint, cli
+from utils.slimming import batch_norms
+
+NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 10)]
+x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def trained(arch: str, depth: int) -> nn.Module:
+    """A network of two classes with statistics, and a third of its channels dead."""
+    torch.manual_seed(0)
+    model = build_model(arch, depth, 2).eval()
+    with torch.no_grad():
+        for bn in batch_norms(model):
+            bn.weight.uniform_(0.5, 1)
+            bn.bias.uniform_(-0.2, 0.2)
+            bn.running_mean.normal_(0, 0.1)
+            bn.running_var.uniform_(0.5, 2)
+            dead = torch.rand(bn.num_features) < 1 / 3
+            bn.weight[dead] = 0
+            bn.bias[dead] = -0.1
+    return model
+
+
+def released_training_checkpoint(path: Path, arch: str, depth: int, best: object) -> dict:
+    """What the earlier main.py saves, data-parallel prefix and optimiser state included."""
+    model = trained(arch, depth)
+    state = released.add_indexes(model.state_dict())
+    names = [k for k in state if not k.endswith(("running_mean", "running_var", "batches_tracked"))]
+    torch.manual_seed(1)
+    buffers = {i: {"momentum_buffer": torch.randn_like(state[k])} for i, k in enumerate(names)
+               if not k.endswith("indexes")}  # fmt: skip
+    group = {"lr": 0.1, "momentum": 0.9, "dampening": 0, "weight_decay": 1e-4, "nesterov": False}
+    content = {
+        "epoch": 1,
+        "state_dict": {f"module.{key}": value for key, value in state.items()},
+        "best_prec1": best,
+        "optimizer": {
+            "state": buffers,
+            "param_groups": [{**group, "params": list(range(len(names)))}],
+        },
+    }
+    torch.save(content, path)
+    return {**content, "state_dict": state, "names": names}
+
+
+@pytest.mark.parametrize(("arch", "depth"), NETWORKS)
+def test_a_released_checkpoint_prunes_and_its_slim_twin_gives_the_same_answers(
+    arch, depth, tmp_path, pictures
+):
+    path = tmp_path / f"net_{arch}_{depth}_foldercheckpoint.pth.tar"
+    content = released_training_checkpoint(path, arch, depth, torch.tensor(0.5))
+    command = importlib.import_module(f"{arch}_prune").main
+    assert cli.run(command, ["--model", str(path), "--dataset", "folder", "--data", str(pictures),
+                             "--name", "small_"]) == 0  # fmt: skip
+    saved, network = checkpoint.load(tmp_path / "small_pruned.pth.tar", restore)
+    assert saved["cfg"] == network.cfg
+    assert not network.is_full
+    with torch.no_grad():
+        expected = getattr(released, arch)(content["state_dict"], x)
+        torch.testing.assert_close(network.model.eval()(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("arch", "depth"), NETWORKS[1:])
+def test_a_released_slim_checkpoint_loads_in_the_compact_layout(arch, depth, tmp_path):
+    state = released.add_indexes(trained(arch, depth).state_dict())
+    torch.manual_seed(2)
+    for key in [key for key in state if key.endswith("select.indexes")]:
+        indexes = (torch.rand(len(state[key])) < 0.5).float()
+        indexes[0] = 1
+        state = released.remove(state, key.removesuffix(".indexes"), indexes)
+    cfg = []
+    for name, module in build_model(arch, depth, 2).named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            everything = torch.ones(module.num_features)
+            select = name.removesuffix("bn1").removesuffix("bn") + "select.indexes"
+            has_select = name.endswith(("bn1", "bn"))
+            cfg.append(int((state[select] if has_select else everything).sum()))
+    torch.save({"cfg": cfg, "state_dict": state}, tmp_path / "slim.pth.tar")
+    _, network = checkpoint.load(tmp_path / "slim.pth.tar", restore)
+    assert network.cfg == cfg
+    with torch.no_grad():
+        expected = getattr(released, arch)(state, x)
+        torch.testing.assert_close(network.model.eval()(x), expected, rtol=1e-4, atol=1e-5)
+
+    # and back: to the released layout nothing is lost
+    widths = {k.removesuffix(".indexes"): len(v) for k, v in state.items() if "indexes" in k}
+    back = checkpoint.to_released(network.model.state_dict(), widths)
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize(("arch", "depth"), NETWORKS)
+def test_a_released_optimiser_state_finds_its_parameters(arch, depth, tmp_path):
+    """Selections are numbered among the parameters there, and have no state."""
+    path = tmp_path / "c.pth.tar"
+    content = released_training_checkpoint(path, arch, depth, 0.5)
+    loaded, network = checkpoint.load(path, restore)
+    buffers = checkpoint.momentum(loaded, dict(network.model.named_parameters()))
+    assert buffers.keys() == {name for name, _ in network.model.named_parameters()}
+    for name, buffer in buffers.items():
+        saved = content["optimizer"]["state"][content["names"].index(name)]["momentum_buffer"]
+        assert torch.equal(buffer, saved)
+
+
+@pytest.mark.parametrize("best", [0.5, torch.tensor(0.5), np.float64(0.5), np.float32(0.5)])
+def test_a_released_run_resumes(best, tmp_path, pictures, capsys):
+    path = tmp_path / "released.pth.tar"
+    released_training_checkpoint(path, "vgg", 11, best)
+    flags = ["--dataset", "folder", "--data", str(pictures), "--save", str(tmp_path)]
+    argv = ["-sr", "--resume", str(path), "--epochs", "2", "--precision", "fp32", "--no-cuda"]
+    assert cli.run(main.main, [*argv, *flags]) == 0
+    printed = capsys.readouterr()
+    assert "ξ = γ" in printed.err
+    assert "epoch 2/2" in printed.out
+    saved = torch.load(tmp_path / "proximal_vgg_11_foldercheckpoint.pth.tar", weights_only=True)
+    assert saved["epoch"] == 2
+    assert float(saved["best_prec1"]) >= 0.5
+
+
+@pytest.mark.parametrize(("arch", "depth"), NETWORKS)
+def test_our_checkpoint_is_one_the_earlier_programs_read(arch, depth, tmp_path, pictures):
+    argv = ["-sr", "--arch", arch, "--depth", str(depth), "--epochs", "1", "--no-cuda"]
+    argv += ["--dataset", "folder", "--data", str(pictures), "--precision", "fp32"]
+    argv += ["--save", str(tmp_path)]
+    assert cli.run(main.main, argv) == 0
+    run = f"proximal_{arch}_{depth}_folder"
+    content = torch.load(tmp_path / f"{run}checkpoint.pth.tar", weights_only=True)
+    assert {"epoch", "state_dict", "best_prec1", "optimizer", "cfg", "xi", "settings"} <= set(
+        content
+    )
+    assert content["best_prec1"].dim() == 0
+    assert 0 <= content["best_prec1"] <= 1
+    assert (tmp_path / f"{run}model_best.pth.tar").exists()
+    reference = released.add_indexes(build_model(arch, depth, 2).state_dict())
+    assert {k: v.shape for k, v in content["state_dict"].items()} == {
+        k: v.shape for k, v in reference.items()
+    }
+    _, network = checkpoint.load(tmp_path / f"{run}checkpoint.pth.tar", restore)
+    with torch.no_grad():
+        expected = getattr(released, arch)(content["state_dict"], x)
+        torch.testing.assert_close(network.model.eval()(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_saved_tensors_do_not_drag_their_storage_along(tmp_path):
+    """γ of every batch norm is a view of one buffer, which must not be saved with each."""
+    whole = torch.zeros(1_000_000)
+    checkpoint.save(tmp_path / "view", {"state_dict": {"part": whole[:10]}})
+    assert (tmp_path / "view").stat().st_size < 10_000

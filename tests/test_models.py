@@ -1,0 +1,132 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from models import ChannelSelection, build_model, full_cfg, restore
+from utils.flops import Cost, cost
+from utils.slimming import batch_norms
+
+SMALL = [("vgg", 11), ("resnet", 11), ("densenet", 10)]
+PAPER = {
+    # (arch, depth): channels, then torch's and the paper's parameters and FLOPs
+    ("vgg", 19): (5504, Cost(20_035_018, 796_272_640, 20_035_018, 797_304_842)),
+    ("densenet", 40): (9360, Cost(1_059_298, 565_834_656, 1_068_658, 573_052_330)),
+    ("resnet", 110): (8080, Cost(1_146_842, 334_861_312, 1_152_234, 341_230_602)),
+    ("resnet", 164): (12112, Cost(1_703_258, 495_293_440, 1_711_338, 504_759_306)),
+}
+
+
+@pytest.mark.parametrize(("network", "numbers"), PAPER.items())
+def test_the_papers_networks_come_out_to_the_last_digit(network, numbers):
+    model = build_model(*network, num_classes=10)
+    channels, expected = numbers
+    assert sum(bn.num_features for bn in batch_norms(model)) == channels
+    assert cost(model) == expected
+
+
+def test_slim_networks_cost_the_papers_way_keeps_full_width_batch_norms():
+    """One channel of bn1 less: the paper saves conv1's input only, not the batch norm's."""
+    full, cfg = cost(build_model("resnet", 11, 10)), full_cfg("resnet", 11)
+    slim = cost(build_model("resnet", 11, 10, [cfg[0] - 1, *cfg[1:]]))
+    pixels, conv1_out = 32 * 32, 16
+    assert full.parameters - slim.parameters == conv1_out + 2
+    assert full.paper_parameters - slim.paper_parameters == conv1_out
+    # its ReLU stands behind the selection, so that one is saved
+    assert full.paper_flops - slim.paper_flops == 2 * conv1_out * pixels + pixels
+
+
+@pytest.mark.parametrize(("arch", "depths"), [("vgg", (11, 13, 16, 19)), ("resnet", (11, 20, 56)),
+                                              ("densenet", (7, 22))])  # fmt: skip
+@torch.no_grad()
+def test_every_depth_maps_pictures_to_logits(arch, depths):
+    for depth in depths:
+        model = build_model(arch, depth, num_classes=7).eval()
+        assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("arch", "depth"),
+    [("vgg", 12), ("vgg", 0), ("resnet", 2), ("resnet", 18), ("densenet", 4), ("densenet", 41),
+     ("mlp", 3)],
+)  # fmt: skip
+def test_depths_that_do_not_exist_are_refused(arch, depth):
+    with pytest.raises(ValueError, match="choose"):
+        build_model(arch, depth, 10)
+
+
+@pytest.mark.parametrize(("arch", "depth"), SMALL)
+def test_a_cfg_that_does_not_fit_is_refused(arch, depth):
+    cfg = full_cfg(arch, depth)
+    for wrong in (cfg[:-1], [*cfg, 3], [0, *cfg[1:]], [cfg[0] + 1, *cfg[1:]], [2.5, *cfg[1:]],
+                  [10**10, *cfg[1:]], ["M", *cfg[1:]]):  # fmt: skip
+        with pytest.raises(ValueError, match="cfg"):
+            build_model(arch, depth, 10, wrong)
+
+
+@pytest.mark.parametrize(("arch", "depth"), SMALL)
+def test_initial_values_are_section_5_1s(arch, depth):
+    torch.manual_seed(0)
+    model = build_model(arch, depth, 10)
+    for bn in batch_norms(model):
+        assert (bn.weight == 0.5).all()
+        assert (bn.bias == 0).all()
+    for conv in (m for m in model.modules() if isinstance(m, nn.Conv2d)):
+        assert conv.bias is None
+        k = conv.kernel_size[0]
+        std = math.sqrt(2 / (k * k * conv.out_channels))
+        # six standard errors of a standard deviation estimated from so many values
+        assert conv.weight.std().item() == pytest.approx(
+            std, rel=6 / math.sqrt(2 * conv.weight.numel())
+        )
+    if arch == "vgg":
+        assert (model.classifier.bias == 0).all()
+        assert model.classifier.weight.std().item() == pytest.approx(0.01, rel=0.1)
+
+
+NAMES = {
+    ("vgg", 11): "feature.0.weight feature.1.running_var feature.26.bias classifier.bias",
+    ("resnet", 20): "conv1.weight layer3.1.bn3.weight layer2.0.downsample.0.weight bn.bias fc.bias",
+    ("densenet", 10): "conv1.weight dense3.1.bn1.bias dense1.0.conv1.weight trans2.conv1.weight"
+    " bn.bias fc.weight",
+}
+
+
+@pytest.mark.parametrize(("network", "names"), NAMES.items())
+def test_names_are_those_of_the_released_program(network, names):
+    assert set(names.split()) <= set(build_model(*network, 10).state_dict())
+
+
+def test_a_selection_that_keeps_everything_returns_its_input_itself():
+    x = torch.randn(2, 5, 3, 3)
+    assert ChannelSelection(5, 5)(x) is x
+    some = ChannelSelection(5, 2)
+    some.index.copy_(torch.tensor([1, 4]))
+    assert torch.equal(some(x), x[:, [1, 4]])
+
+
+@pytest.mark.parametrize(("arch", "depth"), SMALL)
+def test_restore_rebuilds_a_network_from_its_state_dict_alone(arch, depth):
+    cfg = [w if w == "M" else max(1, w // 3) for w in full_cfg(arch, depth)]
+    model = build_model(arch, depth, 4, cfg).eval()
+    network = restore(model.state_dict())
+    assert (network.arch, network.depth, network.num_classes, network.cfg) == (arch, depth, 4, cfg)
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(network.model.eval()(x), model(x))
+
+
+@pytest.mark.parametrize(("arch", "depth"), SMALL)
+def test_restore_names_what_does_not_fit(arch, depth):
+    state = build_model(arch, depth, 4).state_dict()
+    for key, value in state.items():
+        if value.dim() > 0:
+            with pytest.raises(ValueError, match=r"shape|cfg"):
+                restore({**state, key: torch.cat((value, value), value.dim() - 1)})
+        if not key.endswith("num_batches_tracked"):
+            with pytest.raises(
+                ValueError, match=r"missing|not expected|shape|no layer|no depth|not fit"
+            ):
+                restore({k: v for k, v in state.items() if k != key})
+    with pytest.raises(ValueError, match="extra"):
+        restore({**state, "extra": torch.zeros(1)})

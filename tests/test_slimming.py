@@ -1,0 +1,191 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from utils.slimming import (
+    Baseline,
+    ProximalSlimming,
+    Subgradient,
+    shrinkage,
+    soft_threshold,
+)
+
+
+def network(channels: int = 5, dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    model = nn.Sequential(
+        nn.Conv2d(3, channels, 1), nn.BatchNorm2d(channels), nn.ReLU(),
+        nn.Conv2d(channels, 4, 1), nn.BatchNorm2d(4), nn.ReLU(),
+    ).to(dtype)  # fmt: skip
+    with torch.no_grad():
+        for bn in (model[1], model[4]):
+            bn.weight.uniform_(-1, 1)
+    return model
+
+
+def reference_step(gamma, xi, alpha, beta, lambda_):
+    """Steps 2 and 3 as the formulas stand, in numpy."""
+    gamma = (alpha * gamma + beta * xi) / (alpha + beta)
+    mean = (alpha * xi + beta * gamma) / (alpha + beta)
+    return gamma, np.sign(mean) * np.maximum(0, np.abs(mean) - lambda_ / (alpha + beta))
+
+
+def test_soft_threshold_is_the_papers_operator():
+    x = torch.tensor([-3.0, -1.0, -0.5, 0.0, 0.5, 1.0, 3.0])
+    assert soft_threshold(x, 1).tolist() == [-2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 2.0]
+
+
+def test_1000_random_steps_equal_the_formulas_to_1e_12_in_float64():
+    torch.manual_seed(0)
+    random = np.random.default_rng(0)
+    method = ProximalSlimming(network(dtype=torch.float64), 0.15, 3.0, xi_init=(-0.5, 0.5))
+    gamma, xi = method.gamma.numpy().copy(), method.xi.numpy().copy()
+    for step in range(1000):
+        alpha = (10.0, 100.0, 1000.0)[step // 400]  # the learning rate drops on the way
+        moved = random.normal(0, 1 / alpha, gamma.shape)
+        method.gamma += torch.from_numpy(moved)  # an SGD step
+        method.on_step(alpha)
+        gamma, xi = reference_step(gamma + moved, xi, alpha, 3.0, 0.15)
+        np.testing.assert_allclose(method.gamma.numpy(), gamma, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(method.xi.numpy(), xi, rtol=0, atol=1e-12)
+    assert 0 < method.xi_zeros() < len(xi)
+
+
+@pytest.mark.parametrize("alpha", [10.0, 100.0, 1000.0])
+@pytest.mark.parametrize("beta", [0.25, 1.0, 100.0])
+def test_one_float32_step_is_within_2_ulp_of_the_formulas(alpha, beta):
+    torch.manual_seed(1)
+    method = ProximalSlimming(network(1000), 0.002, beta)
+    gamma, xi = method.gamma.double().numpy(), method.xi.double().numpy()
+    method.on_step(alpha)
+    expected_gamma, expected_xi = reference_step(gamma, xi, alpha, beta, 0.002)
+    # ulps of the values that are added: their sum may cancel
+    ulp = np.spacing(np.maximum(np.abs(gamma), np.abs(xi)).astype(np.float32))
+    assert (np.abs(method.gamma.numpy() - expected_gamma) <= 2 * ulp).all()
+    assert (np.abs(method.xi.numpy() - expected_xi) <= 2 * ulp).all()
+
+
+@pytest.mark.parametrize("alpha", [10.0, 100.0, 1000.0])
+@pytest.mark.parametrize("beta", [0.25, 1.0, 100.0])
+def test_dead_channels_arrive_at_exactly_zero(alpha, beta):
+    """ξ = 0 and no gradient: γ shrinks by α/(α + β) a step and must not stick at a subnormal."""
+    assert torch.tensor(1e-40).item() > 0, "this test means nothing where subnormals are flushed"
+    method = ProximalSlimming(network(), 100.0, beta)  # so large a λ keeps ξ at 0
+    method.gamma.fill_(0.3)
+    method.xi.zero_()
+    steps = int(np.log(0.3 / 1e-38) / np.log1p(beta / alpha)) + 10
+    for _ in range(steps):
+        method.on_step(alpha)
+    assert method.gamma.tolist() == [0.0] * 9
+    assert method.gamma_zeros() == 9
+
+
+def test_a_subnormal_gamma_of_any_checkpoint_counts_as_zero():
+    method = Baseline(network())
+    method.gamma[:] = torch.tensor([2.8e-44, -1e-39, 0.0, 1.2e-38, 1, 1, 1, 1, 1])
+    assert method.gamma_zeros() == 3
+
+
+def test_gamma_is_the_batch_norms_own_weight():
+    model = network()
+    before = [bn.weight.detach().clone() for bn in (model[1], model[4])]
+    method = Baseline(model)
+    assert torch.equal(method.gamma, torch.cat(before))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.randn(4, 3, 2, 2)).square().sum().backward()
+    optimizer.step()
+    assert torch.equal(method.gamma, torch.cat([model[1].weight, model[4].weight]))
+    method.gamma.fill_(7)
+    assert (model[4].weight == 7).all()
+
+
+def test_every_epoch_moves_gamma_each_step_but_xi_only_after_the_epoch():
+    torch.manual_seed(0)
+    method = ProximalSlimming(network(), 0.5, 2.0, every="epoch", xi_init=(0.47, 0.5))
+    gamma, xi = method.gamma.clone(), method.xi.clone()
+    for _ in range(3):
+        method.on_step(10.0)
+        gamma = (10 * gamma + 2 * xi) / 12
+    assert torch.equal(method.xi, xi)
+    torch.testing.assert_close(method.gamma, gamma)
+    method.on_epoch(10.0)
+    torch.testing.assert_close(method.xi, soft_threshold((10 * xi + 2 * gamma) / 12, 0.5 / 12))
+
+
+def test_every_step_leaves_nothing_to_the_epochs_end():
+    method = ProximalSlimming(network(), 0.5, 2.0)
+    xi = method.xi.clone()
+    method.on_epoch(10.0)
+    assert torch.equal(method.xi, xi)
+
+
+def test_xi_starts_in_its_range_and_follows_the_seed():
+    def start(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return ProximalSlimming(network(500), 0.1, 1.0).xi
+
+    assert start(3).min() >= 0.47
+    assert start(3).max() <= 0.50
+    assert start(3).max() - start(3).min() > 0.025
+    assert torch.equal(start(3), start(3))
+    assert not torch.equal(start(3), start(4))
+
+
+def test_subgradient_adds_lambda_sign_gamma_to_the_gradient():
+    model = network()
+    method = Subgradient(model, 0.25)
+    method.gamma[0] = 0.0
+    model(torch.randn(4, 3, 2, 2)).sum().backward()
+    before = torch.cat([model[1].weight.grad, model[4].weight.grad])
+    method.on_gradient()
+    after = torch.cat([model[1].weight.grad, model[4].weight.grad])
+    torch.testing.assert_close(after - before, 0.25 * method.gamma.sign())
+    assert method.gamma[0] == 0
+    assert after[0] == before[0]
+
+
+def test_penalties_are_those_of_equations_2_and_5():
+    method = ProximalSlimming(network(), 0.1, 4.0)
+    gamma, xi = method.gamma.double(), method.xi.double()
+    assert method.ns_penalty() == pytest.approx(0.1 * gamma.abs().sum().item(), rel=1e-6)
+    expected = 0.1 * xi.abs().sum() + 4 / 2 * ((gamma - xi) ** 2).sum()
+    assert method.penalty() == pytest.approx(expected.item(), rel=1e-6)
+    assert Baseline(network()).penalty() is None
+    assert Baseline(network()).ns_penalty() is None
+
+
+@pytest.mark.parametrize(("momentum", "minimum"), [(0.0, 0.70), (0.9, 0.97)])
+def test_momentum_rescales_the_problem(momentum, minimum):
+    """½(γ − 1)² with λ = 0.3 ends where (1 − μ)λ is the penalty's weight."""
+    bn = nn.BatchNorm2d(1).double()
+    method = ProximalSlimming(bn, 0.3, 1.0)
+    optimizer = torch.optim.SGD([bn.weight], lr=0.1, momentum=momentum)
+    for _ in range(5000):
+        optimizer.zero_grad()
+        (0.5 * (bn.weight - 1) ** 2).sum().backward()
+        optimizer.step()
+        method.on_step(10.0)
+    assert method.gamma.item() == pytest.approx(minimum, abs=1e-6)
+
+
+def test_shrinkage_is_how_far_the_penalty_alone_moves_a_pair():
+    method = ProximalSlimming(network(dtype=torch.float64), 0.01, 5.0)
+    method.gamma.fill_(100)
+    method.xi.fill_(100)
+    for count, alpha in ((300, 10.0), (300, 100.0)):
+        for _ in range(count):
+            method.on_step(alpha)
+    expected = shrinkage(0.01, 5.0, [(300, 10.0), (300, 100.0)])
+    assert 100 - method.xi.mean().item() == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize(("lambda_", "beta", "every"), [(-1, 1, "step"), (float("nan"), 1, "step"),
+                                                        (1, 0, "step"), (1, 1, "day")])  # fmt: skip
+def test_senseless_parameters_are_refused(lambda_, beta, every):
+    with pytest.raises(ValueError, match="λ"):
+        ProximalSlimming(network(), lambda_, beta, every)
+
+
+def test_a_model_without_batch_norm_is_refused():
+    with pytest.raises(ValueError, match="no batch norm"):
+        Baseline(nn.Linear(3, 3))
