@@ -91,7 +91,9 @@ def observe(problem: Problem, xi: Tensor) -> Iterate:
     """F and ∂F's element of least norm, from the weights that the model has and from ξ alone."""
     named = dict(problem.model.named_parameters())
     flat = torch.cat([p.detach().flatten() for p in named.values()]).requires_grad_()
-    is_gamma = torch.cat([torch.full((p.numel(),), name == "1.weight") for name, p in named.items()])
+    is_gamma = torch.cat(
+        [torch.full((p.numel(),), name == "1.weight") for name, p in named.items()]
+    )
     loss, smooth = problem.gradient(flat)
     gap = flat.detach()[is_gamma] - xi
     objective = loss.item() + (LAMBDA * xi.abs().sum() + BETA / 2 * gap.square().sum()).item()
@@ -102,9 +104,7 @@ def observe(problem: Problem, xi: Tensor) -> Iterate:
     return Iterate(flat.detach(), xi.clone(), objective, torch.cat([smooth, toward - pull]))
 
 
-def iterates(
-    problem: Problem, method: type[ProximalSlimming], alpha: float
-) -> Iterator[Iterate]:
+def iterates(problem: Problem, method: type[ProximalSlimming], alpha: float) -> Iterator[Iterate]:
     """Z¹, Z², ...: what ``method`` and plain SGD make of ``problem``, as the program runs them."""
     slimming = method(problem.model, LAMBDA, BETA)
     optimizer = torch.optim.SGD(

@@ -2,8 +2,12 @@
 
 It lets every command be tried without a network. Seven classes are outlines (circle, ring, ...),
 three are textures (stripes, checker, dots) on a patch whose outline says nothing about the class.
-Place, size, rotation and colours are random, the background is uneven and noisy, and bars lie
-behind and across the object. No class changes when a picture is mirrored or shifted.
+Place, size, rotation and colours are random, the background is uneven and noisy, a bar lies behind
+the object and another may cover part of it. Mirroring or shifting a picture leaves its class.
+
+The ranges below are set so that capacity counts: after 8 epochs on 10,000 pictures a VGG-like net
+of 0.3 M parameters is right on about 92 % of 2,000 others, and with a quarter of the channels on
+about 85 %.
 
 The same call gives the same bits on every machine: the generator is asked for uniform numbers
 only, and every later step is an operation that IEEE 754 rounds in one way (no sin, exp or matrix
@@ -27,6 +31,7 @@ CLASSES: tuple[str, ...] = (
     "dots",
 )
 
+_TEXTURES = CLASSES[7:]
 _SIZE = 32
 # Pictures are drawn in blocks, each from a generator of its own, so that a picture depends on the
 # seed and its index only. A multiple of ten, since labels are dealt ten by ten.
@@ -75,36 +80,36 @@ def draw_shapes(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def _draw_block(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Draw ``_BLOCK`` pictures, uint8 [_BLOCK, 32, 32, 3], and their labels, int64 [_BLOCK]."""
     labels = rng.random((_BLOCK // len(CLASSES), len(CLASSES))).argsort(axis=1).reshape(-1)
-    base = _uniform(rng, 0.1, 0.6, channels=3)
-    canvas = base + _smooth_noise(rng) * _uniform(rng, 0.0, 0.4)
+    base = _uniform(rng, 0.1, 0.6, 3)
+    canvas = base + _smooth_noise(rng) * _uniform(rng, 0.0, 0.4, 1)
     _paint_bar(rng, canvas)
 
     distance, blend = _objects(rng, labels)
     # Objects are brighter than their background, and textures alternate with a darker colour.
     # One picture in six is faint, which keeps the best net from being right on all of them.
-    contrast = np.minimum(_uniform(rng, 0.0, 6.0), 1)
-    first = base + contrast * _uniform(rng, 0.1, 0.5, channels=3)
-    second = first - contrast * _uniform(rng, 0.1, 0.5, channels=3)
+    contrast = np.minimum(_uniform(rng, 0.0, 6.0, 1), 1)
+    first = base + contrast * _uniform(rng, 0.1, 0.5, 3)
+    second = first - contrast * _uniform(rng, 0.1, 0.5, 3)
     _paint(canvas, distance, first + (second - first) * blend[..., None])
     _paint_bar(rng, canvas)
 
     noise = rng.random(canvas.shape, np.float32) - np.float32(0.5)
-    canvas += noise * _uniform(rng, 0.1, 0.4)
+    canvas += noise * _uniform(rng, 0.1, 0.4, 1)
     return np.floor(np.clip(canvas, 0, 1) * 255 + np.float32(0.5)).astype(np.uint8), labels
 
 
 def _objects(rng: np.random.Generator, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Signed distance in pixels (negative inside) and share of the second colour, [n, 32, 32]."""
-    radius = _uniform(rng, 7.0, 12.0)[..., 0]
+    radius = _uniform(rng, 7.0, 12.0)
     u, v = _turned_grid(rng, reach=5.0)
-    fatness = _uniform(rng, 0.0, 1.0)[..., 0]
-    pitch = _uniform(rng, 4.0, 7.0)[..., 0]
+    fatness = _uniform(rng, 0.0, 1.0)
+    pitch = _uniform(rng, 4.0, 7.0)
     patches = (rng.random(len(labels)) * 3).astype(np.int64)
     distance = np.empty_like(u)
     blend = np.clip(0.25 + 0.25 * v / radius, 0, 1)
     for label, name in enumerate(CLASSES):
         own = np.flatnonzero(labels == label)
-        if name in ("stripes", "checker", "dots"):
+        if name in _TEXTURES:
             blend[own] = _texture(name, u[own], v[own], pitch[own])
             for patch, outline in enumerate(("circle", "triangle", "square")):
                 some = own[patches[own] == patch]
@@ -117,7 +122,7 @@ def _objects(rng: np.random.Generator, labels: np.ndarray) -> tuple[np.ndarray, 
 def _outline(
     name: str, u: np.ndarray, v: np.ndarray, radius: np.ndarray, fatness: np.ndarray
 ) -> np.ndarray:
-    """Signed distance in pixels to a shape about the origin that fits in ``radius`` pixels."""
+    """Signed distance in pixels to a shape that reaches some ``radius`` pixels from the origin."""
     match name:
         case "circle":
             return np.sqrt(u * u + v * v) - 0.9 * radius
@@ -135,10 +140,9 @@ def _outline(
         case "star":
             # A point of a five-pointed star may lie beyond one of the five lines, not two.
             return np.partition(_polygon_sides(5, u, v), 3, axis=0)[3] - 0.4 * radius
-        case "cross":
+        case _:  # cross
             long, short = np.maximum(np.abs(u), np.abs(v)), np.minimum(np.abs(u), np.abs(v))
             return np.maximum(long - 0.95 * radius, short - (0.2 + 0.15 * fatness) * radius)
-    raise AssertionError(name)
 
 
 def _polygon_sides(sides: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -148,7 +152,7 @@ def _polygon_sides(sides: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 def _texture(name: str, u: np.ndarray, v: np.ndarray, pitch: np.ndarray) -> np.ndarray:
     """Share of the second colour, 0 to 1, of a texture that repeats every ``pitch`` pixels."""
-    # Signed distances in pixels to the nearest middle of a dark band, less a quarter period.
+    # Distances in pixels to the middle of the period, which is where the dots are.
     across = np.abs(u / pitch - np.floor(u / pitch) - 0.5) * pitch
     along = np.abs(v / pitch - np.floor(v / pitch) - 0.5) * pitch
     match name:
@@ -158,19 +162,19 @@ def _texture(name: str, u: np.ndarray, v: np.ndarray, pitch: np.ndarray) -> np.n
             a = np.clip(across - 0.25 * pitch + 0.5, 0, 1)
             b = np.clip(along - 0.25 * pitch + 0.5, 0, 1)
             return a + b - 2 * a * b
-        case "dots":
+        case _:  # dots
             return np.clip(0.33 * pitch - np.sqrt(across * across + along * along) + 0.5, 0, 1)
-    raise AssertionError(name)
 
 
 def _turned_grid(rng: np.random.Generator, reach: float) -> tuple[np.ndarray, np.ndarray]:
     """Pixel coordinates about a centre within ``reach`` of the middle, turned: [_BLOCK, 32, 32]."""
     pixels = np.arange(_SIZE, dtype=np.float32) - (_SIZE - 1) / 2
-    x = pixels - _uniform(rng, -reach, reach)[..., 0]
-    y = pixels[:, None] - _uniform(rng, -reach, reach)[..., 0]
-    # Half-angle tangents from -1 to 1 reach half a turn without a cosine; a random sign the rest.
-    t = _uniform(rng, -1.0, 1.0)[..., 0]
-    sign = _signs(rng)[..., 0]
+    x = pixels - _uniform(rng, -reach, reach)
+    y = pixels[:, None] - _uniform(rng, -reach, reach)
+    # A rotation without a cosine: half-angle tangents from -1 to 1 give half a turn, and the sign
+    # the other half.
+    t = _uniform(rng, -1.0, 1.0)
+    sign = np.where(_uniform(rng, -1.0, 1.0) < 0, np.float32(-1), np.float32(1))
     c, s = sign * (1 - t * t) / (1 + t * t), sign * 2 * t / (1 + t * t)
     return x * c + y * s, y * c - x * s
 
@@ -178,8 +182,8 @@ def _turned_grid(rng: np.random.Generator, reach: float) -> tuple[np.ndarray, np
 def _paint_bar(rng: np.random.Generator, canvas: np.ndarray) -> None:
     """Paint one thin bar of random place, length and colour on every picture."""
     u, v = _turned_grid(rng, reach=16.0)
-    length, width = _uniform(rng, 2.0, 8.0)[..., 0], _uniform(rng, 0.6, 1.8)[..., 0]
-    colour = _uniform(rng, 0.0, 1.0, channels=3)
+    length, width = _uniform(rng, 2.0, 8.0), _uniform(rng, 0.6, 1.8)
+    colour = _uniform(rng, 0.0, 1.0, 3)
     _paint(canvas, np.maximum(np.abs(u) - length, np.abs(v) - width), colour)
 
 
@@ -197,11 +201,7 @@ def _smooth_noise(rng: np.random.Generator) -> np.ndarray:
     return rows[:, :, low] + (rows[:, :, low + 1] - rows[:, :, low]) * step
 
 
-def _signs(rng: np.random.Generator, channels: int = 1) -> np.ndarray:
-    """-1 or 1 per picture (and channel), float32 [_BLOCK, 1, 1, channels]."""
-    return np.where(_uniform(rng, 0.0, 1.0, channels) < 0.5, np.float32(-1), np.float32(1))
-
-
-def _uniform(rng: np.random.Generator, low: float, high: float, channels: int = 1) -> np.ndarray:
-    """One number per picture (and channel), float32 [_BLOCK, 1, 1, channels]."""
-    return rng.random((_BLOCK, 1, 1, channels), np.float32) * (high - low) + low
+def _uniform(rng: np.random.Generator, low: float, high: float, *channels: int) -> np.ndarray:
+    """One number for each picture, or for each of its channels, float32 [_BLOCK, 1, 1, ...]."""
+    # Not rng.uniform: compiled code may fuse its multiplication and addition into one rounding.
+    return rng.random((_BLOCK, 1, 1, *channels), np.float32) * (high - low) + low

@@ -1,0 +1,202 @@
+"""The commands as a user gives them, from training to fine-tuning, in real processes."""
+
+import csv
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import main
+from utils import cli, records
+
+ROOT = Path(__file__).parents[1]
+NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 7)]
+# λ so large that a third of an epoch's factors reach zero within 8 epochs of 4 steps
+QUICK = ["--epochs", "8", "--batch-size", "8", "--precision", "fp32", "--no-cuda"]
+SLIMMING = ["-sr", "--s", "4", "--beta", "100"]
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def train(folder: Path, pictures: Path, *more: object) -> int:
+    """In process, which saves importing torch each time."""
+    argv = [*QUICK, "--dataset", "folder", "--data", pictures, "--save", folder, *more]
+    return cli.run(main.main, [str(arg) for arg in argv])
+
+
+@pytest.mark.parametrize(("arch", "depth"), NETWORKS)
+def test_train_prune_and_refine(arch, depth, tmp_path, pictures):
+    run = f"proximal_{arch}_{depth}_folder"
+    flags = [*SLIMMING, *QUICK, "--dataset", "folder", "--data", pictures, "--save", tmp_path]
+    done = command("main.py", *flags, "--arch", arch, "--depth", depth)
+    log = rows(tmp_path / f"{run}log.csv")
+    assert list(log[0]) == records.LOG
+    assert [row["epoch"] for row in log] == [str(i) for i in range(1, 9)]
+    assert [float(row["lr"]) for row in log] == pytest.approx([0.1] * 4 + [0.01] * 2 + [0.001] * 2)
+    assert all(float(row["alpha"]) == pytest.approx(1 / float(row["lr"])) for row in log)
+    assert all(float(row["objective"]) >= float(row["train_loss"]) for row in log)
+    assert int(log[-1]["xi_zeros"]) > 0
+    (record,) = rows(tmp_path / "train_record.csv")
+    assert list(record) == records.TRAINED
+    assert record["run"] == run
+    assert record["test_accuracy"] == log[-1]["test_accuracy"]
+    assert record["gamma_zeros"] == log[-1]["gamma_zeros"]
+
+    # The line that it prints last is the command that comes next.
+    following = re.fullmatch(r"next: python (.*)", done.stdout.splitlines()[-1])[1]
+    pruned = command(*following.split(), "--percent", "0.5")
+    (record,) = rows(tmp_path / "pruned_record.csv")
+    assert list(record) == records.PRUNED
+    assert int(record["channels_kept"]) <= int(record["channels"]) / 2 + 100
+    assert record["accuracy_slim"] == record["accuracy_masked"]
+    slim = tmp_path / f"{run}_pruned.pth.tar"
+    assert set(torch.load(slim, weights_only=True)) >= {"cfg", "state_dict"}
+
+    following = re.fullmatch(r"to fine-tune it: python (.*)", pruned.stdout.splitlines()[-1])[1]
+    command(*following.split(), *QUICK, "--save", tmp_path)
+    (record,) = rows(tmp_path / "refine_record.csv")
+    assert record["run"] == f"{run}_refine"
+    assert record["method"] == "baseline"
+    refined = tmp_path / f"{run}_refinecheckpoint.pth.tar"
+    done = command("main.py", "--evaluate", refined, "--no-cuda")
+    assert f"test accuracy {float(record['test_accuracy']):.2f} %" in done.stdout
+    # Slim networks can be pruned again.
+    command(
+        f"{arch}_prune.py", "--model", refined, "--percent", "0.2", "--save", tmp_path / "again"
+    )
+
+
+@pytest.mark.parametrize("flags", [SLIMMING, [*SLIMMING, "--prox-every", "epoch"], [],
+                                   ["-sr", "--method", "subgradient", "--s", "0.1"]])  # fmt: skip
+def test_a_resumed_run_is_the_uninterrupted_one(flags, tmp_path, pictures):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        assert train(folder, pictures, "--arch", "resnet", "--depth", 11, *flags) == 0
+    name = "subgradient" if "--method" in flags else "proximal" if flags else "baseline"
+    run = f"{name}_resnet_11_folder"
+    # As if killed in epoch 6: its log line is written, its checkpoint is not.
+    shutil.rmtree(parts)
+    stopped = stop_after(5, parts, pictures, "--arch", "resnet", "--depth", 11, *flags)
+    assert stopped == [str(i) for i in range(1, 7)]
+    path = parts / f"{run}checkpoint.pth.tar"
+    assert train(parts, pictures, "--resume", path) == 0
+    contents = [torch.load(f / path.name, weights_only=True) for f in (whole, parts)]
+    assert all(
+        torch.equal(contents[0]["state_dict"][k], v) for k, v in contents[1]["state_dict"].items()
+    )
+    assert contents[0]["best_prec1"] == contents[1]["best_prec1"]
+    logs = [
+        [
+            {k: v for k, v in row.items() if not k.endswith("seconds")}
+            for row in rows(f / f"{run}log.csv")
+        ]
+        for f in (whole, parts)
+    ]
+    assert logs[0] == logs[1]
+    assert len(rows(parts / "train_record.csv")) == 1
+    assert train(parts, pictures, "--resume", path) == 0  # finished already: nothing more happens
+    assert len(rows(parts / "train_record.csv")) == 1
+
+
+def stop_after(epochs: int, folder: Path, pictures: Path, *more: object) -> list[str]:
+    """Train, but break off when ``epochs`` are saved and the next is only logged."""
+    from utils.run import Run
+
+    save = Run.save
+
+    def stop(self: Run, accuracy: float) -> None:
+        if self.epoch > epochs:
+            raise KeyboardInterrupt
+        save(self, accuracy)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "save", stop)
+        assert train(folder, pictures, *more) == 130
+    (log,) = folder.glob("*log.csv")
+    return [row["epoch"] for row in rows(log)]
+
+
+def test_a_new_run_never_overwrites_another(tmp_path, pictures, capsys):
+    assert train(tmp_path, pictures, "--arch", "vgg", "--depth", 11, "--epochs", 1) == 0
+    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    assert train(tmp_path, pictures, "--arch", "vgg", "--depth", 11, "--epochs", 2) == 2
+    error = capsys.readouterr().err
+    assert "--resume" in error
+    assert "--name" in error
+    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_run_that_cannot_reach_zeros_is_warned_of_it(tmp_path, pictures, capsys):
+    flags = ["-sr", "--arch", "vgg", "--depth", 11, "--epochs", 1]
+    assert train(tmp_path, pictures, *flags, "--s", "0.0045", "--beta", 100) == 0
+    suggested = re.search(r"warning: .* --s (\S+) shrinks", capsys.readouterr().err)[1]
+    assert train(tmp_path, pictures, *flags, "--s", suggested, "--name", "b", "--beta", 100) == 0
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_a_network_without_zeros_is_written_unpruned(tmp_path, pictures, capsys):
+    import vgg_prune
+
+    assert train(tmp_path, pictures, "--arch", "vgg", "--depth", 11, "--epochs", 1) == 0
+    path = tmp_path / "baseline_vgg_11_foldercheckpoint.pth.tar"
+    assert cli.run(vgg_prune.main, ["--model", str(path)]) == 0
+    assert "no scaling factor is zero" in capsys.readouterr().err
+    slim = torch.load(tmp_path / "vggnetpruned.pth.tar", weights_only=True)
+    full = torch.load(path, weights_only=True)
+    assert slim["cfg"] == full["cfg"]
+    assert all(torch.equal(v, full["state_dict"][k]) for k, v in slim["state_dict"].items())
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_status_3(tmp_path, pictures, capsys):
+    assert train(tmp_path, pictures, "--arch", "vgg", "--depth", 11, "--lr", "1e30") == 3
+    assert "--lr" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.tar"))
+
+
+def test_the_bars_lines_are_sane_in_a_file(tmp_path, pictures):
+    done = command("main.py", *QUICK, "--arch", "resnet", "--depth", 11, "--save", tmp_path,
+                   "--dataset", "folder", "--data", pictures, "--log-interval", 2)  # fmt: skip
+    assert "\r" not in done.stderr
+    assert re.search(r"epoch 1/8: 2/4, loss [\d.]+, accuracy [\d.]+ %, .*left\n", done.stderr)
+
+
+def test_a_tiny_network_learns_the_pictures(tmp_path, pictures):
+    """The whole loop does reduce the loss: two colours are easy."""
+    assert train(tmp_path, pictures, "--arch", "vgg", "--depth", 11, "--lr", 0.02) == 0
+    log = rows(tmp_path / "baseline_vgg_11_folderlog.csv")
+    assert float(log[0]["train_loss"]) < 2 * math.log(2) + 1
+    assert float(log[-1]["test_accuracy"]) == 100
+
+
+@pytest.mark.skipif(
+    "CIFAR10_JPEG" not in os.environ, reason="CIFAR10_JPEG does not name a folder of the pictures"
+)
+def test_a_few_steps_on_real_pictures(tmp_path):
+    argv = ["-sr", "--arch", "resnet", "--depth", "11", "--dataset", "cifar10", "--epochs", "2",
+            "--data", os.environ["CIFAR10_JPEG"], "--subset", "1000", "--test-subset", "500",
+            "--s", "20", "--beta", "100", "--save", str(tmp_path)]  # fmt: skip
+    done = command("main.py", *argv)
+    log = rows(tmp_path / "proximal_resnet_11_cifar10log.csv")
+    assert float(log[1]["train_loss"]) < math.log(10)
+    assert "next: python resnet_prune.py" in done.stdout
