@@ -6,12 +6,20 @@ python densenet_prune.py --model logs/proximal_densenet_40_cifar10checkpoint.pth
 import sys
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from models.densenet import DenseLayer, DenseNet, Transition
 from utils.cli import run
 from utils.prune_command import prune
-from utils.pruning import copy_batch_norm, copy_conv, copy_linear, copy_selection
+from utils.pruning import (
+    constants,
+    copy_batch_norm,
+    copy_conv,
+    copy_linear,
+    copy_selection,
+    offset,
+)
 
 
 def slim(model: DenseNet, masks: Sequence[Tensor]) -> DenseNet:
@@ -19,25 +27,32 @@ def slim(model: DenseNet, masks: Sequence[Tensor]) -> DenseNet:
 
     ``masks`` has one bool tensor per batch norm, True where a channel is kept, at least one each.
     The dense stream keeps its width: a mask only chooses what its layer reads of it.
-    Where every removed channel has γ = bias = 0 both compute the same, to rounding.
+    Removed channels are taken as γ = 0; the ReLU(bias) they emit is folded into what follows,
+    exactly but at the border of 3×3 convolutions. Where they emit 0, both compute the same.
     """
     depth = 3 * len(model.dense1) + 4
-    small = DenseNet(depth, model.fc.out_features, [int(mask.sum()) for mask in masks])
+    cfg = [int(mask.sum()) for mask in masks]
+    small = DenseNet(depth, model.fc.out_features, cfg).to(model.fc.weight)
     copy_conv(model.conv1, small.conv1, None, None)
     *of_layers, last = masks
     readers = [
-        (m, s)
-        for m, s in zip(model.modules(), small.modules(), strict=True)
-        if isinstance(m, DenseLayer | Transition)
+        (old, new)
+        for old, new in zip(model.modules(), small.modules(), strict=True)
+        if isinstance(old, DenseLayer | Transition)
     ]
+    # What the slim network's dense stream lacks, all over the picture.
+    missing = model.conv1.weight.new_zeros(model.conv1.out_channels)
     for (old, new), kept in zip(readers, of_layers, strict=True):
         copy_selection(old.select, new.select, kept)
-        copy_batch_norm(old.bn1, new.bn1, kept)
+        copy_batch_norm(old.bn1, new.bn1, kept, missing[old.select.positions()])
         copy_conv(old.conv1, new.conv1, None, kept)
+        written = offset(old.conv1, constants(old.bn1, kept))
+        # A layer appends to the stream; a transition writes it anew, and its mean keeps constants.
+        missing = torch.cat((missing, written)) if isinstance(old, DenseLayer) else written
     copy_selection(model.select, small.select, last)
-    copy_batch_norm(model.bn, small.bn, last)
-    copy_linear(model.fc, small.fc, last)
-    return small.to(model.fc.weight).train(model.training)
+    copy_batch_norm(model.bn, small.bn, last, missing[model.select.positions()])
+    copy_linear(model.fc, small.fc, last, constants(model.bn, last))
+    return small.train(model.training)
 
 
 def main(argv: list[str] | None = None) -> None:

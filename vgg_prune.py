@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from models.vgg import VGG
 from utils.cli import run
 from utils.prune_command import prune
-from utils.pruning import copy_batch_norm, copy_conv, copy_linear
+from utils.pruning import constants, copy_batch_norm, copy_conv, copy_linear, offset
 
 
 def slim(model: VGG, masks: Sequence[Tensor]) -> VGG:
     """A new VGG of the kept channels only; ``model`` stays as it is.
 
     ``masks`` has one bool tensor per batch norm, True where a channel is kept, at least one each.
-    Where every removed channel has γ = bias = 0 both compute the same, to rounding.
+    Removed channels are taken as γ = 0; the ReLU(bias) they emit is folded into what follows,
+    exactly but at the border of the pictures. Where they emit 0, both networks compute the same.
     """
     kept = iter(masks)
     cfg = [
@@ -27,17 +28,20 @@ def slim(model: VGG, masks: Sequence[Tensor]) -> VGG:
         for layer in model.feature
         if isinstance(layer, nn.MaxPool2d | nn.BatchNorm2d)
     ]
-    small = VGG(model.classifier.out_features, cfg)
+    small = VGG(model.classifier.out_features, cfg).to(model.classifier.weight)
     kept = iter(masks)
     into, out = torch.ones(3, dtype=torch.bool), next(kept)
+    emitted = model.classifier.weight.new_zeros(3)
     for old, new in zip(model.feature, small.feature, strict=True):
         if isinstance(old, nn.Conv2d):
             copy_conv(old, new, out, into)
+            missing = offset(old, emitted)
         elif isinstance(old, nn.BatchNorm2d):
-            copy_batch_norm(old, new, out)
+            copy_batch_norm(old, new, out, missing)
+            emitted = constants(old, out)
             into, out = out, next(kept, out)
-    copy_linear(model.classifier, small.classifier, into)
-    return small.to(model.classifier.weight).train(model.training)
+    copy_linear(model.classifier, small.classifier, into, emitted)
+    return small.train(model.training)
 
 
 def main(argv: list[str] | None = None) -> None:

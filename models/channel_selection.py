@@ -20,5 +20,9 @@ class ChannelSelection(nn.Module):
         self.channels = channels
         self.register_buffer("index", None if kept == channels else torch.arange(kept))
 
+    def positions(self) -> Tensor:
+        """Where in the stream the channels are that are passed on: int64 [kept]."""
+        return torch.arange(self.channels) if self.index is None else self.index
+
     def forward(self, x: Tensor) -> Tensor:
         return x if self.index is None else x.index_select(1, self.index)

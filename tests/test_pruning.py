@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models import build_model, full_cfg, restore
-from utils.pruning import apply_masks, prune_masks
+from utils.pruning import Plan, apply_plan, count_of, plan, smallest_count, zero_channels
 from utils.slimming import batch_norms
 
 SLIM = {a: importlib.import_module(f"{a}_prune").slim for a in ("vgg", "resnet", "densenet")}
@@ -22,8 +22,16 @@ def masks_of(
 ):
     if biases is None:
         biases = [[0.0] * len(gamma) for gamma in gammas]
-    tensors = [[torch.tensor(x) for x in xs] for xs in (gammas, biases)]
-    return [mask.int().tolist() for mask in prune_masks(*tensors, percent)]
+    gamma, bias = ([torch.tensor(x) for x in xs] for xs in (gammas, biases))
+    count = count_of(percent, sum(map(len, gammas)))
+    return [mask.int().tolist() for mask in plan(gamma, bias, zero_channels(gamma), count).masks]
+
+
+def dropped(model: nn.Module, masks: list[torch.Tensor]) -> nn.Module:
+    """The model with γ = bias = 0 in the removed channels."""
+    masked = copy.deepcopy(model)
+    apply_plan(masked, Plan(masks, [torch.zeros_like(mask) for mask in masks]))
+    return masked
 
 
 def test_percent_0_prunes_the_zeros_only():
@@ -104,8 +112,7 @@ def networks(draw):
 def test_slim_computes_what_masked_does(case):
     arch, depth, model, masks = case
     before = copy.deepcopy(model.state_dict())
-    masked = copy.deepcopy(model)
-    apply_masks(masked, masks)
+    masked = dropped(model, masks)
     slim = SLIM[arch](masked, masks)
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -127,20 +134,17 @@ def test_slim_computes_what_masked_does(case):
 def test_pruning_twice_is_pruning_once(case, data):
     """Surgery on a slim network selects from what the first surgery selected."""
     arch, _, model, masks = case
-    apply_masks(model, masks)
-    once = SLIM[arch](model, masks)
+    once = SLIM[arch](dropped(model, masks), masks)
     seconds = []
     for mask in masks:
         second = torch.rand(int(mask.sum())) < data.draw(st.floats(0, 1))
         second[0] = True
         seconds.append(second)
-    apply_masks(once, seconds)
-    twice = SLIM[arch](once, seconds)
+    twice = SLIM[arch](dropped(once, seconds), seconds)
     both = [mask.clone() for mask in masks]
     for mask, second in zip(both, seconds, strict=True):
         mask[mask.clone()] = second
-    apply_masks(model, both)
-    at_once = SLIM[arch](model, both)
+    at_once = SLIM[arch](dropped(model, both), both)
     state = twice.state_dict()
     assert all(torch.equal(state[k], v) for k, v in at_once.state_dict().items())
 
@@ -156,9 +160,10 @@ def test_masking_dead_channels_changes_no_bit(arch, depth):
             bn.bias.uniform_(-1, 1)
             bn.bias[dead] = -bn.bias[dead].abs()
     norms = batch_norms(model)
-    masks = prune_masks([bn.weight for bn in norms], [bn.bias for bn in norms])
-    masked = copy.deepcopy(model)
-    apply_masks(masked, masks)
+    gammas, biases = ([getattr(bn, name) for bn in norms] for name in ("weight", "bias"))
+    dead = plan(gammas, biases, zero_channels(gammas))
+    masked, masks = copy.deepcopy(model), dead.masks
+    apply_plan(masked, dead)
     x = torch.randn(4, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(model(x), masked(x))
@@ -172,8 +177,8 @@ def test_gradients_of_the_surviving_weights_agree(arch, depth):
     masks = [torch.rand(bn.num_features) < 0.6 for bn in batch_norms(model)]
     for mask in masks:
         mask[0] = True
-    apply_masks(model, masks)
-    slim = SLIM[arch](model, masks).double()
+    model = dropped(model, masks)
+    slim = SLIM[arch](model, masks)
     x, labels = torch.randn(4, 3, 32, 32).double(), torch.arange(4)
     for network in (model, slim):
         nn.functional.cross_entropy(network(x), labels).backward()
@@ -181,6 +186,71 @@ def test_gradients_of_the_surviving_weights_agree(arch, depth):
     gradients = copy.deepcopy(model)
     for parameter, source in zip(gradients.parameters(), model.parameters(), strict=True):
         parameter.data.copy_(source.grad)
-    expected = dict(SLIM[arch](gradients, masks).double().named_parameters())
+    expected = dict(SLIM[arch](gradients, masks).named_parameters())
     for name, parameter in slim.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name].data, msg=name)
+
+
+def one_by_one(model: nn.Module) -> None:
+    """Make every 3×3 convolution act as a 1×1 one, so that no border is."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+            centre = module.weight.data[:, :, 1, 1].clone()
+            module.weight.data.zero_()
+            module.weight.data[:, :, 1, 1] = centre
+
+
+@settings(max_examples=40, deadline=None)
+@given(networks())
+def test_constants_of_removed_channels_are_folded_into_what_follows(case):
+    """Removed channels emit ReLU(bias); without borders, slim gives the same answers."""
+    arch, _, model, masks = case
+    one_by_one(model)
+    model = model.double()
+    constant = Plan(masks, [torch.ones_like(mask) for mask in masks])
+    apply_plan(model, constant)
+    slim = SLIM[arch](model, masks)
+    x = torch.randn(2, 3, 32, 32).double()
+    with torch.no_grad():
+        torch.testing.assert_close(slim(x), model(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("arch", "depth"), [("vgg", 11), ("resnet", 11), ("densenet", 7)])
+def test_with_3x3_convolutions_folding_is_exact_inside_the_border(arch, depth):
+    """What the first convolution behind removed channels gives differs at the border only."""
+    torch.manual_seed(0)
+    model = build_model(arch, depth, 3).double().eval()
+    with torch.no_grad():
+        for bn in batch_norms(model):
+            bn.bias.uniform_(-0.5, 1)
+    masks = [torch.ones(bn.num_features, dtype=torch.bool) for bn in batch_norms(model)]
+    layer = {"vgg": 0, "resnet": 1, "densenet": 0}[arch]  # its channels go into a 3×3 convolution
+    masks[layer][::2] = False
+    apply_plan(model, Plan(masks, [torch.ones_like(mask) for mask in masks]))
+    slim = SLIM[arch](model, masks)
+    # The next batch norm takes in that convolution's output; DenseNet's, after the stream.
+    seen = []
+    for network in (model, slim):
+        norm = batch_norms(network)[layer + 1]
+        norm.register_forward_hook(lambda _, inputs, output: seen.append(output.detach()))
+        with torch.no_grad():
+            network(torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)).double())
+    difference = (seen[0] - seen[1]).abs().amax((0, 1))
+    assert difference[1:-1, 1:-1].max() < 1e-12
+    assert difference[0].max() > 1e-6, "the border is where folding is not exact"
+
+
+def test_a_dropped_channel_is_not_folded():
+    """What --percent removes alive goes with its bias, as in original network slimming."""
+    bn = nn.BatchNorm2d(3)
+    nn.init.ones_(bn.bias)
+    masks, zeros = [torch.tensor([True, False, False])], [torch.tensor([False, True, False])]
+    apply_plan(bn, Plan(masks, zeros))
+    assert bn.weight.tolist() == [1, 0, 0]
+    assert bn.bias.tolist() == [1, 1, 0]
+
+
+@given(st.integers(1, 300), st.integers(0, 301))
+def test_the_smallest_count_is_found(channels, least):
+    found = smallest_count(channels, lambda count: count >= least)
+    assert found == (least if least <= channels else None)

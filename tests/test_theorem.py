@@ -18,7 +18,7 @@ from utils.slimming import ProximalSlimming
 
 SEED = 0
 STEPS = 240
-LAMBDA, BETA = 0.06, 0.3
+LAMBDA, BETA = 0.08, 1.0
 SHARPNESS = 4.0  # Remark 1's c
 # Power iteration approaches the largest curvature from below, and only sampled points are looked
 # at, so what it finds is raised by this factor.
@@ -55,23 +55,31 @@ class Problem:
             nn.Linear(channels, 4),
         ).double()
         nn.init.constant_(self.model[1].weight, 0.5)
-        # Every output starts too high by about as much: an error that is removed along the
-        # stiffest direction, so that a step that is too long for it is seen at once.
-        nn.init.constant_(self.model[-1].bias, 1.0)
+        self.named = dict(self.model.named_parameters())
 
-    def loss(self, weights: dict[str, Tensor]) -> Tensor:
-        """Half the mean squared error, whose curvature does not fade as the pictures are learnt."""
-        outputs = functional_call(self.model, weights, (self.pictures,))
+    def weights(self) -> Tensor:
+        """The model's (W, γ), as one vector."""
+        return torch.cat([p.detach().flatten() for p in self.named.values()])
+
+    def is_gamma(self) -> Tensor:
+        """Which of :meth:`weights` are γ."""
+        gamma = self.model[1].weight
+        return torch.cat([torch.full((p.numel(),), p is gamma) for p in self.named.values()])
+
+    def loss(self, outputs: Tensor) -> Tensor:
+        """Half the mean squared error: unlike cross-entropy's, its curvature in the classifier does
+        not fade as the pictures are learnt, so that L means something along the whole run.
+        """
         targets = nn.functional.one_hot(self.labels, 4)
         return (outputs - targets).square().sum(1).mean() / 2
 
-    def gradient(self, flat: Tensor, create_graph: bool = False) -> tuple[Tensor, Tensor]:
-        """The loss at (W, γ) = ``flat``, and its gradient there."""
-        named = dict(self.model.named_parameters())
-        parts = flat.split([p.numel() for p in named.values()])
-        shaped = [part.view_as(p) for part, p in zip(parts, named.values(), strict=True)]
-        loss = self.loss(dict(zip(named, shaped, strict=True)))
-        return loss, torch.autograd.grad(loss, flat, create_graph=create_graph)[0]
+    def loss_at(self, weights: Tensor) -> Tensor:
+        """The loss at any (W, γ), which need not be the model's."""
+        parts = weights.split([p.numel() for p in self.named.values()])
+        shaped = {
+            name: part.view_as(p) for (name, p), part in zip(self.named.items(), parts, strict=True)
+        }
+        return self.loss(functional_call(self.model, shaped, (self.pictures,)))
 
 
 class Iterate(NamedTuple):
@@ -88,20 +96,22 @@ class Iterate(NamedTuple):
 
 
 def observe(problem: Problem, xi: Tensor) -> Iterate:
-    """F and ∂F's element of least norm, from the weights that the model has and from ξ alone."""
-    named = dict(problem.model.named_parameters())
-    flat = torch.cat([p.detach().flatten() for p in named.values()]).requires_grad_()
-    is_gamma = torch.cat(
-        [torch.full((p.numel(),), name == "1.weight") for name, p in named.items()]
+    """F and the element of ∂F of least norm, from the model's weights and ξ alone."""
+    weights = problem.weights().requires_grad_()
+    loss = problem.loss_at(weights)
+    (subgradient,) = torch.autograd.grad(loss, weights)  # (20a)
+    is_gamma = problem.is_gamma()
+    pull = BETA * (weights.detach()[is_gamma] - xi)
+    subgradient[is_gamma] += pull  # (20b)
+    # (20c): where ξ = 0, ∂|ξ| is all of [−1, 1], and what is nearest to the pull leaves least.
+    sparsity = torch.where(xi == 0, pull.clamp(-LAMBDA, LAMBDA), LAMBDA * xi.sign())
+    penalty = LAMBDA * xi.abs().sum() + pull.square().sum() / (2 * BETA)
+    return Iterate(
+        weights.detach(),
+        xi.clone(),
+        (loss + penalty).item(),
+        torch.cat([subgradient, sparsity - pull]),
     )
-    loss, smooth = problem.gradient(flat)
-    gap = flat.detach()[is_gamma] - xi
-    objective = loss.item() + (LAMBDA * xi.abs().sum() + BETA / 2 * gap.square().sum()).item()
-    smooth[is_gamma] += BETA * gap  # (20a) and (20b)
-    # (20c): where ξ = 0 its first term may be anything from −λ to λ.
-    pull = BETA * gap
-    toward = torch.where(xi == 0, pull.clamp(-LAMBDA, LAMBDA), LAMBDA * xi.sign())
-    return Iterate(flat.detach(), xi.clone(), objective, torch.cat([smooth, toward - pull]))
 
 
 def iterates(problem: Problem, method: type[ProximalSlimming], alpha: float) -> Iterator[Iterate]:
@@ -113,7 +123,7 @@ def iterates(problem: Problem, method: type[ProximalSlimming], alpha: float) -> 
     yield observe(problem, slimming.xi)
     for _ in range(STEPS):
         optimizer.zero_grad()
-        problem.loss(dict(problem.model.named_parameters())).backward()
+        problem.loss(problem.model(problem.pictures)).backward()
         slimming.on_gradient()
         optimizer.step()
         slimming.on_step(alpha)
@@ -121,16 +131,19 @@ def iterates(problem: Problem, method: type[ProximalSlimming], alpha: float) -> 
 
 
 def curvature(problem: Problem, points: list[Tensor]) -> float:
-    """The largest |eigenvalue| of the loss's Hessian in (W, γ) over ``points``."""
+    """The largest |eigenvalue| of the loss's Hessian in (W, γ) over ``points``, by power iteration.
+
+    That is the gradient's Lipschitz constant there (Assumption 1b).
+    """
     largest = 0.0
     direction = torch.ones_like(points[0])
     for number, point in enumerate(points):
-        flat = point.clone().requires_grad_()
-        gradient = problem.gradient(flat, create_graph=True)[1]
+        weights = point.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(problem.loss_at(weights), weights, create_graph=True)
         # A point's direction is almost its neighbour's, so only the first needs many rounds.
         for _ in range(4 if number else 100):
             direction = direction / direction.norm()
-            direction = torch.autograd.grad(gradient, flat, direction, retain_graph=True)[0]
+            (direction,) = torch.autograd.grad(gradient, weights, direction, retain_graph=True)
         largest = max(largest, direction.norm().item())
     return largest
 
@@ -139,8 +152,8 @@ def curvature(problem: Problem, points: list[Tensor]) -> float:
 def steps() -> tuple[float, float]:
     """α, and the L of the run that α makes, over its iterates and halfway between them."""
     problem = Problem()
-    start = observe(problem, torch.zeros(16)).weights
-    alpha = 1.5 * MARGIN * curvature(problem, [start])
+    # Here the curvature is largest at the start, or almost.
+    alpha = 1.5 * MARGIN * curvature(problem, [problem.weights()])
     run = [iterate.weights for iterate in iterates(problem, ProximalSlimming, alpha)]
     points = [point for a, b in pairwise(run) for point in (a, (a + b) / 2)]
     return alpha, MARGIN * curvature(problem, [*points, run[-1]])
@@ -176,14 +189,17 @@ class WrongSign(ProximalSlimming):
 
 
 def test_a_wrong_sign_in_step_2_fails(steps: tuple[float, float]) -> None:
+    # It is (10) that breaks, at the first or second iteration: γ is driven away from ξ, the
+    # quadratic penalty grows, and soon F does too. (19) was not seen to break.
     with pytest.raises(AssertionError, match=r"\(10\)"):
         check(WrongSign, *steps)
 
 
-@pytest.mark.parametrize("fraction", [0.4, 0.25])
-def test_too_small_an_alpha_fails(steps: tuple[float, float], fraction: float) -> None:
-    # Not (10): for α < L its right-hand side is positive, and Lemma 2 gives it for any α. With
-    # α < L/2 the step overshoots by more than it corrects, and F itself goes up.
+def test_too_small_an_alpha_fails(steps: tuple[float, float]) -> None:
+    # What breaks is the decrease of F: a step overshoots along the stiffest direction by more than
+    # it corrects. Just below L/2 the other directions hide this for long, L/4 shows it at once.
+    # (10) and (19) do not break: they hold for any α while L bounds the curvature, and for α < L
+    # (10)'s right-hand side is positive.
     lipschitz = steps[1]
     with pytest.raises(AssertionError, match="F does not decrease"):
-        check(ProximalSlimming, fraction * lipschitz, lipschitz)
+        check(ProximalSlimming, lipschitz / 4, lipschitz)

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from models import Network
+from models import ChannelSelection, Network
 from utils.cli import InputError
 
 State = dict[str, Tensor]
@@ -164,10 +164,15 @@ def to_compact(state: Mapping[str, Tensor]) -> State:
     return compact
 
 
+def stream_widths(model: nn.Module) -> dict[str, int]:
+    """Every selection layer's name and the width of the stream it reads."""
+    return {n: m.channels for n, m in model.named_modules() if isinstance(m, ChannelSelection)}
+
+
 def to_released(state: Mapping[str, Tensor], widths: Mapping[str, int]) -> State:
     """A state dict in the released layout, from the compact one.
 
-    ``widths`` maps every selection layer's name to the width of the stream it reads.
+    ``widths`` is what :func:`stream_widths` says of the model.
     """
     released: State = {}
     for key, value in state.items():

@@ -1,4 +1,4 @@
-"""What the three prune commands share: arguments, tests, report, checkpoint, record."""
+"""What the three prune commands share: arguments, plan, tests, report, checkpoint, record."""
 
 import argparse
 import copy
@@ -10,15 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import restore
+from models import Network, restore
 from utils import checkpoint, cli, records
-from utils.cli import note
+from utils.cli import InputError, note
 from utils.data import DATASETS, Batches, load_dataset
 from utils.device import pick_device
-from utils.flops import Cost, cost
-from utils.pruning import apply_masks, prune_masks
+from utils.flops import cost
+from utils.prune_report import (
+    accuracy,
+    differences,
+    kinds,
+    print_comparison,
+    print_report,
+    sizes,
+)
+from utils.pruning import Plan, apply_plan, count_of, plan, smallest_count, zero_channels
 from utils.settings import check_classes, check_said, inherit
-from utils.slimming import TINY, batch_norms
+from utils.slimming import batch_norms
 
 Slim = Callable[[nn.Module, Sequence[Tensor]], nn.Module]
 
@@ -32,65 +40,95 @@ def parser(arch: str, name: str) -> argparse.ArgumentParser:
     )
     p.add_argument("--model", required=True, metavar="CHECKPOINT", help="what to prune")
     p.add_argument(
+        "--mask",
+        choices=("gamma", "xi"),
+        default="gamma",
+        help="prune where γ = 0 (default), or where ξ = 0: more, and not always for free",
+    )
+    share = p.add_mutually_exclusive_group()
+    share.add_argument(
         "--percent",
         type=cli.fraction,
-        help="share of all channels to prune, the smallest |γ| first, from 0 to 1; channels with"
-        " γ = 0 go in any case (default 0: these only)",
+        default=0.0,
+        help="share of all channels to prune, the smallest |γ| first, from 0 to 1; channels that"
+        " are zero go in any case (default 0: these only)",
+    )
+    share.add_argument(
+        "--target-flops", type=cli.fraction, metavar="P", help="share of the FLOPs to remove"
+    )
+    share.add_argument(
+        "--target-params", type=cli.fraction, metavar="P", help="share of the parameters to remove"
     )
     p.add_argument("--save", metavar="DIR", help="where to write (default: the folder of --model)")
     p.add_argument(
-        "--name", type=cli.file_name, help=f"the slim checkpoint is NAMEpruned.pth.tar ({name})"
+        "--name",
+        type=cli.file_name,
+        default=name,
+        help=f"the slim checkpoint is NAMEpruned.pth.tar (default {name})",
+    )
+    p.add_argument(
+        "--layout",
+        choices=("compact", "released"),
+        default="compact",
+        help="of the slim checkpoint: batch norms on the kept channels only (default), or as the"
+        " earlier network-slimming programs read it",
     )
     p.add_argument("--dataset", choices=DATASETS, help="default: the checkpoint's")
     p.add_argument("--data", metavar="DIR", help="where it is (default: the checkpoint's)")
     p.add_argument("--test-subset", type=cli.positive_int, metavar="N", help="test pictures")
-    p.add_argument("--test-batch-size", type=cli.positive_int, metavar="N", help="default 256")
+    p.add_argument(
+        "--test-batch-size", type=cli.positive_int, metavar="N", default=256, help="default 256"
+    )
     p.add_argument("--depth", type=cli.positive_int, help="default: the checkpoint's")
-    p.add_argument("--no-cuda", action="store_true", help="test on the CPU")
+    p.add_argument("--no-cuda", action="store_true", default=False, help="test on the CPU")
     return p
 
 
 def prune(arch: str, name: str, slim: Slim, argv: list[str] | None) -> None:
     """Prune, test and write one network of architecture ``arch`` with its surgery ``slim``."""
-    given = vars(parser(arch, name).parse_args(argv))
-    path = Path(given["model"])
+    args = parser(arch, name).parse_args(argv)
+    path = Path(args.model)
     content, network = checkpoint.load(path, restore)
     known = inherit(content, network)
-    check_said({**given, "arch": arch}, known, given["model"])
-    folder = Path(given.get("save", path.parent))
+    check_said({**vars(args), "arch": arch}, known, args.model)
+    folder = Path(getattr(args, "save", path.parent))
+    record_path = folder / "pruned_record.csv"
     cli.check_writable(folder)
-    records.read(folder / "pruned_record.csv", records.PRUNED)
-    where = {**known, **given}
+    records.read(record_path, records.PRUNED)
+
+    model = network.model.eval()
+    norms = batch_norms(model)
+    gammas = [bn.weight.detach() for bn in norms]
+    biases = [bn.bias.detach() for bn in norms]
+    zeros = zero_channels(gammas if args.mask == "gamma" else xi_of(content, gammas, path))
+    count = channels_to_prune(args, network, slim, gammas, biases, zeros)
+
+    where = {**known, **vars(args)}
     data = load_dataset(
         where.get("dataset", "cifar10"),
         Path(where["data"]) if "data" in where else None,
         test_subset=where.get("test_subset"),
     )
-    check_classes(content, network, data, given["model"])
-
-    model = network.model.eval()
-    norms = batch_norms(model)
-    gammas = [bn.weight.detach() for bn in norms]
-    masks = prune_masks(gammas, [bn.bias.detach() for bn in norms], given.get("percent", 0.0))
-    masked = copy.deepcopy(model)
-    apply_masks(masked, masks)
-    small = slim(masked, masks)
-
-    device = pick_device("no_cuda" in given)
+    check_classes(content, network, data, args.model)
+    device = pick_device(args.no_cuda)
     torch.backends.cudnn.allow_tf32 = False  # tests are in full float32
-    tests = Batches(data, "test", given.get("test_batch_size", 256), device)
-    networks = {"before": model, "masked": masked, "slim": small}
-    logits = {label: predict(net.to(device), tests) for label, net in networks.items()}
-    accuracy = {
-        label: 100 * (out.argmax(1) == tests.labels.cpu()).double().mean().item()
-        for label, out in logits.items()
-    }
-    costs = {label: cost(net) for label, net in networks.items()}
+    tests = Batches(data, "test", args.test_batch_size, device)
 
-    out_path = folder / f"{given.get('name', name)}pruned.pth.tar"
+    def carry_out(plan: Plan) -> tuple[nn.Module, Tensor, Tensor]:
+        """The slim network, and what the masked and the slim one answer."""
+        masked = copy.deepcopy(model)
+        apply_plan(masked, plan)
+        small = slim(masked, plan.masks)
+        return small, predict(masked, tests), predict(small, tests)
+
+    chosen = plan(gammas, biases, zeros, count)
+    small, of_masked, of_slim = carry_out(chosen)
+    before = predict(model, tests)
+    labels, full_cost = tests.labels.cpu(), cost(model)
     source = content.get("settings", {})
+    out = folder / f"{args.name}pruned.pth.tar"
     row = {
-        "model": out_path.name,
+        "model": out.name,
         "run": content.get("run", path.name.removesuffix("checkpoint.pth.tar")),
         "method": source.get("method"),
         "arch": arch,
@@ -99,78 +137,94 @@ def prune(arch: str, name: str, slim: Slim, argv: list[str] | None) -> None:
         "seed": source.get("seed"),
         "s": source.get("s"),
         "beta": source.get("beta"),
-        "percent": given.get("percent", 0.0),
-        "channels": sum(map(len, masks)),
-        "channels_kept": sum(int(mask.sum()) for mask in masks),
-        **_savings(costs["before"], costs["slim"]),
-        **{f"accuracy_{label}": f"{value:.4f}" for label, value in accuracy.items()},
+        "percent": args.percent,
+        **sizes(chosen.masks, full_cost, cost(small)),
+        "accuracy_before": accuracy(before, labels),
+        "accuracy_masked": accuracy(of_masked, labels),
+        "accuracy_slim": accuracy(of_slim, labels),
+        "mask": args.mask,
+        **kinds(chosen, gammas, biases),
+        **differences(before, of_masked, of_slim),
     }
-    row["channels_pruned_percent"] = _percent_less(row["channels"], row["channels_kept"])
-    _report(row, [n for n, m in model.named_modules() if m in norms], masks)
-    difference = (logits["masked"] - logits["slim"]).abs().max().item()
-    print(f"largest difference between masked and slim outputs: {difference:.2g}")
-    if all(bool((g.abs() >= TINY).all()) for g in gammas) and not given.get("percent"):
+    print_report(row, [n for n, m in model.named_modules() if m in norms], chosen.masks)
+    if args.mask == "xi":
+        by_gamma = plan(gammas, biases, zero_channels(gammas), count)
+        other, _, answers = carry_out(by_gamma)
+        other_row = sizes(by_gamma.masks, full_cost, cost(other))
+        print_comparison(row, {**other_row, "accuracy_slim": accuracy(answers, labels)})
+    if not count and not any(zero.any() for zero in zeros):
         note(
             "no scaling factor is zero, so nothing was pruned: train with -sr and a larger --s or"
             " more epochs, or choose a share of the channels with --percent"
         )
-    small_cfg = restore(small.state_dict()).cfg
-    checkpoint.save(
-        out_path,
-        {
-            "cfg": small_cfg,
-            "state_dict": small.state_dict(),
-            "layout": "compact",
-            **{
-                key: content[key]
-                for key in ("classes", "mean", "std", "settings")
-                if key in content
-            },
-            "run": row["run"],
-            "percent": row["percent"],
-        },
-    )
-    records.append(folder / "pruned_record.csv", records.PRUNED, row)
-    print(f"slim network: {out_path}")
-    print(f"to fine-tune it: python main.py --refine {shlex.quote(str(out_path))}")
+    checkpoint.save(out, slim_content(small, args.layout, content, row))
+    records.append(record_path, records.PRUNED, row)
+    print(f"slim network: {out}")
+    print(f"to fine-tune it: python main.py --refine {shlex.quote(str(out))}")
+
+
+def xi_of(content: Mapping[str, Any], gammas: Sequence[Tensor], path: Path) -> list[Tensor]:
+    """The checkpoint's ξ, cut as γ is."""
+    xi = content.get("xi")
+    if not isinstance(xi, Tensor) or xi.shape != (sum(map(len, gammas)),):
+        raise InputError(
+            f"{path} has no ξ, so --mask xi cannot be: it takes a checkpoint of proximal training"
+            " by this program"
+        )
+    return list(xi.split([len(gamma) for gamma in gammas]))
+
+
+def channels_to_prune(
+    args: argparse.Namespace,
+    network: Network,
+    slim: Slim,
+    gammas: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    zeros: Sequence[Tensor],
+) -> int:
+    """How many of the smallest |γ| go: as --percent says, or the fewest that reach the target."""
+    channels = sum(map(len, gammas))
+    kind = next((kind for kind in ("flops", "params") if f"target_{kind}" in args), None)
+    if kind is None:
+        return count_of(args.percent, channels)
+    target, what = getattr(args, f"target_{kind}"), {"params": "parameters"}.get(kind, kind)
+    full = getattr(cost(network.model), what)
+
+    def saved(count: int) -> float:
+        small = slim(network.model, plan(gammas, biases, zeros, count).masks)
+        return 1 - getattr(cost(small), what) / full
+
+    count = smallest_count(channels, lambda count: saved(count) >= target)
+    if count is None:
+        raise InputError(
+            f"--target-{kind} {target:g} is out of reach: with one channel left in every layer"
+            f" {saved(channels):.4f} of the {what} are gone"
+        )
+    return count
+
+
+def slim_content(
+    small: nn.Module, layout: str, content: Mapping[str, Any], row: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The slim checkpoint of ``small``, pruned from the network whose checkpoint is ``content``."""
+    state = small.state_dict()
+    cfg = restore(state).cfg
+    if layout == "released":
+        state = checkpoint.to_released(state, checkpoint.stream_widths(small))
+    inherited = ("classes", "mean", "std", "settings")
+    return {
+        "cfg": cfg,
+        "state_dict": state,
+        "layout": layout,
+        **{key: content[key] for key in inherited if key in content},
+        "run": row["run"],
+        "percent": row["percent"],
+        "mask": row["mask"],
+    }
 
 
 @torch.no_grad()
 def predict(model: nn.Module, tests: Batches) -> Tensor:
     """Logits [n, classes] of all test pictures in eval mode and float32, on the CPU."""
-    model.eval()
+    model = copy.deepcopy(model).to(tests.images.device).eval()
     return torch.cat([model(images.contiguous()).cpu() for images, _ in tests.in_order()])
-
-
-def _percent_less(before: int, after: int) -> str:
-    return f"{100 * (1 - after / before):.2f}"
-
-
-def _savings(before: Cost, after: Cost) -> dict[str, int | str]:
-    return {
-        "parameters": before.parameters,
-        "parameters_kept": after.parameters,
-        "parameters_pruned_percent": _percent_less(before.parameters, after.parameters),
-        "flops": before.flops,
-        "flops_kept": after.flops,
-        "flops_pruned_percent": _percent_less(before.flops, after.flops),
-        "paper_parameters_pruned_percent": _percent_less(
-            before.paper_parameters, after.paper_parameters
-        ),
-        "paper_flops_pruned_percent": _percent_less(before.paper_flops, after.paper_flops),
-    }
-
-
-def _report(row: Mapping[str, Any], names: Sequence[str], masks: Sequence[Tensor]) -> None:
-    print(f"{'layer':<24}channels  kept")
-    for name, mask in zip(names, masks, strict=True):
-        print(f"{name:<24}{len(mask):8}{int(mask.sum()):6}")
-    for what in ("channels", "parameters", "flops"):
-        print(
-            f"{what}: {row[what]:,} -> {row[f'{what}_kept']:,},"
-            f" {row[f'{what}_pruned_percent']} % pruned"
-        )
-    print(
-        f"test accuracy: {row['accuracy_before']} % before, {row['accuracy_masked']} % masked,"
-        f" {row['accuracy_slim']} % slim"
-    )

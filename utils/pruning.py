@@ -1,6 +1,11 @@
-"""Which channels go, by their scaling factors, and how their neighbours' tensors shrink."""
+"""Which channels go, by their scaling factors, and how their neighbours' tensors shrink.
 
-from collections.abc import Sequence
+A removed channel is taken as γ = 0. What it then emits behind its ReLU is the constant ReLU(bias),
+which is folded into what follows, exactly but at the border of zero-padded convolutions.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 
 import torch
@@ -10,36 +15,82 @@ from models.channel_selection import ChannelSelection
 from utils.slimming import TINY, batch_norms
 
 
-def prune_masks(
-    gammas: Sequence[Tensor], biases: Sequence[Tensor], percent: float = 0.0
-) -> list[Tensor]:
-    """Which channels survive: one bool tensor per batch norm, True where the channel is kept.
+@dataclass(frozen=True)
+class Plan:
+    """What to prune, one bool tensor per batch norm each.
 
-    All zero γ go (a subnormal γ is zero), and the k = ⌊percent · total⌋ smallest |γ| over all
-    layers, with whatever ties with the k-th. A layer in which nothing survives keeps one channel:
-    that of the largest |γ| or, if all are zero, of the largest bias.
+    ``masks`` is True where a channel is kept. ``zeros`` is True where γ (or ξ) is zero: such a
+    channel, when removed, is replaced by the constant it emits; any other is dropped with its bias.
+    """
+
+    masks: list[Tensor]
+    zeros: list[Tensor]
+
+
+def zero_channels(factors: Sequence[Tensor]) -> list[Tensor]:
+    """Where scaling factors (γ or ξ) are zero; a subnormal one is."""
+    return [factor.abs() < TINY for factor in factors]
+
+
+def plan(
+    gammas: Sequence[Tensor], biases: Sequence[Tensor], zeros: Sequence[Tensor], count: int = 0
+) -> Plan:
+    """Prune all ``zeros``, and the ``count`` smallest |γ| over all layers, zeros being the first.
+
+    Whatever ties with the last of them goes with it. A layer in which nothing survives keeps one
+    channel: that of the largest |γ| or, if all are zero, of the largest bias.
+    """
+    sizes = [gamma.abs().masked_fill(zero, 0) for gamma, zero in zip(gammas, zeros, strict=True)]
+    threshold = torch.cat(sizes).kthvalue(count).values if count else -1.0
+    masks = []
+    for size, zero, bias in zip(sizes, zeros, biases, strict=True):
+        mask = ~zero & (size > threshold)
+        if not mask.any():
+            mask[(bias if zero.all() else size).argmax()] = True
+        masks.append(mask)
+    return Plan(masks, list(zeros))
+
+
+def count_of(percent: float, channels: int) -> int:
+    """⌊percent · channels⌋, exactly: 0.29 of 100 is 29 and not 28.
 
     Raises ValueError unless 0 ≤ ``percent`` ≤ 1.
     """
     if not 0 <= percent <= 1:
         raise ValueError(f"percent is a fraction from 0 to 1, not {percent}")
-    sizes = torch.cat([gamma.abs() for gamma in gammas])
-    k = int(Decimal(repr(percent)) * len(sizes))  # exact: 0.29 of 100 is 29, not 28
-    threshold = sizes.kthvalue(k).values if k else sizes.new_tensor(-1.0)
-    masks = [(gamma.abs() >= TINY) & (gamma.abs() > threshold) for gamma in gammas]
-    for mask, gamma, bias in zip(masks, gammas, biases, strict=True):
-        if not mask.any():
-            alive = (gamma.abs() >= TINY).any()
-            mask[(gamma.abs() if alive else bias).argmax()] = True
-    return masks
+    return int(Decimal(repr(percent)) * channels)
+
+
+def smallest_count(channels: int, enough: Callable[[int], bool]) -> int | None:
+    """The fewest channels to prune so that ``enough`` holds, or None if all are too few.
+
+    Pruning more never costs more, so this is a binary search.
+    """
+    if not enough(channels):
+        return None
+    low, high = -1, channels
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
 
 
 @torch.no_grad()
-def apply_masks(model: nn.Module, masks: Sequence[Tensor]) -> None:
-    """Silence the channels that ``masks`` remove: γ and bias become 0, so their ReLU emits 0."""
-    for bn, mask in zip(batch_norms(model), masks, strict=True):
+def apply_plan(model: nn.Module, plan: Plan) -> None:
+    """Mask in place: γ = 0 for removed channels, and no bias for those dropped while alive."""
+    for bn, mask, zero in zip(batch_norms(model), plan.masks, plan.zeros, strict=True):
         bn.weight *= mask
-        bn.bias *= mask
+        bn.bias *= mask | zero
+
+
+def constants(bn: nn.BatchNorm2d, mask: Tensor) -> Tensor:
+    """What the removed channels emit, 0 for the kept ones: [channels]."""
+    return bn.bias.detach().relu().masked_fill(mask, 0)
+
+
+def offset(conv: nn.Conv2d, constants: Tensor) -> Tensor:
+    """What constant inputs add to each output of ``conv``, inside the border: [out_channels]."""
+    return conv.weight.detach().sum((2, 3)) @ constants
 
 
 @torch.no_grad()
@@ -52,24 +103,24 @@ def copy_conv(
 
 
 @torch.no_grad()
-def copy_linear(source: nn.Linear, target: nn.Linear, into: Tensor) -> None:
-    """Copy bias and the weights of the kept inputs."""
+def copy_linear(source: nn.Linear, target: nn.Linear, into: Tensor, constants: Tensor) -> None:
+    """Copy the weights of the kept inputs; the bias takes in what removed ones added."""
     target.weight.copy_(source.weight[:, into])
-    target.bias.copy_(source.bias)
+    target.bias.copy_(source.bias + source.weight @ constants)
 
 
 @torch.no_grad()
-def copy_batch_norm(source: nn.BatchNorm2d, target: nn.BatchNorm2d, mask: Tensor) -> None:
-    """Copy parameters and statistics of the kept channels."""
-    for name in ("weight", "bias", "running_mean", "running_var"):
+def copy_batch_norm(
+    source: nn.BatchNorm2d, target: nn.BatchNorm2d, mask: Tensor, missing: Tensor
+) -> None:
+    """Copy the kept channels; their mean sinks by what is ``missing`` [channels] in the input."""
+    for name in ("weight", "bias", "running_var"):
         getattr(target, name).copy_(getattr(source, name)[mask])
+    target.running_mean.copy_((source.running_mean - missing)[mask])
     target.num_batches_tracked.copy_(source.num_batches_tracked)
 
 
 def copy_selection(source: ChannelSelection, target: ChannelSelection, mask: Tensor) -> None:
     """Select from the stream the kept ones of what ``source`` selects."""
     if target.index is not None:
-        index = (
-            torch.arange(len(mask), device=mask.device) if source.index is None else source.index
-        )
-        target.index.copy_(index[mask])
+        target.index.copy_(source.positions()[mask])

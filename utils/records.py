@@ -21,7 +21,9 @@ PRUNED = (
     "model,run,method,arch,depth,dataset,seed,s,beta,percent,channels,channels_kept,"
     "channels_pruned_percent,parameters,parameters_kept,parameters_pruned_percent,flops,"
     "flops_kept,flops_pruned_percent,paper_parameters_pruned_percent,"
-    "paper_flops_pruned_percent,accuracy_before,accuracy_masked,accuracy_slim"
+    "paper_flops_pruned_percent,accuracy_before,accuracy_masked,accuracy_slim,"
+    "mask,silent,constant,alive,difference_masked,changed_masked,near_ties_masked,"
+    "difference_slim,changed_slim,near_ties_slim,largest_logit"
 ).split(",")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from models import ChannelSelection, Network
+from models import Network
 from utils import checkpoint, records
 from utils.cli import InputError, note
 from utils.data import Dataset
@@ -85,9 +85,7 @@ class Run:
         model = self.network.model
         state = model.state_dict()
         if self.network.is_full:
-            modules = model.named_modules()
-            widths = {name: m.channels for name, m in modules if isinstance(m, ChannelSelection)}
-            state = checkpoint.to_released(state, widths)
+            state = checkpoint.to_released(state, checkpoint.stream_widths(model))
         return {
             # What the earlier programs keep, ...
             "epoch": self.epoch,
