@@ -13,9 +13,12 @@ from torch import Tensor, nn
 TINY = torch.finfo(torch.float32).tiny
 
 
-def batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
-    """All 2-d batch norms of ``model`` that have scaling factors, in module order."""
-    return [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.affine]
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+
+
+def batch_norms(model: nn.Module) -> list[BatchNorm]:
+    """All batch norms of ``model`` that have scaling factors, in module order."""
+    return [m for m in model.modules() if isinstance(m, BatchNorm) and m.affine]
 
 
 def soft_threshold(x: Tensor, threshold: float) -> Tensor:

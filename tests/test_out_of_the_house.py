@@ -1,0 +1,106 @@
+"""Slim networks leave: exported, compiled, compared; and the README's library examples run."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from models import build_model, full_cfg
+from utils import bench, cli, export
+
+NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 7)]
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.fixture(params=NETWORKS, ids=lambda network: network[0])
+def checkpoint(request, tmp_path):
+    """A slim network's checkpoint, with the network itself."""
+    torch.manual_seed(0)
+    arch, depth = request.param
+    cfg = [w if w == "M" else max(1, w // 3) for w in full_cfg(arch, depth)]
+    model = build_model(arch, depth, 3, cfg).eval()
+    content = {"cfg": cfg, "state_dict": model.state_dict(), "classes": ["ä", "b", "c"],
+               "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}  # fmt: skip
+    path = tmp_path / "net_pruned.pth.tar"
+    torch.save(content, path)
+    return path, model, content
+
+
+@pytest.mark.parametrize("flags", [[], ["--normalised"]])
+@torch.no_grad()
+def test_exported_onnx_gives_the_checkpoints_answers(checkpoint, flags):
+    path, model, content = checkpoint
+    assert cli.run(export.main, ["--model", str(path), *flags]) == 0
+    written = path.with_name("net_pruned.onnx")
+    metadata = {p.key: json.loads(p.value) for p in onnx.load(written).metadata_props}
+    assert metadata["classes"] == content["classes"]
+    assert metadata["mean"] == content["mean"]
+    session = onnxruntime.InferenceSession(written)
+    for n in (1, 5):
+        pictures = torch.rand(n, 3, 32, 32)
+        x = pictures
+        if not flags:
+            mean, std = (torch.tensor(content[key])[:, None, None] for key in ("mean", "std"))
+            x = (pictures - mean) / std
+        (logits,) = session.run(None, {"pictures": pictures.numpy()})
+        np.testing.assert_allclose(logits, model(x).numpy(), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_exported_programs_give_the_checkpoints_answers(checkpoint):
+    path, model, content = checkpoint
+    assert cli.run(export.main, ["--model", str(path), "--format", "pt2", "--normalised"]) == 0
+    extra = {"classes": ""}
+    program = torch.export.load(path.with_name("net_pruned.pt2"), extra_files=extra).module()
+    assert json.loads(extra["classes"]) == content["classes"]
+    x = torch.rand(3, 3, 32, 32)
+    torch.testing.assert_close(program(x), model(x))
+
+
+def test_a_checkpoint_without_normalisation_says_so(checkpoint, tmp_path, capsys):
+    path, _, content = checkpoint
+    torch.save({key: content[key] for key in ("cfg", "state_dict")}, path)
+    assert cli.run(export.main, ["--model", str(path)]) == 2
+    assert "--normalised" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_slim_networks_train_as_one_graph(checkpoint):
+    """Nothing in a slim network's forward breaks the graph that torch.compile takes."""
+    _, model, _ = checkpoint
+    compiled = torch.compile(model.train(), backend="aot_eager", fullgraph=True)
+    x = torch.randn(2, 3, 32, 32)
+    compiled(x).square().sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_bench_prints_speed_beside_flops(checkpoint, tmp_path, capsys):
+    path, *_ = checkpoint
+    argv = ["--compare", str(path), str(path), "--batch-size", "2", "--repeats", "2", "--no-cuda"]
+    assert cli.run(bench.main, argv) == 0
+    assert re.search(r"ratio 1\.00\nbatch 2: .* speed-up [\d.]+", capsys.readouterr().out)
+
+
+def test_the_readmes_library_examples_run():
+    """ProximalSlimming on a torchvision network, and Torch-Pruning cutting what it zeroed."""
+    train, cut = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    torch.manual_seed(0)
+    pictures, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
+    scope = {"batches": [(pictures, labels)] * 3}
+    exec(train, scope)
+    model, slimming = scope["model"], scope["slimming"]
+    assert len(slimming.gamma) == sum(bn.num_features for bn in scope["batch_norms"](model))
+    assert (slimming.xi < 1).all()
+    with torch.no_grad():  # as after a long training: half of every layer is dead
+        for bn in scope["batch_norms"](model):
+            bn.weight[::2] = 0
+            bn.bias[::2] = -0.1
+        expected = model.eval()(pictures)
+    exec(cut, scope)
+    assert model.features[0].out_channels == 32
+    torch.testing.assert_close(model(pictures), expected, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,178 @@
+"""What the prune commands promise: losslessness stated, constants folded, targets reached."""
+
+import csv
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import released
+from models import build_model, restore
+from utils import checkpoint, cli
+from utils.flops import cost
+from utils.slimming import batch_norms
+
+NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 7)]
+x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def save(
+    path: Path, model: nn.Module, arch: str, depth: int, xi: torch.Tensor | None = None
+) -> None:
+    state = checkpoint.to_released(model.state_dict(), checkpoint.stream_widths(model))
+    content = {"epoch": 1, "state_dict": state, "best_prec1": torch.tensor(0.5), "xi": xi}
+    torch.save(content, path)
+
+
+def random_network(arch: str, depth: int, dead: float, positive: float = 0.0) -> nn.Module:
+    """A share ``dead`` of the channels has γ = 0, and of these ``positive`` a positive bias."""
+    torch.manual_seed(0)
+    model = build_model(arch, depth, 2).eval()
+    with torch.no_grad():
+        for bn in batch_norms(model):
+            bn.weight.uniform_(0.2, 1)
+            bn.bias.uniform_(-0.2, 0.2)
+            bn.running_mean.normal_(0, 0.1)
+            chosen = torch.rand(bn.num_features) < dead
+            emits = torch.rand(bn.num_features) < positive
+            bn.weight[chosen] = 0
+            bn.bias[chosen] = torch.where(emits, 0.1, -0.1)[chosen]
+    return model
+
+
+def prune(arch: str, path: Path, pictures: Path, *flags: object) -> int:
+    argv = ["--model", path, "--dataset", "folder", "--data", pictures, "--no-cuda", *flags]
+    return cli.run(importlib.import_module(f"{arch}_prune").main, list(map(str, argv)))
+
+
+def record(folder: Path) -> dict[str, str]:
+    with (folder / "pruned_record.csv").open(newline="") as file:
+        return list(csv.DictReader(file))[-1]
+
+
+def slim_network(folder: Path) -> nn.Module:
+    (path,) = folder.glob("*pruned.pth.tar")
+    return checkpoint.load(path, restore)[1].model.eval()
+
+
+@pytest.mark.parametrize(("arch", "depth"), NETWORKS)
+def test_silent_channels_are_pruned_without_loss_and_the_report_says_so(
+    arch, depth, tmp_path, pictures, capsys
+):
+    model = random_network(arch, depth, dead=0.5)
+    save(tmp_path / "net.pth.tar", model, arch, depth)
+    assert prune(arch, tmp_path / "net.pth.tar", pictures) == 0
+    printed = capsys.readouterr().out
+    row = record(tmp_path)
+    dead = sum(int((bn.weight == 0).sum()) for bn in batch_norms(model))
+    assert (row["silent"], row["constant"], row["alive"]) == (str(dead), "0", "0")
+    assert f"{dead} silent" in printed
+    assert "lossless" in printed
+    assert row["difference_masked"] == "0"  # bitwise
+    assert float(row["difference_slim"]) < 1e-4 * float(row["largest_logit"])
+    assert (row["changed_masked"], row["changed_slim"]) == ("0", "0")
+    with torch.no_grad():
+        torch.testing.assert_close(slim_network(tmp_path)(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("arch", "depth"), NETWORKS)
+def test_constants_are_counted_and_folded(arch, depth, tmp_path, pictures, capsys):
+    model = random_network(arch, depth, dead=0.5, positive=0.5)
+    with torch.no_grad():
+        for module in model.modules():  # no border: folding is then exact
+            if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+                module.weight[:, :, [0, 2]] = 0
+                module.weight[:, :, 1, [0, 2]] = 0
+    save(tmp_path / "net.pth.tar", model, arch, depth)
+    assert prune(arch, tmp_path / "net.pth.tar", pictures) == 0
+    row = record(tmp_path)
+    zero = [(bn.weight == 0, bn.bias > 0) for bn in batch_norms(model)]
+    assert int(row["constant"]) == sum(int((z & positive).sum()) for z, positive in zero) > 0
+    assert row["difference_masked"] == "0"
+    assert "lossless" not in capsys.readouterr().out
+    with torch.no_grad():
+        torch.testing.assert_close(slim_network(tmp_path)(x), model(x), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("arch", "depth"), NETWORKS)
+def test_mask_xi_prunes_more_and_compares_itself_with_gamma(
+    arch, depth, tmp_path, pictures, capsys
+):
+    model = random_network(arch, depth, dead=0.3)
+    xi = torch.cat([bn.weight.detach() for bn in batch_norms(model)])
+    jittering = (torch.rand(len(xi)) < 0.2) & (xi != 0)
+    with torch.no_grad():  # ξ = 0, and γ near it
+        for bn, part in zip(batch_norms(model), jittering.split(
+                [bn.num_features for bn in batch_norms(model)]), strict=True):  # fmt: skip
+            bn.weight[part] = 1e-7
+    save(tmp_path / "net.pth.tar", model, arch, depth, xi.masked_fill(jittering, 0))
+    assert prune(arch, tmp_path / "net.pth.tar", pictures, "--mask", "xi") == 0
+    row = record(tmp_path)
+    assert row["alive"] == str(int(jittering.sum()))
+    printed = capsys.readouterr().out
+    gamma, xi_line = (
+        re.search(rf"^{mask} +([\d.]+) %", printed, re.M)[1] for mask in ("gamma", "xi")
+    )
+    assert float(gamma) < float(xi_line) == float(row["channels_pruned_percent"])
+    # γ was within 1e-7 of 0, so that replacing those channels by their constants costs nothing
+    # but the border.
+    masked = [float(row["difference_masked"]), float(row["largest_logit"])]
+    assert masked[0] < 1e-3 * masked[1]
+
+
+def test_mask_xi_needs_xi(tmp_path, pictures, capsys):
+    save(tmp_path / "net.pth.tar", random_network("vgg", 11, 0.5), "vgg", 11)
+    assert prune("vgg", tmp_path / "net.pth.tar", pictures, "--mask", "xi") == 2
+    assert "has no ξ" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["net.pth.tar"]
+
+
+@pytest.mark.parametrize(("arch", "depth"), NETWORKS)
+@pytest.mark.parametrize("kind", ["flops", "params"])
+def test_a_target_is_reached_by_the_smallest_threshold(arch, depth, kind, tmp_path, pictures):
+    model = random_network(arch, depth, dead=0.1)
+    save(tmp_path / "net.pth.tar", model, arch, depth)
+    assert prune(arch, tmp_path / "net.pth.tar", pictures, f"--target-{kind}", "0.6") == 0
+    what = {"params": "parameters"}.get(kind, kind)
+    removed = 1 - getattr(cost(slim_network(tmp_path)), what) / getattr(cost(model), what)
+    assert removed >= 0.6
+    # One channel less would have been too few.
+    kept = int(record(tmp_path)["channels_kept"])
+    total = int(record(tmp_path)["channels"])
+    fewer = (total - kept - 1) / total
+    assert prune(arch, tmp_path / "net.pth.tar", pictures, "--percent", fewer) == 0
+    removed = 1 - getattr(cost(slim_network(tmp_path)), what) / getattr(cost(model), what)
+    assert removed < 0.6
+
+
+def test_a_target_out_of_reach_says_how_far_it_gets(tmp_path, pictures, capsys):
+    save(tmp_path / "net.pth.tar", random_network("resnet", 11, 0.1), "resnet", 11)
+    assert prune("resnet", tmp_path / "net.pth.tar", pictures, "--target-flops", "0.99") == 2
+    assert re.search(r"out of reach: .* 0\.\d+ of the flops", capsys.readouterr().err)
+    assert [p.name for p in tmp_path.iterdir()] == ["net.pth.tar"]
+
+
+@pytest.mark.parametrize(("arch", "depth"), NETWORKS)
+def test_the_released_layout_is_written_for_the_earlier_programs(arch, depth, tmp_path, pictures):
+    model = random_network(arch, depth, dead=0.5)
+    save(tmp_path / "net.pth.tar", model, arch, depth)
+    assert prune(arch, tmp_path / "net.pth.tar", pictures, "--layout", "released") == 0
+    (path,) = tmp_path.glob("*pruned.pth.tar")
+    content = torch.load(path, weights_only=True)
+    assert content["layout"] == "released"
+    state = content["state_dict"]
+    for key in [key for key in state if key.endswith("select.indexes")]:
+        bn = key.removesuffix("select.indexes")
+        bn += "bn1" if f"{bn}bn1.weight" in state else "bn"
+        assert state[key].dtype == torch.float32
+        assert len(state[f"{bn}.weight"]) == len(state[key])
+        gone = state[key] == 0
+        assert (state[f"{bn}.weight"][gone] == 0).all()
+        assert (state[f"{bn}.running_var"][gone] == 1).all()
+    with torch.no_grad():
+        answers = getattr(released, arch)(state, x)
+        torch.testing.assert_close(answers, model(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(slim_network(tmp_path)(x), answers, rtol=1e-4, atol=1e-5)
