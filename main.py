@@ -24,7 +24,15 @@ from utils.data import Batches, Dataset, load_dataset
 from utils.device import Execution, fastest, pick_device
 from utils.recipes import recipe
 from utils.run import Files, Run
-from utils.settings import Settings, check_classes, check_said, inherit, parser, resolve
+from utils.settings import (
+    Settings,
+    check_classes,
+    check_said,
+    inherit,
+    parser,
+    resolve,
+    stored_settings,
+)
 from utils.slimming import (
     METHODS,
     TINY,
@@ -71,25 +79,9 @@ def train(run: Run, test_batch_size: int, log_interval: int, argv: Sequence[str]
             )
         test_loss, accuracy = evaluate(model, tests, execution)
         test_seconds = time.perf_counter() - start - train_seconds
-        penalty, ns_penalty = method.penalty(), method.ns_penalty()
-        row = {
-            "epoch": epoch + 1,
-            "lr": f"{lr:.6g}",
-            "alpha": f"{alpha:.6g}",
-            "train_loss": f"{train_loss:.6f}",
-            "objective": None if penalty is None else f"{train_loss + penalty:.6f}",
-            "ns_objective": None if ns_penalty is None else f"{train_loss + ns_penalty:.6f}",
-            "test_loss": f"{test_loss:.6f}",
-            "test_accuracy": f"{accuracy:.4f}",
-            "gamma_zeros": method.gamma_zeros(),
-            "xi_zeros": method.xi_zeros(),
-            "train_seconds": f"{train_seconds:.3f}",
-            "test_seconds": f"{test_seconds:.3f}",
-        }
         run.epoch = epoch + 1
-        records.append(run.files.log, records.LOG, row)
+        log.append(run.log(lr, train_loss, test_loss, accuracy, train_seconds, test_seconds))
         run.save(accuracy)
-        log.append(row)
         print(
             f"epoch {epoch + 1}/{s.epochs}: lr {lr:g}, {tally}, test accuracy {accuracy:.2f} %,"
             f" {zeros(method)}, {train_seconds:.1f} s + {test_seconds:.1f} s",
@@ -108,8 +100,8 @@ def zeros(method: Baseline) -> str:
 
 def summary(run: Run) -> str:
     """Zeros per layer, the best accuracy, and the command that comes next."""
-    s, method, model = run.settings, run.method, run.network.model
-    names = [name for name, m in model.named_modules() if m in batch_norms(model)]
+    s, method, norms = run.settings, run.method, batch_norms(run.network.model)
+    names = [name for name, module in run.network.model.named_modules() if module in norms]
     xi = method.gamma if method.xi is None else method.xi
     lines = [f"{'layer':<24}channels  γ = 0" + ("" if method.xi is None else "  ξ = 0")]
     for name, g, x in zip(names, method.split(method.gamma), method.split(xi), strict=True):
@@ -194,7 +186,11 @@ def main(argv: list[str] | None = None) -> None:
     path, content, network, known = given.get(mode), {}, None, {}
     if mode is not None:
         content, network = checkpoint.load(Path(path), restore)
-        known = inherit(content, network)
+        if mode == "resume" and "epoch" not in content:
+            raise InputError(
+                f"{path} cannot be resumed: no training is in it; fine-tune by --refine"
+            )
+        known = inherit(content, network, path)
         check_said(given, known, path)
     device = pick_device("no_cuda" in given)
     test_batch_size = given.get("test_batch_size", 256)
@@ -208,14 +204,18 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{path}: test loss {loss:.4f}, test accuracy {accuracy:.2f} %")
         return
 
-    settings = resolve(given, content.get("settings", {}) if mode == "resume" else {}, known)
+    stored = stored_settings(content, path) if mode == "resume" else {}
+    settings = resolve(given, stored, known)
+    if given.get("start_epoch", 0) >= settings.epochs:
+        raise InputError(f"--start-epoch must be below the {settings.epochs} epochs")
     try:
         cfg = full_cfg(settings.arch, settings.depth)
     except ValueError as error:
         raise InputError(str(error)) from None
-    files = Files(Path(given.get("save", "logs")), settings.run)
+    folder = "logs" if path is None else Path(path).parent
+    files = Files(Path(given.get("save", folder)), settings.run)
     cli.check_writable(files.folder)
-    files.check(content.get("run", files.run) if mode == "resume" else None)
+    files.check(Path(path) if mode == "resume" else None)
     data = load_data(asdict(settings))
     torch.manual_seed(settings.seed)
     if network is None:

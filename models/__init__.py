@@ -89,9 +89,9 @@ def restore(state: Mapping[str, Tensor]) -> Network:
     with torch.device("meta"):
         full = build_model(arch, depth, 1)
     norms = [name for name, m in full.named_modules() if isinstance(m, nn.BatchNorm2d)]
-    missing = [key for key in (head, *(f"{name}.weight" for name in norms)) if key not in state]
-    if missing:
-        raise ValueError(f"{missing[0]} is missing")
+    for key in (head, *(f"{name}.weight" for name in norms)):
+        if key not in state or state[key].dim() == 0:
+            raise ValueError(f"{key} is missing or has no length")
     num_classes = len(state[head])
     kept = iter(len(state[f"{name}.weight"]) for name in norms)
     cfg = [width if width == "M" else next(kept) for width in full_cfg(arch, depth)]

@@ -14,7 +14,7 @@ programs read as well.
 import _codecs
 import os
 import pickle
-import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,17 @@ SCALAR_GLOBALS: list[Any] = [
     (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
     (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
 ]
+# What our own checkpoints add to those of the earlier programs, where it is read by type.
+TYPES = {
+    "cfg": list,
+    "classes": list,
+    "mean": list,
+    "std": list,
+    "settings": dict,
+    "run": str,
+    "precision": str,
+    "channels_last": bool,
+}
 # A batch norm's entries, and what a removed channel has there in the released layout.
 REMOVED = {"weight": 0.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
 
@@ -46,21 +57,18 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
 
     Tensors are copied to the CPU first. Raises InputError where the disk refuses.
     """
-    temporary = None
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=path.name, suffix=".tmp", delete=False
-        ) as file:
-            temporary = file.name
+        with temporary.open("wb") as file:
             torch.save(_on_cpu(content), file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise InputError(f"{path} could not be written ({error})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _on_cpu(value: Any) -> Any:
@@ -80,7 +88,8 @@ def load(path: Path, restore: Callable[[State], Network]) -> tuple[dict[str, Any
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path}")
     try:
-        with torch.serialization.safe_globals(SCALAR_GLOBALS):
+        with torch.serialization.safe_globals(SCALAR_GLOBALS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of old pickles: an error follows, or nothing
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise InputError(
@@ -91,16 +100,23 @@ def load(path: Path, restore: Callable[[State], Network]) -> tuple[dict[str, Any
         raise InputError(f"{path} is not a whole checkpoint ({reason[:150]})") from None
     state = content.get("state_dict") if isinstance(content, dict) else None
     good = isinstance(state, dict) and all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+        isinstance(key, str) and isinstance(value, Tensor) and value.layout is torch.strided
+        for key, value in state.items()
     )
     if not good or not state:
         raise InputError(f"{path} is not a checkpoint: it has no state_dict of tensors")
+    for key, type_ in TYPES.items():
+        if not isinstance(content.get(key, type_()), type_):
+            raise InputError(f"{path} is damaged: its {key} is not a {type_.__name__}")
+    for key, type_ in (("classes", str), ("mean", float), ("std", float)):
+        if not all(isinstance(value, type_) for value in content.get(key, [])):
+            raise InputError(f"{path} is damaged: its {key} holds other than {type_.__name__}s")
     content["state_dict"] = {key.removeprefix("module."): value for key, value in state.items()}
     try:
         network = restore(to_compact(content["state_dict"]))
     except ValueError as error:
         raise InputError(f"{path} does not fit a network of this program: {error}") from None
-    if list(content.get("cfg") or network.cfg) != network.cfg:
+    if content.get("cfg", network.cfg) != network.cfg:
         raise InputError(f"{path} contradicts itself: its cfg does not fit its weights")
     return content, network
 
@@ -142,7 +158,7 @@ def _batch_norm_of(select: str, state: Mapping[str, Tensor]) -> str:
 
 
 def to_compact(state: Mapping[str, Tensor]) -> State:
-    """A state dict in the compact layout, from either. Nothing is copied that stays as it is."""
+    """A state dict in the compact layout, from either one. Raises ValueError if it is neither."""
     compact = dict(state)
     for key, indexes in state.items():
         if not key.endswith("select.indexes"):
@@ -152,15 +168,14 @@ def to_compact(state: Mapping[str, Tensor]) -> State:
         if indexes.dim() != 1 or not ((indexes == 0) | (indexes == 1)).all():
             raise ValueError(f"{key} is not a vector of zeros and ones")
         index = indexes.nonzero().flatten()
-        if len(index) == len(indexes):
-            continue
-        compact[f"{select}.index"] = index
         bn = _batch_norm_of(select, state)
         for entry in REMOVED:
             full = state.get(f"{bn}.{entry}")
             if full is None or full.shape != indexes.shape:
                 raise ValueError(f"{bn}.{entry} is missing or not as long as {key}")
             compact[f"{bn}.{entry}"] = full[index]
+        if len(index) < len(indexes):
+            compact[f"{select}.index"] = index
     return compact
 
 

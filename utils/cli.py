@@ -1,6 +1,7 @@
 """What every command needs: argument types, one-line errors, exit codes, progress."""
 
 import argparse
+import io
 import math
 import os
 import signal
@@ -22,6 +23,9 @@ class Diverged(Exception):
 
 def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 2 for bad input, 3 for a diverged training."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that has no γ gets \\u03b3
+            stream.reconfigure(errors="backslashreplace")
     try:
         main(argv)
     except InputError as error:
@@ -57,20 +61,22 @@ def _number(convert: Callable, description: str, accept: Callable[[float], bool]
     return parse
 
 
-positive_int = _number(int, "a whole number above 0", lambda x: x > 0)
-natural = _number(int, "a whole number, 0 or more", lambda x: x >= 0)
+# Bounds keep everything within 64-bit integers and float32.
+positive_int = _number(int, "a whole number from 1 to 2**31", lambda x: 1 <= x <= 2**31)
+natural = _number(int, "a whole number, 0 or more", lambda x: 0 <= x <= 2**31)
 seed = _number(int, "a whole number from 0 to 2**63 - 1", lambda x: 0 <= x < 2**63)
-positive = _number(float, "a number above 0", lambda x: x > 0)
-not_negative = _number(float, "a number, 0 or more", lambda x: x >= 0)
-number = _number(float, "a finite number", lambda x: True)
+positive = _number(float, "a number above 0 (1e-30 to 1e30)", lambda x: 1e-30 <= x <= 1e30)
+not_negative = _number(float, "a number from 0 to 1e30", lambda x: 0 <= x <= 1e30)
+number = _number(float, "a number from -1e30 to 1e30", lambda x: abs(x) <= 1e30)
 fraction = _number(float, "a fraction from 0 to 1", lambda x: 0 <= x <= 1)
 momentum = _number(float, "a number from 0 to below 1", lambda x: 0 <= x < 1)
 
 
 def file_name(text: str) -> str:
-    """A name that files begin with: no path separator, not empty."""
-    if not text or "/" in text or os.sep in text or "\0" in text or text.startswith("."):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a name: files begin with it")
+    """A name that files begin with: no path separator, not empty, not too long for a file."""
+    bad = not text or "/" in text or os.sep in text or "\0" in text or text.startswith(".")
+    if bad or len(os.fsencode(text)) > 150:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a name that files can begin with")
     return text
 
 

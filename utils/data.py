@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from http.client import HTTPException
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,11 @@ PAD = 4
 CIFAR_NORM = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 SVHN_NORM = ((0.4376821, 0.4437697, 0.47280442), (0.19803012, 0.20101562, 0.19703614))
 # Pictures and classes of the public data sets, to notice an archive that is only half there.
-KNOWN = {"cifar10": (50_000, 10_000, 10), "cifar100": (50_000, 10_000, 100)}
+KNOWN = {
+    "cifar10": (50_000, 10_000, 10),
+    "cifar100": (50_000, 10_000, 100),
+    "SVHN": (604_388, 26_032, 10),
+}
 DATASETS = ("cifar10", "cifar100", "SVHN", "folder", "shapes")
 
 
@@ -101,6 +107,10 @@ def _torchvision(name: str, folder: Path | None) -> Dataset:
     root = Path(f"data.{name}") if folder is None else folder
     if folder is not None and not folder.is_dir():
         raise InputError(f"--data {folder} is not a folder")
+    if name == "SVHN" and find_spec("scipy") is None:  # or torchvision would first download
+        raise InputError(
+            "torchvision reads SVHN with scipy, which is not installed: pip install scipy"
+        )
 
     def get(**split: bool | str):
         kind = getattr(datasets, {"SVHN": "SVHN"}.get(name, name.upper()))
@@ -116,11 +126,7 @@ def _torchvision(name: str, folder: Path | None) -> Dataset:
             parts = [get(train=train) for train in (True, False)]
             classes = tuple(parts[0].classes)
             arrays = [(x.data, np.asarray(x.targets)) for x in parts]
-    except ImportError:
-        raise InputError(
-            "torchvision reads SVHN with scipy, which is not installed: pip install scipy"
-        ) from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (OSError, HTTPException, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         if folder is None:
             missing = f"{name} could not be downloaded into {root}"

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +87,11 @@ def _decode(files: list[Path]) -> np.ndarray:
     for i, file in enumerate(tqdm(files, desc="reading pictures", leave=False, disable=None)):
         try:
             with Image.open(file) as picture:
-                rgb = picture.convert("RGB")
+                if picture.mode.startswith("I;16"):  # Pillow would clip 16-bit grey, not scale it
+                    grey = np.asarray(picture).astype(np.uint16) >> 8
+                    rgb = Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+                else:
+                    rgb = picture.convert("RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"{file} is not a readable picture ({reason[:200]})") from None
@@ -106,7 +109,8 @@ def _fingerprint(folder: Path, files: list[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         stat = file.stat()
-        digest.update(f"{file.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(file.relative_to(folder)))
+        digest.update(f"\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
@@ -125,16 +129,15 @@ def _read_cache(cache: Path, fingerprint: str, count: int) -> np.ndarray | None:
 
 def _write_cache(cache: Path, fingerprint: str, images: np.ndarray) -> bool:
     """Write atomically; False where the folder cannot be written to."""
+    temporary = cache.with_name(f"{cache.name}.{os.getpid()}.tmp")
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=cache.parent, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, images=images, fingerprint=fingerprint)
-            os.replace(temporary, cache)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        with temporary.open("wb") as file:
+            np.savez(file, images=images, fingerprint=fingerprint)
+        os.replace(temporary, cache)
     except OSError:
         return False
+    finally:
+        if temporary.exists():
+            temporary.unlink()
     return True

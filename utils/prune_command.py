@@ -89,9 +89,12 @@ def prune(arch: str, name: str, slim: Slim, argv: list[str] | None) -> None:
     args = parser(arch, name).parse_args(argv)
     path = Path(args.model)
     content, network = checkpoint.load(path, restore)
-    known = inherit(content, network)
+    known = inherit(content, network, args.model)
     check_said({**vars(args), "arch": arch}, known, args.model)
     folder = Path(getattr(args, "save", path.parent))
+    out = folder / f"{args.name}pruned.pth.tar"
+    if out.resolve() == path.resolve():
+        raise InputError(f"{out} would overwrite what is to be pruned: choose another --name")
     record_path = folder / "pruned_record.csv"
     cli.check_writable(folder)
     records.read(record_path, records.PRUNED)
@@ -126,7 +129,6 @@ def prune(arch: str, name: str, slim: Slim, argv: list[str] | None) -> None:
     before = predict(model, tests)
     labels, full_cost = tests.labels.cpu(), cost(model)
     source = content.get("settings", {})
-    out = folder / f"{args.name}pruned.pth.tar"
     row = {
         "model": out.name,
         "run": content.get("run", path.name.removesuffix("checkpoint.pth.tar")),

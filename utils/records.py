@@ -57,9 +57,17 @@ def append(path: Path, columns: Sequence[str], row: Mapping[str, object]) -> Non
         file.write(text.getvalue())
 
 
-def keep_epochs(path: Path, below: int) -> list[dict[str, str]]:
-    """Drop the log's lines from epoch ``below`` on, which a resumed run writes again."""
-    rows = [row for row in read(path, LOG) if int(row["epoch"]) < below]
+def keep_epochs(path: Path, done: int) -> list[dict[str, str]]:
+    """Keep the log's lines of epochs 1 to ``done``: a resumed run writes the later ones again.
+
+    Raises InputError when a line of the log is none of ours.
+    """
+    try:
+        rows = [row for row in read(path, LOG) if int(row["epoch"]) <= done]
+        for row in rows:
+            float(row["train_seconds"]), float(row["test_accuracy"])
+    except (TypeError, ValueError):
+        raise InputError(f"{path} has a line that is no epoch's: move it away") from None
     if path.exists():
         temporary = path.with_name(path.name + ".tmp")
         with temporary.open("w", newline="", encoding="utf-8") as file:

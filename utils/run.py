@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from models import Network
 from utils import checkpoint, records
@@ -41,12 +42,16 @@ class Files:
         refined = self.run.endswith("_refine")
         return self.folder / ("refine_record.csv" if refined else "train_record.csv")
 
-    def check(self, resumed: str | None) -> None:
-        """Raise InputError if a new run would overwrite another's files, or cannot write its own.
+    def check(self, resumed: Path | None) -> None:
+        """Raise InputError if a run would overwrite another's files, or cannot write its own.
 
-        ``resumed`` is the run that is resumed, if one is.
+        ``resumed`` is the checkpoint that is resumed, if one is.
         """
-        if self.checkpoint.exists() and resumed != self.run:
+        own = resumed is not None and resumed.resolve() in (
+            self.checkpoint.resolve(),
+            self.best.resolve(),
+        )
+        if self.checkpoint.exists() and not own:
             raise InputError(
                 f"{self.checkpoint} is there already: go on with it by --resume {self.checkpoint},"
                 " or give this run another --name"
@@ -72,9 +77,38 @@ class Run:
     epoch: int = 0
     best: float = 0.0
 
+    def log(
+        self,
+        lr: float,
+        train_loss: float,
+        test_loss: float,
+        accuracy: float,
+        train_seconds: float,
+        test_seconds: float,
+    ) -> dict[str, Any]:
+        """Append the line of the epoch just finished to the log; ``accuracy`` is in percent."""
+        penalty, ns_penalty = self.method.penalty(), self.method.ns_penalty()
+        row = {
+            "epoch": self.epoch,
+            "lr": f"{lr:.6g}",
+            "alpha": f"{1 / lr:.6g}",
+            "train_loss": f"{train_loss:.6f}",
+            # F of eq. (5), and eq. (2), with the penalties as they stand now
+            "objective": None if penalty is None else f"{train_loss + penalty:.6f}",
+            "ns_objective": None if ns_penalty is None else f"{train_loss + ns_penalty:.6f}",
+            "test_loss": f"{test_loss:.6f}",
+            "test_accuracy": f"{accuracy:.4f}",
+            "gamma_zeros": self.method.gamma_zeros(),
+            "xi_zeros": self.method.xi_zeros(),
+            "train_seconds": f"{train_seconds:.3f}",
+            "test_seconds": f"{test_seconds:.3f}",
+        }
+        records.append(self.files.log, records.LOG, row)
+        return row
+
     def save(self, accuracy: float) -> None:
         """Write the checkpoint, and the best one too where ``accuracy`` (percent) is the best."""
-        is_best = accuracy > self.best
+        is_best = accuracy >= self.best
         self.best = max(accuracy, self.best)
         content = self._content()
         checkpoint.save(self.files.checkpoint, content)
@@ -111,6 +145,8 @@ class Run:
         try:
             self.epoch = int(content["epoch"])
             self.best = 100 * float(content["best_prec1"])
+            if self.epoch < 0 or not 0 <= self.best <= 100:
+                raise ValueError("its epoch or best_prec1 is out of range")
             buffers = checkpoint.momentum(content, parameters)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path} cannot be resumed: {error}") from None
@@ -124,7 +160,7 @@ class Run:
             if xi is None:
                 note(f"note: {path} has no ξ: it starts again at ξ = γ")
                 xi = self.method.gamma
-            if xi.shape != self.method.xi.shape:
+            if not isinstance(xi, Tensor) or xi.shape != self.method.xi.shape:
                 raise InputError(f"{path} cannot be resumed: its ξ is not as long as its γ")
             self.method.xi.copy_(xi)
 
@@ -149,9 +185,9 @@ class Run:
             "channels": len(self.method.gamma),
             "gamma_zeros": self.method.gamma_zeros(),
             "xi_zeros": self.method.xi_zeros(),
-            "test_accuracy": round(accuracy, 4),
-            "best_accuracy": round(self.best, 4),
-            "seconds_per_epoch": round(seconds_per_epoch, 3),
+            "test_accuracy": f"{accuracy:.4f}",
+            "best_accuracy": f"{self.best:.4f}",
+            "seconds_per_epoch": f"{seconds_per_epoch:.3f}",
             "checkpoint": self.files.checkpoint.name,
             "command": shlex.join(["python", "main.py", *argv]),
         }

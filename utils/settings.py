@@ -137,7 +137,11 @@ def parser() -> argparse.ArgumentParser:
     sgd.add_argument("--no-cuda", action="store_true", help="train on the CPU")
 
     files = p.add_argument_group("files")
-    files.add_argument("--save", metavar="DIR", help="where all files go (default logs)")
+    files.add_argument(
+        "--save",
+        metavar="DIR",
+        help="where all files go (default logs, or the folder of the checkpoint)",
+    )
     files.add_argument(
         "--name", type=cli.file_name, help="what their names begin with (default: the method)"
     )
@@ -159,6 +163,10 @@ def resolve(
 
     Raises InputError where flags contradict ``stored``, or one another.
     """
+    if "xi_init" in given:
+        given = {**given, "xi_init": tuple(given["xi_init"])}
+        if given["xi_init"][0] > given["xi_init"][1]:
+            raise InputError("--xi-init takes LOW HIGH, the lower one first")
     known = {**inherited, **stored, **given}
     if "sparsity_regularization" in given:
         known["method"] = given.get("method", ProximalSlimming.name)
@@ -191,10 +199,6 @@ def resolve(
     for key in of_method - defaults.keys():
         known[key] = None
     values = {f.name: known.get(f.name, defaults.get(f.name)) for f in fields(Settings)}
-    if values["xi_init"] is not None:
-        values["xi_init"] = tuple(values["xi_init"])
-        if values["xi_init"][0] > values["xi_init"][1]:
-            raise InputError("--xi-init takes LOW HIGH, the lower one first")
     settings = Settings(**values)
     _check_same_run(settings, stored)
     return settings
@@ -211,10 +215,43 @@ def _check_same_run(settings: Settings, stored: Mapping[str, Any]) -> None:
             )
 
 
-def inherit(content: Mapping[str, Any], network: Network) -> dict[str, Any]:
-    """What need not be said again of a network and its data, from its checkpoint."""
+def stored_settings(content: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """The settings in the checkpoint read from ``path``, {} in one of an earlier program.
+
+    Raises InputError unless they could have been given as flags.
+    """
+    stored = content.get("settings", {})
+    flags = []
+    for field in fields(Settings):
+        value = stored.get(field.name)
+        flag = "--" + field.name.replace("_", "-")
+        if field.name == "method" and value != Baseline.name:
+            flags += [] if value is None else ["-sr", f"{flag}={value}"]
+        elif field.name == "nesterov":
+            flags += ["--no-nesterov"] if value is False else []
+        elif field.name == "xi_init" and isinstance(value, tuple):
+            flags += [flag, *map(str, value)]
+        elif value is not None and field.name != "method":
+            flags.append(f"{flag}={value}")
+
+    def refuse(message: str) -> None:
+        raise InputError(f"{path} cannot be resumed or pruned: its settings are damaged: {message}")
+
+    strict = parser()
+    strict.error = refuse
+    said = {"method": Baseline.name, "nesterov": True, **vars(strict.parse_args(flags))}
+    if "xi_init" in said:
+        said["xi_init"] = tuple(said["xi_init"])
+    for key, value in stored.items():
+        if value is not None and said.get(key) != value:
+            refuse(f"{key} is {value!r}")
+    return dict(stored)
+
+
+def inherit(content: Mapping[str, Any], network: Network, path: str) -> dict[str, Any]:
+    """What need not be said again of a network and its data, from its checkpoint at ``path``."""
     kept = ("name", "dataset", "data", "subset", "test_subset", "seed")
-    source = content.get("settings", {})
+    source = stored_settings(content, path)
     known = {key: source[key] for key in kept if source.get(key) is not None}
     return {**known, "arch": network.arch, "depth": network.depth}
 
