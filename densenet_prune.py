@@ -30,6 +30,7 @@ def slim(model: DenseNet, masks: Sequence[Tensor]) -> DenseNet:
     Removed channels are taken as γ = 0; the ReLU(bias) they emit is folded into what follows,
     exactly but at the border of 3×3 convolutions. Where they emit 0, both compute the same.
     """
+    masks = [mask.to(model.fc.weight.device) for mask in masks]
     depth = 3 * len(model.dense1) + 4
     cfg = [int(mask.sum()) for mask in masks]
     small = DenseNet(depth, model.fc.out_features, cfg).to(model.fc.weight)

@@ -51,6 +51,7 @@ def train(run: Run, test_batch_size: int, log_interval: int, argv: Sequence[str]
     tests = Batches(run.data, "test", test_batch_size, execution.device)
     run.files.folder.mkdir(parents=True, exist_ok=True)
     log = records.keep_epochs(run.files.log, run.epoch)
+    trains = run.epoch < s.epochs
     for epoch in range(run.epoch, s.epochs):  # line 1: for each epoch t
         lr = learning_rate(epoch, s.epochs, s.lr)
         alpha = 1 / lr
@@ -72,12 +73,12 @@ def train(run: Run, test_batch_size: int, log_interval: int, argv: Sequence[str]
         train_loss = tally.mean_loss()
         train_seconds = time.perf_counter() - start
         progress.close()
-        if not (math.isfinite(train_loss) and method.gamma.isfinite().all()):
+        test_loss, accuracy = evaluate(model, tests, execution)
+        if not (math.isfinite(train_loss + test_loss) and method.gamma.isfinite().all()):
             raise Diverged(
                 f"the loss or a scaling factor is not finite in epoch {epoch + 1}, which is not"
                 f" saved: try a smaller --lr than {s.lr}"
             )
-        test_loss, accuracy = evaluate(model, tests, execution)
         test_seconds = time.perf_counter() - start - train_seconds
         run.epoch = epoch + 1
         log.append(run.log(lr, train_loss, test_loss, accuracy, train_seconds, test_seconds))
@@ -87,10 +88,12 @@ def train(run: Run, test_batch_size: int, log_interval: int, argv: Sequence[str]
             f" {zeros(method)}, {train_seconds:.1f} s + {test_seconds:.1f} s",
             flush=True,
         )
-    if log:
+    accuracy = float(log[-1]["test_accuracy"]) if log else run.best
+    # A finished run that is resumed has its row, unless it was killed just before that.
+    if log and (trains or not run.is_recorded()):
         seconds = [float(row["train_seconds"]) for row in log]
-        run.record(float(log[-1]["test_accuracy"]), sum(seconds) / len(seconds), argv)
-    print(summary(run))
+        run.record(accuracy, sum(seconds) / len(seconds), argv)
+    print(summary(run, accuracy))
 
 
 def zeros(method: Baseline) -> str:
@@ -98,8 +101,8 @@ def zeros(method: Baseline) -> str:
     return text if method.xi is None else f"{text}, ξ = 0: {method.xi_zeros()}"
 
 
-def summary(run: Run) -> str:
-    """Zeros per layer, the best accuracy, and the command that comes next."""
+def summary(run: Run, accuracy: float) -> str:
+    """Zeros per layer, the final ``accuracy`` in percent, and the command that comes next."""
     s, method, norms = run.settings, run.method, batch_norms(run.network.model)
     names = [name for name, module in run.network.model.named_modules() if module in norms]
     xi = method.gamma if method.xi is None else method.xi
@@ -108,8 +111,8 @@ def summary(run: Run) -> str:
         line = f"{name:<24}{len(g):8}{int((g.abs() < TINY).sum()):7}"
         lines.append(line if method.xi is None else f"{line}{int((x == 0).sum()):7}")
     lines.append(
-        f"best test accuracy {run.best:.2f} %, {zeros(method)} of {len(method.gamma)};"
-        f" checkpoint {run.files.checkpoint}"
+        f"test accuracy {accuracy:.2f} % (best {run.best:.2f} %),"
+        f" {zeros(method)} of {len(method.gamma)}; checkpoint {run.files.checkpoint}"
     )
     if method.lambda_ is not None:
         command = [f"{s.arch}_prune.py", "--model", str(run.files.checkpoint)]
@@ -121,26 +124,22 @@ def summary(run: Run) -> str:
 
 
 def make_method(settings: Settings, model: nn.Module) -> Baseline:
-    options = {
-        "lambda_": settings.s,
-        "beta": settings.beta,
-        "every": settings.prox_every,
-        "xi_init": settings.xi_init,
-    }
-    return METHODS[settings.method](model, **{k: v for k, v in options.items() if v is not None})
+    method = METHODS[settings.method]
+    names = {"s": "lambda_"}
+    return method(model, **{names.get(k, k): getattr(settings, k) for k in method.settings})
 
 
-def warn_if_out_of_reach(settings: Settings, pictures: int) -> None:
+def warn_if_out_of_reach(settings: Settings, xi: torch.Tensor, pictures: int) -> None:
     """Say so when the penalty alone cannot bring a factor to zero in this schedule."""
     s = settings
     each = math.ceil(pictures / s.batch_size) if s.prox_every == "step" else 1
     schedule = [(each, 1 / learning_rate(epoch, s.epochs, s.lr)) for epoch in range(s.epochs)]
-    reach, start = shrinkage(s.s, s.beta, schedule), min(map(abs, s.xi_init))
+    reach, start = shrinkage(s.s, s.beta, schedule), xi.abs().min().item()
     if reach < start:
         enough = recipe(s.arch, s.depth).shrinkage() / shrinkage(1, s.beta, schedule)
         note(
             f"warning: in {s.epochs} epochs the penalty alone moves ξ by {reach:.2g}, and it starts"
-            f" at {start:g} or more: zeros may not appear. --s {enough:.2g} shrinks as much in"
+            f" at {start:.2g} or more: zeros may not appear. --s {enough:.2g} shrinks as much in"
             " total as the paper's recipe does"
         )
 
@@ -240,8 +239,8 @@ def main(argv: list[str] | None = None) -> None:
         run.resume(content, path)
     else:
         run.epoch = given.get("start_epoch", 0)
-    if settings.beta is not None:
-        warn_if_out_of_reach(settings, len(data.train))
+        if method.xi is not None:
+            warn_if_out_of_reach(settings, method.xi, len(data.train))
     train(run, test_batch_size, given.get("log_interval", 50), argv)
 
 

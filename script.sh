@@ -67,17 +67,17 @@ prune_and_refine() { # arch depth dataset name folder, then flags
     "$PYTHON" main.py --save "$save" "$@"
 }
 
-recipe() { # arch depth lambda beta dataset [seed], then flags for both trainings
-    local arch=$1 depth=$2 lambda=$3 beta=$4 dataset=${5:-} seed=1
-    case "$dataset" in cifar10 | cifar100) shift 5 ;; *) usage ;; esac
+recipe() { # arch depth dataset [seed], then flags for both trainings
+    local arch=$1 depth=$2 dataset=${3:-} seed=1
+    case "$dataset" in cifar10 | cifar100) shift 3 ;; *) usage ;; esac
     if [[ "${1:-}" =~ ^[0-9]+$ ]]; then
         seed=$1
         shift
     fi
     python_with requirements.txt
     local name="proximal_seed$seed"
-    train "$arch" "$depth" "$dataset" "$name" logs -sr --s "$lambda" --beta "$beta" \
-        --seed "$seed" "$@"
+    # λ, β and all else are the paper's by default.
+    train "$arch" "$depth" "$dataset" "$name" logs -sr --seed "$seed" "$@"
     prune_and_refine "$arch" "$depth" "$dataset" "$name" logs --seed "$seed" "$@"
 }
 
@@ -102,10 +102,9 @@ command=${1:-}
 case "$command" in
 quickstart) quickstart ;;
 test) run_tests "$@" ;;
-# λ and β of section 5.1
-vgg) recipe vgg 19 0.0045 100 "$@" ;;
-densenet) recipe densenet 40 0.004 100 "$@" ;;
-resnet110) recipe resnet 110 0.002 1 "$@" ;;
-resnet164) recipe resnet 164 0.002 0.25 "$@" ;;
+vgg) recipe vgg 19 "$@" ;;
+densenet) recipe densenet 40 "$@" ;;
+resnet110) recipe resnet 110 "$@" ;;
+resnet164) recipe resnet 164 "$@" ;;
 *) usage ;;
 esac

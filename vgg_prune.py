@@ -6,7 +6,6 @@ python vgg_prune.py --model logs/proximal_vgg_19_cifar10checkpoint.pth.tar
 import sys
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from models.vgg import VGG
@@ -22,6 +21,7 @@ def slim(model: VGG, masks: Sequence[Tensor]) -> VGG:
     Removed channels are taken as γ = 0; the ReLU(bias) they emit is folded into what follows,
     exactly but at the border of the pictures. Where they emit 0, both networks compute the same.
     """
+    masks = [mask.to(model.classifier.weight.device) for mask in masks]
     kept = iter(masks)
     cfg = [
         "M" if isinstance(layer, nn.MaxPool2d) else int(next(kept).sum())
@@ -30,7 +30,7 @@ def slim(model: VGG, masks: Sequence[Tensor]) -> VGG:
     ]
     small = VGG(model.classifier.out_features, cfg).to(model.classifier.weight)
     kept = iter(masks)
-    into, out = torch.ones(3, dtype=torch.bool), next(kept)
+    into, out = None, next(kept)  # all three colours
     emitted = model.classifier.weight.new_zeros(3)
     for old, new in zip(model.feature, small.feature, strict=True):
         if isinstance(old, nn.Conv2d):

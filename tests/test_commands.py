@@ -4,6 +4,7 @@ import csv
 import math
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,13 +14,15 @@ import pytest
 import torch
 
 import main
+from models import build_model
 from utils import cli, records
+from utils.slimming import batch_norms
 
 ROOT = Path(__file__).parents[1]
 NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 7)]
-# λ so large that a third of an epoch's factors reach zero within 8 epochs of 4 steps
 QUICK = ["--epochs", "8", "--batch-size", "8", "--precision", "fp32", "--no-cuda"]
-SLIMMING = ["-sr", "--s", "4", "--beta", "100"]
+# So large a λ brings ξ to zero in a few of an epoch's 4 steps, and without momentum γ follows it.
+SLIMMING = ["-sr", "--s", "10", "--beta", "100", "--momentum", "0", "--epochs", "20"]
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess:
@@ -41,54 +44,88 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def train(folder: Path, pictures: Path, *more: object) -> int:
     """In process, which saves importing torch each time."""
-    argv = [*QUICK, "--dataset", "folder", "--data", pictures, "--save", folder, *more]
+    if "--refine" not in more:
+        more = ["--dataset", "folder", "--data", pictures, *more]
+    argv = [*QUICK, "--save", folder, *more]
     return cli.run(main.main, [str(arg) for arg in argv])
 
 
 @pytest.mark.parametrize(("arch", "depth"), NETWORKS)
 def test_train_prune_and_refine(arch, depth, tmp_path, pictures):
     run = f"proximal_{arch}_{depth}_folder"
-    flags = [*SLIMMING, *QUICK, "--dataset", "folder", "--data", pictures, "--save", tmp_path]
-    done = command("main.py", *flags, "--arch", arch, "--depth", depth)
+    data = ["--dataset", "folder", "--data", pictures]
+    done = command(
+        "main.py", *QUICK, *SLIMMING, *data, "--save", tmp_path, "--arch", arch, "--depth", depth
+    )
     log = rows(tmp_path / f"{run}log.csv")
     assert list(log[0]) == records.LOG
-    assert [row["epoch"] for row in log] == [str(i) for i in range(1, 9)]
-    assert [float(row["lr"]) for row in log] == pytest.approx([0.1] * 4 + [0.01] * 2 + [0.001] * 2)
+    assert [row["epoch"] for row in log] == [str(i) for i in range(1, 21)]
+    lrs = [0.1] * 10 + [0.01] * 5 + [0.001] * 5
+    assert [float(row["lr"]) for row in log] == pytest.approx(lrs)
     assert all(float(row["alpha"]) == pytest.approx(1 / float(row["lr"])) for row in log)
     assert all(float(row["objective"]) >= float(row["train_loss"]) for row in log)
-    assert int(log[-1]["xi_zeros"]) > 0
-    (record,) = rows(tmp_path / "train_record.csv")
-    assert list(record) == records.TRAINED
-    assert record["run"] == run
-    assert record["test_accuracy"] == log[-1]["test_accuracy"]
-    assert record["gamma_zeros"] == log[-1]["gamma_zeros"]
+    (trained,) = rows(tmp_path / "train_record.csv")
+    assert list(trained) == records.TRAINED
+    assert trained["run"] == run
+    assert trained["test_accuracy"] == log[-1]["test_accuracy"]
+    assert trained["gamma_zeros"] == log[-1]["gamma_zeros"]
+    assert int(trained["xi_zeros"]) >= int(trained["gamma_zeros"]) > 0
 
     # The line that it prints last is the command that comes next.
     following = re.fullmatch(r"next: python (.*)", done.stdout.splitlines()[-1])[1]
-    pruned = command(*following.split(), "--percent", "0.5")
-    (record,) = rows(tmp_path / "pruned_record.csv")
-    assert list(record) == records.PRUNED
-    assert int(record["channels_kept"]) <= int(record["channels"]) / 2 + 100
-    assert record["accuracy_slim"] == record["accuracy_masked"]
+    done = command(*shlex.split(following), "--no-cuda")
+    (pruned,) = rows(tmp_path / "pruned_record.csv")
+    assert list(pruned) == records.PRUNED
+    assert pruned["run"] == run
+    removed = int(pruned["channels"]) - int(pruned["channels_kept"])
+    # All zeros go, but for the one that an empty layer keeps.
+    layers = sum(bn.affine for bn in batch_norms(build_model(arch, depth, 2)))
+    assert 0 <= int(trained["gamma_zeros"]) - removed <= layers
+    assert int(pruned["silent"]) + int(pruned["constant"]) == removed
+    assert pruned["alive"] == "0"
+    assert pruned["changed_masked"] == "0"
     slim = tmp_path / f"{run}_pruned.pth.tar"
     assert set(torch.load(slim, weights_only=True)) >= {"cfg", "state_dict"}
 
-    following = re.fullmatch(r"to fine-tune it: python (.*)", pruned.stdout.splitlines()[-1])[1]
-    command(*following.split(), *QUICK, "--save", tmp_path)
-    (record,) = rows(tmp_path / "refine_record.csv")
-    assert record["run"] == f"{run}_refine"
-    assert record["method"] == "baseline"
-    refined = tmp_path / f"{run}_refinecheckpoint.pth.tar"
-    done = command("main.py", "--evaluate", refined, "--no-cuda")
-    assert f"test accuracy {float(record['test_accuracy']):.2f} %" in done.stdout
+    following = re.fullmatch(r"to fine-tune it: python (.*)", done.stdout.splitlines()[-1])[1]
+    command(*shlex.split(following), *QUICK)
+    (refined,) = rows(tmp_path / "refine_record.csv")
+    assert refined["run"] == f"{run}_refine"
+    assert refined["method"] == "baseline"
+    refined_path = tmp_path / f"{run}_refinecheckpoint.pth.tar"
+    done = command("main.py", "--evaluate", refined_path, "--no-cuda")
+    assert f"test accuracy {float(refined['test_accuracy']):.2f} %" in done.stdout
     # Slim networks can be pruned again.
-    command(
-        f"{arch}_prune.py", "--model", refined, "--percent", "0.2", "--save", tmp_path / "again"
+    again = ["--percent", "0.2", "--save", tmp_path / "again", "--no-cuda"]
+    command(f"{arch}_prune.py", "--model", refined_path, *again)
+
+
+def test_refining_with_the_penalty_starts_from_the_networks_own_gamma(tmp_path, pictures):
+    """ξ = γ: drawn anew in [0.47, 0.5], the penalty would pull every trained γ there."""
+    import vgg_prune
+
+    assert train(tmp_path, pictures, "--arch", "vgg", "--depth", 11, "--epochs", 1) == 0
+    path = tmp_path / "baseline_vgg_11_foldercheckpoint.pth.tar"
+    content = torch.load(path, weights_only=True)
+    content["state_dict"]["feature.1.weight"].fill_(2.0)
+    torch.save(content, path)
+    assert cli.run(vgg_prune.main, ["--model", str(path), "--no-cuda"]) == 0
+    argv = ["--refine", tmp_path / "vggnetpruned.pth.tar", "-sr", "--s", "0.001", "--epochs", 1]
+    assert train(tmp_path, pictures, *argv, "--name", "again") == 0
+    refined = torch.load(
+        tmp_path / "again_vgg_11_folder_refinecheckpoint.pth.tar", weights_only=True
     )
+    assert refined["xi"][:64].min() > 1.5
+    assert refined["state_dict"]["feature.1.weight"].min() > 1.5
 
 
-@pytest.mark.parametrize("flags", [SLIMMING, [*SLIMMING, "--prox-every", "epoch"], [],
-                                   ["-sr", "--method", "subgradient", "--s", "0.1"]])  # fmt: skip
+PROXIMAL = ["-sr", "--s", "4", "--beta", "100"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [PROXIMAL, [*PROXIMAL, "--prox-every", "epoch"], [], ["-sr", "--method", "subgradient"]],
+)
 def test_a_resumed_run_is_the_uninterrupted_one(flags, tmp_path, pictures):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder in (whole, parts):

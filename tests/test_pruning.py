@@ -68,6 +68,11 @@ def test_an_empty_layer_keeps_its_largest_gamma_or_else_its_largest_bias():
     assert masks_of([[0.0, 1e-40, 0.0]], [[-3.0, -4.0, 2.0]]) == [[0, 0, 1]]
 
 
+def test_keep_one_goes_by_gamma_under_a_mask_of_xi_too():
+    gamma, bias = torch.tensor([0.1, 0.9, 0.0]), torch.tensor([2.0, -1.0, 3.0])
+    assert plan([gamma], [bias], [torch.ones(3, dtype=torch.bool)]).masks[0].tolist() == [0, 1, 0]
+
+
 @pytest.mark.parametrize("percent", [-0.1, 1.1, float("nan")])
 def test_a_percent_out_of_range_is_refused(percent):
     with pytest.raises(ValueError, match="percent"):

@@ -101,7 +101,7 @@ def test_gamma_is_the_batch_norms_own_weight():
 
 def test_every_epoch_moves_gamma_each_step_but_xi_only_after_the_epoch():
     torch.manual_seed(0)
-    method = ProximalSlimming(network(), 0.5, 2.0, every="epoch", xi_init=(0.47, 0.5))
+    method = ProximalSlimming(network(), 0.5, 2.0, prox_every="epoch", xi_init=(0.47, 0.5))
     gamma, xi = method.gamma.clone(), method.xi.clone()
     for _ in range(3):
         method.on_step(10.0)

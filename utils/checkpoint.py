@@ -34,8 +34,8 @@ SCALAR_GLOBALS: list[Any] = [
     np.dtypes.Float64DType,
     np.dtypes.Float32DType,
     _codecs.encode,
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+    (np.float64().__reduce__()[0], "numpy.core.multiarray.scalar"),
+    (np.float64().__reduce__()[0], "numpy._core.multiarray.scalar"),
 ]
 # What our own checkpoints add to those of the earlier programs, where it is read by type.
 TYPES = {
@@ -143,11 +143,13 @@ def momentum(content: Mapping[str, Any], parameters: Mapping[str, Tensor]) -> di
         if buffer is None or name not in parameters:
             continue
         select = f"{name.rpartition('.')[0].removesuffix('bn1').removesuffix('bn')}select.indexes"
-        if buffer.shape != parameters[name].shape and select in state:
+        if select in state and buffer.shape == state[select].shape:
             buffer = buffer[state[select].bool()]
         if buffer.shape != parameters[name].shape:
             raise ValueError(f"its optimizer state of {name} has another shape")
         buffers[name] = buffer
+    if len(buffers) not in (0, len(parameters)):
+        raise ValueError("its optimizer has no momentum of some parameters")
     return buffers
 
 
@@ -195,9 +197,9 @@ def to_released(state: Mapping[str, Tensor], widths: Mapping[str, int]) -> State
             released[key] = value
     for select, width in widths.items():
         bn = _batch_norm_of(select, state)
-        index = state.get(f"{select}.index", torch.arange(width))
-        released[f"{select}.indexes"] = torch.zeros(width).index_fill_(0, index.cpu(), 1)
+        index = state.get(f"{select}.index", torch.arange(width)).cpu()
+        released[f"{select}.indexes"] = torch.zeros(width).index_fill_(0, index, 1)
         for entry, removed in REMOVED.items():
-            kept = state[f"{bn}.{entry}"]
+            kept = state[f"{bn}.{entry}"].cpu()
             released[f"{bn}.{entry}"] = kept.new_full((width,), removed).index_copy_(0, index, kept)
     return released

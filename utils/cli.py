@@ -54,7 +54,7 @@ def _number(convert: Callable, description: str, accept: Callable[[float], bool]
             value = convert(text)
         except ValueError:
             value = math.nan
-        if not (math.isfinite(value) and accept(value)):
+        if not accept(value):
             raise argparse.ArgumentTypeError(f"{text!r} is not {description}")
         return value
 

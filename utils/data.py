@@ -113,8 +113,7 @@ def _torchvision(name: str, folder: Path | None) -> Dataset:
         )
 
     def get(**split: bool | str):
-        kind = getattr(datasets, {"SVHN": "SVHN"}.get(name, name.upper()))
-        return kind(root, download=folder is None, **split)
+        return getattr(datasets, name.upper())(root, download=folder is None, **split)
 
     try:
         if name == "SVHN":

@@ -37,7 +37,8 @@ class Execution:
 
 
 def pick_device(no_cuda: bool) -> torch.device:
-    """The GPU where there is one and it is wanted, else the CPU."""
+    """The GPU where there is one and it is wanted, else the CPU. float32 is float32 on both."""
+    torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda" if torch.cuda.is_available() and not no_cuda else "cpu")
 
 

@@ -18,6 +18,8 @@ from utils import checkpoint, cli
 from utils.cli import InputError, note
 from utils.folder import SIZE
 
+TOLERANCE = 1e-3  # of a logit
+
 
 class Normalised(nn.Module):
     """``model`` behind the normalisation it was trained with."""
@@ -65,11 +67,17 @@ def main(argv: list[str] | None = None) -> None:
             )
         model = Normalised(model, metadata["mean"], metadata["std"]).eval()
     metadata["input"] = "normalised" if args.normalised else "RGB from 0 to 1"
+    output.parent.mkdir(parents=True, exist_ok=True)
     write = write_onnx if args.format == "onnx" else write_pt2
     difference = write(model, output, {key: json.dumps(value) for key, value in metadata.items()})
     print(f"{output}: input {metadata['input']}, [n, 3, {SIZE}, {SIZE}]")
     if difference is None:
         note("onnxruntime is not installed, so the file was not checked against the network")
+    elif difference > TOLERANCE:
+        raise InputError(
+            f"{output} does not give the network's answers: they differ by {difference:.2g}; try"
+            " another --format, or another version of torch or onnxruntime"
+        )
     else:
         print(f"checked: answers differ from the network's by {difference:.2g} at most")
 

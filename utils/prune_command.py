@@ -114,7 +114,6 @@ def prune(arch: str, name: str, slim: Slim, argv: list[str] | None) -> None:
     )
     check_classes(content, network, data, args.model)
     device = pick_device(args.no_cuda)
-    torch.backends.cudnn.allow_tf32 = False  # tests are in full float32
     tests = Batches(data, "test", args.test_batch_size, device)
 
     def carry_out(plan: Plan) -> tuple[nn.Module, Tensor, Tensor]:
@@ -139,7 +138,7 @@ def prune(arch: str, name: str, slim: Slim, argv: list[str] | None) -> None:
         "seed": source.get("seed"),
         "s": source.get("s"),
         "beta": source.get("beta"),
-        "percent": args.percent,
+        "percent": None if "target_flops" in args or "target_params" in args else args.percent,
         **sizes(chosen.masks, full_cost, cost(small)),
         "accuracy_before": accuracy(before, labels),
         "accuracy_masked": accuracy(of_masked, labels),
@@ -147,6 +146,8 @@ def prune(arch: str, name: str, slim: Slim, argv: list[str] | None) -> None:
         "mask": args.mask,
         **kinds(chosen, gammas, biases),
         **differences(before, of_masked, of_slim),
+        "target_flops": getattr(args, "target_flops", None),
+        "target_params": getattr(args, "target_params", None),
     }
     print_report(row, [n for n, m in model.named_modules() if m in norms], chosen.masks)
     if args.mask == "xi":

@@ -89,16 +89,19 @@ def print_report(row: Mapping[str, Any], names: Sequence[str], masks: Sequence[T
         f"test accuracy: {row['accuracy_before']} % before, {row['accuracy_masked']} % masked,"
         f" {row['accuracy_slim']} % slim"
     )
+    folded = row["constant"] or (row["mask"] == "xi" and row["alive"])
     for step, title in (("masked", "before -> masked"), ("slim", "masked -> slim")):
         ties = row[f"near_ties_{step}"]
         print(
             f"{title}: outputs differ by {row[f'difference_{step}']} at most"
             f" (largest logit {row['largest_logit']}), {row[f'changed_{step}']} predictions changed"
             + (f", and {ties} near-ties" if ties else "")
-            + (", border of 3×3 convolutions included" * (step == "slim" and row["constant"] > 0))
+            + (", border of 3×3 convolutions included" * (step == "slim" and folded))
         )
-    if row["constant"] == row["alive"] == 0:
+    if row["silent"] and row["constant"] == row["alive"] == 0:
+        rounding = ROUNDING * float(row["largest_logit"])
         same = row["difference_masked"] == "0" and row["changed_slim"] == 0
+        same = same and float(row["difference_slim"]) <= rounding
         print("lossless: every removed channel was silent" if same else "NOT LOSSLESS: report this")
 
 

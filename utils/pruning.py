@@ -43,10 +43,10 @@ def plan(
     sizes = [gamma.abs().masked_fill(zero, 0) for gamma, zero in zip(gammas, zeros, strict=True)]
     threshold = torch.cat(sizes).kthvalue(count).values if count else -1.0
     masks = []
-    for size, zero, bias in zip(sizes, zeros, biases, strict=True):
+    for size, zero, gamma, bias in zip(sizes, zeros, gammas, biases, strict=True):
         mask = ~zero & (size > threshold)
         if not mask.any():
-            mask[(bias if zero.all() else size).argmax()] = True
+            mask[(bias if (gamma.abs() < TINY).all() else gamma.abs()).argmax()] = True
         masks.append(mask)
     return Plan(masks, list(zeros))
 
@@ -123,4 +123,4 @@ def copy_batch_norm(
 def copy_selection(source: ChannelSelection, target: ChannelSelection, mask: Tensor) -> None:
     """Select from the stream the kept ones of what ``source`` selects."""
     if target.index is not None:
-        target.index.copy_(source.positions()[mask])
+        target.index.copy_(source.positions().to(mask.device)[mask])

@@ -23,7 +23,7 @@ PRUNED = (
     "flops_kept,flops_pruned_percent,paper_parameters_pruned_percent,"
     "paper_flops_pruned_percent,accuracy_before,accuracy_masked,accuracy_slim,"
     "mask,silent,constant,alive,difference_masked,changed_masked,near_ties_masked,"
-    "difference_slim,changed_slim,near_ties_slim,largest_logit"
+    "difference_slim,changed_slim,near_ties_slim,largest_logit,target_flops,target_params"
 ).split(",")
 
 

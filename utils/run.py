@@ -47,10 +47,7 @@ class Files:
 
         ``resumed`` is the checkpoint that is resumed, if one is.
         """
-        own = resumed is not None and resumed.resolve() in (
-            self.checkpoint.resolve(),
-            self.best.resolve(),
-        )
+        own = resumed is not None and resumed.resolve() == self.checkpoint.resolve()
         if self.checkpoint.exists() and not own:
             raise InputError(
                 f"{self.checkpoint} is there already: go on with it by --resume {self.checkpoint},"
@@ -129,6 +126,7 @@ class Run:
             # ... and what else it takes to go on exactly, and to prune.
             "layout": "released" if self.network.is_full else "compact",
             "cfg": self.network.cfg,
+            "best_accuracy": self.best,  # in percent: 100 · best_prec1 is it only to rounding
             "xi": self.method.xi,
             "run": self.files.run,
             "settings": asdict(self.settings),
@@ -144,7 +142,7 @@ class Run:
         parameters = dict(self.network.model.named_parameters())
         try:
             self.epoch = int(content["epoch"])
-            self.best = 100 * float(content["best_prec1"])
+            self.best = float(content.get("best_accuracy", 100 * float(content["best_prec1"])))
             if self.epoch < 0 or not 0 <= self.best <= 100:
                 raise ValueError("its epoch or best_prec1 is out of range")
             buffers = checkpoint.momentum(content, parameters)
@@ -164,11 +162,12 @@ class Run:
                 raise InputError(f"{path} cannot be resumed: its ξ is not as long as its γ")
             self.method.xi.copy_(xi)
 
-    def record(self, accuracy: float, seconds_per_epoch: float, argv: Sequence[str]) -> None:
-        """Append the finished run's row, unless it is there (a finished run was resumed)."""
+    def is_recorded(self) -> bool:
         rows = records.read(self.files.record, records.TRAINED)
-        if any(row["run"] == self.files.run for row in rows):
-            return
+        return any(row["run"] == self.files.run for row in rows)
+
+    def record(self, accuracy: float, seconds_per_epoch: float, argv: Sequence[str]) -> None:
+        """Append the finished run's row to the record; ``accuracy`` is in percent."""
         s = self.settings
         row = {
             "run": self.files.run,

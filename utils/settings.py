@@ -187,18 +187,17 @@ def resolve(
         "weight_decay": 1e-4,
         "nesterov": True,
         "precision": "auto",
+        "s": paper.subgradient_lambda if method == Subgradient.name else paper.lambda_,
+        "beta": paper.beta,
+        "prox_every": "step",
+        # A network to be fine-tuned has its γ already: ξ starts there.
+        "xi_init": None if "refine" in known else (0.47, 0.50),
     }
-    if method == Subgradient.name:
-        defaults |= {"s": paper.subgradient_lambda}
-    elif method == ProximalSlimming.name:
-        defaults |= {"s": paper.lambda_, "beta": paper.beta}
-        defaults |= {"prox_every": "step", "xi_init": (0.47, 0.50)}
-    if "s" not in defaults and "s" in given:
-        cli.note("note: without -sr there is no penalty: --s is not used")
-    of_method = {"s", "beta", "prox_every", "xi_init"}
-    for key in of_method - defaults.keys():
-        known[key] = None
     values = {f.name: known.get(f.name, defaults.get(f.name)) for f in fields(Settings)}
+    unused = {"s", "beta", "prox_every", "xi_init"} - set(METHODS[method].settings)
+    values |= dict.fromkeys(unused)
+    if idle := sorted("--" + key.replace("_", "-") for key in unused & given.keys()):
+        cli.note(f"note: {method} training does not use {', '.join(idle)}")
     settings = Settings(**values)
     _check_same_run(settings, stored)
     return settings
@@ -229,9 +228,7 @@ def stored_settings(content: Mapping[str, Any], path: str) -> dict[str, Any]:
             flags += [] if value is None else ["-sr", f"{flag}={value}"]
         elif field.name == "nesterov":
             flags += ["--no-nesterov"] if value is False else []
-        elif field.name == "xi_init" and isinstance(value, tuple):
-            flags += [flag, *map(str, value)]
-        elif value is not None and field.name != "method":
+        elif value is not None and field.name not in ("method", "xi_init"):
             flags.append(f"{flag}={value}")
 
     def refuse(message: str) -> None:
@@ -240,8 +237,11 @@ def stored_settings(content: Mapping[str, Any], path: str) -> dict[str, Any]:
     strict = parser()
     strict.error = refuse
     said = {"method": Baseline.name, "nesterov": True, **vars(strict.parse_args(flags))}
-    if "xi_init" in said:
-        said["xi_init"] = tuple(said["xi_init"])
+    if xi_init := stored.get("xi_init"):  # argparse takes -1e-05 for a flag
+        bounds = all(isinstance(x, float) and abs(x) <= 1e30 for x in xi_init)
+        if not bounds or len(xi_init) != 2:
+            refuse(f"xi_init is {xi_init!r}")
+        said["xi_init"] = xi_init
     for key, value in stored.items():
         if value is not None and said.get(key) != value:
             refuse(f"{key} is {value!r}")

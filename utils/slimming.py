@@ -35,6 +35,7 @@ class Baseline:
     """
 
     name = "baseline"
+    settings: tuple[str, ...] = ()  # which flags the constructor takes: --s is its lambda_
     xi: Tensor | None = None
     beta: float | None = None
     lambda_: float | None = None
@@ -51,6 +52,11 @@ class Baseline:
         """A vector as long as γ, cut into the batch norms' parts."""
         return flat.split([w.numel() for w in self.weights])
 
+    def check_views(self) -> None:
+        """Raise RuntimeError if the model was moved, so that γ is its weights no more."""
+        if self.weights[0].data_ptr() != self.gamma.data_ptr():
+            raise RuntimeError("the model was moved after its method was made: make it again")
+
     def on_gradient(self) -> None:
         """After the backward pass, before the SGD step: may change the gradients."""
 
@@ -65,7 +71,7 @@ class Baseline:
         return None if self.lambda_ is None else self.lambda_ * self.gamma.abs().sum().item()
 
     def penalty(self) -> float | None:
-        """What the method's own objective adds to the loss, or None."""
+        """λ‖ξ‖₁ + (β/2)‖γ − ξ‖², which eq. (5) adds to the loss, or None without a ξ."""
         return None
 
     def gamma_zeros(self) -> int:
@@ -80,6 +86,7 @@ class Subgradient(Baseline):
     """Original network slimming (Liu et al., 2017): subgradient descent on eq. (2)."""
 
     name = "subgradient"
+    settings = ("s",)
 
     def __init__(self, model: nn.Module, lambda_: float) -> None:
         super().__init__(model)
@@ -87,13 +94,11 @@ class Subgradient(Baseline):
 
     @torch.no_grad()
     def on_gradient(self) -> None:
+        self.check_views()
         # (3b): the subgradient of λ‖γ‖₁, 0 where γ = 0.
         torch._foreach_add_(
             [w.grad for w in self.weights], self.split(self.gamma.sign()), alpha=self.lambda_
         )
-
-    def penalty(self) -> float:
-        return self.ns_penalty()
 
 
 class ProximalSlimming(Baseline):
@@ -105,27 +110,28 @@ class ProximalSlimming(Baseline):
     With momentum μ the fixed point satisfies β(γ − ξ) = −∇L/(1 − μ): the run approaches a
     critical point of eq. (5) with (1 − μ)λ and (1 − μ)β, not with λ and β as given.
 
-    ``every`` is ``"step"`` (one alternation per mini-batch, as the released program makes them) or
-    ``"epoch"`` (Algorithm 1 as printed: ξ changes once, after the epoch). ``xi_init`` is the range
-    ξ is drawn from; ``None`` starts at ξ = γ.
+    ``prox_every`` is ``"step"`` (one alternation per mini-batch, as the released program makes
+    them) or ``"epoch"`` (Algorithm 1 as printed: ξ changes once, after the epoch). ``xi_init`` is
+    the range ξ is drawn from; ``None`` starts at ξ = γ.
 
-    Raises ValueError unless λ ≥ 0, β > 0 and ``every`` is one of the two.
+    Raises ValueError unless λ ≥ 0, β > 0 and ``prox_every`` is one of the two.
     """
 
     name = "proximal"
+    settings = ("s", "beta", "prox_every", "xi_init")
 
     def __init__(
         self,
         model: nn.Module,
         lambda_: float,
         beta: float,
-        every: str = "step",
+        prox_every: str = "step",
         xi_init: tuple[float, float] | None = (0.47, 0.50),
     ) -> None:
         super().__init__(model)
-        if not (lambda_ >= 0 and beta > 0 and every in ("step", "epoch")):
-            raise ValueError("proximal slimming takes λ ≥ 0, β > 0 and every = 'step' or 'epoch'")
-        self.lambda_, self.beta, self.every = lambda_, beta, every
+        if not (lambda_ >= 0 and beta > 0 and prox_every in ("step", "epoch")):
+            raise ValueError("proximal slimming takes λ ≥ 0, β > 0, prox_every 'step' or 'epoch'")
+        self.lambda_, self.beta, self.prox_every = lambda_, beta, prox_every
         if xi_init is None:
             self.xi = self.gamma.clone()
         else:
@@ -134,17 +140,18 @@ class ProximalSlimming(Baseline):
 
     @torch.no_grad()
     def on_step(self, alpha: float) -> None:
+        self.check_views()
         # (8b), for a γ that SGD has stepped: (α(γ − ∇L/α) + βξ)/(α + β) is its right-hand side.
         self.gamma.mul_(alpha).add_(self.xi, alpha=self.beta).div_(alpha + self.beta)
         # A dead channel's γ is halved and halved but never arrives: rounding has a fixed point
         # among the subnormals.
         self.gamma.masked_fill_(self.gamma.abs() < TINY, 0)
-        if self.every == "step":
+        if self.prox_every == "step":
             self._update_xi(alpha)
 
     @torch.no_grad()
     def on_epoch(self, alpha: float) -> None:
-        if self.every == "epoch":
+        if self.prox_every == "epoch":
             self._update_xi(alpha)
 
     def _update_xi(self, alpha: float) -> None:
