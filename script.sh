@@ -83,11 +83,9 @@ recipe() { # arch depth dataset [seed], then flags for both trainings
 
 quickstart() {
     python_with requirements.txt
-    local net=(resnet 20 shapes) flags=(--epochs 6) save=logs/quickstart
-    train "${net[@]}" baseline "$save" "${flags[@]}"
-    train "${net[@]}" proximal "$save" -sr --s 0.05 --beta 100 "${flags[@]}"
-    prune_and_refine "${net[@]}" proximal "$save" "${flags[@]}"
-    "$PYTHON" main.py --evaluate "$save/baseline_resnet_20_shapescheckpoint.pth.tar"
+    local net=(vgg 11 shapes proximal logs/quickstart) flags=(--epochs 5 --batch-size 32)
+    train "${net[@]}" "${flags[@]}" -sr --s 0.11 --beta 100
+    prune_and_refine "${net[@]}" "${flags[@]}"
 }
 
 run_tests() {

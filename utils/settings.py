@@ -191,7 +191,7 @@ def resolve(
         "beta": paper.beta,
         "prox_every": "step",
         # A network to be fine-tuned has its γ already: ξ starts there.
-        "xi_init": None if "refine" in known else (0.47, 0.50),
+        "xi_init": (0.47, 0.50) if known.get("refine") is None else None,
     }
     values = {f.name: known.get(f.name, defaults.get(f.name)) for f in fields(Settings)}
     unused = {"s", "beta", "prox_every", "xi_init"} - set(METHODS[method].settings)
