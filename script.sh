@@ -83,9 +83,9 @@ recipe() { # arch depth dataset [seed], then flags for both trainings
 
 quickstart() {
     python_with requirements.txt
-    local net=(vgg 11 shapes proximal logs/quickstart) flags=(--epochs 5 --batch-size 32)
-    train "${net[@]}" "${flags[@]}" -sr --s 0.11 --beta 100
-    prune_and_refine "${net[@]}" "${flags[@]}"
+    local net=(vgg 11 shapes proximal logs/quickstart)
+    train "${net[@]}" -sr --s 0.085 --beta 80 --epochs 5 --batch-size 32
+    prune_and_refine "${net[@]}" --epochs 2 --batch-size 32
 }
 
 run_tests() {
