@@ -113,6 +113,7 @@ def test_mask_xi_prunes_more_and_compares_itself_with_gamma(
     row = record(tmp_path)
     assert row["alive"] == str(int(jittering.sum()))
     printed = capsys.readouterr().out
+    assert printed.count("border of 3×3 convolutions included") == 1
     gamma, xi_line = (
         re.search(rf"^{mask} +([\d.]+) %", printed, re.M)[1] for mask in ("gamma", "xi")
     )

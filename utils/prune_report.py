@@ -89,7 +89,7 @@ def print_report(row: Mapping[str, Any], names: Sequence[str], masks: Sequence[T
         f"test accuracy: {row['accuracy_before']} % before, {row['accuracy_masked']} % masked,"
         f" {row['accuracy_slim']} % slim"
     )
-    folded = row["constant"] or (row["mask"] == "xi" and row["alive"])
+    folded = row["constant"] > 0 or (row["mask"] == "xi" and row["alive"] > 0)
     for step, title in (("masked", "before -> masked"), ("slim", "masked -> slim")):
         ties = row[f"near_ties_{step}"]
         print(
