@@ -20,7 +20,7 @@ from torch import nn
 from models import Network, build_model, full_cfg, restore
 from utils import checkpoint, cli, records
 from utils.cli import Diverged, InputError, Progress, note
-from utils.data import Batches, Dataset, load_dataset
+from utils.data import Batches, Dataset
 from utils.device import Execution, fastest, pick_device
 from utils.recipes import recipe
 from utils.run import Files, Run
@@ -29,16 +29,17 @@ from utils.settings import (
     check_classes,
     check_said,
     inherit,
+    load_data,
     parser,
     resolve,
     stored_settings,
 )
 from utils.slimming import (
     METHODS,
-    TINY,
     Baseline,
     Subgradient,
     batch_norms,
+    is_zero,
     shrinkage,
 )
 from utils.training import Tally, evaluate, learning_rate, train_epoch
@@ -108,7 +109,7 @@ def summary(run: Run, accuracy: float) -> str:
     xi = method.gamma if method.xi is None else method.xi
     lines = [f"{'layer':<24}channels  γ = 0" + ("" if method.xi is None else "  ξ = 0")]
     for name, g, x in zip(names, method.split(method.gamma), method.split(xi), strict=True):
-        line = f"{name:<24}{len(g):8}{int((g.abs() < TINY).sum()):7}"
+        line = f"{name:<24}{len(g):8}{int(is_zero(g).sum()):7}"
         lines.append(line if method.xi is None else f"{line}{int((x == 0).sum()):7}")
     lines.append(
         f"test accuracy {accuracy:.2f} % (best {run.best:.2f} %),"
@@ -163,16 +164,6 @@ def choose_execution(
     layout = "channels last" if execution.channels_last else "channels first"
     note(f"fastest here: {execution.precision}, {layout}")
     return execution
-
-
-def load_data(settings: Mapping[str, Any]) -> Dataset:
-    folder = settings.get("data")
-    return load_dataset(
-        settings.get("dataset", "cifar10"),
-        None if folder is None else Path(folder),
-        settings.get("subset"),
-        settings.get("test_subset"),
-    )
 
 
 def main(argv: list[str] | None = None) -> None:

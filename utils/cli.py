@@ -28,10 +28,7 @@ def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
             stream.reconfigure(errors="backslashreplace")
     try:
         main(argv)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a full disk, a folder taken away
+    except (InputError, OSError) as error:  # OSError: a full disk, a folder taken away
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Diverged as error:

@@ -3,7 +3,6 @@
 import copy
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -26,10 +25,12 @@ class Execution:
     def place(self, model: nn.Module) -> nn.Module:
         return model.to(self.device, memory_format=self.memory_format)
 
-    def autocast(self) -> AbstractContextManager:
-        return torch.autocast(
+    def logits(self, model: nn.Module, images: Tensor) -> Tensor:
+        """``model``'s answers in this precision and memory format, as float32 [n, classes]."""
+        with torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"
-        )
+        ):
+            return model(images.contiguous(memory_format=self.memory_format)).float()
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -71,11 +72,7 @@ def _steps(
         execution.synchronize()
         start = time.perf_counter()
         model.zero_grad()
-        with execution.autocast():
-            loss = F.cross_entropy(
-                model(images.contiguous(memory_format=execution.memory_format)), labels
-            )
-        loss.backward()
+        F.cross_entropy(execution.logits(model, images), labels).backward()
         execution.synchronize()
         spent = time.perf_counter() - start
         if step > 0 or spent > limit:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from models import Network, restore
 from utils import checkpoint, cli, records
 from utils.cli import InputError, note
-from utils.data import DATASETS, Batches, load_dataset
+from utils.data import DATASETS, Batches
 from utils.device import pick_device
 from utils.flops import cost
 from utils.prune_report import (
@@ -25,7 +25,7 @@ from utils.prune_report import (
     sizes,
 )
 from utils.pruning import Plan, apply_plan, count_of, plan, smallest_count, zero_channels
-from utils.settings import check_classes, check_said, inherit
+from utils.settings import check_classes, check_said, inherit, load_data
 from utils.slimming import batch_norms
 
 Slim = Callable[[nn.Module, Sequence[Tensor]], nn.Module]
@@ -106,12 +106,7 @@ def prune(arch: str, name: str, slim: Slim, argv: list[str] | None) -> None:
     zeros = zero_channels(gammas if args.mask == "gamma" else xi_of(content, gammas, path))
     count = channels_to_prune(args, network, slim, gammas, biases, zeros)
 
-    where = {**known, **vars(args)}
-    data = load_dataset(
-        where.get("dataset", "cifar10"),
-        Path(where["data"]) if "data" in where else None,
-        test_subset=where.get("test_subset"),
-    )
+    data = load_data({**known, **vars(args)})
     check_classes(content, network, data, args.model)
     device = pick_device(args.no_cuda)
     tests = Batches(data, "test", args.test_batch_size, device)

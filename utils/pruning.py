@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.channel_selection import ChannelSelection
-from utils.slimming import TINY, batch_norms
+from utils.slimming import batch_norms, is_zero
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Plan:
 
 
 def zero_channels(factors: Sequence[Tensor]) -> list[Tensor]:
-    """Where scaling factors (γ or ξ) are zero; a subnormal one is."""
-    return [factor.abs() < TINY for factor in factors]
+    """Where the scaling factors (γ or ξ) of every batch norm are zero."""
+    return [is_zero(factor) for factor in factors]
 
 
 def plan(
@@ -46,7 +46,7 @@ def plan(
     for size, zero, gamma, bias in zip(sizes, zeros, gammas, biases, strict=True):
         mask = ~zero & (size > threshold)
         if not mask.any():
-            mask[(bias if (gamma.abs() < TINY).all() else gamma.abs()).argmax()] = True
+            mask[(bias if is_zero(gamma).all() else gamma.abs()).argmax()] = True
         masks.append(mask)
     return Plan(masks, list(zeros))
 

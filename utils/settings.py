@@ -3,12 +3,13 @@
 import argparse
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from models import ARCHITECTURES, Network
 from utils import cli
 from utils.cli import InputError
-from utils.data import DATASETS, Dataset
+from utils.data import DATASETS, Dataset, load_dataset
 from utils.recipes import BATCH_SIZE, EPOCHS, LEARNING_RATE, recipe
 from utils.slimming import METHODS, Baseline, ProximalSlimming, Subgradient
 
@@ -254,6 +255,17 @@ def inherit(content: Mapping[str, Any], network: Network, path: str) -> dict[str
     source = stored_settings(content, path)
     known = {key: source[key] for key in kept if source.get(key) is not None}
     return {**known, "arch": network.arch, "depth": network.depth}
+
+
+def load_data(settings: Mapping[str, Any]) -> Dataset:
+    """The data set that ``settings`` name, as :func:`load_dataset` does."""
+    folder = settings.get("data")
+    return load_dataset(
+        settings.get("dataset", "cifar10"),
+        None if folder is None else Path(folder),
+        settings.get("subset"),
+        settings.get("test_subset"),
+    )
 
 
 def check_said(given: Mapping[str, Any], known: Mapping[str, Any], path: str) -> None:

@@ -21,6 +21,11 @@ def batch_norms(model: nn.Module) -> list[BatchNorm]:
     return [m for m in model.modules() if isinstance(m, BatchNorm) and m.affine]
 
 
+def is_zero(factor: Tensor) -> Tensor:
+    """Where a scaling factor (γ or ξ) is zero; a subnormal one is. Elementwise, bool."""
+    return factor.abs() < TINY
+
+
 def soft_threshold(x: Tensor, threshold: float) -> Tensor:
     """S(x, t) = sign(x) · max(0, |x| − t), elementwise (section 3.2)."""
     return x.sign() * (x.abs() - threshold).clamp_(min=0)
@@ -37,7 +42,6 @@ class Baseline:
     name = "baseline"
     settings: tuple[str, ...] = ()  # which flags the constructor takes: --s is its lambda_
     xi: Tensor | None = None
-    beta: float | None = None
     lambda_: float | None = None
 
     def __init__(self, model: nn.Module) -> None:
@@ -76,7 +80,7 @@ class Baseline:
 
     def gamma_zeros(self) -> int:
         """How many γ are zero; a subnormal γ counts as zero."""
-        return int((self.gamma.abs() < TINY).sum())
+        return int(is_zero(self.gamma).sum())
 
     def xi_zeros(self) -> int | None:
         return None if self.xi is None else int((self.xi == 0).sum())
@@ -104,7 +108,7 @@ class Subgradient(Baseline):
 class ProximalSlimming(Baseline):
     """Proximal network slimming: minimise L(W, γ) + λ‖ξ‖₁ + (β/2)‖γ − ξ‖² (eq. 5).
 
-    Works on any model with ``nn.BatchNorm2d`` layers and any optimiser that makes plain SGD's
+    Works on any model with batch-norm layers and any optimiser that makes plain SGD's
     step. Call :meth:`on_step` after every optimiser step, and :meth:`on_epoch` after every epoch.
 
     With momentum μ the fixed point satisfies β(γ − ξ) = −∇L/(1 − μ): the run approaches a
@@ -145,7 +149,7 @@ class ProximalSlimming(Baseline):
         self.gamma.mul_(alpha).add_(self.xi, alpha=self.beta).div_(alpha + self.beta)
         # A dead channel's γ is halved and halved but never arrives: rounding has a fixed point
         # among the subnormals.
-        self.gamma.masked_fill_(self.gamma.abs() < TINY, 0)
+        self.gamma.masked_fill_(is_zero(self.gamma), 0)
         if self.prox_every == "step":
             self._update_xi(alpha)
 

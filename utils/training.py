@@ -65,9 +65,8 @@ def train_epoch(
     model.train()
     for images, labels in batches:
         optimizer.zero_grad()
-        with execution.autocast():
-            logits = model(images.contiguous(memory_format=execution.memory_format))
-        loss = F.cross_entropy(logits.float(), labels)
+        logits = execution.logits(model, images)
+        loss = F.cross_entropy(logits, labels)
         loss.backward()
         method.on_gradient()
         optimizer.step()  # (8a), and the SGD part of (8b)
@@ -83,7 +82,6 @@ def evaluate(model: nn.Module, batches: Batches, execution: Execution) -> tuple[
     model.eval()
     tally = Tally.on(execution.device)
     for images, labels in batches.in_order():
-        with execution.autocast():
-            logits = model(images.contiguous(memory_format=execution.memory_format))
-        tally.add(logits, labels, F.cross_entropy(logits.float(), labels))
+        logits = execution.logits(model, images)
+        tally.add(logits, labels, F.cross_entropy(logits, labels))
     return tally.mean_loss(), tally.accuracy()
