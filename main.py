@@ -10,30 +10,23 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from models import Network, build_model, full_cfg, restore
-from utils import checkpoint, cli, records
-from utils.cli import Diverged, InputError, Progress, note
-from utils.data import Batches, Dataset
-from utils.device import Execution, fastest, pick_device
+from models import Network, build_model, full_cfg
+from utils import cli
+from utils.cli import Diverged, InputError, Lost, Progress, note
+from utils.data import Batches
+from utils.device import Execution, Group, fastest, pick_device
+from utils.graph import Graphs
 from utils.recipes import recipe
-from utils.run import Files, Run
-from utils.settings import (
-    Settings,
-    check_classes,
-    check_said,
-    inherit,
-    load_data,
-    parser,
-    resolve,
-    stored_settings,
-)
+from utils.run import Run
+from utils.seeds import run_seeds
+from utils.settings import Settings, load_data, parser
 from utils.slimming import (
     METHODS,
     Baseline,
@@ -42,59 +35,73 @@ from utils.slimming import (
     is_zero,
     shrinkage,
 )
-from utils.training import Tally, evaluate, learning_rate, train_epoch
+from utils.source import Source, check_classes
+from utils.training import Step, evaluate, learning_rate, train_epoch
+
+TEST_BATCH_SIZE = 256
 
 
 def train(run: Run, test_batch_size: int, log_interval: int, argv: Sequence[str]) -> None:
     """Algorithm 1, from the run's next epoch to its last; a log line and a checkpoint each."""
-    s, model, method, execution = run.settings, run.network.model, run.method, run.execution
-    batches = Batches(run.data, "train", s.batch_size, execution.device, s.seed)
-    tests = Batches(run.data, "test", test_batch_size, execution.device)
-    run.files.folder.mkdir(parents=True, exist_ok=True)
-    log = records.keep_epochs(run.files.log, run.epoch)
+    s, step, group = run.settings, run.step, run.step.group
+    tests = Batches(run.data, "test", test_batch_size, step.execution.device)
+    log = run.keep_log()
     trains = run.epoch < s.epochs
-    for epoch in range(run.epoch, s.epochs):  # line 1: for each epoch t
-        lr = learning_rate(epoch, s.epochs, s.lr)
-        alpha = 1 / lr
-        for group in run.optimizer.param_groups:
-            group["lr"] = lr
-        tally = Tally.on(execution.device)
-        progress = Progress(
-            len(batches),
-            f"epoch {epoch + 1}/{s.epochs}",
-            log_interval,
-            lambda tally=tally: f"{tally}, {zeros(method)}",
-            epochs_left=s.epochs - epoch - 1,
-        )
-        start = time.perf_counter()
-        # Lines 2 to 4, as often as --prox-every says.
-        train_epoch(
-            model, batches.epoch(epoch), run.optimizer, method, alpha, execution, tally, progress
-        )
-        train_loss = tally.mean_loss()
-        train_seconds = time.perf_counter() - start
-        progress.close()
-        test_loss, accuracy = evaluate(model, tests, execution)
-        if not (math.isfinite(train_loss + test_loss) and method.gamma.isfinite().all()):
-            raise Diverged(
-                f"the loss or a scaling factor is not finite in epoch {epoch + 1}, which is not"
-                f" saved: try a smaller --lr than {s.lr}"
+    with cli.Signals() as signals:
+        for epoch in range(run.epoch, s.epochs):  # line 1: for each epoch t
+            lr = learning_rate(epoch, s.epochs, s.lr)
+            order = step.batches.order(epoch)
+            progress = Progress(
+                len(order),
+                f"epoch {epoch + 1}/{s.epochs}",
+                log_interval,
+                lambda: f"{step.tally}, {zeros(step.method)}",
+                epochs_left=s.epochs - epoch - 1,
             )
-        test_seconds = time.perf_counter() - start - train_seconds
-        run.epoch = epoch + 1
-        log.append(run.log(lr, train_loss, test_loss, accuracy, train_seconds, test_seconds))
-        run.save(accuracy)
-        print(
-            f"epoch {epoch + 1}/{s.epochs}: lr {lr:g}, {tally}, test accuracy {accuracy:.2f} %,"
-            f" {zeros(method)}, {train_seconds:.1f} s + {test_seconds:.1f} s",
-            flush=True,
-        )
+            start, z = time.perf_counter(), step.z()
+            step.begin(lr)
+            # Lines 2 to 4, as often as --prox-every says.
+            train_epoch(step, order, progress, signals)
+            train_loss = step.tally.mean_loss()
+            train_seconds = time.perf_counter() - start
+            progress.close()
+            group.take_from_first(list(run.network.model.buffers()))
+            test_loss, accuracy = evaluate(run.network.model, tests, step.execution, group)
+            check_epoch(run, test_loss)
+            test_seconds = time.perf_counter() - start - train_seconds
+            run.epoch = epoch + 1
+            values = {
+                "lr": f"{lr:.6g}",
+                "test_loss": f"{test_loss:.6f}",
+                "test_accuracy": f"{accuracy:.4f}",
+                "train_seconds": f"{train_seconds:.3f}",
+                "test_seconds": f"{test_seconds:.3f}",
+                "change": f"{step.change(z):.6g}",
+            }
+            log.append(run.log(train_loss, values))
+            drops = learning_rate(run.epoch, s.epochs, s.lr) != lr
+            run.save(accuracy, now=drops or run.epoch == s.epochs)
+            print(
+                f"epoch {epoch + 1}/{s.epochs}: lr {lr:g}, {step.tally}, test accuracy"
+                f" {accuracy:.2f} %, {zeros(step.method)}, {train_seconds:.1f} s"
+                f" + {test_seconds:.1f} s",
+                flush=True,
+            )
     accuracy = float(log[-1]["test_accuracy"]) if log else run.best
     # A finished run that is resumed has its row, unless it was killed just before that.
-    if log and (trains or not run.is_recorded()):
+    if log and group.rank == 0 and (trains or not run.is_recorded()):
         seconds = [float(row["train_seconds"]) for row in log]
         run.record(accuracy, sum(seconds) / len(seconds), argv)
     print(summary(run, accuracy))
+
+
+def check_epoch(run: Run, test_loss: float) -> None:
+    """Raise Diverged if the epoch's end is not fit to be saved, Lost if the processes disagree."""
+    method = run.step.method
+    if not math.isfinite(test_loss):
+        raise Diverged("the test loss is not finite")
+    if not run.step.group.agree([method.gamma] if method.xi is None else [method.gamma, method.xi]):
+        raise Lost(f"the processes' γ or ξ differ after epoch {run.epoch + 1}: it is not saved")
 
 
 def zeros(method: Baseline) -> str:
@@ -104,7 +111,7 @@ def zeros(method: Baseline) -> str:
 
 def summary(run: Run, accuracy: float) -> str:
     """Zeros per layer, the final ``accuracy`` in percent, and the command that comes next."""
-    s, method, norms = run.settings, run.method, batch_norms(run.network.model)
+    s, method, norms = run.settings, run.step.method, batch_norms(run.network.model)
     names = [name for name, module in run.network.model.named_modules() if module in norms]
     xi = method.gamma if method.xi is None else method.xi
     lines = [f"{'layer':<24}channels  γ = 0" + ("" if method.xi is None else "  ξ = 0")]
@@ -149,72 +156,29 @@ def choose_execution(
     settings: Settings,
     resumed: Mapping[str, Any],
     network: Network,
-    data: Dataset,
-    device: torch.device,
+    batches: Batches,
+    group: Group,
 ) -> Execution:
-    """Precision and memory format: as ``resumed``, as told, or measured."""
+    """Precision and memory format: as ``resumed``, else as told and measured."""
+    device = batches.images.device
     if "precision" in resumed:
         if settings.precision not in ("auto", resumed["precision"]):
             raise InputError(f"this run was started with --precision {resumed['precision']}")
         return Execution(device, resumed["precision"], resumed["channels_last"])
-    if settings.precision != "auto":
-        return Execution(device, settings.precision)
-    images, labels = next(Batches(data, "train", settings.batch_size, device).epoch(0))
-    execution = fastest(network.model, images, labels, device)
-    layout = "channels last" if execution.channels_last else "channels first"
-    note(f"fastest here: {execution.precision}, {layout}")
-    return execution
-
-
-def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
-    given = vars(parser().parse_args(argv))
-    modes = [mode for mode in ("resume", "refine", "evaluate") if mode in given]
-    if len(modes) > 1:
-        raise InputError("--resume, --refine and --evaluate exclude one another")
-    mode = modes[0] if modes else None
-    path, content, network, known = given.get(mode), {}, None, {}
-    if mode is not None:
-        content, network = checkpoint.load(Path(path), restore)
-        if mode == "resume" and "epoch" not in content:
-            raise InputError(
-                f"{path} cannot be resumed: no training is in it; fine-tune by --refine"
-            )
-        known = inherit(content, network, path)
-        check_said(given, known, path)
-    device = pick_device("no_cuda" in given)
-    test_batch_size = given.get("test_batch_size", 256)
-
-    if mode == "evaluate":
-        data = load_data({**known, **given})
-        check_classes(content, network, data, path)
-        execution = Execution(device)
-        tests = Batches(data, "test", test_batch_size, device)
-        loss, accuracy = evaluate(execution.place(network.model), tests, execution)
-        print(f"{path}: test loss {loss:.4f}, test accuracy {accuracy:.2f} %")
-        return
-
-    stored = stored_settings(content, path) if mode == "resume" else {}
-    settings = resolve(given, stored, known)
-    if given.get("start_epoch", 0) >= settings.epochs:
-        raise InputError(f"--start-epoch must be below the {settings.epochs} epochs")
-    try:
-        cfg = full_cfg(settings.arch, settings.depth)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    folder = "logs" if path is None else Path(path).parent
-    files = Files(Path(given.get("save", folder)), settings.run)
-    cli.check_writable(files.folder)
-    files.check(Path(path) if mode == "resume" else None)
-    data = load_data(asdict(settings))
-    torch.manual_seed(settings.seed)
-    if network is None:
-        model = build_model(settings.arch, settings.depth, len(data.classes))
-        network = Network(model, settings.arch, settings.depth, len(data.classes), cfg)
-    check_classes(content, network, data, path)
-    execution = choose_execution(
-        settings, content if mode == "resume" else {}, network, data, device
+    if settings.deterministic:
+        return Execution(device, "bf16" if settings.precision == "bf16" else "fp32")
+    images, labels = batches.cut(batches.order(0)[0])
+    measured = group.first_says(
+        lambda: fastest(network.model, images, labels, device, settings.precision)
     )
+    layout = "channels last" if measured.channels_last else "channels first"
+    note(f"fastest here: {measured.precision}, {layout}")
+    return replace(measured, device=device)
+
+
+def make_step(
+    settings: Settings, network: Network, batches: Batches, execution: Execution, group: Group
+) -> Step:
     model = execution.place(network.model)
     method = make_method(settings, model)
     optimizer = torch.optim.SGD(
@@ -225,14 +189,87 @@ def main(argv: list[str] | None = None) -> None:
         nesterov=settings.nesterov and settings.momentum > 0,
         fused=True,
     )
-    run = Run(settings, files, network, data, execution, method, optimizer)
-    if mode == "resume":
-        run.resume(content, path)
+    return Step(model, batches, optimizer, method, execution, group)
+
+
+def test(source: Source, given: Mapping[str, Any], device: torch.device) -> None:
+    """``--evaluate``: print loss and accuracy on the test set."""
+    data = load_data({**source.known(given), **given})
+    check_classes(source.content, source.network, data, source.path)
+    execution = Execution(device)
+    tests = Batches(data, "test", given.get("test_batch_size", TEST_BATCH_SIZE), device)
+    loss, accuracy = evaluate(execution.place(source.network.model), tests, execution)
+    print(f"{source.path}: test loss {loss:.4f}, test accuracy {accuracy:.2f} %")
+
+
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    given = vars(parser().parse_args(argv))
+    said = [mode for mode in ("resume", "refine", "evaluate") if mode in given]
+    auto = given.get("resume") == "auto"
+    if len(said) > 1 and (not auto or "evaluate" in given):
+        raise InputError(
+            "--resume, --refine and --evaluate exclude one another (but --resume auto and --refine)"
+        )
+    if "seeds" in given and ("evaluate" in given or ("resume" in given and not auto)):
+        raise InputError(
+            "--seeds starts one run each: it takes neither --evaluate nor --resume PATH"
+        )
+    source = Source.of(given)
+    if "seeds" in given:
+        run_seeds(argv, source.settings(given).name, "no_cuda" in given)
+        return
+    device = pick_device("no_cuda" in given)
+    if "evaluate" in given:
+        test(source, given, device)
+        return
+    settings = source.settings(given)
+    if given.get("start_epoch", 0) >= settings.epochs:
+        raise InputError(f"--start-epoch must be below the {settings.epochs} epochs")
+    try:
+        cfg = full_cfg(settings.arch, settings.depth)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    files = source.files(given, settings)
+    cli.check_writable(files.folder)
+    files.check(Path(source.path) if source.resumes else None)
+
+    group = Group.join(device)
+    if group.rank > 0:
+        cli.mute()
+        group.wait()  # the first process downloads and decodes for all
+    data = load_data(asdict(settings))
+    if group.rank == 0:
+        group.wait()
+    torch.manual_seed(settings.seed)
+    torch.use_deterministic_algorithms(settings.deterministic)
+    network = source.network
+    if network is None:
+        model = build_model(settings.arch, settings.depth, len(data.classes))
+        network = Network(model, settings.arch, settings.depth, len(data.classes), cfg)
+    check_classes(source.content, network, data, source.path)
+    batches = Batches(data, "train", settings.batch_size, device, settings.seed)
+    execution = choose_execution(
+        settings, source.content if source.resumes else {}, network, batches, group
+    )
+    run = Run(
+        settings, files, network, data, make_step(settings, network, batches, execution, group)
+    )
+    if source.resumes:
+        run.resume(source.content, source.path)
     else:
         run.epoch = given.get("start_epoch", 0)
-        if method.xi is not None:
-            warn_if_out_of_reach(settings, method.xi, len(data.train))
-    train(run, test_batch_size, given.get("log_interval", 50), argv)
+        if run.step.method.xi is not None:
+            warn_if_out_of_reach(settings, run.step.method.xi, len(data.train))
+    if device.type == "cuda" and group.size == 1 and "no_graph" not in given:
+        run.step.launch = Graphs(run.step)
+    with run.kept():
+        train(
+            run,
+            given.get("test_batch_size", TEST_BATCH_SIZE),
+            given.get("log_interval", 50),
+            argv,
+        )
 
 
 if __name__ == "__main__":

@@ -3,10 +3,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 # Tests compare results, not speeds, and run beside others: spinning threads only get in the way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def subnormals():
+    """Commands flush them for the whole process; what tests assert must hold without that."""
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")

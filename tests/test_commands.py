@@ -1,11 +1,9 @@
 """The commands as a user gives them, from training to fine-tuning, in real processes."""
 
-import csv
 import math
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,14 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import main
 from models import build_model
+from runs import QUICK, ROOT, assert_same_run, rows, train
 from utils import cli, records
 from utils.slimming import batch_norms
 
-ROOT = Path(__file__).parents[1]
 NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 7)]
-QUICK = ["--epochs", "8", "--batch-size", "8", "--precision", "fp32", "--no-cuda"]
 # So large a λ brings ξ to zero in a few of an epoch's 4 steps, and without momentum γ follows it.
 SLIMMING = ["-sr", "--s", "10", "--beta", "100", "--momentum", "0", "--epochs", "20"]
 
@@ -35,19 +31,6 @@ def command(*arguments: object) -> subprocess.CompletedProcess:
     )
     assert done.returncode == 0, done.stderr
     return done
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def train(folder: Path, pictures: Path, *more: object) -> int:
-    """In process, which saves importing torch each time."""
-    if "--refine" not in more:
-        more = ["--dataset", "folder", "--data", pictures, *more]
-    argv = [*QUICK, "--save", folder, *more]
-    return cli.run(main.main, [str(arg) for arg in argv])
 
 
 @pytest.mark.parametrize(("arch", "depth"), NETWORKS)
@@ -128,29 +111,14 @@ PROXIMAL = ["-sr", "--s", "4", "--beta", "100"]
 )
 def test_a_resumed_run_is_the_uninterrupted_one(flags, tmp_path, pictures):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    for folder in (whole, parts):
-        assert train(folder, pictures, "--arch", "resnet", "--depth", 11, *flags) == 0
-    name = "subgradient" if "--method" in flags else "proximal" if flags else "baseline"
-    run = f"{name}_resnet_11_folder"
+    network = ["--arch", "resnet", "--depth", 11]
+    assert train(whole, pictures, *network, *flags) == 0
     # As if killed in epoch 6: its log line is written, its checkpoint is not.
-    shutil.rmtree(parts)
-    stopped = stop_after(5, parts, pictures, "--arch", "resnet", "--depth", 11, *flags)
+    stopped = stop_after(5, parts, pictures, *network, *flags)
     assert stopped == [str(i) for i in range(1, 7)]
-    path = parts / f"{run}checkpoint.pth.tar"
+    (path,) = parts.glob("*checkpoint.pth.tar")
     assert train(parts, pictures, "--resume", path) == 0
-    contents = [torch.load(f / path.name, weights_only=True) for f in (whole, parts)]
-    assert all(
-        torch.equal(contents[0]["state_dict"][k], v) for k, v in contents[1]["state_dict"].items()
-    )
-    assert contents[0]["best_prec1"] == contents[1]["best_prec1"]
-    logs = [
-        [
-            {k: v for k, v in row.items() if not k.endswith("seconds")}
-            for row in rows(f / f"{run}log.csv")
-        ]
-        for f in (whole, parts)
-    ]
-    assert logs[0] == logs[1]
+    assert_same_run(whole, parts)
     assert len(rows(parts / "train_record.csv")) == 1
     assert train(parts, pictures, "--resume", path) == 0  # finished already: nothing more happens
     assert len(rows(parts / "train_record.csv")) == 1
@@ -162,10 +130,10 @@ def stop_after(epochs: int, folder: Path, pictures: Path, *more: object) -> list
 
     save = Run.save
 
-    def stop(self: Run, accuracy: float) -> None:
+    def stop(self: Run, accuracy: float, now: bool) -> None:
         if self.epoch > epochs:
             raise KeyboardInterrupt
-        save(self, accuracy)
+        save(self, accuracy, True)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "save", stop)

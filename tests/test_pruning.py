@@ -259,3 +259,27 @@ def test_a_dropped_channel_is_not_folded():
 def test_the_smallest_count_is_found(channels, least):
     found = smallest_count(channels, lambda count: count >= least)
     assert found == (least if least <= channels else None)
+
+
+def test_on_maps_that_are_all_border_folding_is_exact_in_the_mean():
+    """2×2 maps, VGG's last: the convolution behind removed channels gives the same mean."""
+    torch.manual_seed(0)
+    model = build_model("vgg", 11, 10)
+    norms = batch_norms(model)
+    masks = [torch.ones_like(bn.weight, dtype=torch.bool) for bn in norms]
+    masks[-2][::2] = False
+    with torch.no_grad():
+        norms[-2].weight[::2] = 0
+        norms[-2].bias.fill_(0.5)
+    networks = [model.eval(), SLIM["vgg"](model, masks)]
+    outputs, pictures = [], torch.randn(4, 3, 32, 32)
+    for network in networks:
+        last = [m for m in network.feature if isinstance(m, torch.nn.BatchNorm2d)][-1]
+        last.register_forward_hook(
+            lambda bn, inputs, out: outputs.append(inputs[0] - bn.running_mean[:, None, None])
+        )
+        network(pictures)
+    whole, slim = outputs
+    assert whole.shape[-1] == 2
+    torch.testing.assert_close(slim.mean((2, 3)), whole.mean((2, 3)), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(slim, whole, atol=1e-3)

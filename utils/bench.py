@@ -1,39 +1,70 @@
-"""Compare speeds in one run: ``python -m utils.bench --compare FULL SLIM``."""
+"""Compare speeds in one run.
+
+``python -m utils.bench`` times training epochs of this program and of one with the released
+program's structure, in turn; ``--compare FULL SLIM`` times inference of two checkpoints.
+"""
 
 import argparse
+import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.multiprocessing as processes
+import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from models import restore
+from models import build_model, restore
 from utils import checkpoint, cli
-from utils.device import pick_device
+from utils.cli import InputError
+from utils.data import DATASETS, Batches, load_dataset
+from utils.device import Execution, fastest, pick_device
 from utils.flops import cost
 from utils.folder import SIZE
+from utils.graph import Graphs
+from utils.recipes import BATCH_SIZE, LEARNING_RATE, recipe
+from utils.reference import Reference
+from utils.slimming import ProximalSlimming
+from utils.training import Step, evaluate
+
+NETWORKS = ("vgg-19", "resnet-20", "densenet-40", "resnet-164")
+PICTURES = 640  # an epoch's on a CPU, where an epoch of 50,000 takes an hour
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m utils.bench",
-        description="Time inference of two networks in turn, and compare with their FLOPs.",
+        description="Time training here and in the released program's structure, in turn;"
+        " or inference of two networks.",
     )
     p.add_argument(
         "--compare",
         nargs=2,
-        required=True,
         metavar=("FULL", "SLIM"),
-        help="two checkpoints; prints how many times faster the second is",
+        help="two checkpoints; prints how many times faster inference of the second is",
     )
     p.add_argument(
-        "--batch-size", nargs="+", type=cli.positive_int, default=[1, 64], metavar="N",
-        help="pictures at a time (default 1 and 64)",
+        "--networks", nargs="+", default=NETWORKS, metavar="ARCH-DEPTH",
+        help=f"to train (default {' '.join(NETWORKS)})",
+    )  # fmt: skip
+    p.add_argument("--dataset", choices=DATASETS, default="shapes", help="default shapes")
+    p.add_argument("--data", metavar="DIR", help="where the data set is")
+    p.add_argument(
+        "--subset", type=cli.positive_int, metavar="N",
+        help=f"pictures in an epoch (default {PICTURES}, on a GPU all)",
     )  # fmt: skip
     p.add_argument(
-        "--repeats", type=cli.positive_int, default=30, help="timings of each (default 30)"
+        "--batch-size", nargs="+", type=cli.positive_int, metavar="N",
+        help=f"pictures at a time (default: training {BATCH_SIZE}, inference 1 and 64)",
+    )  # fmt: skip
+    p.add_argument(
+        "--repeats", type=cli.positive_int, help="of each (default: 5 epochs, 30 inferences)"
     )
     p.add_argument("--no-cuda", action="store_true", help="on the CPU")
     return p
@@ -42,16 +73,194 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     device = pick_device(args.no_cuda)
+    where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    print(f"torch {torch.__version__}, {where}, {torch.get_num_threads()} threads")
+    if args.compare:
+        compare(args, device)
+    else:
+        train(args, device)
+
+
+def train(args: argparse.Namespace, device: torch.device) -> None:
+    """Print a row per network: seconds per epoch, this program's and the reference's."""
+    subset = args.subset or (None if device.type == "cuda" else PICTURES)
+    folder = None if args.data is None else Path(args.data)
+    data = load_dataset(args.dataset, folder, subset)
+    networks = []
+    for name in args.networks:
+        arch, _, depth = name.partition("-")
+        try:
+            networks.append((arch, int(depth)))
+            build_model(arch, int(depth), len(data.classes))
+        except ValueError as error:
+            raise InputError(f"--networks {name}: {error}") from None
+    print(
+        f"{len(data.train)} pictures of {args.dataset}; seconds of a training epoch, medians of"
+        f" {args.repeats or 5}; ratio with its quartiles"
+    )
+    print(
+        "| network | batch | precision | reference, s | here, s | ratio | pictures/s | test pass, s"
+        " | proximal update | GFLOP/s | of peak | peak memory, reference and here |\n"
+        f"|{' --- |' * 12}"
+    )
+    for arch, depth in networks:
+        for batch_size in args.batch_size or [BATCH_SIZE]:
+            setting = (arch, depth, data, batch_size, device)
+            print(_row(setting, args.repeats or 5), flush=True)
+
+
+def _row(setting: tuple, repeats: int) -> str:
+    arch, depth, data, batch_size, _ = setting
+    workers = [_Worker(side, setting) for side in (Here, There)]
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(repeats + 1):
+        for worker, seconds in zip(workers, times, strict=True):
+            seconds.append(worker.ask("epoch"))
+    here, there = (seconds[1:] for seconds in times)  # the first ones warm up
+    figures = workers[0].ask("figures")
+    memory = [worker.ask("memory") / 2**20 for worker in workers]
+    for worker in workers:
+        worker.close()
+    low, ratio, high = quartiles([b / a for a, b in zip(here, there, strict=True)])
+    seconds = statistics.median(here)
+    steps = -(-len(data.train) // batch_size)
+    flops = figures["flops"] * len(data.train) / seconds
+    return (
+        f"| {arch}-{depth} | {batch_size} | {figures['precision']}"
+        f" | {statistics.median(there):.2f} | {seconds:.2f} | {ratio:.2f} ({low:.2f} to {high:.2f})"
+        f" | {len(data.train) / seconds:.0f} | {figures['test']:.2f}"
+        f" | {100 * figures['update'] * steps / seconds:.2f} %"
+        f" | {flops / 1e9:.0f} | {100 * flops / figures['peak']:.0f} %"
+        f" | {memory[1]:.0f} and {memory[0]:.0f} MiB |"
+    )
+
+
+class Here:
+    """This program's epoch: data, augmentation, step, proximal update, tally."""
+
+    def __init__(self, arch: str, depth: int, data: Any, batch_size: int, device: torch.device):
+        self.model = build_model(arch, depth, len(data.classes))
+        paper = recipe(arch, depth)
+        batches = Batches(data, "train", batch_size, device)
+        images, labels = batches.cut(batches.order(0)[0])
+        self.execution = fastest(self.model, images, labels, device, "auto")
+        self.execution.place(self.model)
+        method = ProximalSlimming(self.model, paper.lambda_, paper.beta)
+        optimizer = torch.optim.SGD(
+            self.model.parameters(), LEARNING_RATE, 0.9,
+            weight_decay=1e-4, nesterov=True, fused=True,
+        )  # fmt: skip
+        self.step = Step(self.model, batches, optimizer, method, self.execution)
+        if device.type == "cuda":
+            self.step.launch = Graphs(self.step)
+        self.tests = Batches(replace(data, test=data.train), "test", 256, device)
+        self.epochs = 0
+
+    def epoch(self) -> None:
+        self.step.begin(LEARNING_RATE)
+        order = self.step.batches.order(self.epochs)
+        for where in order:
+            self.step.launch(where)
+        self.step.check(order)
+        self.epochs += 1
+
+    def figures(self) -> dict[str, Any]:
+        """Beside the epoch: test pass, proximal update, FLOPs of a picture, the machine's peak."""
+        execution, order = self.execution, self.step.batches.order(0)
+        images, labels = self.step.batches.cut(order[0])
+        with FlopCounterMode(display=False) as counter:
+            F.cross_entropy(execution.logits(self.model, images), labels).backward()
+        return {
+            "precision": execution.precision + (", channels last" * execution.channels_last),
+            "test": timed(lambda: evaluate(self.model, self.tests, execution), execution, 1),
+            "update": timed(lambda: self.step.method.on_step(10.0), execution, 200),
+            "flops": counter.get_total_flops() / len(labels),
+            "peak": _matrix_peak(execution),
+        }
+
+
+def _matrix_peak(execution: Execution) -> float:
+    """FLOP/s of a large matrix product in this precision."""
+    size = 4096 if execution.device.type == "cuda" else 2048
+    dtype = torch.bfloat16 if execution.precision == "bf16" else torch.float32
+    a, b = torch.randn(2, size, size, device=execution.device).to(dtype)
+    return 2 * size**3 / timed(lambda: a @ b, execution, 5)
+
+
+def timed(work: Callable[[], object], execution: Execution, repeats: int) -> float:
+    """Median seconds of ``work``, after one for warming up."""
+    seconds = []
+    for _ in range(repeats + 1):
+        execution.synchronize()
+        start = time.perf_counter()
+        work()
+        execution.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
+
+
+class There:
+    """The reference's epoch."""
+
+    def __init__(self, arch: str, depth: int, data: Any, batch_size: int, device: torch.device):
+        paper = recipe(arch, depth)
+        model = build_model(arch, depth, len(data.classes)).to(device)
+        self.reference = Reference(model, data, batch_size, paper.lambda_, paper.beta)
+
+    def epoch(self) -> None:
+        self.reference.epoch()
+
+
+class _Worker:
+    """One of the two in a process and memory of its own, idle unless asked."""
+
+    def __init__(self, side: type, setting: tuple) -> None:
+        context = processes.get_context("spawn")
+        self.connection, other = context.Pipe()
+        self.process = context.Process(target=_serve, args=(other, side, setting), daemon=True)
+        self.process.start()
+
+    def ask(self, what: str) -> Any:
+        self.connection.send(what)
+        answer = self.connection.recv()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        self.connection.send(None)
+        self.process.join()
+
+
+def _serve(connection: Any, side: type, setting: tuple) -> None:
+    """Answer: seconds of an epoch, bytes of memory at their peak, or other figures."""
+    device = setting[-1]
+    pick_device(device.type == "cpu")
+    subject = side(*setting)
+    while what := connection.recv():
+        start = time.perf_counter()
+        if what == "epoch":
+            subject.epoch()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            connection.send(time.perf_counter() - start)
+        elif what == "memory":
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            connection.send(torch.cuda.max_memory_allocated() if device.type == "cuda" else peak)
+        else:
+            connection.send(subject.figures())
+
+
+def compare(args: argparse.Namespace, device: torch.device) -> None:
+    """Print how many times faster inference of the second checkpoint is, in float32."""
     models = [
         checkpoint.load(Path(path), restore)[1].model.eval().to(device) for path in args.compare
     ]
     flops = [cost(model).flops for model in models]
     ratio = flops[0] / flops[1]
-    where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    print(f"torch {torch.__version__}, {where}, {torch.get_num_threads()} threads, float32")
     print(f"FLOPs: {flops[0]:,} and {flops[1]:,}, ratio {ratio:.2f}")
-    for batch_size in args.batch_size:
-        times = interleaved(models, batch_size, args.repeats, device)
+    for batch_size in args.batch_size or [1, 64]:
+        times = interleaved(models, batch_size, args.repeats or 30, device)
         pairs = [full / slim for full, slim in zip(*times, strict=True)]
         low, middle, high = quartiles(pairs)
         full, slim = (1000 * statistics.median(t) for t in times)

@@ -61,7 +61,7 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            torch.save(_on_cpu(content), file)
+            torch.save(snapshot(content), file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -71,13 +71,14 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _on_cpu(value: Any) -> Any:
+def snapshot(value: Any) -> Any:
+    """``value`` with all its tensors copied to the CPU."""
     if isinstance(value, Tensor):
         # A copy, for a view (γ is one) would take its whole storage along.
         return value.detach().cpu().clone()
     if isinstance(value, Mapping):
-        return {key: _on_cpu(item) for key, item in value.items()}
-    return [_on_cpu(item) for item in value] if isinstance(value, list) else value
+        return {key: snapshot(item) for key, item in value.items()}
+    return [snapshot(item) for item in value] if isinstance(value, list) else value
 
 
 def load(path: Path, restore: Callable[[State], Network]) -> tuple[dict[str, Any], Network]:

@@ -21,8 +21,24 @@ class Diverged(Exception):
     """Training produced a number that is not finite. The message is one line."""
 
 
+class Lost(Exception):
+    """Another process of the group is gone. The message is one line."""
+
+
+class Stopped(Exception):
+    """A signal asked the program to end, and it has come to a good place to do so."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
 def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> int:
-    """Run a command and return its exit status: 0, 2 for bad input, 3 for a diverged training."""
+    """Run a command and return its exit status.
+
+    0; 1 when another process of the group is gone; 2 for bad input; 3 for a diverged training; 130
+    or 143 after SIGINT or SIGTERM.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that has no γ gets \\u03b3
             stream.reconfigure(errors="backslashreplace")
@@ -31,18 +47,31 @@ def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
     except (InputError, OSError) as error:  # OSError: a full disk, a folder taken away
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except Diverged as error:
+    except (Diverged, Lost) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 3
+        return 3 if isinstance(error, Diverged) else 1
+    except Stopped as stopped:
+        return 128 + stopped.signum
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     return 0
 
 
+_muted = False
+
+
+def mute() -> None:
+    """Say nothing but errors from now on, as all processes of a group but the first do."""
+    global _muted
+    _muted = True
+    sys.stdout = io.StringIO()
+
+
 def note(message: str) -> None:
     """A line beside the results: a warning, or a decision the user should know of."""
-    tqdm.write(message, file=sys.stderr)
+    if not _muted:
+        tqdm.write(message, file=sys.stderr)
 
 
 def _number(convert: Callable, description: str, accept: Callable[[float], bool]) -> Callable:
@@ -88,6 +117,30 @@ def check_writable(folder: Path) -> None:
         raise InputError(f"cannot save in {folder}: {existing} is not writable; choose --save")
 
 
+class Signals:
+    """Within, a first SIGINT or SIGTERM only asks for an end; a second one ends at once."""
+
+    def __enter__(self) -> "Signals":
+        self.received = 0
+        self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for signum, handler in self.before.items():
+            signal.signal(signum, handler)
+
+    def _ask(self, signum: int, frame: object) -> None:
+        self.received = signum
+        for each in self.before:
+            signal.signal(each, signal.SIG_DFL)
+        note(f"{signal.Signals(signum).name}: finishing the step; once more ends at once")
+
+    def check(self) -> None:
+        """Raise Stopped if a signal came."""
+        if self.received:
+            raise Stopped(self.received)
+
+
 class Progress:
     """A tqdm bar on a terminal; into a file, a line every ``interval`` steps.
 
@@ -108,10 +161,11 @@ class Progress:
         self.done = 0
         self.started = self.second = time.perf_counter()
         self.bar = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not _muted:
             self.bar = tqdm(total=total, desc=description, leave=False, dynamic_ncols=True)
 
-    def step(self) -> None:
+    def step(self) -> bool:
+        """Count a step. True if its numbers are shown."""
         self.done += 1
         if self.done == 1:  # the first step warms up and says nothing of the others
             self.second = time.perf_counter()
@@ -125,6 +179,7 @@ class Progress:
                 f"{self.description}: {self.done}/{self.total}, {self.postfix()},"
                 f" epoch {clock(self.epoch_seconds())}, run {self._left()} left"
             )
+        return shown
 
     def epoch_seconds(self) -> float:
         """The whole epoch's estimated seconds."""

@@ -1,5 +1,6 @@
 """Datasets as ``uint8`` tensors on the device, and the batches that training and tests see."""
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from http.client import HTTPException
@@ -50,6 +51,13 @@ class Dataset:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     augment: bool
+
+    def checksum(self) -> int:
+        """CRC-32 of all pictures and labels: what tells one set of pictures from another."""
+        crc = 0
+        for part in (self.train, self.test):
+            crc = zlib.crc32(part.labels.numpy(), zlib.crc32(part.images.numpy(), crc))
+        return crc
 
 
 def load_dataset(
@@ -182,9 +190,9 @@ def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Te
 class Batches:
     """Normalised float32 batches of one set of pictures, cut on the device they live on.
 
-    Iterate over :meth:`epoch` to train (shuffled and, where the data set says so, augmented) or
-    over :meth:`in_order` to test; both yield ([n, 3, 32, 32], int64 [n]) with ``batch_size``
-    pictures each but for the last.
+    To train, :meth:`cut` each batch of :meth:`order` (shuffled and, where the data set says so,
+    augmented); to test, iterate over :meth:`in_order`. Both give ([n, 3, 32, 32], int64 [n]) with
+    ``batch_size`` pictures each but for the last.
     """
 
     def __init__(
@@ -196,31 +204,32 @@ class Batches:
         self.std = torch.tensor(data.std, device=device)
         self.augment, self.batch_size, self.seed = data.augment, batch_size, seed
 
-    def __len__(self) -> int:
-        return -(-len(self.labels) // self.batch_size)
-
     def _normalised(self, images: Tensor) -> Tensor:
         return images.float().div_(255).sub_(self.mean).div_(self.std).permute(0, 3, 1, 2)
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of training epoch ``epoch``: a pure function of it and of ``seed``.
+    def order(self, epoch: int) -> tuple[Tensor, ...]:
+        """What training epoch ``epoch`` sees, batch by batch: a pure function of it and the seed.
 
-        Everything random is drawn on the CPU and uploaded once, so that a CPU and a GPU, an
-        interrupted and a resumed run see the same batches.
+        A batch is int64 [4, n] on the device: which pictures, the top and the left of their crops,
+        and whether they are mirrored. All is drawn on the CPU and uploaded once, so that a CPU and
+        a GPU, an interrupted and a resumed run see the same batches.
         """
-        count, device = len(self.labels), self.images.device
+        count = len(self.labels)
         state = np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(state))
-        order = torch.randperm(count, generator=generator).to(device)
-        top, left = torch.randint(2 * PAD + 1, (2, count), generator=generator).to(device)
-        flip = torch.randint(2, (count,), generator=generator).bool().to(device)
-        for chosen, *where in zip(
-            *(x.split(self.batch_size) for x in (order, top, left, flip)), strict=True
-        ):
-            images = self.images[chosen]
-            if self.augment:
-                images = crop_and_flip(images, *where)
-            yield self._normalised(images), self.labels[chosen]
+        chosen = torch.randperm(count, generator=generator)
+        top, left = torch.randint(2 * PAD + 1, (2, count), generator=generator)
+        flip = torch.randint(2, (count,), generator=generator)
+        where = torch.stack((chosen, top, left, flip)).to(self.images.device)
+        return where.split(self.batch_size, dim=1)
+
+    def cut(self, where: Tensor) -> tuple[Tensor, Tensor]:
+        """The batch that ``where`` says, one of :meth:`order`'s."""
+        chosen, top, left, flip = where
+        images = self.images[chosen]
+        if self.augment:
+            images = crop_and_flip(images, top, left, flip.bool())
+        return self._normalised(images), self.labels[chosen]
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches in the order of the files, as they are."""

@@ -1,13 +1,19 @@
-"""Where and how a network runs: device, precision, memory format."""
+"""Where and how a network runs: device, precision, memory format, and with which processes."""
 
 import copy
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -27,8 +33,9 @@ class Execution:
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
         """``model``'s answers in this precision and memory format, as float32 [n, classes]."""
+        # Every weight is cast once a pass, so a cache gains nothing; a captured graph forbids it.
         with torch.autocast(
-            self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"
+            self.device.type, torch.bfloat16, self.precision == "bf16", cache_enabled=False
         ):
             return model(images.contiguous(memory_format=self.memory_format)).float()
 
@@ -40,26 +47,109 @@ class Execution:
 def pick_device(no_cuda: bool) -> torch.device:
     """The GPU where there is one and it is wanted, else the CPU. float32 is float32 on both."""
     torch.backends.cudnn.allow_tf32 = False
-    return torch.device("cuda" if torch.cuda.is_available() and not no_cuda else "cpu")
+    # Speed only: nothing relies on subnormals being flushed, or not. Before threads are made.
+    torch.set_flush_denormal(True)
+    if no_cuda or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    torch.cuda.set_device(device)
+    return device
 
 
-def fastest(model: nn.Module, images: Tensor, labels: Tensor, device: torch.device) -> Execution:
-    """Measure which precision and memory format trains ``model`` fastest on this batch.
+@dataclass(frozen=True)
+class Group:
+    """The processes that train one network together: one, unless torchrun started more."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def join(cls, device: torch.device) -> "Group":
+        """Meet the other processes that torchrun started, if it did."""
+        size = int(os.environ.get("WORLD_SIZE", 1))
+        if size == 1:
+            return ALONE
+        # Long enough for a data set to load and short enough to notice a process that hangs; one
+        # that dies is noticed at once.
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10)
+        )
+        return cls(dist.get_rank(), size)
+
+    def replicate(self, model: nn.Module) -> nn.Module:
+        """``model``, with its gradients averaged over the processes in every backward pass."""
+        return model if self.size == 1 else nn.parallel.DistributedDataParallel(model)
+
+    def share(self, where: Tensor) -> tuple[Tensor, float]:
+        """This process's part of a batch [..., n], and the weight of its mean loss.
+
+        With these weights the average of the processes' gradients is the gradient of the whole
+        batch's mean loss. A batch too small to be shared is everybody's.
+        """
+        count = where.shape[-1]
+        if self.size == 1 or count < self.size:
+            return where, 1
+        part = where.tensor_split(self.size, dim=-1)[self.rank]
+        return part, part.shape[-1] * self.size / count
+
+    def sum_(self, tensor: Tensor) -> None:
+        """Add up ``tensor`` over the processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def first_says(self, value: Callable[[], T]) -> T:
+        """What the first process makes of ``value``, in all processes."""
+        if self.size == 1:
+            return value()
+        said = [value() if self.rank == 0 else None]
+        dist.broadcast_object_list(said)
+        return said[0]
+
+    def take_from_first(self, tensors: Sequence[Tensor]) -> None:
+        """Set ``tensors`` to what the first process has, in place."""
+        for tensor in tensors if self.size > 1 else ():
+            dist.broadcast(tensor, 0)
+
+    def agree(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether all processes hold the same ``tensors``, bit for bit."""
+        if self.size == 1:
+            return True
+        mine = [x.detach().cpu() for x in tensors]
+        everybodys: list[list[Tensor]] = [[]] * self.size
+        dist.all_gather_object(everybodys, mine)
+        return all(
+            torch.equal(x, y) for other in everybodys for x, y in zip(mine, other, strict=True)
+        )
+
+
+ALONE = Group()
+
+
+def fastest(
+    model: nn.Module, images: Tensor, labels: Tensor, device: torch.device, precision: str
+) -> Execution:
+    """Measure which memory format, and at ``precision`` ``"auto"`` which precision, trains fastest.
 
     Takes a few steps of each; ``model`` is left as it is. What comes out flips with noise where
     two are alike, so decide once per run and keep it.
     """
     seconds: dict[Execution, float] = {}
-    for execution in _candidates(device):
+    for execution in _candidates(device, precision):
         trial = execution.place(copy.deepcopy(model)).train()
         limit = 3 * min(seconds.values(), default=float("inf"))
         seconds[execution] = min(_steps(trial, images, labels, execution, limit))
     return min(seconds, key=seconds.__getitem__)
 
 
-def _candidates(device: torch.device) -> list[Execution]:
-    precisions = ["fp32", "bf16"]
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+def _candidates(device: torch.device, precision: str) -> list[Execution]:
+    precisions = ["fp32", "bf16"] if precision == "auto" else [precision]
+    emulated = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "auto" and emulated:
         precisions.remove("bf16")
     return [Execution(device, p, last) for p in precisions for last in (False, True)]
 

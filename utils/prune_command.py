@@ -25,8 +25,9 @@ from utils.prune_report import (
     sizes,
 )
 from utils.pruning import Plan, apply_plan, count_of, plan, smallest_count, zero_channels
-from utils.settings import check_classes, check_said, inherit, load_data
+from utils.settings import load_data
 from utils.slimming import batch_norms
+from utils.source import check_classes, check_said, inherit
 
 Slim = Callable[[nn.Module, Sequence[Tensor]], nn.Module]
 

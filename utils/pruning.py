@@ -88,9 +88,15 @@ def constants(bn: nn.BatchNorm2d, mask: Tensor) -> Tensor:
     return bn.bias.detach().relu().masked_fill(mask, 0)
 
 
-def offset(conv: nn.Conv2d, constants: Tensor) -> Tensor:
-    """What constant inputs add to each output of ``conv``, inside the border: [out_channels]."""
-    return conv.weight.detach().sum((2, 3)) @ constants
+@torch.no_grad()
+def offset(conv: nn.Conv2d, constants: Tensor, size: int | None = None) -> Tensor:
+    """What constant inputs add to each output of ``conv``, inside the border: [out_channels].
+
+    Where maps of ``size`` × ``size`` are nothing but border, the mean over the map instead.
+    """
+    if size is not None and size < conv.kernel_size[0]:
+        return conv(constants[None, :, None, None].expand(-1, -1, size, size)).mean((0, 2, 3))
+    return conv.weight.sum((2, 3)) @ constants
 
 
 @torch.no_grad()

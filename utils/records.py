@@ -11,11 +11,12 @@ from utils.cli import InputError
 # Columns may be added at the end of these, never elsewhere: people's scripts read them.
 LOG = (
     "epoch,lr,alpha,train_loss,objective,ns_objective,test_loss,test_accuracy,"
-    "gamma_zeros,xi_zeros,train_seconds,test_seconds"
+    "gamma_zeros,xi_zeros,train_seconds,test_seconds,change"
 ).split(",")
 TRAINED = (
     "run,method,arch,depth,dataset,seed,epochs,s,beta,prox_every,precision,channels,"
-    "gamma_zeros,xi_zeros,test_accuracy,best_accuracy,seconds_per_epoch,checkpoint,command"
+    "gamma_zeros,xi_zeros,test_accuracy,best_accuracy,seconds_per_epoch,checkpoint,command,"
+    "subset,batch_size,commit,python,torch,device,threads,processes"
 ).split(",")
 PRUNED = (
     "model,run,method,arch,depth,dataset,seed,s,beta,percent,channels,channels_kept,"

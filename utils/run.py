@@ -1,21 +1,26 @@
 """What a training run keeps on disk: checkpoints, its log, its row in the record."""
 
+import platform
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from models import Network
+from models import Network, restore
 from utils import checkpoint, records
-from utils.cli import InputError, note
+from utils.cli import Diverged, InputError, Lost, Stopped, note
 from utils.data import Dataset
-from utils.device import Execution
 from utils.settings import Settings
-from utils.slimming import Baseline
+from utils.training import Step
+
+WRITES = 20  # checkpoints take at most about this part of the time
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,10 @@ class Files:
 
         ``resumed`` is the checkpoint that is resumed, if one is.
         """
-        own = resumed is not None and resumed.resolve() == self.checkpoint.resolve()
+        own = resumed is not None and resumed.resolve() in (
+            self.checkpoint.resolve(),
+            self.best.resolve(),
+        )
         if self.checkpoint.exists() and not own:
             raise InputError(
                 f"{self.checkpoint} is there already: go on with it by --resume {self.checkpoint},"
@@ -55,6 +63,17 @@ class Files:
             )
         records.read(self.log, records.LOG)
         records.read(self.record, records.TRAINED)
+
+    def newest(self) -> tuple[Path, dict[str, Any], Network] | None:
+        """The run's checkpoint of the latest epoch that can be read, and what it holds."""
+        found = []
+        for path in (self.best, self.checkpoint):
+            if path.exists():
+                try:
+                    found.append((path, *checkpoint.load(path, restore)))
+                except InputError as error:
+                    note(f"note: passed over: {error}")
+        return max(found, key=lambda each: each[1].get("epoch", 0), default=None)
 
 
 @dataclass
@@ -68,49 +87,99 @@ class Run:
     files: Files
     network: Network
     data: Dataset
-    execution: Execution
-    method: Baseline
-    optimizer: torch.optim.Optimizer
+    step: Step
     epoch: int = 0
     best: float = 0.0
+    pictures: int = field(init=False)  # what tells them from others
+    _unsaved: dict[str, Any] | None = None
+    _unsaved_best: dict[str, Any] | None = None
+    _written: float = -float("inf")  # when the last checkpoint was, and how long it took
+    _seconds: float = 0.0
 
-    def log(
-        self,
-        lr: float,
-        train_loss: float,
-        test_loss: float,
-        accuracy: float,
-        train_seconds: float,
-        test_seconds: float,
-    ) -> dict[str, Any]:
-        """Append the line of the epoch just finished to the log; ``accuracy`` is in percent."""
-        penalty, ns_penalty = self.method.penalty(), self.method.ns_penalty()
+    def __post_init__(self) -> None:
+        self.pictures = self.data.checksum()
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Whatever ends the training within, no finished epoch is lost, and the way on is said."""
+        going_on = f"go on with --resume {self.files.checkpoint}"
+        try:
+            yield
+        except Diverged as error:
+            raise Diverged(
+                f"epoch {self.epoch + 1}: {error}: this epoch is not saved; try a smaller --lr than"
+                f" {self.settings.lr:g}"
+            ) from None
+        except Stopped as stopped:
+            self.write()
+            kept = self.files.checkpoint.exists()
+            note(
+                f"{stopped} in epoch {self.epoch + 1}: "
+                + (going_on if kept else "nothing saved yet")
+            )
+            raise
+        except RuntimeError as error:
+            if self.step.group.size == 1:
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise Lost(
+                f"the processes lost one another in epoch {self.epoch + 1} ({reason}): {going_on}"
+            ) from None
+        finally:
+            self.write()
+
+    def keep_log(self) -> list[dict[str, str]]:
+        """The log's lines of the finished epochs; what is beyond them is dropped."""
+        if self.step.group.rank > 0:
+            return []
+        self.files.folder.mkdir(parents=True, exist_ok=True)
+        return records.keep_epochs(self.files.log, self.epoch)
+
+    def log(self, train_loss: float, values: Mapping[str, object]) -> dict[str, Any]:
+        """Append the line of the epoch just finished to the log."""
+        method = self.step.method
+        penalty, ns_penalty = method.penalty(), method.ns_penalty()
         row = {
             "epoch": self.epoch,
-            "lr": f"{lr:.6g}",
-            "alpha": f"{1 / lr:.6g}",
+            "alpha": f"{self.step.alpha:.6g}",
             "train_loss": f"{train_loss:.6f}",
-            # F of eq. (5), and eq. (2), with the penalties as they stand now
+            # F of eq. (5), and what eq. (2) minimises.
             "objective": None if penalty is None else f"{train_loss + penalty:.6f}",
             "ns_objective": None if ns_penalty is None else f"{train_loss + ns_penalty:.6f}",
-            "test_loss": f"{test_loss:.6f}",
-            "test_accuracy": f"{accuracy:.4f}",
-            "gamma_zeros": self.method.gamma_zeros(),
-            "xi_zeros": self.method.xi_zeros(),
-            "train_seconds": f"{train_seconds:.3f}",
-            "test_seconds": f"{test_seconds:.3f}",
+            "gamma_zeros": method.gamma_zeros(),
+            "xi_zeros": method.xi_zeros(),
+            **values,
         }
-        records.append(self.files.log, records.LOG, row)
+        if self.step.group.rank == 0:
+            records.append(self.files.log, records.LOG, row)
         return row
 
-    def save(self, accuracy: float) -> None:
-        """Write the checkpoint, and the best one too where ``accuracy`` (percent) is the best."""
-        is_best = accuracy >= self.best
-        self.best = max(accuracy, self.best)
-        content = self._content()
-        checkpoint.save(self.files.checkpoint, content)
-        if is_best:
-            checkpoint.save(self.files.best, content)
+    def save(self, accuracy: float, now: bool) -> None:
+        """Keep the epoch just finished, whose test accuracy in percent is ``accuracy``.
+
+        It is written ``now``, or else when the clock says so: short epochs would drown in writes.
+        """
+        content = None
+        if accuracy >= self.best:
+            self.best = accuracy
+            content = self._unsaved_best = checkpoint.snapshot(self._content())
+        self._unsaved = content or checkpoint.snapshot(self._content())
+        if now or time.monotonic() - self._written >= WRITES * self._seconds:
+            self.write()
+
+    def write(self) -> None:
+        """Bring to the disk what is not there yet."""
+        last, best = self._unsaved, self._unsaved_best
+        self._unsaved = self._unsaved_best = None
+        if last is None or self.step.group.rank > 0:
+            return
+        start = time.monotonic()
+        # The best one first: whatever happens in between, no state that was the best is lost.
+        if best is not None:
+            checkpoint.save(self.files.best, best)
+        checkpoint.save(self.files.checkpoint, last)
+        self._written = time.monotonic()
+        self._seconds = self._written - start
 
     def _content(self) -> dict[str, Any]:
         model = self.network.model
@@ -122,16 +191,17 @@ class Run:
             "epoch": self.epoch,
             "state_dict": state,
             "best_prec1": torch.tensor(self.best / 100, dtype=torch.float64),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.step.optimizer.state_dict(),
             # ... and what else it takes to go on exactly, and to prune.
             "layout": "released" if self.network.is_full else "compact",
             "cfg": self.network.cfg,
             "best_accuracy": self.best,  # in percent: 100 · best_prec1 is it only to rounding
-            "xi": self.method.xi,
+            "xi": self.step.method.xi,
             "run": self.files.run,
             "settings": asdict(self.settings),
-            "precision": self.execution.precision,
-            "channels_last": self.execution.channels_last,
+            "precision": self.step.execution.precision,
+            "channels_last": self.step.execution.channels_last,
+            "pictures": self.pictures,
             "classes": list(self.data.classes),
             "mean": list(self.data.mean),
             "std": list(self.data.std),
@@ -148,19 +218,23 @@ class Run:
             buffers = checkpoint.momentum(content, parameters)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path} cannot be resumed: {error}") from None
-        for name, buffer in buffers.items():
-            parameter = parameters[name]
-            self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(
-                buffer
+        if content.get("pictures", self.pictures) != self.pictures:
+            raise InputError(
+                f"{path} cannot be resumed: its run was started with other pictures than these"
             )
-        if self.method.xi is not None:
+        for name, buffer in buffers.items():
+            state = self.step.optimizer.state[parameters[name]]
+            if "momentum_buffer" in state:
+                state["momentum_buffer"].copy_(buffer)
+        method = self.step.method
+        if method.xi is not None:
             xi = content.get("xi")
             if xi is None:
                 note(f"note: {path} has no ξ: it starts again at ξ = γ")
-                xi = self.method.gamma
-            if not isinstance(xi, Tensor) or xi.shape != self.method.xi.shape:
+                xi = method.gamma
+            if not isinstance(xi, Tensor) or xi.shape != method.xi.shape:
                 raise InputError(f"{path} cannot be resumed: its ξ is not as long as its γ")
-            self.method.xi.copy_(xi)
+            method.xi.copy_(xi)
 
     def is_recorded(self) -> bool:
         rows = records.read(self.files.record, records.TRAINED)
@@ -168,7 +242,8 @@ class Run:
 
     def record(self, accuracy: float, seconds_per_epoch: float, argv: Sequence[str]) -> None:
         """Append the finished run's row to the record; ``accuracy`` is in percent."""
-        s = self.settings
+        s, method, device = self.settings, self.step.method, self.step.execution.device
+        on_cpu = device.type == "cpu"
         row = {
             "run": self.files.run,
             "method": s.method,
@@ -180,14 +255,37 @@ class Run:
             "s": s.s,
             "beta": s.beta,
             "prox_every": s.prox_every,
-            "precision": self.execution.precision,
-            "channels": len(self.method.gamma),
-            "gamma_zeros": self.method.gamma_zeros(),
-            "xi_zeros": self.method.xi_zeros(),
+            "precision": self.step.execution.precision,
+            "channels": len(method.gamma),
+            "gamma_zeros": method.gamma_zeros(),
+            "xi_zeros": method.xi_zeros(),
             "test_accuracy": f"{accuracy:.4f}",
             "best_accuracy": f"{self.best:.4f}",
             "seconds_per_epoch": f"{seconds_per_epoch:.3f}",
             "checkpoint": self.files.checkpoint.name,
             "command": shlex.join(["python", "main.py", *argv]),
+            "subset": s.subset,
+            "batch_size": s.batch_size,
+            "commit": commit(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "device": platform.machine() if on_cpu else torch.cuda.get_device_name(device),
+            "threads": torch.get_num_threads(),
+            "processes": self.step.group.size,
         }
         records.append(self.files.record, records.TRAINED, row)
+
+
+def commit() -> str | None:
+    """The commit of this program, with a ``+`` where files differ from it; None if not known."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from models import ARCHITECTURES, Network
+from models import ARCHITECTURES
 from utils import cli
 from utils.cli import InputError
 from utils.data import DATASETS, Dataset, load_dataset
@@ -40,6 +40,7 @@ class Settings:
     weight_decay: float
     nesterov: bool
     precision: str
+    deterministic: bool
     refine: str | None
 
     @property
@@ -129,13 +130,29 @@ def parser() -> argparse.ArgumentParser:
     sgd.add_argument(
         "--weight-decay", "--wd", type=cli.not_negative, help="on all parameters (default 1e-4)"
     )
-    sgd.add_argument("--seed", type=cli.seed, help="default 1")
+    seeds = sgd.add_mutually_exclusive_group()
+    seeds.add_argument("--seed", type=cli.seed, help="default 1")
+    seeds.add_argument(
+        "--seeds",
+        nargs="+",
+        type=cli.seed,
+        metavar="N",
+        help="a run for each of these, named NAME_seedN: side by side on a GPU, else in turn",
+    )
     sgd.add_argument(
         "--precision",
         choices=("auto", "fp32", "bf16"),
         help="auto (default) measures which is faster, and the memory format with it",
     )
+    sgd.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="only operations that give the same result every time; nothing is measured",
+    )
     sgd.add_argument("--no-cuda", action="store_true", help="train on the CPU")
+    sgd.add_argument(
+        "--no-graph", action="store_true", help="on a GPU: launch every kernel, to debug"
+    )
 
     files = p.add_argument_group("files")
     files.add_argument(
@@ -149,7 +166,11 @@ def parser() -> argparse.ArgumentParser:
     files.add_argument(
         "--log-interval", type=cli.positive_int, metavar="N", help="in steps (default 50)"
     )
-    files.add_argument("--resume", metavar="CHECKPOINT", help="go on with this run")
+    files.add_argument(
+        "--resume",
+        metavar="CHECKPOINT",
+        help="go on with this run; auto: with the one of this name, or start it",
+    )
     files.add_argument("--refine", metavar="CHECKPOINT", help="fine-tune this slim network")
     files.add_argument("--evaluate", metavar="CHECKPOINT", help="only test this network")
     return p
@@ -188,6 +209,7 @@ def resolve(
         "weight_decay": 1e-4,
         "nesterov": True,
         "precision": "auto",
+        "deterministic": False,
         "s": paper.subgradient_lambda if method == Subgradient.name else paper.lambda_,
         "beta": paper.beta,
         "prox_every": "step",
@@ -215,48 +237,6 @@ def _check_same_run(settings: Settings, stored: Mapping[str, Any]) -> None:
             )
 
 
-def stored_settings(content: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """The settings in the checkpoint read from ``path``, {} in one of an earlier program.
-
-    Raises InputError unless they could have been given as flags.
-    """
-    stored = content.get("settings", {})
-    flags = []
-    for field in fields(Settings):
-        value = stored.get(field.name)
-        flag = "--" + field.name.replace("_", "-")
-        if field.name == "method" and value != Baseline.name:
-            flags += [] if value is None else ["-sr", f"{flag}={value}"]
-        elif field.name == "nesterov":
-            flags += ["--no-nesterov"] if value is False else []
-        elif value is not None and field.name not in ("method", "xi_init"):
-            flags.append(f"{flag}={value}")
-
-    def refuse(message: str) -> None:
-        raise InputError(f"{path} cannot be resumed or pruned: its settings are damaged: {message}")
-
-    strict = parser()
-    strict.error = refuse
-    said = {"method": Baseline.name, "nesterov": True, **vars(strict.parse_args(flags))}
-    if xi_init := stored.get("xi_init"):  # argparse takes -1e-05 for a flag
-        bounds = all(isinstance(x, float) and abs(x) <= 1e30 for x in xi_init)
-        if not bounds or len(xi_init) != 2:
-            refuse(f"xi_init is {xi_init!r}")
-        said["xi_init"] = xi_init
-    for key, value in stored.items():
-        if value is not None and said.get(key) != value:
-            refuse(f"{key} is {value!r}")
-    return dict(stored)
-
-
-def inherit(content: Mapping[str, Any], network: Network, path: str) -> dict[str, Any]:
-    """What need not be said again of a network and its data, from its checkpoint at ``path``."""
-    kept = ("name", "dataset", "data", "subset", "test_subset", "seed")
-    source = stored_settings(content, path)
-    known = {key: source[key] for key in kept if source.get(key) is not None}
-    return {**known, "arch": network.arch, "depth": network.depth}
-
-
 def load_data(settings: Mapping[str, Any]) -> Dataset:
     """The data set that ``settings`` name, as :func:`load_dataset` does."""
     folder = settings.get("data")
@@ -266,21 +246,3 @@ def load_data(settings: Mapping[str, Any]) -> Dataset:
         settings.get("subset"),
         settings.get("test_subset"),
     )
-
-
-def check_said(given: Mapping[str, Any], known: Mapping[str, Any], path: str) -> None:
-    """Raise InputError where a flag contradicts what the checkpoint at ``path`` knows."""
-    for key in ("arch", "depth", "dataset"):
-        said, is_ = given.get(key), known.get(key)
-        if None not in (said, is_) and said != is_:
-            raise InputError(f"{path} has {key} {is_}, not {said}")
-
-
-def check_classes(content: Mapping[str, Any], network: Network, data: Dataset, path: str) -> None:
-    """Raise InputError where the network at ``path`` knows other classes than ``data`` has."""
-    classes = content.get("classes") or list(data.classes)
-    if network.num_classes != len(data.classes) or list(classes) != list(data.classes):
-        raise InputError(
-            f"{path} tells {network.num_classes} classes apart ({', '.join(classes[:3])}, ...),"
-            f" but {data.name} has {len(data.classes)} ({', '.join(data.classes[:3])}, ...)"
-        )

@@ -51,6 +51,8 @@ class Baseline:
         self.gamma = torch.cat([w.detach() for w in self.weights])
         for weight, part in zip(self.weights, self.split(self.gamma), strict=True):
             weight.data = part
+        # 0 or 1, where an optimiser's ``found_inf`` would be: at 1, nothing changes γ or ξ.
+        self.halted = torch.zeros((), device=self.gamma.device)
 
     def split(self, flat: Tensor) -> tuple[Tensor, ...]:
         """A vector as long as γ, cut into the batch norms' parts."""
@@ -146,10 +148,10 @@ class ProximalSlimming(Baseline):
     def on_step(self, alpha: float) -> None:
         self.check_views()
         # (8b), for a γ that SGD has stepped: (α(γ − ∇L/α) + βξ)/(α + β) is its right-hand side.
-        self.gamma.mul_(alpha).add_(self.xi, alpha=self.beta).div_(alpha + self.beta)
+        gamma = (self.gamma * alpha).add_(self.xi, alpha=self.beta).div_(alpha + self.beta)
         # A dead channel's γ is halved and halved but never arrives: rounding has a fixed point
         # among the subnormals.
-        self.gamma.masked_fill_(is_zero(self.gamma), 0)
+        self._set(self.gamma, gamma.masked_fill_(is_zero(gamma), 0))
         if self.prox_every == "step":
             self._update_xi(alpha)
 
@@ -161,7 +163,10 @@ class ProximalSlimming(Baseline):
     def _update_xi(self, alpha: float) -> None:
         # (9), in closed form: line 4 of Algorithm 1.
         mean = (self.xi * alpha).add_(self.gamma, alpha=self.beta).div_(alpha + self.beta)
-        self.xi.copy_(soft_threshold(mean, self.lambda_ / (alpha + self.beta)))
+        self._set(self.xi, soft_threshold(mean, self.lambda_ / (alpha + self.beta)))
+
+    def _set(self, target: Tensor, value: Tensor) -> None:
+        target.copy_(torch.where(self.halted > 0, target, value))
 
     def penalty(self) -> float:
         distance = (self.gamma - self.xi).square().sum()

@@ -1,0 +1,116 @@
+"""Two processes that train one network, started by torchrun as a user starts them."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models import build_model
+from runs import QUICK, ROOT, rows
+from utils.data import Batches, load_dataset
+from utils.device import Group
+from utils.slimming import ProximalSlimming
+from utils.training import learning_rate
+
+NETWORK = ["--arch", "resnet", "--depth", "11", "-sr", "--s", "1", "--beta", "100"]
+
+
+def torchrun(folder: Path, pictures: Path, *more: object) -> subprocess.Popen:
+    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
+    argv += ["main.py", *QUICK, *NETWORK, "--dataset", "folder", "--data", pictures]
+    return subprocess.Popen(
+        [str(arg) for arg in [*argv, "--save", folder, *more]],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_two_processes_compute_what_one_does_with_two_half_batches(tmp_path, pictures):
+    """Equal: initial values, ξ, batches, the mean of the weighted gradients, every update. Not
+    equal: each process normalises by its own half's batch statistics, and the first one's are
+    kept. So one process that takes the halves in turn, as below, must give the same."""
+    epochs, batch_size = 3, 5  # 32 pictures: six batches of 3 + 2 and one of 1 + 1
+    process = torchrun(tmp_path, pictures, "--epochs", epochs, "--batch-size", batch_size)
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    assert len(rows(tmp_path / "train_record.csv")) == 1  # one writer
+    assert len(re.findall("^epoch 1/3: lr", said, re.M)) == 1
+    content = torch.load(next(tmp_path.glob("*checkpoint.pth.tar")), weights_only=True)
+
+    torch.manual_seed(1)
+    model = build_model("resnet", 11, 2)
+    method = ProximalSlimming(model, lambda_=1, beta=100)
+    optimizer = torch.optim.SGD(
+        model.parameters(), 0.1, 0.9, weight_decay=1e-4, nesterov=True, fused=True
+    )
+    batches = Batches(load_dataset("folder", pictures), "train", batch_size, torch.device("cpu"), 1)
+    model.train()
+    for epoch in range(epochs):
+        lr = learning_rate(epoch, epochs, 0.1)
+        optimizer.param_groups[0]["lr"] = lr
+        for where in batches.order(epoch):
+            optimizer.zero_grad()
+            buffers = [b.clone() for b in model.buffers()]
+            for rank in (1, 0):  # the first process's statistics are the last ones
+                for buffer, before in zip(model.buffers(), buffers, strict=True):
+                    buffer.copy_(before)
+                images, labels = batches.cut(where.tensor_split(2, dim=1)[rank])
+                share = len(labels) / where.shape[1]
+                (F.cross_entropy(model(images), labels) * share).backward()
+            optimizer.step()
+            method.on_step(1 / lr)
+    torch.testing.assert_close(content["xi"], method.xi, rtol=1e-4, atol=1e-6)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(content["state_dict"][name], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("count", "size"), [(64, 2), (7, 3), (5, 4), (3, 4), (1, 2)])
+def test_shares_cover_a_batch_and_their_weights_make_its_mean(count, size):
+    where = torch.arange(4 * count).reshape(4, count)
+    shares = [Group(rank, size).share(where) for rank in range(size)]
+    losses = where[0].double() ** 2  # of each picture
+    mean = sum(losses[part[0]].mean() * weight for part, weight in shares) / size
+    assert mean == pytest.approx(losses.mean())
+    assert {int(x) for part, _ in shares for x in part[0]} == set(range(count))
+    assert all(part.shape[1] > 0 for part, _ in shares)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_ends_the_job_and_the_run_can_go_on(rank, tmp_path, pictures):
+    process = torchrun(tmp_path, pictures, "--epochs", 500)
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("epoch 2/500: lr"):
+            break
+    workers = [
+        int(p.parent.name)
+        for p in Path("/proc").glob("[0-9]*/environ")
+        if f"\0RANK={rank}\0" in _environ(p) and str(tmp_path) in _environ(p.with_name("cmdline"))
+    ]
+    assert len(workers) == 1, "".join(lines)
+    os.kill(workers[0], signal.SIGKILL)
+    killed = time.monotonic()
+    said, _ = process.communicate(timeout=60)
+    assert time.monotonic() - killed < 60
+    assert process.returncode != 0
+    assert "SIGKILL" in said or "lost one another" in said
+    content = torch.load(next(tmp_path.glob("*checkpoint.pth.tar")), weights_only=True)
+    assert content["epoch"] >= 1
+
+
+def _environ(path: Path) -> str:
+    try:
+        return "\0" + path.read_text(errors="replace")
+    except OSError:  # a process of somebody else's, or gone
+        return ""

@@ -1,0 +1,161 @@
+"""What a run survives: kills at any moment, signals, damaged checkpoints, numbers gone wrong."""
+
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from runs import QUICK, ROOT, assert_same_run, rows, start, train
+
+RESNET = ["--arch", "resnet", "--depth", "11", "-sr", "--s", "1", "--beta", "100"]
+NAME = "proximal_resnet_11_folder"
+KILLS = 20
+
+
+def test_a_run_killed_at_random_moments_is_the_uninterrupted_one(tmp_path, pictures):
+    flags = [*RESNET, "--epochs", "40"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train(whole, pictures, *flags) == 0
+    moments, kills, finished = random.Random(0), 0, 0
+    while kills < KILLS or finished == 0:
+        folder = parts / str(finished)
+        process = start(folder, pictures, *flags, "--resume", "auto")
+        if kills < KILLS and process.stdout.readline():
+            time.sleep(moments.uniform(0, 0.8))
+            process.kill()
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+        if process.returncode == 0:
+            assert_same_run(whole, folder)
+            assert len(rows(folder / "train_record.csv")) == 1
+            finished += 1
+        else:
+            assert process.returncode == -signal.SIGKILL
+
+
+DIES_AT = """
+import os, signal, sys
+import main
+from utils import cli
+
+left = int(sys.argv[1])
+
+def then(function):
+    def dies(*args, **kwargs):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+    return dies
+
+for name in ("replace", "fsync", "write", "open", "unlink", "rename", "ftruncate"):
+    setattr(os, name, then(getattr(os, name)))
+sys.exit(cli.run(main.main, sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 4, 5, 6, 8, 11])
+def test_a_run_killed_while_it_writes_is_the_uninterrupted_one(at, tmp_path, pictures):
+    """At the ``at``-th call that touches files, whichever that is."""
+    flags = [*RESNET, "--epochs", "2"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train(whole, pictures, *flags) == 0
+    argv = [*QUICK, "--dataset", "folder", "--data", pictures, *flags, "--save", parts]
+    killed = subprocess.run(
+        [sys.executable, "-c", DIES_AT, str(at), *map(str, argv)], cwd=ROOT, capture_output=True
+    )
+    assert killed.returncode in (-signal.SIGKILL, 0)
+    assert train(parts, pictures, *flags, "--resume", "auto") == 0
+    assert_same_run(whole, parts)
+    assert not list(parts.glob("*tmp*"))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_so_that_it_can_go_on(signum, tmp_path, pictures):
+    flags = [*RESNET, "--epochs", "40"]
+    process = start(tmp_path, pictures, *flags)
+    for line in process.stdout:
+        if line.startswith("epoch 2/40: lr"):
+            process.send_signal(signum)
+            break
+    said, _ = process.communicate()
+    assert process.returncode == 128 + signum
+    checkpoint = tmp_path / f"{NAME}checkpoint.pth.tar"
+    stopped, path = re.search(r"SIG\w+ in epoch (\d+): go on with --resume (\S+)", said).groups()
+    assert path == str(checkpoint)
+    assert "Traceback" not in said
+    # Every finished epoch is saved, whatever the clock says of writing.
+    assert torch.load(checkpoint, weights_only=True)["epoch"] == int(stopped) - 1
+
+
+def test_states_the_clock_has_not_written_are_written_at_the_end(tmp_path, pictures, monkeypatch):
+    """Best and last, when the run is broken off: writes are far apart where epochs are short."""
+    from utils import run
+
+    monkeypatch.setattr(run, "WRITES", 1e9)
+    epochs, at = [], run.Run.log
+
+    def log(self, *args):
+        epochs.append(torch.load(p, weights_only=True)["epoch"] if (p := path()) else None)
+        if self.epoch == 4:
+            raise KeyboardInterrupt
+        return at(self, *args)
+
+    def path() -> Path | None:
+        return next(tmp_path.glob("*checkpoint.pth.tar"), None)
+
+    monkeypatch.setattr(run.Run, "log", log)
+    assert train(tmp_path, pictures, *RESNET) == 130
+    assert epochs == [None, 1, 1, 1]  # written once, and then not yet again
+    assert torch.load(path(), weights_only=True)["epoch"] == 3
+    best = torch.load(tmp_path / f"{NAME}model_best.pth.tar", weights_only=True)
+    accuracies = [float(row["test_accuracy"]) for row in rows(tmp_path / f"{NAME}log.csv")]
+    assert best["best_accuracy"] == max(accuracies)
+    assert best["epoch"] == len(accuracies) - accuracies[::-1].index(max(accuracies))
+
+
+def test_resume_auto_starts_goes_on_and_passes_over_what_is_damaged(tmp_path, pictures, capsys):
+    flags = [*RESNET, "--epochs", "2", "--resume", "auto"]
+    assert train(tmp_path, pictures, *flags) == 0
+    assert "going on" not in capsys.readouterr().err
+    before = torch.load(tmp_path / f"{NAME}checkpoint.pth.tar", weights_only=True)
+    (tmp_path / f"{NAME}checkpoint.pth.tar").write_bytes(b"torn")
+    assert train(tmp_path, pictures, *flags) == 0
+    said = capsys.readouterr().err
+    assert "passed over" in said
+    assert "going on with" in said
+    after = torch.load(tmp_path / f"{NAME}checkpoint.pth.tar", weights_only=True)
+    assert all(torch.equal(v, after["state_dict"][k]) for k, v in before["state_dict"].items())
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [(["--s", "2"], "s 1"), (["--beta", "3"], "beta"), (["--epochs", "9"], "epochs"),
+     (["--seed", "2"], "seed"), (["--no-nesterov"], "nesterov"), (["--batch-size", "4"], "batch")],
+)  # fmt: skip
+def test_a_run_goes_on_only_as_it_was_started(flags, word, tmp_path, pictures, capsys):
+    assert train(tmp_path, pictures, *RESNET, "--epochs", "1") == 0
+    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    assert train(tmp_path, pictures, *RESNET, "--epochs", "1", *flags, "--resume", "auto") == 2
+    assert word in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_run_does_not_go_on_with_other_pictures(tmp_path, pictures, capsys):
+    import shutil
+
+    own = tmp_path / "pictures"
+    shutil.copytree(pictures, own, ignore=shutil.ignore_patterns("*.npz"))
+    assert train(tmp_path / "run", own, *RESNET, "--epochs", "1") == 0
+    shutil.copy(own / "train" / "red" / "0.png", own / "train" / "blue" / "0.png")
+    for cache in own.glob("*.npz"):
+        cache.unlink()
+    assert train(tmp_path / "run", own, *RESNET, "--epochs", "1", "--resume", "auto") == 2
+    assert "other pictures" in capsys.readouterr().err

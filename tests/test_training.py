@@ -1,0 +1,134 @@
+"""A training step: halting, capture, and what a graph must leave alone."""
+
+import pytest
+import torch
+
+from models import build_model
+from utils.cli import Diverged
+from utils.data import Batches, Dataset, Pictures
+from utils.device import Execution
+from utils.graph import Graphs, preserved
+from utils.slimming import ProximalSlimming
+from utils.training import Step
+
+CPU = torch.device("cpu")
+
+
+def make_step(seed: int = 0) -> Step:
+    torch.manual_seed(seed)
+    pictures = Pictures(
+        torch.randint(256, (30, 32, 32, 3), dtype=torch.uint8), torch.randint(10, (30,))
+    )
+    data = Dataset("own", tuple("0123456789"), pictures, pictures, (0.5,) * 3, (0.2,) * 3, True)
+    model = build_model("resnet", 11, 10)
+    method = ProximalSlimming(model, lambda_=0.01, beta=100)
+    optimizer = torch.optim.SGD(
+        model.parameters(), 0.1, 0.9, weight_decay=1e-4, nesterov=True, fused=True
+    )
+    step = Step(model, Batches(data, "train", 8, CPU, seed), optimizer, method, Execution(CPU))
+    step.begin(0.1)
+    return step
+
+
+def trained(step: Step) -> list[torch.Tensor]:
+    """All that an update changes."""
+    momenta = [s["momentum_buffer"] for s in step.optimizer.state.values()]
+    return [*step.model.parameters(), *momenta, step.method.xi]
+
+
+def test_nothing_is_updated_from_a_step_on_that_is_not_finite():
+    step = make_step()
+    order = step.batches.order(0)
+    step.launch(order[0])
+    step.check(order)
+    with torch.no_grad():
+        step.model.layer2[0].conv2.weight[3, 2, 1, 1] = float("inf")
+    before = [x.clone() for x in trained(step)]
+    for where in order[1:]:
+        step.launch(where)
+    assert all(map(torch.equal, before, trained(step)))
+    with pytest.raises(Diverged, match=r"step 2 of 4 .*the parameters of layer2\.0\.conv2"):
+        step.check(order)
+
+
+def test_a_gamma_that_is_not_finite_is_seen_at_the_end_of_its_step():
+    step = make_step()
+    order = step.batches.order(0)
+    step.launch(order[0])
+    with torch.no_grad():
+        step.method.gamma[0] = float("nan")
+    with pytest.raises(Diverged, match=r"step 1 of 4 .*the parameters of layer1\.0\.bn1"):
+        step.check(order)
+
+
+def test_an_activation_that_overflows_is_named():
+    step = make_step()
+    order = step.batches.order(0)
+    with torch.no_grad():
+        step.model.conv1.weight.fill_(3e38)
+    step.launch(order[0])
+    with pytest.raises(Diverged, match=r"step 1 of 4 .*the output of conv1"):
+        step.check(order)
+
+
+def test_what_a_capture_tries_leaves_no_trace():
+    """Warm-up steps change weights, statistics, momentum, ξ and tallies: all are put back."""
+    step, twin = make_step(), make_step()
+    order = step.batches.order(0)
+    for each in (step, twin):
+        each.launch(order[0])
+    with preserved(step.state()):
+        for where in order:
+            step.eager(where)
+    for each in (step, twin):
+        each.launch(order[1])
+    pairs = zip(step.state(), twin.state(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_state_is_everything_that_a_step_changes():
+    step = make_step()
+    known = {x.data_ptr() for x in step.state()}
+    modules = [x for m in step.model.modules() for x in (*m.parameters(), *m.buffers())]
+    assert {x.data_ptr() for x in modules} <= known
+    assert {x.data_ptr() for x in trained(step)} <= known
+    step.optimizer.state_dict()
+    assert {step.method.halted.data_ptr(), step.tally.sums.data_ptr()} <= known
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="capture works here")
+def test_where_capture_fails_the_run_is_none_the_worse(capsys):
+    step, plain = make_step(), make_step()
+    step.launch = Graphs(step)
+    for each in (step, plain):
+        for where in each.batches.order(0):
+            each.launch(where)
+    assert capsys.readouterr().err.count("could not be captured") == 1
+    assert all(map(torch.equal, step.state(), plain.state()))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_graph_computes_what_the_plain_loop_does():
+    device = torch.device("cuda")
+    steps = []
+    for graphed in (True, False):
+        torch.manual_seed(0)
+        step = make_step()
+        data = step.batches
+        model = build_model("resnet", 11, 10).to(device)
+        method = ProximalSlimming(model, lambda_=0.01, beta=100)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, nesterov=True, fused=True)
+        data.images, data.labels = data.images.to(device), data.labels.to(device)
+        data.mean, data.std = data.mean.to(device), data.std.to(device)
+        step = Step(model, data, optimizer, method, Execution(device))
+        if graphed:
+            step.launch = Graphs(step)
+        for epoch, lr in enumerate((0.1, 0.1, 0.01)):
+            step.begin(lr)
+            for where in data.order(epoch):
+                step.launch(where)
+            step.check(data.order(epoch))
+        steps.append(step)
+    assert isinstance(steps[0].launch, Graphs), "capture failed"
+    for one, other in zip(steps[0].state(), steps[1].state(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
