@@ -3,7 +3,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 # Tests compare results, not speeds, and run beside others: spinning threads only get in the way.
@@ -13,13 +12,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 @pytest.fixture(autouse=True)
 def subnormals():
     """Commands flush them for the whole process; what tests assert must hold without that."""
+    import torch  # not before OMP_NUM_THREADS is set
+
     torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory) -> Path:
     """A folder of two easily told classes, 16 training and 8 test pictures each."""
-    folder = tmp_path_factory.mktemp("pictures")
+    return draw_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+def draw_pictures(folder: Path) -> Path:
     random = np.random.default_rng(0)
     for part, count in (("train", 16), ("test", 8)):
         for name, colour in (("blue", (30, 60, 200)), ("red", (200, 60, 30))):

@@ -1,8 +1,11 @@
 """Small training runs for tests: flags, processes, and what two runs must have in common."""
 
 import csv
+import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -74,3 +77,57 @@ def assert_same(one: object, other: object) -> None:
             assert_same(*pair)
     else:
         assert one == other
+
+
+def kill_and_resume(
+    folder: Path, pictures: Path, flags: list[str], kills: int, moments: random.Random
+) -> None:
+    """Kill a run ``kills`` times, resume it each time, and compare with one left alone.
+
+    A run that finishes before it is killed is compared, and another is begun.
+    """
+    whole = folder / "whole"
+    assert train(whole, pictures, *flags) == 0
+    done, finished = 0, 0
+    while done < kills or finished == 0:
+        parts = folder / f"parts{finished}"
+        process = start(parts, pictures, *flags, "--resume", "auto")
+        if done < kills and process.stdout.readline():
+            time.sleep(moments.uniform(0, 0.8))
+            process.kill()
+        process.communicate()
+        if process.returncode == 0:
+            assert_same_run(whole, parts)
+            assert len(rows(parts / "train_record.csv")) == 1
+            finished += 1
+        else:
+            assert process.returncode == -signal.SIGKILL
+            done += 1
+
+
+DIES_AT = """
+import os, signal, sys
+import main
+from utils import cli
+
+left = int(sys.argv[1])
+
+def then(function):
+    def dies(*args, **kwargs):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+    return dies
+
+for name in ("replace", "fsync", "write", "open", "unlink", "rename", "ftruncate"):
+    setattr(os, name, then(getattr(os, name)))
+sys.exit(cli.run(main.main, sys.argv[2:]))
+"""
+
+
+def dies_at(call: int, argv: list[object]) -> int:
+    """Train, but be killed at the ``call``-th call that touches files; the exit status."""
+    command = [sys.executable, "-c", DIES_AT, str(call), *map(str, argv)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True).returncode

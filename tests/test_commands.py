@@ -142,6 +142,21 @@ def stop_after(epochs: int, folder: Path, pictures: Path, *more: object) -> list
     return [row["epoch"] for row in rows(log)]
 
 
+def test_each_of_several_seeds_is_what_it_is_alone(tmp_path, pictures):
+    flags = ["--arch", "resnet", "--depth", 11, "-sr", "--s", "1", "--epochs", 2]
+    data = ["--dataset", "folder", "--data", pictures]
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    quick = [*QUICK, *flags, *data, "--save", together]
+    done = command("main.py", *quick, "--name", "x", "--seeds", 2, 3)
+    assert "seed 2: epoch 2/2" in done.stderr
+    assert {row["run"] for row in rows(together / "train_record.csv")} == {
+        "x_seed2_resnet_11_folder",
+        "x_seed3_resnet_11_folder",
+    }
+    assert train(alone, pictures, *flags, "--name", "x_seed3", "--seed", 3) == 0
+    assert_same_run(alone, together)
+
+
 def test_a_new_run_never_overwrites_another(tmp_path, pictures, capsys):
     assert train(tmp_path, pictures, "--arch", "vgg", "--depth", 11, "--epochs", 1) == 0
     before = {p: p.read_bytes() for p in tmp_path.iterdir()}

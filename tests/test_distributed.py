@@ -24,7 +24,8 @@ NETWORK = ["--arch", "resnet", "--depth", "11", "-sr", "--s", "1", "--beta", "10
 
 def torchrun(folder: Path, pictures: Path, *more: object) -> subprocess.Popen:
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
-    argv += ["main.py", *QUICK, *NETWORK, "--dataset", "folder", "--data", pictures]
+    # Without the --, torchrun takes our --s for an abbreviation of its own flags.
+    argv += ["--", "main.py", *QUICK, *NETWORK, "--dataset", "folder", "--data", pictures]
     return subprocess.Popen(
         [str(arg) for arg in [*argv, "--save", folder, *more]],
         cwd=ROOT,
@@ -39,24 +40,26 @@ def test_two_processes_compute_what_one_does_with_two_half_batches(tmp_path, pic
     """Equal: initial values, ξ, batches, the mean of the weighted gradients, every update. Not
     equal: each process normalises by its own half's batch statistics, and the first one's are
     kept. So one process that takes the halves in turn, as below, must give the same."""
-    epochs, batch_size = 3, 5  # 32 pictures: six batches of 3 + 2 and one of 1 + 1
-    process = torchrun(tmp_path, pictures, "--epochs", epochs, "--batch-size", batch_size)
+    epochs, batch_size = 2, 5  # 32 pictures: six batches of 3 + 2 and one of 1 + 1
+    # A small learning rate, for batch norm enlarges differences in rounding.
+    flags = ["--epochs", epochs, "--batch-size", batch_size, "--lr", 0.01]
+    process = torchrun(tmp_path, pictures, *flags)
     said, _ = process.communicate(timeout=240)
     assert process.returncode == 0, said
     assert len(rows(tmp_path / "train_record.csv")) == 1  # one writer
-    assert len(re.findall("^epoch 1/3: lr", said, re.M)) == 1
+    assert len(re.findall("^epoch 1/2: lr", said, re.M)) == 1
     content = torch.load(next(tmp_path.glob("*checkpoint.pth.tar")), weights_only=True)
 
     torch.manual_seed(1)
     model = build_model("resnet", 11, 2)
     method = ProximalSlimming(model, lambda_=1, beta=100)
     optimizer = torch.optim.SGD(
-        model.parameters(), 0.1, 0.9, weight_decay=1e-4, nesterov=True, fused=True
+        model.parameters(), 0.01, 0.9, weight_decay=1e-4, nesterov=True, fused=True
     )
     batches = Batches(load_dataset("folder", pictures), "train", batch_size, torch.device("cpu"), 1)
     model.train()
     for epoch in range(epochs):
-        lr = learning_rate(epoch, epochs, 0.1)
+        lr = learning_rate(epoch, epochs, 0.01)
         optimizer.param_groups[0]["lr"] = lr
         for where in batches.order(epoch):
             optimizer.zero_grad()

@@ -3,15 +3,12 @@
 import random
 import re
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from runs import QUICK, ROOT, assert_same_run, rows, start, train
+from runs import QUICK, assert_same_run, dies_at, kill_and_resume, rows, start, train
 
 RESNET = ["--arch", "resnet", "--depth", "11", "-sr", "--s", "1", "--beta", "100"]
 NAME = "proximal_resnet_11_folder"
@@ -19,46 +16,7 @@ KILLS = 20
 
 
 def test_a_run_killed_at_random_moments_is_the_uninterrupted_one(tmp_path, pictures):
-    flags = [*RESNET, "--epochs", "40"]
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert train(whole, pictures, *flags) == 0
-    moments, kills, finished = random.Random(0), 0, 0
-    while kills < KILLS or finished == 0:
-        folder = parts / str(finished)
-        process = start(folder, pictures, *flags, "--resume", "auto")
-        if kills < KILLS and process.stdout.readline():
-            time.sleep(moments.uniform(0, 0.8))
-            process.kill()
-        process.communicate()
-        kills += process.returncode == -signal.SIGKILL
-        if process.returncode == 0:
-            assert_same_run(whole, folder)
-            assert len(rows(folder / "train_record.csv")) == 1
-            finished += 1
-        else:
-            assert process.returncode == -signal.SIGKILL
-
-
-DIES_AT = """
-import os, signal, sys
-import main
-from utils import cli
-
-left = int(sys.argv[1])
-
-def then(function):
-    def dies(*args, **kwargs):
-        global left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*args, **kwargs)
-    return dies
-
-for name in ("replace", "fsync", "write", "open", "unlink", "rename", "ftruncate"):
-    setattr(os, name, then(getattr(os, name)))
-sys.exit(cli.run(main.main, sys.argv[2:]))
-"""
+    kill_and_resume(tmp_path, pictures, [*RESNET, "--epochs", "40"], KILLS, random.Random(0))
 
 
 @pytest.mark.parametrize("at", [1, 2, 3, 4, 5, 6, 8, 11])
@@ -68,10 +26,7 @@ def test_a_run_killed_while_it_writes_is_the_uninterrupted_one(at, tmp_path, pic
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(whole, pictures, *flags) == 0
     argv = [*QUICK, "--dataset", "folder", "--data", pictures, *flags, "--save", parts]
-    killed = subprocess.run(
-        [sys.executable, "-c", DIES_AT, str(at), *map(str, argv)], cwd=ROOT, capture_output=True
-    )
-    assert killed.returncode in (-signal.SIGKILL, 0)
+    assert dies_at(at, argv) in (-signal.SIGKILL, 0)
     assert train(parts, pictures, *flags, "--resume", "auto") == 0
     assert_same_run(whole, parts)
     assert not list(parts.glob("*tmp*"))

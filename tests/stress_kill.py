@@ -1,0 +1,59 @@
+"""Kill training again and again, and compare: ``python tests/stress_kill.py --kills 200``.
+
+Run by hand: it takes a few seconds a kill.
+"""
+
+import argparse
+import os
+import random
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+
+from conftest import draw_pictures  # noqa: E402
+from runs import QUICK, assert_same_run, dies_at, kill_and_resume, train  # noqa: E402
+
+FLAGS = ["--arch", "resnet", "--depth", "11", "-sr", "--s", "1", "--beta", "100"]
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument(
+        "--kills", type=int, default=200, help="three quarters of them at random moments"
+    )
+    p.add_argument("--seed", type=int, default=0)
+    args = p.parse_args()
+    moments = random.Random(args.seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pictures = draw_pictures(folder / "pictures")
+        at_random = args.kills * 3 // 4
+        for part in range(0, at_random, 10):
+            own = folder / str(part)
+            count = min(10, at_random - part)
+            kill_and_resume(own, pictures, [*FLAGS, "--epochs", "40"], count, moments)
+            print(f"{part + count} kills at random moments", flush=True)
+        whole, killed, call = folder / "whole", 0, 0
+        flags = [*FLAGS, "--epochs", "3"]
+        assert train(whole, pictures, *flags) == 0
+        while killed < args.kills - at_random:
+            call += 1
+            parts = folder / f"call{call}"
+            data = ["--dataset", "folder", "--data", pictures, "--save", parts]
+            status = dies_at(call, [*QUICK, *data, *flags])
+            assert status in (-signal.SIGKILL, 0)
+            killed += status != 0
+            assert train(parts, pictures, *flags, "--resume", "auto") == 0
+            assert_same_run(whole, parts)
+            if status == 0:  # beyond the last call: begin again
+                call = 0
+            print(f"{killed} kills at file operations, this one at number {call}", flush=True)
+    print(f"{args.kills} kills, every run the uninterrupted one bit by bit")
+
+
+if __name__ == "__main__":
+    main()
