@@ -36,8 +36,11 @@ PRUNED = (
     "run percent channels channels_kept channels_pruned_percent paper_parameters_pruned_percent"
     " paper_flops_pruned_percent accuracy_before accuracy_slim mask"
 ).split()
+LOG = (
+    "epoch lr train_loss objective ns_objective test_loss test_accuracy gamma_zeros xi_zeros"
+).split()
 WORDS = {"run", "method", "arch", "dataset", "prox_every", "command", "mask"}
-MAY_BE_EMPTY = {"s", "beta", "prox_every", "percent"}
+MAY_BE_EMPTY = {"s", "beta", "prox_every", "percent", "objective", "ns_objective", "xi_zeros"}
 # Stands for the flags of a run that was resumed by its checkpoint's name alone.
 UNKNOWN = "further flags unknown (resumed)"
 # Flags that change a run and stand in no column of older records, with main.py's defaults.
