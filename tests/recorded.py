@@ -8,6 +8,7 @@ LATER = {"commit": "abc1234", "device": "GPU X"}
 
 
 def append(path: Path, columns: list[str], row: dict[str, object]) -> None:
+    path.parent.mkdir(exist_ok=True)
     blank = dict.fromkeys([*columns, *LATER], "0")
     records.append(path, [*columns, *LATER], {**blank, **LATER, **row})
 

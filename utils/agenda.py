@@ -110,7 +110,8 @@ class Agenda:
         names = ("arch", "depth", "dataset", "epochs", "flags", "method", "λ", "β", "alternation")
         has, takes = (*result.group, *result.setting), (*e.group, *e.setting)
         for name, before, now in zip(names, has, takes, strict=True):
-            if before != now and results.UNKNOWN not in (before or ()):
+            known = name != "flags" or results.UNKNOWN not in before
+            if before != now and known:
                 raise InputError(
                     f"{self.folder}/train_record.csv has {run} with {name} {before or 'as usual'},"
                     f" not {now or 'as usual'}: choose another --save"

@@ -34,7 +34,7 @@ class Experiment:
     refine_epochs: int  # 0: it is not fine-tuned
     # Percent of the channels to prune; None: as many as the proximal run of the same seed lost.
     share: float | None = 0.0
-    flags: tuple[str, ...] = ()  # of both trainings, as utils.results.Result has them
+    flags: tuple[str, ...] = ()  # of both trainings, in the order of utils.results.FLAGS
     label: str = ""  # what else is in the run's name
 
     @property

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.cli import InputError, note
+from utils.cli import InputError
 
 Row = dict[str, str]
 
@@ -121,6 +121,12 @@ class Result:
         arch = self.train["arch"]
         return f"{ARCHITECTURES.get(arch, arch)}-{self.train['depth']}"
 
+    @property
+    def tuned(self) -> Row | None:
+        """The fine-tuning if it took as many epochs, without a penalty: section 5.2's."""
+        same = self.refine and self.refine["epochs"] == self.train["epochs"]
+        return self.refine if same and self.refine["method"] == "baseline" else None
+
     def pruning(self, share: float | None = None) -> Row | None:
         """The last pruning by γ: at percent 0; of original slimming, that near ``share``, or any.
 
@@ -139,7 +145,7 @@ class Result:
         pruning = self.pruning(share)
         if quantity == "trained" and pruning:  # as the other two are measured: in float32
             kind, column = "prune", "accuracy_before"
-        row = {"train": self.train, "prune": pruning, "refine": pruning and self.refine}[kind]
+        row = {"train": self.train, "prune": pruning, "refine": pruning and self.tuned}[kind]
         return float(row[column]) if row else None
 
 
@@ -157,10 +163,6 @@ def load(folder: Path) -> list[Result]:
     results = []
     for run, row in trained.items():
         refine = refined.get(f"{run}_refine")
-        # As long as the training, with no penalty: what the paper calls fine-tuned (section 5.2).
-        if refine and (refine["epochs"], refine["method"]) != (row["epochs"], "baseline"):
-            note(f"note: {run}_refine is left out: not as many epochs as {run}, or with a penalty")
-            refine = None
         try:
             flags = flags_of(row)
         except (ValueError, argparse.ArgumentError):

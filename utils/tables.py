@@ -248,7 +248,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    groups = results.grouped(results.load(Path(args.save)))
+    found = results.load(Path(args.save))
+    groups = results.grouped(found)
+    for run in (result.train["run"] for result in found if result.refine and not result.tuned):
+        cli.note(f"note: {run}_refine took other epochs than {run}, or a penalty: left out")
     if args.csv is not None:
         cli.check_writable(Path(args.csv))
         Path(args.csv).mkdir(parents=True, exist_ok=True)
