@@ -148,7 +148,7 @@ def test_original_slimming_is_pruned_as_far_as_proximal_was(tmp_path, capsys):
 # Every stage, by the real commands; so large a λ makes zeros in no time.
 FLAGS = ("--batch-size 8", "--momentum 0")
 TINY = Experiment(
-    "resnet", 11, "folder", ("proximal", 10.0, 100.0, "step"), 16, True, 1, flags=FLAGS
+    "resnet", 11, "folder", ("proximal", 100.0, 1000.0, "step"), 10, True, 1, flags=FLAGS
 )
 LIKE = replace(TINY, setting=("subgradient", 0.001, None, ""), refine_epochs=0, share=None)
 
