@@ -148,7 +148,9 @@ def test_a_run_resumed_by_its_checkpoint_alone_does_not_pass_for_the_papers(
     path = tmp_path / "train_record.csv"
     text = path.read_text().replace("--arch vgg", "--resume logs/x.pth.tar")
     if column:
-        text = text.replace("GPU X", "GPU X,5000").replace(",device", ",device,subset")
+        text = text.replace("GPU X", "GPU X,5000,64").replace(
+            ",device", ",device,subset,batch_size"
+        )
     path.write_text(text)
     papers, _, others = show(capsys, tmp_path).partition("## Other runs")
     assert "77.00" not in papers
@@ -234,7 +236,7 @@ DAMAGES = {
     "not a number": (lambda text: text.replace("90.0", "nan"), "test_accuracy"),
     "no seed": (lambda text: text.replace("cifar10,1,", "cifar10,,"), "seed"),
     "half a seed": (lambda text: text.replace("cifar10,1,", "cifar10,1.5,"), "seed"),
-    "an open quote": (lambda text: text + '"a,b', "cannot be read"),
+    "an open quote": (lambda text: text + '"a,b\n', "cannot be read"),
     "a damaged command": (lambda text: text.replace("--arch", "'--arch"), "command"),
     "a flag without a number": (lambda text: text.replace("vgg ,", "vgg --lr,"), "command"),
 }
@@ -254,6 +256,14 @@ def test_a_damaged_record_ends_in_one_line(damage, said, tmp_path, capsys):
     assert str(path) in err and said in err
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     assert path.read_bytes() == before
+
+
+def test_a_line_cut_off_by_a_kill_is_not_there(tmp_path, capsys):
+    recorded.run(tmp_path, "vgg", 19, "baseline", 1, accuracy=93.5)
+    with (tmp_path / "train_record.csv").open("a") as file:
+        file.write("baseline_seed2,base")
+    _, ours = lines_of(show(capsys, tmp_path), "Baseline")
+    assert ours[2] == "ours, n = 1"
 
 
 @pytest.mark.parametrize("name", ["train_record.csv", "pruned_record.csv", "refine_record.csv"])

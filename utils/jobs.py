@@ -122,10 +122,10 @@ def visible_gpus() -> list[str]:
 def run(jobs: Sequence[Job], gpus: Sequence[str]) -> bool:
     """Run ``jobs`` in their order, one on each of ``gpus`` at a time; return whether all went well.
 
-    On several GPUs each prints into a file of its own, else where this process does. A job that
-    fails takes those with it that need it, and no others.
+    Where several run at a time each prints into a file of its own, else where this process does.
+    A job that fails takes those with it that need it, and no others.
     """
-    free = list(gpus) or [""]
+    free = list(gpus)[: len({job.run for job in jobs})] or [""]
     together = len(free) > 1
     waiting, lost = list(jobs), list[Job]()
     running: dict[subprocess.Popen, tuple[Job, str, float]] = {}

@@ -194,12 +194,13 @@ def main(argv: list[str] | None = None) -> None:
     if args.dry_run:
         print("\n".join("python " + shlex.join(job.argv()) for job in agenda.jobs))
         return
-    for dataset in sorted({job.experiment.dataset for job in agenda.jobs}):
+    for dataset in sorted({job.experiment.dataset for job in agenda.jobs} - {"shapes"}):
         # Refused here if it is not there, and downloaded once before several processes would.
         load_dataset(dataset, None if args.data is None else Path(args.data))
     folder.mkdir(parents=True, exist_ok=True)
     if not jobs.run(agenda.jobs, gpus):
         raise SystemExit(1)
+    print(f"results: python -m utils.tables --save {shlex.quote(args.save)}")
 
 
 if __name__ == "__main__":

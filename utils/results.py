@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import io
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,24 +58,25 @@ FLAGS: dict[str, Any] = {
 def read(path: Path, columns: Sequence[str]) -> list[Row]:
     """Rows of the CSV file ``path``, which has ``columns`` and may have more; [] without a file.
 
-    Columns not in WORDS hold numbers. Raises InputError, one line, for any other file.
+    Columns not in WORDS hold numbers. A last line that was cut off by a kill is not there. Raises
+    InputError, one line, for any other file.
     """
     rows = []
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, strict=True)
-            missing = [c for c in columns if c not in (reader.fieldnames or columns)]
-            if missing:
-                raise InputError(
-                    f"{path} is none of this program's records: it has no column {missing[0]}"
-                )
-            for row in reader:
-                where = f"{path}, line {reader.line_num}"
-                if None in row or None in row.values():
-                    raise InputError(f"{where}, has not as many cells as there are columns")
-                for column in columns:
-                    _check_cell(column, row[column], where)
-                rows.append(row)
+        text = path.read_bytes().decode()
+        reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1] or text), strict=True)
+        missing = [c for c in columns if c not in (reader.fieldnames or columns)]
+        if missing:
+            raise InputError(
+                f"{path} is none of this program's records: it has no column {missing[0]}"
+            )
+        for row in reader:
+            where = f"{path}, line {reader.line_num}"
+            if None in row or None in row.values():
+                raise InputError(f"{where}, has not as many cells as there are columns")
+            for column in columns:
+                _check_cell(column, row[column], where)
+            rows.append(row)
     except FileNotFoundError:
         return []
     except (OSError, ValueError, csv.Error) as error:
@@ -193,8 +195,8 @@ def grouped(found: Sequence[Result]) -> dict[tuple, dict[tuple, list[Result]]]:
 def flags_of(row: Row) -> tuple[str, ...]:
     """What a training was given beside the columns and is not the default, from its command.
 
-    Where the record has a column of a flag's name, that counts. Raises ValueError or
-    argparse.ArgumentError for a command that cannot be read.
+    Where the record has columns for them (``batch_size`` is filled), those count. Raises ValueError
+    or argparse.ArgumentError for a command that cannot be read.
     """
     p = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
     for flag, default in FLAGS.items():
@@ -205,7 +207,9 @@ def flags_of(row: Row) -> tuple[str, ...]:
     words = shlex.split(row["command"])
     given, _ = p.parse_known_args(words)
     values = vars(given)
-    for flag in FLAGS.keys() & row.keys():
+    # Rows of before there were such columns have them empty.
+    in_columns = FLAGS.keys() & row.keys() if row.get("batch_size") else set()
+    for flag in in_columns:
         values[flag] = float(row[flag]) if row[flag] else FLAGS[flag]
     flags = [
         f"--{flag.replace('_', '-')} {values[flag]:.15g}"
@@ -214,6 +218,6 @@ def flags_of(row: Row) -> tuple[str, ...]:
     ]
     flags += ["--no-nesterov"] if given.no_nesterov else []
     flags += [f"--xi-init {' '.join(given.xi_init)}"] if given.xi_init else []
-    if "--resume" in words and "--arch" not in words and "subset" not in row:
+    if "--resume" in words and "--arch" not in words and "subset" not in in_columns:
         flags.append(UNKNOWN)
     return tuple(flags)
