@@ -1,5 +1,6 @@
 """Record files as finished runs leave them, with columns that later versions may add."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from utils import records
@@ -7,10 +8,10 @@ from utils import records
 LATER = {"commit": "abc1234", "device": "GPU X"}
 
 
-def append(path: Path, columns: list[str], row: dict[str, object]) -> None:
+def append(path: Path, columns: list[str], row: Mapping[str, object]) -> None:
     path.parent.mkdir(exist_ok=True)
-    blank = dict.fromkeys([*columns, *LATER], "0")
-    records.append(path, [*columns, *LATER], {**blank, **LATER, **row})
+    columns = list(dict.fromkeys([*columns, *LATER, *row]))
+    records.append(path, columns, {**dict.fromkeys(columns, ""), **LATER, **row})
 
 
 def run(
@@ -32,10 +33,12 @@ def run(
     slim: float = 90.0,
     tuned: float | None = None,
     mask: str = "gamma",
+    more: Mapping[str, object] | None = None,
 ) -> str:
     """Record a training, its pruning if ``percent`` is given, its fine-tuning if ``tuned`` is.
 
     ``pruned`` are percent of channels, parameters and FLOPs, the latter in the paper's accounting.
+    ``more`` are further columns of the training.
     """
     name = f"{method}_seed{seed}{'' if epochs == 160 else epochs}_{arch}_{depth}_{dataset}"
     every = "step" if method == "proximal" else ""
@@ -44,7 +47,7 @@ def run(
            "precision": "bf16", "gamma_zeros": zeros, "test_accuracy": accuracy,
            "seconds_per_epoch": 30 + seed,
            "command": f"python main.py --arch {arch} {flags}"}  # fmt: skip
-    append(folder / "train_record.csv", records.TRAINED, row)
+    append(folder / "train_record.csv", records.TRAINED, {**row, **(more or {})})
     if percent is not None:
         channels, parameters, flops = pruned
         row |= {"percent": percent, "mask": mask, "channels": 1000,

@@ -8,15 +8,20 @@ import os
 import re
 import shlex
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 import recorded
 from utils import cli, jobs, recipes, results, settings
 from utils.jobs import Experiment
+
+ROOT = Path(__file__).parents[1]
 
 
 def command(*arguments: object) -> int | str | None:
@@ -272,6 +277,19 @@ def test_killed_it_leaves_no_training_behind(notes, tmp_path):
         jobs.run([jobs.Job(TINY, 1, "train", tmp_path, (), None)], [])
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
+
+
+def test_script_sh_names_the_recipes(tmp_path):
+    def script(*arguments: object) -> subprocess.CompletedProcess:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        command = ["bash", str(ROOT / "script.sh"), *map(str, arguments)]
+        return subprocess.run(command, env={**os.environ, "PATH": path}, capture_output=True)
+
+    done = script("resnet110", "cifar100", 3, "--save", tmp_path, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert b"--depth 110 --dataset cifar100 --name proximal_seed3 --seed 3" in done.stdout
+    assert script("resnet110", "shapes").returncode == 2
+    assert script("table9").returncode == 2
 
 
 def test_bad_input_ends_in_one_line(tmp_path, pictures, capsys):

@@ -73,7 +73,7 @@ def read(path: Path, columns: Sequence[str]) -> list[Row]:
         for row in reader:
             where = f"{path}, line {reader.line_num}"
             if None in row or None in row.values():
-                raise InputError(f"{where}, has not as many cells as there are columns")
+                raise InputError(f"{where}: not as many cells as columns; mend it")
             for column in columns:
                 _check_cell(column, row[column], where)
             rows.append(row)
