@@ -7,8 +7,11 @@ usage() {
     cat >&2 <<'TEXT'
 usage: bash script.sh quickstart             train, prune and fine-tune a small network, in minutes
        bash script.sh test                   everything that must hold
+       bash script.sh table1|table2a|table2b|table3|small [--seeds N ...] [--dry-run] [more flags]
+                                             train, prune and fine-tune what that table lacks
        bash script.sh vgg|densenet|resnet110|resnet164 cifar10|cifar100 [seed] [more flags]
-                                             the paper's recipe: train, prune, fine-tune
+                                             the paper's recipe for one network
+       bash script.sh tables|plots [flags]   what the runs in logs gave
 TEXT
     exit 2
 }
@@ -41,51 +44,17 @@ check(sys.argv[1])
 CODE
 }
 
-# Train $1 (arch) of depth $2 on dataset $3 as run name $4 in folder $5, and go on where an earlier
-# start was interrupted.
-train() { # arch depth dataset name folder, then flags
-    local arch=$1 depth=$2 dataset=$3 name=$4 save=$5
-    shift 5
-    local checkpoint="$save/${name}_${arch}_${depth}_${dataset}checkpoint.pth.tar"
-    if [ -e "$checkpoint" ]; then set -- "$@" --resume "$checkpoint"; fi
-    "$PYTHON" main.py --arch "$arch" --depth "$depth" --dataset "$dataset" \
-        --name "$name" --save "$save" "$@"
+# The paper's recipe for network $1 on data set $2, with a seed or not, and flags.
+alone() {
+    local part="$1-${2:-}"
+    case "${2:-}" in cifar10 | cifar100) shift 2 ;; *) usage ;; esac
+    if [[ "${1:-}" =~ ^[0-9]+$ ]]; then set -- --seeds "$@"; fi
+    module recipes "$part" "$@"
 }
 
-# Prune what train made with the same first five arguments at percent 0, and fine-tune it.
-prune_and_refine() { # arch depth dataset name folder, then flags
-    local arch=$1 depth=$2 dataset=$3 name=$4 save=$5
-    shift 5
-    local run="${name}_${arch}_${depth}_${dataset}"
-    "$PYTHON" "${arch}_prune.py" --model "$save/${run}checkpoint.pth.tar" --name "${run}_"
-    local checkpoint="$save/${run}_refinecheckpoint.pth.tar"
-    if [ -e "$checkpoint" ]; then
-        set -- "$@" --resume "$checkpoint"
-    else
-        set -- "$@" --refine "$save/${run}_pruned.pth.tar"
-    fi
-    "$PYTHON" main.py --save "$save" "$@"
-}
-
-recipe() { # arch depth dataset [seed], then flags for both trainings
-    local arch=$1 depth=$2 dataset=${3:-} seed=1
-    case "$dataset" in cifar10 | cifar100) shift 3 ;; *) usage ;; esac
-    if [[ "${1:-}" =~ ^[0-9]+$ ]]; then
-        seed=$1
-        shift
-    fi
+module() { # name in utils, flags
     python_with requirements.txt
-    local name="proximal_seed$seed"
-    # λ, β and all else are the paper's by default.
-    train "$arch" "$depth" "$dataset" "$name" logs -sr --seed "$seed" "$@"
-    prune_and_refine "$arch" "$depth" "$dataset" "$name" logs --seed "$seed" "$@"
-}
-
-quickstart() {
-    python_with requirements.txt
-    local net=(vgg 11 shapes proximal logs/quickstart)
-    train "${net[@]}" -sr --s 0.085 --beta 80 --epochs 5 --batch-size 32
-    prune_and_refine "${net[@]}" --epochs 2 --batch-size 32
+    exec "$PYTHON" -m "utils.$1" "${@:2}"
 }
 
 run_tests() {
@@ -98,11 +67,10 @@ run_tests() {
 command=${1:-}
 [ $# -eq 0 ] || shift
 case "$command" in
-quickstart) quickstart ;;
+quickstart) module recipes quickstart --save logs/quickstart "$@" ;;
 test) run_tests "$@" ;;
-vgg) recipe vgg 19 "$@" ;;
-densenet) recipe densenet 40 "$@" ;;
-resnet110) recipe resnet 110 "$@" ;;
-resnet164) recipe resnet 164 "$@" ;;
+table1 | table2a | table2b | table3 | small) module recipes "$command" "$@" ;;
+vgg | densenet | resnet110 | resnet164) alone "$command" "$@" ;;
+tables | plots) module "$command" "$@" ;;
 *) usage ;;
 esac

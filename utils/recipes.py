@@ -1,13 +1,35 @@
-"""The paper's settings (section 5.1), in one place."""
+"""The paper's settings (section 5.1), in one place, and the command that carries them out.
 
-from dataclasses import dataclass
+    python -m utils.recipes table2a --seeds 1 2 3
 
+trains, prunes and fine-tunes what that table still lacks. ``--dry-run`` only says what that is.
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from utils import cli, jobs
+from utils.agenda import Agenda
+from utils.cli import InputError
+from utils.data import load_dataset
+from utils.jobs import Experiment
+from utils.published import NETWORKS, TABLES, numbers
 from utils.slimming import shrinkage
+from utils.training import learning_rate
 
 EPOCHS = 160
 LEARNING_RATE = 0.1
 BATCH_SIZE = 64
 STEPS = 782  # mini-batches of 64 in the 50,000 pictures of CIFAR
+
+
+def schedule(epochs: int) -> list[tuple[int, float]]:
+    """(mini-batches, α) of every epoch of a training on CIFAR; α is 1 / learning rate."""
+    return [(STEPS, 1 / learning_rate(epoch, epochs, LEARNING_RATE)) for epoch in range(epochs)]
 
 
 @dataclass(frozen=True)
@@ -18,10 +40,26 @@ class Recipe:
     beta: float
     subgradient_lambda: float
 
-    def shrinkage(self) -> float:
-        """How far the penalty alone moves ξ in the paper's 160 epochs of CIFAR."""
-        half, quarter = EPOCHS // 2 * STEPS, EPOCHS // 4 * STEPS
-        return shrinkage(self.lambda_, self.beta, [(half, 10), (quarter, 100), (quarter, 1000)])
+    def shrinkage(self, epochs: int = EPOCHS) -> float:
+        """How far the penalty alone moves ξ in so many epochs of CIFAR."""
+        return shrinkage(self.lambda_, self.beta, schedule(epochs))
+
+    def scaled(self, epochs: int) -> "Recipe":
+        """This recipe for fewer epochs: λ raised so that it shrinks as much in total.
+
+        Not the paper's problem, only its shape: which channels survive depends on λ itself.
+        """
+        longer = self.shrinkage() / self.shrinkage(epochs)
+        # (3b) moves γ by λ/α a step, which is twice λ/(2α + β) at β = 0.
+        longer_ns = shrinkage(1, 0, schedule(EPOCHS)) / shrinkage(1, 0, schedule(epochs))
+        lambda_, ns = self.lambda_ * longer, self.subgradient_lambda * longer_ns
+        return Recipe(float(f"{lambda_:.3g}"), self.beta, float(f"{ns:.3g}"))
+
+    def setting(self, method: str) -> tuple[str, float | None, float | None, str]:
+        """Method, λ, β and how often it alternates, as the records have them."""
+        if method == "proximal":
+            return method, self.lambda_, self.beta, "step"
+        return method, self.subgradient_lambda if method == "subgradient" else None, None, ""
 
 
 def recipe(arch: str, depth: int) -> Recipe:
@@ -31,3 +69,139 @@ def recipe(arch: str, depth: int) -> Recipe:
     if arch == "densenet":
         return Recipe(lambda_=0.004, beta=100, subgradient_lambda=1e-5)
     return Recipe(lambda_=0.002, beta=1.0 if depth < 164 else 0.25, subgradient_lambda=1e-5)
+
+
+# What `small` is: Table 2 for a CPU, on so many of CIFAR-10's pictures.
+SMALL_SUBSET, SMALL_EPOCHS = 10_000, 20
+SMALL = {
+    ("vgg", 11): Recipe(lambda_=0.015, beta=10, subgradient_lambda=1e-3),
+    ("resnet", 20): Recipe(lambda_=0.018, beta=10, subgradient_lambda=1e-3),
+}
+# What `quickstart` is: proximal slimming of a VGG-11 on the built-in pictures.
+QUICKSTART = Experiment(
+    "vgg", 11, "shapes", ("proximal", 0.085, 80, "step"), 5, True, 2, flags=("--batch-size 32",)
+)
+# One network by proximal slimming, as script.sh calls it.
+ALONE = {
+    f"{name}-{dataset}": (network, dataset)
+    for name, network in zip(("vgg", "densenet", "resnet110", "resnet164"), NETWORKS, strict=True)
+    for dataset in ("cifar10", "cifar100")
+}
+PARTS = (*TABLES, "small", "quickstart", *ALONE)
+
+
+def experiments(part: str, scale: int | None = None) -> list[Experiment]:
+    """What ``part``, one of PARTS, consists of; in ``scale`` epochs instead of 160.
+
+    Raises InputError where it cannot be scaled.
+    """
+    if part in ("small", "quickstart") and scale is not None:
+        raise InputError(f"{part} has few epochs already: leave out --scale")
+    if part == "quickstart":
+        return [QUICKSTART]
+    if part == "small":
+        return [
+            _stages(*network, "cifar10", method, settings, SMALL_EPOCHS, None,
+                    flags=(f"--subset {SMALL_SUBSET}",))
+            for network, settings in SMALL.items()
+            for method in ("baseline", "proximal", "subgradient")
+        ]  # fmt: skip
+    if part in ALONE:
+        network, dataset = ALONE[part]
+        return [_of_paper(network, dataset, "proximal", None, scale)]
+    found = []
+    for network, dataset, method, share in _rows(part):
+        row = _of_paper(network, dataset, method, share, scale)
+        # Table 1 counts zeros at the end of training.
+        found.append(replace(row, prunes=False, refine_epochs=0) if part == "table1" else row)
+    return found
+
+
+def _rows(part: str) -> Iterator[tuple[str, str, str, float | None]]:
+    """Network, data set, our method, and share of the channels pruned, of a table's rows."""
+    table = TABLES[part]
+    for row in table.rows:
+        method = table.method(row)
+        cells = list(zip(table.columns, row, strict=True))
+        shares = [numbers(cell)[0] for column, cell in cells if "channels" in column.quantities]
+        for dataset in dict.fromkeys(column.dataset for column in table.columns):
+            if dataset and method:
+                yield row[0], dataset, method, shares[0] if shares else None
+
+
+def _of_paper(
+    network: str, dataset: str, method: str, share: float | None, scale: int | None
+) -> Experiment:
+    """A row of Table 2. ``share`` is what original network slimming prunes, in percent."""
+    settings = recipe(*NETWORKS[network])
+    if scale is None:
+        return _stages(*NETWORKS[network], dataset, method, settings, EPOCHS, share)
+    settings = settings.scaled(scale)
+    short = _stages(*NETWORKS[network], dataset, method, settings, scale, None)
+    return replace(short, label=f"_{scale}epochs")
+
+
+def _stages(
+    arch: str, depth: int, dataset: str, method: str, settings: Recipe, epochs: int,
+    share: float | None, flags: tuple[str, ...] = (),
+) -> Experiment:  # fmt: skip
+    """A training, and pruning and fine-tuning as long unless it is the baseline."""
+    slims = method != "baseline"
+    share = 0.0 if method == "proximal" else share
+    return Experiment(
+        arch, depth, dataset, settings.setting(method), epochs, slims, epochs * slims, share, flags
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m utils.recipes",
+        description="Train, prune and fine-tune what the paper's tables still lack.",
+    )
+    p.add_argument("parts", nargs="+", choices=PARTS, metavar="PART", help=", ".join(PARTS))
+    p.add_argument("--seeds", nargs="+", type=cli.seed, default=[1], metavar="N", help="default 1")
+    p.add_argument(
+        "--scale",
+        type=cli.positive_int,
+        metavar="EPOCHS",
+        help="so many epochs instead of 160, with λ raised to shrink as much in total",
+    )
+    p.add_argument("--save", default="logs", metavar="DIR", help="where all files go (logs)")
+    p.add_argument("--data", metavar="DIR", help="where the data set is, as for main.py")
+    p.add_argument("--precision", choices=("auto", "fp32", "bf16"), help="as for main.py")
+    p.add_argument("--no-cuda", action="store_true", help="on the CPU")
+    p.add_argument("--dry-run", action="store_true", help="show what is left, as commands")
+    return p
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    chosen: dict[str, Experiment] = {}
+    for experiment in (e for part in args.parts for e in experiments(part, args.scale)):
+        same = chosen.setdefault(experiment.run(0), experiment)
+        if experiment.prunes and not same.prunes:  # Table 1 asks for less than Table 2
+            chosen[experiment.run(0)] = experiment
+    folder = Path(args.save)
+    cli.check_writable(folder)
+    flags = [] if args.data is None else ["--data", args.data]
+    flags += ["--no-cuda"] if args.no_cuda else []
+    precision = [] if args.precision is None else ["--precision", args.precision]
+    agenda = Agenda(
+        list(chosen.values()), dict.fromkeys(args.seeds), folder, [*flags, *precision], flags
+    )
+    gpus = [] if args.no_cuda else jobs.visible_gpus()
+    print(agenda.overview(len(gpus)), flush=True)
+    if args.dry_run:
+        print("\n".join("python " + shlex.join(job.argv()) for job in agenda.jobs))
+        return
+    for dataset in sorted({job.experiment.dataset for job in agenda.jobs} - {"shapes"}):
+        # Refused here if it is not there, and downloaded once before several processes would.
+        load_dataset(dataset, None if args.data is None else Path(args.data))
+    folder.mkdir(parents=True, exist_ok=True)
+    if not jobs.run(agenda.jobs, gpus):
+        raise SystemExit(1)
+    print(f"results: python -m utils.tables --save {shlex.quote(args.save)}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

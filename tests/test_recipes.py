@@ -1,0 +1,313 @@
+"""The recipes: the paper's settings as commands, what is left to do, and doing it."""
+
+import csv
+import importlib
+import itertools
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import recorded
+from utils import cli, jobs, recipes, results, settings
+from utils.jobs import Experiment
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(*arguments: object) -> int | str | None:
+    try:
+        return cli.run(recipes.main, list(map(str, arguments)))
+    except SystemExit as stop:
+        return stop.code
+
+
+def left(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[list[str]]:
+    """The commands that --dry-run shows."""
+    capsys.readouterr()
+    assert command(*arguments, "--dry-run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    return [shlex.split(line)[1:] for line in lines if line.startswith("python ")]
+
+
+@pytest.mark.parametrize("table", ["table2a", "table2b"])
+def test_the_papers_settings(table, tmp_path, capsys):
+    """What main.py makes of the commands: section 5.1's settings, and Table 2's shares."""
+    commands = left(capsys, table, "--save", tmp_path)
+    found = {}
+    for script, *flags in commands:
+        if script == "main.py" and "--refine" not in flags:
+            s = settings.resolve(vars(settings.parser().parse_args(flags)), {}, {})
+            assert (s.epochs, s.batch_size, s.lr, s.momentum) == (160, 64, 0.1, 0.9)
+            assert (s.weight_decay, s.nesterov, s.subset) == (1e-4, True, None)
+            assert s.dataset == {"table2a": "cifar10", "table2b": "cifar100"}[table]
+            found[s.arch, s.depth, s.method] = s.s, s.beta
+    assert found == {
+        ("vgg", 19, "baseline"): (None, None),
+        ("vgg", 19, "subgradient"): (1e-4, None),
+        ("vgg", 19, "proximal"): (0.0045, 100),
+        ("densenet", 40, "baseline"): (None, None),
+        ("densenet", 40, "subgradient"): (1e-5, None),
+        ("densenet", 40, "proximal"): (0.004, 100),
+        ("resnet", 164, "baseline"): (None, None),
+        ("resnet", 164, "subgradient"): (1e-5, None),
+        ("resnet", 164, "proximal"): (0.002, 0.25),
+    }
+    shares = {
+        (flags[flags.index("--model") + 1].split("_seed")[0].split("/")[-1], script):
+            float(flags[flags.index("--percent") + 1])
+        for script, *flags in commands if script != "main.py"
+    }  # fmt: skip
+    published = {"table2a": (0.74, 0.7401, 0.7198), "table2b": (0.55, 0.6501, 0.59)}[table]
+    for arch, share in zip(("vgg", "densenet", "resnet"), published, strict=True):
+        assert shares["subgradient", f"{arch}_prune.py"] == pytest.approx(share)
+        assert shares["proximal", f"{arch}_prune.py"] == 0
+    refined = [flags for _, *flags in commands if "--refine" in flags]
+    assert len(refined) == 6  # not the baselines
+    assert all("-sr" not in f and f[f.index("--epochs") + 1] == "160" for f in refined)
+
+
+def test_tables_1_and_3(tmp_path, capsys):
+    names = [c[c.index("--arch") + 1] for c in left(capsys, "table1", "--save", tmp_path)]
+    assert sorted(names) == sorted(["vgg", "densenet", "resnet"] * 2)  # trainings, no pruning
+    commands = left(capsys, "table3", "--save", tmp_path, "--seeds", 4, 5)
+    assert len(commands) == 2 * 2 * 3
+    betas = [c[c.index("--beta") + 1] for c in commands if "--beta" in c]
+    assert betas == ["100", "1.0"] * 2
+
+
+@pytest.mark.parametrize("part", ["vgg-cifar10", "densenet-cifar10", "resnet164-cifar10"])
+def test_a_scaled_recipe_shrinks_as_much_in_total(part, tmp_path, capsys):
+    (train, *_) = left(capsys, part, "--save", tmp_path, "--scale", 20)
+    s = settings.resolve(vars(settings.parser().parse_args(train[1:])), {}, {})
+    full = recipes.recipe(s.arch, s.depth)
+    assert s.epochs == 20
+    assert s.s > full.lambda_
+    total = recipes.Recipe(s.s, s.beta, 0).shrinkage(20)
+    assert total == pytest.approx(full.shrinkage(), rel=0.01)
+
+
+def test_scaled_and_full_runs_have_different_names(tmp_path, capsys):
+    names = [left(capsys, "vgg-cifar10", *scale)[0] for scale in ([], ["--scale", 20])]
+    assert names[0][names[0].index("--name") + 1] == "proximal_seed1"
+    assert names[1][names[1].index("--name") + 1] != "proximal_seed1"
+
+
+def test_only_what_is_missing_is_left_and_its_cost_is_measured(tmp_path, capsys):
+    paper = {"s": 0.0045, "beta": 100.0}
+    done = recorded.run(tmp_path, "vgg", 19, "proximal", 1, **paper, percent=0.0, tuned=93)
+    recorded.run(tmp_path, "vgg", 19, "proximal", 2, **paper)
+    third = "proximal_seed3_vgg_19_cifar10"
+    (tmp_path / f"{third}checkpoint.pth.tar").touch()
+    (tmp_path / f"{third}log.csv").write_text(
+        "epoch,train_seconds,test_seconds,other\n" + "1,60,1,x\n" * 100
+    )
+    flags = ["vgg-cifar10", "--save", tmp_path, "--seeds", 1, 2, 3, "--dry-run"]
+    assert command(*flags) == 0
+    out = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in out.splitlines() if "_seed" in line.split()[0]}
+    assert lines[done].split()[1:] == ["done", "done", "done", "-"]
+    assert "60 of 160 epochs" in lines[third]
+    commands = left(capsys, *flags[:-1])
+    assert not [c for c in commands if done in " ".join(c)]
+    (resumed,) = [c for c in commands if "--resume" in c]
+    assert resumed[resumed.index("--resume") + 1].endswith(f"{third}checkpoint.pth.tar")
+    # Seed 2: 160 epochs of fine-tuning at 20 s, as seed 1 took; seed 3: 60 epochs at 61 s before.
+    assert lines["proximal_seed2_vgg_19_cifar10"].endswith("53:20")
+    assert lines[third].endswith("1:54:20")
+    assert re.search(r"left: 1 trainings, 2 prunings, 2 fine-tunings, .* 2:47:40", out)
+
+
+def test_what_was_never_measured_is_unknown(tmp_path, capsys):
+    assert command("small", "--save", tmp_path / "logs", "--dry-run") == 0
+    assert capsys.readouterr().out.count("unknown") == 7  # six runs, and the sum
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_original_slimming_is_pruned_as_far_as_proximal_was(tmp_path, capsys):
+    r = recipes.SMALL["vgg", 11]
+    small = {"epochs": 20, "flags": "--subset 10000"}
+    commands = left(capsys, "small", "--save", tmp_path)
+    assert [c[c.index("--percent") + 1] for c in commands if "--percent" in c] == ["0", "SHARE"] * 2
+    name = recorded.run(
+        tmp_path, "vgg", 11, "proximal", 1, **small, s=r.lambda_, beta=r.beta, percent=0.0,
+        pruned=(39.3, 1, 1),
+    )  # fmt: skip
+    path = tmp_path / "train_record.csv"
+    path.write_text(path.read_text().replace(name, "proximal_seed1_vgg_11_cifar10"))
+    path = tmp_path / "pruned_record.csv"
+    path.write_text(path.read_text().replace(name, "proximal_seed1_vgg_11_cifar10"))
+    commands = left(capsys, "small", "--save", tmp_path)
+    assert [c for c in commands if "subgradient" in " ".join(c) and "0.393" in c]
+
+
+# Every stage, by the real commands; so large a λ makes zeros in no time.
+FLAGS = ("--batch-size 8", "--momentum 0")
+TINY = Experiment(
+    "resnet", 11, "folder", ("proximal", 100.0, 1000.0, "step"), 10, True, 1, flags=FLAGS
+)
+LIKE = replace(TINY, setting=("subgradient", 0.001, None, ""), refine_epochs=0, share=None)
+
+
+class Finished:
+    """A process that was run in this one, which saves importing torch in each."""
+
+    def __init__(self, job: jobs.Job, gpu: str, together: bool) -> None:
+        script, *flags = job.argv()
+        main = importlib.import_module(script.removesuffix(".py")).main
+        self.returncode = cli.run(main, flags)
+
+    def poll(self) -> int:
+        return self.returncode
+
+
+def test_a_recipe_is_carried_out_and_then_nothing_is_left(tmp_path, pictures, monkeypatch, capsys):
+    monkeypatch.setattr(recipes, "experiments", lambda part, scale: [LIKE, TINY])
+    monkeypatch.setattr(jobs, "start", Finished)
+    argv = ["small", "--save", tmp_path, "--data", pictures, "--no-cuda", "--precision", "fp32"]
+    assert command(*argv) == 0
+    found = {r.train["run"]: r for r in results.load(tmp_path)}
+    proximal, like = found[TINY.run(1)], found[LIKE.run(1)]
+    assert (proximal.setting, proximal.group) == (TINY.setting, TINY.group)
+    assert (like.setting, like.group) == (LIKE.setting, LIKE.group)
+    assert float(proximal.pruning()["channels_pruned_percent"]) > 0
+    kept = [int(r.pruning()["channels_kept"]) for r in (proximal, like)]
+    assert kept[0] == kept[1]
+    with (tmp_path / "refine_record.csv").open() as file:
+        (refined,) = csv.DictReader(file)
+    assert (refined["run"], refined["epochs"]) == (f"{TINY.run(1)}_refine", "1")
+
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    assert command(*argv) == 0
+    assert "all is done" in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before
+    # As if killed just before they were recorded: both trainings are resumed, and accepted.
+    for name in ("train_record.csv", "refine_record.csv"):
+        (tmp_path / name).unlink()
+    assert command(*argv) == 0
+    assert {r.train["run"] for r in results.load(tmp_path)} == found.keys()
+    assert (tmp_path / "refine_record.csv").exists()
+
+
+# How jobs are spread, with programs in the place of ours that only note how they were called.
+FAKE = """
+import json, os, sys, time
+words = sys.argv
+name = words[words.index("--name") + 1]
+what = "refine" if "--refine" in words else "prune" if "prune" in words[0] else "train"
+with open(os.environ["NOTES"], "a") as file:
+    start = time.time()
+    time.sleep(0.3)
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES")
+    file.write(json.dumps([what, name, gpu, start, time.time()]) + "\\n")
+print("hello from", name)
+sys.exit(7 if [what, name] == ["train", os.environ.get("FAILS")] else 0)
+"""
+
+
+@pytest.fixture
+def notes(tmp_path, monkeypatch):
+    (tmp_path / "fake").mkdir()
+    for script in ("main.py", "resnet_prune.py"):
+        (tmp_path / "fake" / script).write_text(FAKE)
+    monkeypatch.setattr(jobs, "ROOT", tmp_path / "fake")
+    monkeypatch.setattr(recipes, "experiments", lambda part, scale: [TINY])
+    monkeypatch.setenv("NOTES", str(tmp_path / "notes"))
+
+    def read() -> list[list]:
+        return [json.loads(line) for line in (tmp_path / "notes").read_text().splitlines()]
+
+    return read
+
+
+def test_jobs_are_spread_over_the_gpus(notes, tmp_path, pictures, monkeypatch, capfd):
+    monkeypatch.setattr(jobs, "visible_gpus", lambda: ["4", "GPU-a"])
+    argv = ["small", "--seeds", 1, 2, 3, "--save", tmp_path / "logs", "--data", pictures]
+    assert command(*argv) == 0
+    calls = notes()
+    assert len(calls) == 9
+    assert {gpu for _, _, gpu, *_ in calls} == {"4", "GPU-a"}
+    for gpu in ("4", "GPU-a"):  # one at a time on each
+        times = sorted((start, end) for _, _, g, start, end in calls if g == gpu)
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(times))
+    for seed in (1, 2, 3):  # a run's stages in order
+        order = [what for what, name, *_ in calls if f"seed{seed}" in name]
+        assert order == ["train", "prune", "refine"]
+    # Each printed into a file of its own.
+    assert "hello" not in capfd.readouterr().out
+    assert len(list((tmp_path / "logs").glob("*.out"))) == 9
+
+
+def test_a_job_that_fails_takes_only_what_needs_it(notes, tmp_path, pictures, monkeypatch, capfd):
+    monkeypatch.setattr(jobs, "visible_gpus", list)
+    monkeypatch.setenv("FAILS", "proximal_seed1")
+    argv = ["small", "--seeds", 1, 2, "--save", tmp_path / "logs", "--data", pictures]
+    assert command(*argv) == 1
+    assert [what for what, name, *_ in notes() if "seed1" in name] == ["train"]
+    assert [what for what, name, *_ in notes() if "seed2" in name] == ["train", "prune", "refine"]
+    out = capfd.readouterr().out
+    assert "hello from" in out  # one at a time: where everybody sees it
+    assert "FAILED with status 7: train proximal_seed1" in out
+    assert "3 of 6 not done" in out
+
+
+def test_killed_it_leaves_no_training_behind(notes, tmp_path):
+    """Or a second start would train into the same files."""
+    pid = tmp_path / "pid"
+    (tmp_path / "fake" / "main.py").write_text(
+        f"import os, time\nopen({str(pid)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)\n"
+    )
+
+    def kill() -> None:
+        while not pid.exists() or not pid.read_text():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=kill).start()
+    with pytest.raises(KeyboardInterrupt):
+        jobs.run([jobs.Job(TINY, 1, "train", tmp_path, (), None)], [])
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+
+
+def test_script_sh_names_the_recipes(tmp_path):
+    def script(*arguments: object) -> subprocess.CompletedProcess:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        command = ["bash", str(ROOT / "script.sh"), *map(str, arguments)]
+        return subprocess.run(command, env={**os.environ, "PATH": path}, capture_output=True)
+
+    done = script("resnet110", "cifar100", 3, "--save", tmp_path, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert b"--depth 110 --dataset cifar100 --name proximal_seed3 --seed 3" in done.stdout
+    assert script("resnet110", "shapes").returncode == 2
+    assert script("table9").returncode == 2
+
+
+def test_bad_input_ends_in_one_line(tmp_path, pictures, capsys):
+    recorded.run(tmp_path / "a", "vgg", 19, "proximal", 1, s=0.009, beta=100)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "train_record.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "c").touch()
+    for arguments, said in (
+        (["vgg-cifar10", "--save", tmp_path / "a"], "λ 0.009, not 0.0045"),
+        (["vgg-cifar10", "--save", tmp_path / "b"], "no column run"),
+        (["vgg-cifar10", "--save", tmp_path / "c"], "is not a folder"),
+        (["small", "--scale", 5], "leave out --scale"),
+        (["vgg-cifar10", "--save", tmp_path / "d", "--data", pictures], "2 classes"),
+        (["vgg-cifar10", "--save", tmp_path / "d", "--data", tmp_path / "e"], "is not a folder"),
+        (["table9"], "table9"),
+        (["small", "--seeds", "-1"], "--seeds"),
+    ):
+        capsys.readouterr()
+        assert command(*arguments) == 2
+        assert said in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "d").exists()

@@ -1,0 +1,281 @@
+"""The tables: every published number, ours beside them, and bad records refused."""
+
+import csv
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+import recorded
+from utils import cli, records, results, settings, tables
+from utils.published import TABLES, numbers
+from utils.recipes import SMALL, recipe
+
+ROOT = Path(__file__).parents[1]
+PAPERS = [os.environ.get("PAPER_TEXT"), *(ROOT / "../shared/seeds").glob("004_*.txt")]
+PAPER = next((Path(path) for path in PAPERS if path), None)
+VGG = {"s": 0.0045, "beta": 100.0}
+
+
+def show(capsys: pytest.CaptureFixture[str], folder: Path, *more: object) -> str:
+    capsys.readouterr()
+    assert cli.run(tables.main, ["--save", str(folder), *map(str, more)]) == 0
+    return capsys.readouterr().out
+
+
+def cells(text: str) -> list[list[str]]:
+    """The rows of all Markdown tables in ``text``."""
+    return [
+        [c.strip() for c in line[1:-2].split(" | ")] for line in text.splitlines() if "| " in line
+    ]
+
+
+def lines_of(text: str, method: str) -> list[list[str]]:
+    """The paper's line about VGG-19 by ``method`` in Table 2a, and ours below it."""
+    rows = cells(text)
+    at = next(i for i, row in enumerate(rows) if row[:2] == ["VGG-19", method])
+    return rows[at : at + 2]
+
+
+@pytest.mark.skipif(PAPER is None, reason="PAPER_TEXT names no file with the paper's text")
+def test_every_published_number_stands_in_the_paper():
+    printed: dict[str, list[list[str]]] = {name: [] for name in TABLES}
+    name = network = ""
+    for line in PAPER.read_text(encoding="utf-8").splitlines():
+        if caption := re.match(r"\*\*Table (\d)\.\*\*|\((a|b)\) CIFAR|\*\*Table (\d)\.", line):
+            name = f"table{caption[1] or caption[3] or 2}{caption[2] or ''}"
+        row = [re.sub(r"</?b>", "", cell).strip() for cell in line.split("\t")]
+        network = row[0] or network
+        if len(row) > 2 and network.partition("-")[0] in ("VGG", "DenseNet", "ResNet"):
+            printed[name].append([network, *row[1:]])
+    assert {name: table.rows for name, table in TABLES.items()} == printed
+
+
+def test_every_published_number_is_printed_and_a_dash_where_there_is_no_run(tmp_path, capsys):
+    text = show(capsys, tmp_path, "--csv", tmp_path / "csv")
+    shown = cells(text)
+    for name, table in TABLES.items():
+        width = len(table.columns)
+        for row in table.rows:
+            assert [*row[:2], "paper", *row[2:], ""] in shown
+        mine = ["", "", "ours", *["—"] * (width - 2), "—"]
+        assert shown.count(mine) >= sum(table.method(row) is not None for row in table.rows)
+        with (tmp_path / "csv" / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+            found = [row["published"] for row in csv.DictReader(file) if row["published"]]
+        values = [n for row in table.rows for cell in row[2:] for n in numbers(cell)]
+        assert [float(n) for n in found] == [n for n in values if n is not None]
+        assert not [p for p in tmp_path.iterdir() if p.name != "csv"]
+    assert text.count("57.35") >= 2 and text.count("57.54") >= 3  # both, each with a note
+
+
+def test_numbers_of_a_cell():
+    assert numbers("93.83/—") == [93.83, None]
+    assert numbers("74.00*") == [74.0]
+    assert numbers("Not Reported") == [None]
+    assert not any(numbers("N/A"))
+
+
+def test_mean_spread_and_difference(tmp_path, capsys):
+    for seed, channels, slim in ((1, 74.0, 93.0), (2, 75.0, 93.2), (3, 76.0, 93.1)):
+        pruned, tuned = (channels, 91.0, 50.0), 93 if seed == 1 else None
+        recorded.run(tmp_path, "vgg", 19, "proximal", seed, **VGG, zeros=4000 + seed, percent=0.0,
+                     pruned=pruned, slim=slim, tuned=tuned)  # fmt: skip
+    text = show(capsys, tmp_path, "--csv", tmp_path)
+    _, ours = lines_of(text, "Proximal NS (ours)")
+    assert ours[2:8] == [
+        "ours, n = 3",
+        "32.00 ± 1.00 / 20.00 (n = 1)",
+        "75.00 ± 1.00",
+        "91.00 ± 0.00",  # the paper's accounting, not torch's
+        "50.00 ± 0.00",
+        "93.10 ± 0.10 / 93.00 (n = 1)",
+    ]
+    assert ours[8] == (
+        "channels +0.41 within, param. -0.17 outside, FLOPs -7.54 outside,"
+        " post pruned -0.61 outside, fine tuned -0.38"
+    )
+    assert "4002.0 ± 1.0" in text
+    assert "zeros on cifar10 -103.2 outside" in text
+    with (tmp_path / "table2a.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    (row,) = [r for r in rows if r["quantity"] == "channels" and r["seeds"] == "3"]
+    assert (row["network"], row["method"]) == ("VGG-19", "Proximal NS (ours)")
+    assert (row["published"], row["ours"], row["standard_deviation"]) == ("74.59", "75.00", "1.00")
+    assert (row["difference"], row["within_spread"]) == ("0.41", "yes")
+
+
+def test_the_baselines_accuracy_stands_where_the_papers_does(tmp_path, capsys):
+    recorded.run(tmp_path, "vgg", 19, "baseline", 1, accuracy=93.5)
+    _, ours = lines_of(show(capsys, tmp_path), "Baseline")
+    assert ours[2:] == ["ours, n = 1", "31.00 / —", "—", "—", "—", "93.50 / —", "accuracy -0.33"]
+
+
+OTHERS = {
+    "other λ": {"s": 0.009},
+    "fewer epochs": {"epochs": 20},
+    "some of the pictures": {"flags": "--subset 10000"},
+    "other batches": {"flags": "--batch-size 128"},
+    "other learning rate": {"flags": "--lr=0.05"},
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_runs_with_other_settings_are_not_the_papers(other, tmp_path, capsys):
+    recorded.run(tmp_path, "vgg", 19, "proximal", 1, **{**VGG, **other}, percent=0.0, slim=77)
+    text = show(capsys, tmp_path)
+    papers, _, others = text.partition("## Other runs")
+    assert "77.00" not in papers
+    assert "77.00" in others
+    assert "VGG-19 on cifar10" in others
+    assert other.get("flags", "").replace("=", " ") in others
+
+
+def test_given_defaults_are_the_papers_settings(tmp_path, capsys):
+    flags = "--lr 0.1 --batch-size 64 --wd 1e-4 --momentum 0.9 --data DIR --save logs"
+    recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0, slim=77, flags=flags)
+    assert "77.00" in show(capsys, tmp_path).partition("## Other runs")[0]
+    defaults = settings.resolve({}, {}, {})
+    assert all(getattr(defaults, key) == value for key, value in results.FLAGS.items())
+
+
+@pytest.mark.parametrize("column", [True, False])
+def test_a_run_resumed_by_its_checkpoint_alone_does_not_pass_for_the_papers(
+    column, tmp_path, capsys
+):
+    """Its record does not say of how many pictures, unless it has a column that does."""
+    more = {"subset": 5000, "batch_size": 64} if column else {}
+    recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0, slim=77, more=more)
+    path = tmp_path / "train_record.csv"
+    path.write_text(path.read_text().replace("--arch vgg", "--resume logs/x.pth.tar"))
+    papers, _, others = show(capsys, tmp_path).partition("## Other runs")
+    assert "77.00" not in papers
+    assert ("--subset 5000" if column else "unknown") in others
+
+
+def test_original_slimming_counts_at_the_share_that_the_table_has(tmp_path, capsys):
+    run = {"s": 1e-4, "tuned": 93.0}
+    recorded.run(tmp_path, "vgg", 19, "subgradient", 1, **run, percent=0.74, slim=10.5)
+    recorded.run(tmp_path, "vgg", 19, "subgradient", 1, **run, percent=0.3, slim=88)
+    _, ours = lines_of(show(capsys, tmp_path), "Original NS [23]")
+    assert ours[7] == "10.50 / 93.00"
+
+
+def test_masks_by_xi_and_repeated_runs(tmp_path, capsys):
+    """The table has prunings by γ, and of a run recorded twice the last."""
+    for accuracy, mask in ((50, "gamma"), (60, "gamma"), (70, "xi")):
+        recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0, slim=accuracy,
+                     mask=mask, zeros=accuracy)  # fmt: skip
+    text = show(capsys, tmp_path)
+    _, ours = lines_of(text, "Proximal NS (ours)")
+    assert ours[2] == "ours, n = 1"
+    assert ours[7] == "60.00 / —"
+    assert "70.0" in cells(text)[3][3]
+
+
+def test_a_shorter_fine_tuning_is_left_out_and_said(tmp_path, capsys):
+    name = recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0, tuned=91.23)
+    path = tmp_path / "refine_record.csv"
+    path.write_text(path.read_text().replace(",160,", ",40,"))
+    assert cli.run(tables.main, ["--save", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert "91.23" not in out
+    assert f"{name}_refine" in err
+
+
+def test_small_runs_in_the_shape_of_table_2(tmp_path, capsys):
+    for (arch, depth), r in SMALL.items():
+        small = {"epochs": 20, "flags": "--subset 10000"}
+        for seed in (3, 1, 2):
+            recorded.run(tmp_path, arch, depth, "proximal", seed, **small, s=r.lambda_,
+                         beta=r.beta, percent=0.0, accuracy=65, slim=65, tuned=68)  # fmt: skip
+            recorded.run(tmp_path, arch, depth, "baseline", seed, **small, accuracy=70 + seed)
+            recorded.run(tmp_path, arch, depth, "subgradient", seed, **small, percent=0.5,
+                         s=r.subgradient_lambda, accuracy=69, slim=12, tuned=67)  # fmt: skip
+    text = show(capsys, tmp_path, "--only", "runs", "--csv", tmp_path)
+    assert "## Table" not in text
+    titles = [
+        "VGG-11 on cifar10, 20 epochs, --subset 10000",
+        "ResNet-20 on cifar10, 20 epochs, --subset 10000",
+    ]
+    assert re.findall(r"^### (.*)", text, re.M) == titles
+    assert text.count("Seeds 1, 2, 3; ") == 2
+    assert "device GPU X" in text and "commit abc1234" in text
+    rows = [row for row in cells(text) if row[0] in ("Baseline", "Original NS", "Proximal NS")]
+    assert [row[0] for row in rows] == ["Baseline", "Original NS", "Proximal NS"] * 2
+    assert rows[0] == ["Baseline", "—", "—", "3", "32.00 ± 1.00 / —", "—", "—", "—",
+                       "72.00 ± 1.00", "—", "—"]  # fmt: skip
+    assert rows[1][1:4] == ["0.001", "—", "3"]
+    assert rows[1][8:] == ["69.00 ± 0.00", "12.00 ± 0.00", "67.00 ± 0.00"]
+    assert rows[2][1:3] == ["0.015", "10"]
+    assert rows[2][5:] == ["50.00 ± 0.00", "60.00 ± 0.00", "70.00 ± 0.00", "65.00 ± 0.00",
+                           "65.00 ± 0.00", "68.00 ± 0.00"]  # fmt: skip
+    assert (tmp_path / "runs.csv").exists()
+    assert not (tmp_path / "table1.csv").exists()
+
+
+def test_the_recipes_settings_are_those_that_count(tmp_path, capsys):
+    for arch, depth in (("densenet", 40), ("resnet", 164), ("resnet", 110)):
+        r = recipe(arch, depth)
+        recorded.run(tmp_path, arch, depth, "proximal", 1, s=r.lambda_, beta=r.beta, percent=0.0)
+    text = show(capsys, tmp_path)
+    assert text.count("ours, n = 1") == 2 + 2 + 2  # Tables 1, 2a and 3
+    assert "###" not in text
+
+
+DAMAGES = {
+    "other columns": (lambda text: "a,b\n1,2\n", "no column run"),
+    "a column less": (lambda text: text.replace("gamma_zeros", "zeros"), "no column gamma_zeros"),
+    "a short line": (lambda text: text + "a,b,c\n", "line 3"),
+    "a long line": (lambda text: text.rstrip() + ",1,2,3\n", "line 2"),
+    "a word for a number": (lambda text: text.replace("90.0", "ninety"), "test_accuracy"),
+    "not a number": (lambda text: text.replace("90.0", "nan"), "test_accuracy"),
+    "no seed": (lambda text: text.replace("cifar10,1,", "cifar10,,"), "seed"),
+    "half a seed": (lambda text: text.replace("cifar10,1,", "cifar10,1.5,"), "seed"),
+    "an open quote": (lambda text: text + '"a,b\n', "cannot be read"),
+    "a damaged command": (lambda text: text.replace("--arch", "'--arch"), "command"),
+    "a flag without a number": (lambda text: text.replace("vgg ,", "vgg --lr,"), "command"),
+}
+
+
+@pytest.mark.parametrize(("damage", "said"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_record_ends_in_one_line(damage, said, tmp_path, capsys):
+    recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG)
+    path = tmp_path / "train_record.csv"
+    path.write_text(damage(path.read_text()))
+    before = path.read_bytes()
+    argv = ["--save", str(tmp_path), "--csv", str(tmp_path / "csv")]
+    assert cli.run(tables.main, argv) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert str(path) in err and said in err
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert path.read_bytes() == before
+
+
+def test_a_line_cut_off_by_a_kill_is_not_there(tmp_path, capsys):
+    recorded.run(tmp_path, "vgg", 19, "baseline", 1, accuracy=93.5)
+    with (tmp_path / "train_record.csv").open("a") as file:
+        file.write("baseline_seed2,base")
+    _, ours = lines_of(show(capsys, tmp_path), "Baseline")
+    assert ours[2] == "ours, n = 1"
+
+
+@pytest.mark.parametrize("name", ["train_record.csv", "pruned_record.csv", "refine_record.csv"])
+def test_records_that_are_no_text(name, tmp_path, capsys):
+    (tmp_path / name).write_bytes(b"run\xff\xfe\n")
+    assert cli.run(tables.main, ["--save", str(tmp_path)]) == 2
+    assert str(tmp_path / name) in capsys.readouterr().err
+
+
+def test_a_missing_folder(tmp_path, capsys):
+    assert cli.run(tables.main, ["--save", str(tmp_path / "nowhere")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+
+
+def test_todays_records_are_read(tmp_path):
+    """All columns that are read are among those that runs write."""
+    assert set(results.TRAINED) <= set(records.TRAINED)
+    assert set(results.PRUNED) <= set(records.PRUNED)
+    assert set(results.LOG) <= set(records.LOG)
