@@ -6,6 +6,7 @@
 """
 
 import math
+import os
 import shlex
 import sys
 import time
@@ -242,6 +243,8 @@ def main(argv: list[str] | None = None) -> None:
     if group.rank == 0:
         group.wait()
     torch.manual_seed(settings.seed)
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
     torch.use_deterministic_algorithms(settings.deterministic)
     network = source.network
     if network is None:
