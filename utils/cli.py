@@ -29,15 +29,20 @@ def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
     try:
         main(argv)
     except (InputError, OSError) as error:  # OSError: a full disk, a folder taken away
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_printable(error)}", file=sys.stderr)
         return 2
     except Diverged as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_printable(error)}", file=sys.stderr)
         return 3
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     return 0
+
+
+def _printable(error: Exception) -> str:
+    """In one line, and harmless for a terminal: a message may quote a stranger's file."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in str(error))
 
 
 def note(message: str) -> None:
