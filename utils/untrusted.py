@@ -98,9 +98,13 @@ def _names(path: Path) -> set[str]:
         if file.read(4) == b"PK\x03\x04":
             return _names_in_pickle(io.BytesIO(_zipped_pickle(file, path.stat().st_size)))
         file.seek(0)
-        # Storages of this format are taken on their word, but never touched before the file turns
+        # Storages of this format are taken on their word, but not touched before the file turns
         # out too short for them.
-        return set().union(*(_names_in_pickle(file) for _ in range(PICKLES)))
+        names: set[str] = set()
+        for _ in range(PICKLES):
+            if names <= NAMES:
+                names |= _names_in_pickle(file)
+        return names
 
 
 def _zipped_pickle(file: BinaryIO, size: int) -> bytes:
