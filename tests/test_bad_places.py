@@ -62,8 +62,13 @@ def test_an_unwritable_save_of_a_slim_network(
 
 @pytest.mark.parametrize(
     ("content", "why"),
-    [(b"a,b\n1,2\n", "other columns"), (b"\xff\xfe\0", "cannot be read"), (None, "cannot be read")],
-    ids=["other columns", "not text", "folder"],
+    [
+        (b"a,b\n1,2\n", "other columns"),
+        (b"a note", "other columns"),
+        (b"\xff\xfe\0\n", "cannot be read"),
+        (None, "cannot be read"),
+    ],
+    ids=["other columns", "no line", "not text", "folder"],
 )
 @pytest.mark.parametrize(
     "name", ["train_record.csv", "proximal_resnet_11_folderlog.csv", "pruned_record.csv"]
