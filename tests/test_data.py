@@ -16,6 +16,7 @@ from own_pictures import noise, one_line, same, save
 from utils import data
 from utils.cli import InputError
 from utils.data import CIFAR_NORM, SVHN_NORM, Batches, Dataset, load_dataset
+from workshop import Payload, dump
 
 pytestmark = pytest.mark.usefixtures("user_cache")
 CPU = torch.device("cpu")
@@ -197,6 +198,28 @@ def test_a_half_unpacked_archive_is_told_in_one_line(
     with pytest.raises(InputError) as error:
         load_dataset(name, tmp_path / "half")
     one_line(error, name, tmp_path / "half", "--data DIR")
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("cifar10", "cifar-10-batches-py"), ("cifar100", "cifar-100-python")]
+)
+@pytest.mark.parametrize("believed", [False, True])
+def test_a_strangers_batches_run_no_code(
+    name: str, folder: str, believed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchvision unpickles them, but compares each with the known MD5 first."""
+    of_class = getattr(datasets, name.upper())
+    (tmp_path / folder).mkdir()
+    for file, _ in (*of_class.train_list, *of_class.test_list, [of_class.meta["filename"], ""]):
+        dump(tmp_path / folder / file, Payload())
+    if believed:  # else this would show nothing
+        monkeypatch.setattr(of_class, "_check_integrity", lambda self: True)
+        with pytest.raises(TypeError):  # what os.mkdir gives is no batch
+            load_dataset(name, tmp_path)
+    else:
+        with pytest.raises(InputError, match="corrupted"):
+            load_dataset(name, tmp_path)
+    assert Path("owned").exists() == believed
 
 
 def test_svhn_without_scipy_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from own_pictures import noise, one_line, same, save
 from utils import folder
 from utils.cli import InputError
 from utils.data import load_dataset
+from workshop import Payload
 
 pytestmark = pytest.mark.usefixtures("user_cache")
 
@@ -182,13 +184,6 @@ def test_changed_folders_are_decoded_again(own: Path, change: str) -> None:
     assert same(after, load_dataset("folder", own))
 
 
-class Payload:
-    """Unpickling this makes a folder."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, ("unpickled",)
-
-
 def _lie(cache: Path, **entries: Any) -> None:
     with np.load(cache) as stored:
         contents = dict(stored)
@@ -225,7 +220,24 @@ def test_a_damaged_cache_is_made_again(own: Path, damage: str, decoded: list[Pat
     decoded.clear()
     assert same(before, load_dataset("folder", own))
     assert not decoded
-    assert not Path("unpickled").exists()
+    assert not Path("owned").exists()
+
+
+def test_a_cache_that_claims_more_than_its_pictures_is_not_unpacked(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = load_dataset("folder", own)
+    with zipfile.ZipFile(cache_of(own), "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("more.npy", bytes(10**8))
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "load", lambda *args, **kwargs: pytest.fail("unpacked it"))
+        assert same(before, load_dataset("folder", own))
+
+
+def test_a_cache_that_is_a_pipe_is_not_waited_for(own: Path) -> None:
+    os.mkfifo(cache_of(own))
+    before = load_dataset("folder", own)
+    assert cache_of(own).is_file() and same(before, load_dataset("folder", own))
 
 
 def test_a_file_name_need_not_be_text(own: Path) -> None:
@@ -249,6 +261,24 @@ def _break_a_chunk(own: Path) -> None:
     raw = path.read_bytes()
     length = raw.index(b"IDAT") - 4
     path.write_bytes(raw[:length] + bytes(4) + raw[length + 4 :])
+
+
+def _large(own: Path) -> None:
+    """A few kilobytes that unpack to 100 million pixels."""
+    save(own / "test/dog/1.png", Image.new("1", (10_000, 10_000)))
+
+
+def _thin(own: Path) -> None:
+    save(own / "test/dog/1.png", Image.new("1", (100_000, 1)))
+
+
+def _link(own: Path) -> None:
+    (own / "test").rename(own / "elsewhere")
+    (own / "test").symlink_to(own / "elsewhere")
+
+
+# Pillow would hand a page to Ghostscript, whatever the file is called.
+PAGE = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n%%EOF\n"
 
 
 def _remove(own: Path, *places: str) -> None:
@@ -281,6 +311,10 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "broken picture": (_break_a_chunk, "test/dog/1.png"),
     "empty picture": (_spoil(b""), "test/dog/0.bmp"),
     "not a picture": (_spoil(b"<html>\n404\n</html>"), "test/dog/0.bmp"),
+    "large picture": (_large, "test/dog/1.png"),
+    "thin picture": (_thin, "test/dog/1.png"),
+    "a page to be printed": (_spoil(PAGE), "test/dog/0.bmp"),
+    "a part is a link": (_link, "test is a link"),
     "half a header": (_spoil(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"), "test/dog/0.bmp"),
 }
 

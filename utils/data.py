@@ -113,6 +113,7 @@ def _torchvision(name: str, folder: Path | None) -> Dataset:
         )
 
     def get(**split: bool | str):
+        # It unpickles CIFAR's batches, but first compares their MD5 with the known ones.
         return getattr(datasets, name.upper())(root, download=folder is None, **split)
 
     try:
