@@ -190,6 +190,14 @@ def _lie(cache: Path, **entries: Any) -> None:
     np.savez(cache, **{**contents, **entries})
 
 
+def _put(cache: Path, name: str, content: bytes) -> None:
+    with zipfile.ZipFile(cache) as archive:
+        contents = {entry: archive.read(entry) for entry in archive.namelist()}
+    with zipfile.ZipFile(cache, "w") as archive:
+        for entry, whole in (contents | {name: content}).items():
+            archive.writestr(entry, whole)
+
+
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "empty": lambda cache: cache.write_bytes(b""),
     "noise": lambda cache: cache.write_bytes(noise(500).tobytes()),
@@ -197,6 +205,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "flipped": lambda cache: cache.write_bytes(cache.read_bytes().replace(b"\0" * 9, b"\1" * 9)),
     "pickle": lambda cache: cache.write_bytes(pickle.dumps(Payload())),
     "objects": lambda cache: _lie(cache, images=np.array([Payload()] * 6, dtype=object)),
+    "no array": lambda cache: _put(cache, "images.npy", b"no array"),
     "other entries": lambda cache: np.savez(cache, a=1),
     "fewer pictures": lambda cache: _lie(cache, images=noise(5, 32, 32, 3)),
     "other sizes": lambda cache: _lie(cache, images=noise(6, 16, 16, 3)),

@@ -34,6 +34,14 @@ def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
     except Diverged as error:
         print(f"error: {_printable(error)}", file=sys.stderr)
         return 3
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        print(
+            "error: there is not enough memory: try a smaller --batch-size or --test-batch-size",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT

@@ -144,9 +144,9 @@ def _read_cache(cache: Path, fingerprint: str, count: int) -> np.ndarray | None:
             if str(stored["fingerprint"]) != fingerprint:
                 return None
             images = stored["images"]
+        good = images.dtype == np.uint8 and images.shape == (count, SIZE, SIZE, 3)
     except Exception:  # whatever is wrong with a cache, the pictures themselves are there
         return None
-    good = images.dtype == np.uint8 and images.shape == (count, SIZE, SIZE, 3)
     return images if good else None
 
 
