@@ -86,20 +86,21 @@ def restore(state: Mapping[str, Tensor]) -> Network:
     """
     arch, depth = _identify(state)
     head = "classifier.weight" if arch == "vgg" else "fc.weight"
+    # On the meta device a network takes no memory, however wide the file says that it is.
     with torch.device("meta"):
         full = build_model(arch, depth, 1)
-    norms = [name for name, m in full.named_modules() if isinstance(m, nn.BatchNorm2d)]
-    for key in (head, *(f"{name}.weight" for name in norms)):
-        if key not in state or state[key].dim() == 0:
-            raise ValueError(f"{key} is missing or has no length")
-    num_classes = len(state[head])
-    kept = iter(len(state[f"{name}.weight"]) for name in norms)
-    cfg = [width if width == "M" else next(kept) for width in full_cfg(arch, depth)]
-    model = build_model(arch, depth, num_classes, cfg)
+        norms = [name for name, m in full.named_modules() if isinstance(m, nn.BatchNorm2d)]
+        for key in (head, *(f"{name}.weight" for name in norms)):
+            if key not in state or state[key].dim() == 0 or state[key].numel() == 0:
+                raise ValueError(f"{key} is missing or has no length")
+        num_classes = len(state[head])
+        kept = iter(len(state[f"{name}.weight"]) for name in norms)
+        cfg = [width if width == "M" else next(kept) for width in full_cfg(arch, depth)]
+        model = build_model(arch, depth, num_classes, cfg)
     expected = model.state_dict()
     # Checkpoints of before torch 0.4.1 do not count batches.
-    counters = {k: v for k, v in expected.items() if k.endswith("num_batches_tracked")}
-    state = {**counters, **state}
+    counters = [k for k in expected if k.endswith("num_batches_tracked")]
+    state = {**dict.fromkeys(counters, torch.tensor(0)), **state}
     if odd := sorted(expected.keys() ^ state.keys()):
         where = "missing" if odd[0] in expected else "not expected"
         raise ValueError(f"{odd[0]} is {where} in {arch}-{depth}")
@@ -109,12 +110,17 @@ def restore(state: Mapping[str, Tensor]) -> Network:
             raise ValueError(f"{key} has shape {shapes}")
         if value.is_floating_point() != expected[key].is_floating_point():
             raise ValueError(f"{key} is of type {value.dtype}, not {expected[key].dtype}")
+    own = {
+        key: torch.empty_like(expected[key], device="cpu").copy_(value)
+        for key, value in state.items()
+    }
     for name, module in model.named_modules():
         if isinstance(module, ChannelSelection) and module.index is not None:
-            index = state[f"{name}.index"]
-            if index[0] < 0 or index[-1] >= module.channels or (index.diff() <= 0).any():
+            index = own[f"{name}.index"]
+            outside = (index < 0) | (index >= module.channels)
+            if outside.any() or (index.diff() <= 0).any():
                 raise ValueError(f"{name} selects channels that are not there")
-    model.load_state_dict(state)
+    model.load_state_dict(own, assign=True)
     return Network(model, arch, depth, num_classes, cfg)
 
 

@@ -15,10 +15,10 @@ STEM = 2 * GROWTH
 def full_cfg(depth: int) -> list[int]:
     """Widths of the unpruned network's batch norms: n layers and the batch norm after each block.
 
-    Raises ValueError unless ``depth`` is 3n + 4 with n at least 1.
+    Raises ValueError unless ``depth`` is 3n + 4 with n from 1 to 82.
     """
-    if depth < 7 or (depth - 4) % 3:
-        raise ValueError(f"densenet has no depth {depth}: choose 3n + 4 (7, 10, 22, 40, ...)")
+    if not 7 <= depth <= 250 or (depth - 4) % 3:
+        raise ValueError(f"densenet has no depth {depth}: choose 3n + 4 (7, 10, 22, 40, ..., 250)")
     layers = (depth - 4) // 3
     return [STEM + GROWTH * (block * layers + i) for block in range(3) for i in range(layers + 1)]
 

@@ -13,10 +13,12 @@ PLANES = (16, 32, 64)
 def full_cfg(depth: int) -> list[int]:
     """Widths of the unpruned network's batch norms, three a block and the last one.
 
-    Raises ValueError unless ``depth`` is 9n + 2 with n at least 1.
+    Raises ValueError unless ``depth`` is 9n + 2 with n from 1 to 111.
     """
-    if depth < 11 or (depth - 2) % 9:
-        raise ValueError(f"resnet has no depth {depth}: choose 9n + 2 (11, 20, 56, 110, 164, ...)")
+    if not 11 <= depth <= 1001 or (depth - 2) % 9:
+        raise ValueError(
+            f"resnet has no depth {depth}: choose 9n + 2 (11, 20, 56, 110, 164, ..., 1001)"
+        )
     cfg, width = [], PLANES[0]
     for planes in PLANES:
         for _ in range((depth - 2) // 9):

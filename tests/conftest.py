@@ -7,6 +7,8 @@ from PIL import Image
 
 # Tests compare results, not speeds, and run beside others: spinning threads only get in the way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Fixtures that several files of tests share.
+pytest_plugins = ("own_pictures", "workshop")
 
 
 @pytest.fixture(autouse=True)

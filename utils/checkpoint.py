@@ -11,42 +11,48 @@ They compute the same function. A full network is saved in the released layout, 
 programs read as well.
 """
 
-import _codecs
-import os
-import pickle
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from models import ChannelSelection, Network
+from utils import untrusted
+from utils.atomic import replacing
 from utils.cli import InputError
 
 State = dict[str, Tensor]
-# What a numpy scalar is pickled as, under the names of numpy 1 and 2: the earlier programs keep
-# best_prec1 so. None of them runs code of the file's choosing.
-SCALAR_GLOBALS: list[Any] = [
-    np.dtype,
-    np.dtypes.Float64DType,
-    np.dtypes.Float32DType,
-    _codecs.encode,
-    (np.float64().__reduce__()[0], "numpy.core.multiarray.scalar"),
-    (np.float64().__reduce__()[0], "numpy._core.multiarray.scalar"),
-]
-# What our own checkpoints add to those of the earlier programs, where it is read by type.
-TYPES = {
-    "cfg": list,
-    "classes": list,
-    "mean": list,
-    "std": list,
-    "settings": dict,
-    "run": str,
-    "precision": str,
-    "channels_last": bool,
+
+
+def _list_of(*types: type) -> Callable[[Any], bool]:
+    return lambda x: isinstance(x, list) and all(isinstance(item, types) for item in x)
+
+
+def _rgb(low: float) -> Callable[[Any], bool]:
+    """Three floats above ``low``."""
+    return lambda x: _list_of(float)(x) and len(x) == 3 and all(low < v < 1e30 for v in x)
+
+
+def _is_settings(x: Any) -> bool:
+    return isinstance(x, dict) and all(
+        (isinstance(v, tuple) and all(isinstance(bound, float) for bound in v))
+        or isinstance(v, str | int | float | None)
+        for v in x.values()
+    )
+
+
+# What our own checkpoints add to those of the earlier programs, where it is there: how it must be.
+OURS: dict[str, Callable[[Any], bool]] = {
+    "cfg": _list_of(int, str),
+    "classes": _list_of(str),
+    "mean": _rgb(-1e30),
+    "std": _rgb(0),
+    "settings": _is_settings,
+    "run": lambda x: isinstance(x, str),
+    "precision": lambda x: isinstance(x, str) and x in ("fp32", "bf16"),
+    "channels_last": lambda x: isinstance(x, bool),
 }
 # A batch norm's entries, and what a removed channel has there in the released layout.
 REMOVED = {"weight": 0.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
@@ -57,18 +63,14 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
 
     Tensors are copied to the CPU first. Raises InputError where the disk refuses.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with replacing(path) as new, new.open("wb") as file:
             torch.save(snapshot(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        raise InputError(f"{path} could not be written ({error})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        # What the disk said, where torch raises its own error after it.
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        kept = "; the one before is kept" if path.exists() else ""
+        raise InputError(f"{path} could not be written ({reason}){kept}") from None
 
 
 def snapshot(value: Any) -> Any:
@@ -86,32 +88,21 @@ def load(path: Path, restore: Callable[[State], Network]) -> tuple[dict[str, Any
 
     Raises InputError when the file is missing, damaged, not a checkpoint, or does not fit itself.
     """
-    if not path.is_file():
-        raise InputError(f"there is no checkpoint {path}")
-    try:
-        with torch.serialization.safe_globals(SCALAR_GLOBALS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, of old pickles: an error follows, or nothing
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise InputError(
-            f"{path} is not a checkpoint of tensors and plain values, or it is damaged: not loaded"
-        ) from None
-    except Exception as error:  # torch raises of all kinds on damaged files
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path} is not a whole checkpoint ({reason[:150]})") from None
+    content = untrusted.read(path)
     state = content.get("state_dict") if isinstance(content, dict) else None
     good = isinstance(state, dict) and all(
-        isinstance(key, str) and isinstance(value, Tensor) and value.layout is torch.strided
-        for key, value in state.items()
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
     )
     if not good or not state:
         raise InputError(f"{path} is not a checkpoint: it has no state_dict of tensors")
-    for key, type_ in TYPES.items():
-        if not isinstance(content.get(key, type_()), type_):
-            raise InputError(f"{path} is damaged: its {key} is not a {type_.__name__}")
-    for key, type_ in (("classes", str), ("mean", float), ("std", float)):
-        if not all(isinstance(value, type_) for value in content.get(key, [])):
-            raise InputError(f"{path} is damaged: its {key} holds other than {type_.__name__}s")
+    for key, value in state.items():
+        if not value.isfinite().all():
+            raise InputError(f"{path} is of no use: its {key} has values that are not finite")
+    for key, is_good in OURS.items():
+        if key in content and not is_good(content[key]):
+            raise InputError(f"{path} is damaged: its {key} is not what it should be")
+    if ("precision" in content) != ("channels_last" in content):
+        raise InputError(f"{path} is damaged: it has only one of precision and channels_last")
     content["state_dict"] = {key.removeprefix("module."): value for key, value in state.items()}
     try:
         network = restore(to_compact(content["state_dict"]))

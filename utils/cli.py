@@ -45,17 +45,30 @@ def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
     try:
         main(argv)
     except (InputError, OSError) as error:  # OSError: a full disk, a folder taken away
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_printable(error)}", file=sys.stderr)
         return 2
     except (Diverged, Lost) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_printable(error)}", file=sys.stderr)
         return 3 if isinstance(error, Diverged) else 1
     except Stopped as stopped:
         return 128 + stopped.signum
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        print(
+            "error: there is not enough memory: try a smaller --batch-size or --test-batch-size",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     return 0
+
+
+def _printable(error: Exception) -> str:
+    """In one line, and harmless for a terminal: a message may quote a stranger's file."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in str(error))
 
 
 _muted = False

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from importlib.util import find_spec
@@ -121,8 +122,10 @@ def _torchvision(name: str, folder: Path | None) -> Dataset:
         )
 
     def get(**split: bool | str):
+        # It unpickles CIFAR's batches, but first compares their MD5 with the known ones.
         return getattr(datasets, name.upper())(root, download=folder is None, **split)
 
+    was_there = root.exists()
     try:
         if name == "SVHN":
             parts = [get(split=split) for split in ("train", "extra", "test")]
@@ -136,6 +139,9 @@ def _torchvision(name: str, folder: Path | None) -> Dataset:
     except (OSError, HTTPException, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         if folder is None:
+            with suppress(OSError):  # it may hold half a download
+                if not was_there:
+                    root.rmdir()
             missing = f"{name} could not be downloaded into {root}"
         else:
             missing = f"{name} is not, or not whole, in {root}"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from models import restore
 from utils import checkpoint, cli
+from utils.atomic import replacing
 from utils.cli import InputError, note
 from utils.folder import SIZE
 
@@ -56,6 +57,8 @@ def main(argv: list[str] | None = None) -> None:
     content, network = checkpoint.load(Path(args.model), restore)
     default = f"{args.model.removesuffix('.tar').removesuffix('.pth')}.{args.format}"
     output = Path(args.output or default)
+    if output.resolve() == Path(args.model).resolve():
+        raise InputError(f"{output} is what is to be exported: choose another --output")
     cli.check_writable(output.parent)
     metadata = {key: content[key] for key in ("classes", "mean", "std") if key in content}
     model = network.model.eval()
@@ -67,17 +70,18 @@ def main(argv: list[str] | None = None) -> None:
             )
         model = Normalised(model, metadata["mean"], metadata["std"]).eval()
     metadata["input"] = "normalised" if args.normalised else "RGB from 0 to 1"
-    output.parent.mkdir(parents=True, exist_ok=True)
     write = write_onnx if args.format == "onnx" else write_pt2
-    difference = write(model, output, {key: json.dumps(value) for key, value in metadata.items()})
+    with replacing(output) as new:
+        difference = write(model, new, {key: json.dumps(value) for key, value in metadata.items()})
+        if difference is not None and not difference <= TOLERANCE:
+            raise InputError(
+                f"the exported network does not give the same answers: they differ by"
+                f" {difference:.2g}; try another --format, or another version of torch or"
+                " onnxruntime"
+            )
     print(f"{output}: input {metadata['input']}, [n, 3, {SIZE}, {SIZE}]")
     if difference is None:
         note("onnxruntime is not installed, so the file was not checked against the network")
-    elif difference > TOLERANCE:
-        raise InputError(
-            f"{output} does not give the network's answers: they differ by {difference:.2g}; try"
-            " another --format, or another version of torch or onnxruntime"
-        )
     else:
         print(f"checked: answers differ from the network's by {difference:.2g} at most")
 
@@ -90,8 +94,10 @@ def write_pt2(model: nn.Module, output: Path, metadata: dict[str, str]) -> float
     """Write with ``torch.export``; returns the largest difference of an answer."""
     batch = torch.export.Dim("n", min=1)
     program = torch.export.export(model, (example(),), dynamic_shapes=({0: batch},))
-    torch.export.save(program, output, extra_files=metadata)
-    loaded = torch.export.load(output).module()
+    with output.open("wb") as file:
+        torch.export.save(program, file, extra_files=metadata)
+    with output.open("rb") as file:
+        loaded = torch.export.load(file).module()
     pictures = example()[:3]  # another batch size than it was traced with
     with torch.no_grad():
         return (loaded(pictures) - model(pictures)).abs().max().item()

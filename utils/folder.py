@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +12,15 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.functional import center_crop, resize
 from tqdm import tqdm
 
+from utils.atomic import replacing
 from utils.cli import InputError, note
 
 SIZE = 32
 PARTS = ("train", "test")
+# Whatever a file is called, it is read as one of these: Pillow knows others, and starts programs
+# for some of them (Ghostscript).
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+THINNEST = 100  # times as long as wide: its shorter side is stretched to SIZE
 
 
 def read_folder(folder: Path) -> tuple[tuple[str, ...], list[tuple[np.ndarray, np.ndarray]]]:
@@ -55,6 +62,8 @@ def read_folder(folder: Path) -> tuple[tuple[str, ...], list[tuple[np.ndarray, n
 
 def _list_pictures(part: Path) -> dict[str, list[Path]]:
     """Picture files by class, both sorted. Links are not followed."""
+    if part.is_symlink():
+        raise InputError(f"{part} is a link, which is not followed: put the folder itself there")
     if not part.is_dir():
         raise InputError(f"{part} is missing: it holds one folder of pictures per class")
     with os.scandir(part) as entries:
@@ -83,25 +92,33 @@ def _decode(files: list[Path]) -> np.ndarray:
     images = np.empty((len(files), SIZE, SIZE, 3), np.uint8)
     resized = 0
     note(f"reading {len(files)} pictures, once: they are cached")
-    # disable=None: no bar where nobody watches
-    for i, file in enumerate(tqdm(files, desc="reading pictures", leave=False, disable=None)):
-        try:
-            with Image.open(file) as picture:
-                if picture.mode.startswith("I;16"):  # Pillow would clip 16-bit grey, not scale it
-                    grey = np.asarray(picture).astype(np.uint16) >> 8
-                    rgb = Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-                else:
-                    rgb = picture.convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{file} is not a readable picture ({reason[:200]})") from None
-        if rgb.size != (SIZE, SIZE):
-            resized += 1
-            rgb = center_crop(resize(rgb, SIZE), SIZE)
-        images[i] = np.asarray(rgb)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        # disable=None: no bar where nobody watches
+        for i, file in enumerate(tqdm(files, desc="reading pictures", leave=False, disable=None)):
+            try:
+                rgb = _read_picture(file)
+            except Exception as error:  # Pillow raises of all kinds on damaged files
+                reason = " ".join(str(error).split())
+                raise InputError(f"{file} is not a readable picture ({reason[:200]})") from None
+            if rgb.size != (SIZE, SIZE):
+                resized += 1
+                rgb = center_crop(resize(rgb, SIZE), SIZE)
+            images[i] = np.asarray(rgb)
     if resized:
         note(f"note: {resized} pictures were resized and centre-cropped to {SIZE}×{SIZE}")
     return images
+
+
+def _read_picture(file: Path) -> Image.Image:
+    """The RGB picture in ``file``; it raises whatever Pillow does."""
+    with Image.open(file, formats=FORMATS) as picture:
+        if max(picture.size) > THINNEST * min(picture.size):
+            raise ValueError(f"{picture.width}×{picture.height} is too thin")
+        if picture.mode.startswith("I;16"):  # Pillow would clip 16-bit grey, not scale it
+            grey = np.asarray(picture).astype(np.uint16) >> 8
+            return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+        return picture.convert("RGB")
 
 
 def _fingerprint(folder: Path, files: list[Path]) -> str:
@@ -116,28 +133,28 @@ def _fingerprint(folder: Path, files: list[Path]) -> str:
 
 def _read_cache(cache: Path, fingerprint: str, count: int) -> np.ndarray | None:
     """The decoded pictures, or None when the cache is absent, damaged or of other files."""
+    if not cache.is_file():
+        return None
     try:
+        with zipfile.ZipFile(cache) as archive:  # np.load takes the memory that a file claims
+            claimed = sum(entry.file_size for entry in archive.infolist())
+        if claimed > count * SIZE * SIZE * 3 + 10_000:
+            return None
         with np.load(cache, allow_pickle=False) as stored:
             if str(stored["fingerprint"]) != fingerprint:
                 return None
             images = stored["images"]
+        good = images.dtype == np.uint8 and images.shape == (count, SIZE, SIZE, 3)
     except Exception:  # whatever is wrong with a cache, the pictures themselves are there
         return None
-    good = images.dtype == np.uint8 and images.shape == (count, SIZE, SIZE, 3)
     return images if good else None
 
 
 def _write_cache(cache: Path, fingerprint: str, images: np.ndarray) -> bool:
-    """Write atomically; False where the folder cannot be written to."""
-    temporary = cache.with_name(f"{cache.name}.{os.getpid()}.tmp")
+    """False where the folder cannot be written to."""
     try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with replacing(cache) as new, new.open("wb") as file:
             np.savez(file, images=images, fingerprint=fingerprint)
-        os.replace(temporary, cache)
     except OSError:
         return False
-    finally:
-        if temporary.exists():
-            temporary.unlink()
     return True

@@ -216,7 +216,9 @@ class Run:
             if self.epoch < 0 or not 0 <= self.best <= 100:
                 raise ValueError("its epoch or best_prec1 is out of range")
             buffers = checkpoint.momentum(content, parameters)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (
+            KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError
+        ) as error:  # fmt: skip
             raise InputError(f"{path} cannot be resumed: {error}") from None
         if content.get("pictures", self.pictures) != self.pictures:
             raise InputError(

@@ -1,0 +1,182 @@
+"""Flags that make no sense are refused: one line that says why, exit status 2, nothing on disk."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import main
+import resnet_prune
+from workshop import PRUNE, QUICK, ROOT, Refused, Workshop, dump, error_line, snapshot
+
+DEPTH = {
+    ("vgg", 12): "choose 11, 13, 16 or 19",
+    ("vgg", 110): "choose 11, 13, 16 or 19",
+    ("resnet", 12): "choose 9n + 2 (11, 20",
+    ("resnet", 2): "choose 9n + 2 (11, 20",
+    ("densenet", 20): "choose 3n + 4 (7, 10, 22, 40",
+    ("densenet", 4): "choose 3n + 4 (7, 10, 22, 40",
+}
+
+
+@pytest.mark.parametrize(("arch", "depth"), DEPTH)
+def test_a_depth_that_is_not_there_is_told_those_that_are(
+    shop: Workshop, refused: Refused, arch: str, depth: int
+) -> None:
+    line = refused(main, *shop.train(arch), "--depth", depth)
+    assert f"{arch} has no depth {depth}: {DEPTH[arch, depth]}" in line
+
+
+# What is appended to a good command, and what the error line has to name.
+FLAGS = {
+    "--arch alexnet": "alexnet",
+    "--arch": "--arch",
+    "--dataset imagenet": "imagenet",
+    "--depth 0": "--depth",
+    "--depth eleven": "eleven",
+    "-sr --s=-0.001": "--s",
+    "-sr --s nan": "--s",
+    "-sr --s inf": "--s",
+    "-sr --s=-inf": "--s",
+    "-sr --s much": "much",
+    "--s=-1": "--s",  # not used without -sr, and wrong all the same
+    "-sr --beta 0": "--beta",
+    "-sr --beta=-1": "--beta",
+    "-sr --beta nan": "--beta",
+    "-sr --beta inf": "--beta",
+    "--lr 0": "--lr",
+    "--lr=-0.1": "--lr",
+    "--lr nan": "--lr",
+    "--lr inf": "--lr",
+    "--batch-size 0": "--batch-size",
+    "--batch-size=-64": "--batch-size",
+    "--batch-size 2.5": "--batch-size",
+    "--test-batch-size 0": "--test-batch-size",
+    "--epochs 0": "--epochs",
+    "--epochs=-1": "--epochs",
+    "--epochs 1e3": "--epochs",
+    "--start-epoch=-1": "--start-epoch",
+    "--momentum 1": "--momentum",
+    "--momentum=-0.1": "--momentum",
+    "--momentum nan": "--momentum",
+    "--weight-decay=-1": "--weight-decay",
+    "--wd nan": "--wd",
+    "--seed=-1": "--seed",
+    "--seed 9223372036854775808": "--seed",
+    "--seed 1.5": "--seed",
+    "--log-interval 0": "--log-interval",
+    "-sr --xi-init 0.5 0.47": "--xi-init",
+    "-sr --xi-init 0.5": "--xi-init",
+    "-sr --xi-init nan 0.5": "--xi-init",
+    "-sr --xi-init 0.4 inf": "--xi-init",
+    "-sr --method ista": "ista",
+    "--method proximal": "-sr",
+    "--method subgradient": "-sr",
+    "-sr --prox-every never": "never",
+    "--precision fp64": "fp64",
+    "--name a/b": "--name",
+    "--name ../up": "--name",
+    "--name .hidden": "--name",
+    "--name=": "--name",
+    "--subset 0": "--subset",
+    "--subset 33": "--subset 33",
+    "--test-subset 17": "--test-subset 17",
+    "--data nowhere": "nowhere",
+    "--data=": "has neither",
+    "--dataset shapes": "--data",
+    "--dataset cifar10": "2 classes",
+    "--dataset cifar100": "2 classes",
+    "--dataset cifar10 --data nowhere": "nowhere",
+    "--fast": "--fast",
+    "vgg": "vgg",
+    "--xi-init 0.5 0.47": "--xi-init",
+    "--start-epoch 1": "--start-epoch",
+    f"--name {'x' * 300}": "name",
+    f"--batch-size {10**30}": "--batch-size",
+    f"--test-batch-size {10**30}": "--test-batch-size",
+    "--lr 1e-323": "--lr",
+    "-sr --beta 1e39": "--beta",
+    "-sr --xi-init 0 1e39": "--xi-init",
+}
+
+
+@pytest.mark.parametrize(("flags", "named"), FLAGS.items(), ids=lambda text: text[:40])
+def test_flags_that_make_no_sense(shop: Workshop, refused: Refused, flags: str, named: str) -> None:
+    assert named in refused(main, *shop.train(), *flags.split())
+
+
+def test_folder_without_data_is_told_what_it_needs(shop: Workshop, refused: Refused) -> None:
+    assert "--data DIR" in refused(main, "--dataset", "folder", "--arch", "vgg", *QUICK)
+
+
+PRUNE_FLAGS = {
+    "--percent 1.01": "--percent",
+    "--percent=-0.01": "--percent",
+    "--percent nan": "--percent",
+    "--percent inf": "--percent",
+    "--percent half": "half",
+    "--dataset imagenet": "imagenet",
+    "--dataset cifar10": "cifar10",
+    "--dataset shapes": "shapes",
+    "--data nowhere": "nowhere",
+    "--test-subset 0": "--test-subset",
+    "--test-subset 17": "--test-subset 17",
+    "--test-batch-size 0": "--test-batch-size",
+    "--depth 0": "--depth",
+    "--depth 20": "depth 11, not 20",
+    "--name a/b": "--name",
+    "--epochs 3": "--epochs",
+    "--model": "--model",
+}
+
+
+@pytest.mark.parametrize("flags", PRUNE_FLAGS)
+def test_prune_flags_that_make_no_sense(
+    shop: Workshop, refused: Refused, tmp_path: Path, flags: str
+) -> None:
+    save = ("--save", tmp_path / "new")  # must not be made either
+    args = ("--model", shop.trained["resnet"], "--no-cuda", *save, *flags.split())
+    assert PRUNE_FLAGS[flags] in refused(resnet_prune, *args)
+
+
+@pytest.mark.parametrize("arch", PRUNE)
+@pytest.mark.parametrize("percent", ["1.5", "nan"])
+def test_every_prune_command_wants_a_fraction_and_a_model(
+    shop: Workshop, refused: Refused, arch: str, percent: str
+) -> None:
+    model = ("--model", shop.trained[arch])
+    assert percent in refused(PRUNE[arch], *model, "--percent", percent)
+    assert "--model" in refused(PRUNE[arch])
+
+
+# The programs themselves
+
+SCRIPTS = {
+    "main.py --arch resnet --depth 12": "choose 9n + 2 (11, 20",
+    "main.py --resume {pickle} --no-cuda": "{pickle}",
+    "vgg_prune.py --model {resnet}": "has arch resnet, not vgg",
+    "densenet_prune.py --model {resnet} --percent 2": "argument --percent",
+}
+
+
+@pytest.mark.parametrize("line", SCRIPTS)
+def test_the_programs_end_with_status_2_and_one_line(
+    shop: Workshop, tmp_path: Path, line: str
+) -> None:
+    places = {"resnet": shop.trained["resnet"], "pickle": tmp_path / "pickle"}
+    dump(places["pickle"], {"state_dict": {}})
+    before = snapshot(tmp_path), snapshot(shop.folder)
+    script, *args = line.format(**places).split()
+    done = subprocess.run(
+        [sys.executable, ROOT / script, *args],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 2, done.stderr
+    assert not done.stdout
+    assert SCRIPTS[line].format(**places) in error_line(done.stderr)
+    assert (snapshot(tmp_path), snapshot(shop.folder)) == before

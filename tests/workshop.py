@@ -1,0 +1,152 @@
+"""Everything good that bad commands are made from, and what it takes to see them refused."""
+
+import hashlib
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import pytest
+
+import densenet_prune
+import main
+import resnet_prune
+import vgg_prune
+from utils import cli
+
+ROOT = Path(main.__file__).parent
+PRUNE = {"vgg": vgg_prune, "resnet": resnet_prune, "densenet": densenet_prune}
+DEPTHS = {"vgg": 11, "resnet": 11, "densenet": 7}
+# The ways to hand over a checkpoint: a program and a flag.
+READERS = {
+    "resume": (main, "--resume"),
+    "refine": (main, "--refine"),
+    "evaluate": (main, "--evaluate"),
+    "prune": (resnet_prune, "--model"),
+}
+CHECKPOINT = "checkpoint.pth.tar"
+# Whatever is not refused ends soon, with or without a GPU.
+QUICK = "--epochs 1 --precision fp32 --no-cuda".split()
+
+
+def command(program: ModuleType, *args: object) -> int | str | None:
+    try:
+        return cli.run(program.main, list(map(str, args)))
+    except SystemExit as stop:  # argparse
+        return stop.code
+
+
+class Workshop(NamedTuple):
+    """A folder with everything good that bad commands are made from."""
+
+    folder: Path
+    pictures: Path  # of two classes
+    others: Path  # of three classes
+    trained: dict[str, Path]  # one checkpoint per architecture
+    baseline: Path
+    slim: Path
+
+    def train(self, arch: str = "resnet") -> list[object]:
+        """Arguments of a training run that works."""
+        network = ("--arch", arch, "--depth", DEPTHS[arch])
+        return ["--dataset", "folder", "--data", self.pictures, *network, *QUICK]
+
+
+@pytest.fixture(scope="session")
+def shop(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    folder = tmp_path_factory.mktemp("workshop")
+    for part in ("train", "test"):
+        for name in ("blue", "green", "red"):
+            (folder / "others" / part / name).mkdir(parents=True)
+            source = pictures / part / name.replace("green", "red") / "0.png"
+            (folder / "others" / part / name / "0.png").write_bytes(source.read_bytes())
+    shop = Workshop(
+        folder,
+        pictures,
+        folder / "others",
+        {a: folder / f"proximal_{a}_{d}_folder{CHECKPOINT}" for a, d in DEPTHS.items()},
+        folder / f"baseline_resnet_11_folder{CHECKPOINT}",
+        folder / "ResNetpruned.pth.tar",
+    )
+    for arch, path in shop.trained.items():
+        assert command(main, "-sr", *shop.train(arch), "--save", folder) == 0
+        path.with_name(path.name.replace("checkpoint", "model_best")).unlink()
+    assert command(main, *shop.train(), "--save", folder) == 0
+    prune = ("--model", shop.trained["resnet"], "--percent", 0.3, "--no-cuda")
+    assert command(resnet_prune, *prune) == 0
+    # decoded and cached, so that no later command has a reason to write there
+    evaluate = ("--evaluate", shop.trained["resnet"], "--no-cuda")
+    assert command(main, *evaluate, "--data", shop.others) == 2
+    return shop
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """Everything below ``folder``; contents of all but large files, whose times must do."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        stat = path.lstat()
+        what = f"{stat.st_mode:o} {stat.st_size} {stat.st_mtime_ns}"
+        if path.is_file() and stat.st_size < 2_000_000:
+            what += hashlib.sha256(path.read_bytes()).hexdigest()
+        found[str(path)] = what
+    return found
+
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(
+    shop: Workshop,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Refused:
+    """Run a command that must be refused; return the line that says why.
+
+    It runs in an empty folder, where it would also leave what has a default place.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def run(program: ModuleType, *args: object) -> str:
+        capsys.readouterr()
+        places = (tmp_path, shop.folder, shop.pictures)
+        before = [snapshot(place) for place in places]
+        status = command(program, *args)
+        out, err = capsys.readouterr()
+        assert status == 2, err
+        assert [snapshot(place) for place in places] == before
+        assert not out
+        return error_line(err)
+
+    return run
+
+
+def error_line(err: str) -> str:
+    """The only line of ``err`` but for argparse's usage."""
+    *before, last = err.splitlines()
+    prog, found, message = last.partition("error: ")
+    assert found and message and (not prog or prog.endswith(".py: ")), err
+    assert all(line.startswith(("usage: ", "  ")) for line in before), err
+    assert not before or prog, err
+    return message
+
+
+class Payload:
+    """Unpickling this makes a folder."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("owned",)
+
+
+def dump(path: Path, value: object) -> None:
+    path.write_bytes(pickle.dumps(value))
+
+
+def read_with(reader: str, path: Path) -> list[object]:
+    """A command that reads the checkpoint at ``path``."""
+    program, flag = READERS[reader]
+    more = ["--no-cuda", "--name", "again"] if program is resnet_prune else QUICK
+    return [program, flag, path, *more]
