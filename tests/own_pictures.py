@@ -7,13 +7,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from utils.cli import InputError
-from utils.data import Dataset
+from utils.data import Batches, Dataset
 
 
 def noise(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def epoch_of(batches: Batches, epoch: int) -> list[tuple[Tensor, Tensor]]:
+    return [batches.cut(where) for where in batches.order(epoch)]
 
 
 def one_line(error: pytest.ExceptionInfo[InputError], *culprits: object) -> None:

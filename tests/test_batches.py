@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms import functional as tv
 
-from own_pictures import noise
+from own_pictures import epoch_of, noise
 from utils import data
 from utils.data import CIFAR_NORM, SVHN_NORM, Batches, Dataset, Pictures
 
@@ -68,7 +68,7 @@ def test_every_crop_and_flip_is_drawn_about_equally_often() -> None:
     which = {torchvision_crop(picture, *crop).tobytes(): crop for crop in CROPS}
     images = np.broadcast_to(picture, (count, 32, 32, 3)).copy()
     seen: Counter[tuple[int, int, bool]] = Counter()
-    for batch, _ in Batches(dataset(images, augment=True), "train", 1000, CPU, seed=1).epoch(0):
+    for batch, _ in epoch_of(Batches(dataset(images, augment=True), "train", 1000, CPU, seed=1), 0):
         bytes_ = batch.permute(0, 2, 3, 1).mul(255).round().byte().contiguous().numpy()
         seen.update(which[image.tobytes()] for image in bytes_)
     assert seen.keys() == set(CROPS)
@@ -89,11 +89,11 @@ def test_an_epoch_is_a_pure_function_of_seed_and_number(
 ) -> None:
     of = dataset(noise(count, 32, 32, 3), augment)
     batches = Batches(of, "train", batch_size, CPU, seed)
-    first = list(batches.epoch(epoch))
+    first = epoch_of(batches, epoch)
     # neither torch's own generator nor the epochs before play a part
     torch.manual_seed(count)
-    list(batches.epoch(epoch + 1))
-    again = list(Batches(of, "train", batch_size, CPU, seed).epoch(epoch))
+    epoch_of(batches, epoch + 1)
+    again = epoch_of(Batches(of, "train", batch_size, CPU, seed), epoch)
     for (images, labels), (same_images, same_labels) in zip(first, again, strict=True):
         assert torch.equal(images, same_images) and torch.equal(labels, same_labels)
 
@@ -102,7 +102,7 @@ def test_an_epoch_is_a_pure_function_of_seed_and_number(
     sizes = [len(images) for images, _ in first]
     ragged = [count % batch_size] if count % batch_size else []
     assert sizes == [batch_size] * (count // batch_size) + ragged
-    assert len(batches) == len(sizes)
+    assert len(batches.order(epoch)) == len(sizes)
 
 
 @settings(deadline=None, max_examples=30)
@@ -111,7 +111,7 @@ def test_other_seeds_and_epochs_are_other_orders_and_crops(seed: int, epoch: int
     of = dataset(np.broadcast_to(noise(32, 32, 3), (30, 32, 32, 3)).copy(), augment=True)
 
     def drawn(seed: int, epoch: int) -> tuple[list[int], Tensor]:
-        ((images, labels),) = Batches(of, "train", 30, CPU, seed).epoch(epoch)
+        ((images, labels),) = epoch_of(Batches(of, "train", 30, CPU, seed), epoch)
         return labels.tolist(), images
 
     order, images = drawn(seed, epoch)
@@ -132,5 +132,5 @@ def test_tests_see_everything_in_order_and_as_it_is(augment: bool) -> None:
 
 def test_what_is_not_to_be_augmented_is_only_shuffled() -> None:
     images = noise(20, 32, 32, 3)
-    for batch, labels in Batches(dataset(images), "train", 6, CPU).epoch(3):
+    for batch, labels in epoch_of(Batches(dataset(images), "train", 6, CPU), 3):
         assert torch.equal(batch, scaled(images)[labels])

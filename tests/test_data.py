@@ -12,7 +12,7 @@ import pytest
 import torch
 from torchvision import datasets
 
-from own_pictures import noise, one_line, same, save
+from own_pictures import epoch_of, noise, one_line, same, save
 from utils import data
 from utils.cli import InputError
 from utils.data import CIFAR_NORM, SVHN_NORM, Batches, Dataset, load_dataset
@@ -87,7 +87,7 @@ def test_subsets_are_always_the_same_pictures(
         assert len(set(map(tuple, colours.tolist()))) == len(pictures)
     # and so a run sees the same ones whatever its --seed
     drawn = [
-        torch.cat([x for x, _ in Batches(loaded, "train", 4, CPU, seed).epoch(0)])
+        torch.cat([x for x, _ in epoch_of(Batches(loaded, "train", 4, CPU, seed), 0)])
         for seed in (1, 2)
     ]
     assert len(drawn[0]) == len(drawn[1]) == len(loaded.train)
