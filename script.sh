@@ -12,6 +12,7 @@ usage: bash script.sh quickstart             train, prune and fine-tune a small 
        bash script.sh vgg|densenet|resnet110|resnet164 cifar10|cifar100 [seed] [more flags]
                                              the paper's recipe for one network
        bash script.sh tables|plots [flags]   what the runs in logs gave
+       bash script.sh bench [flags]          how fast training is here, beside the released structure
 TEXT
     exit 2
 }
@@ -71,6 +72,6 @@ quickstart) module recipes quickstart --save logs/quickstart "$@" ;;
 test) run_tests "$@" ;;
 table1 | table2a | table2b | table3 | small) module recipes "$command" "$@" ;;
 vgg | densenet | resnet110 | resnet164) alone "$command" "$@" ;;
-tables | plots) module "$command" "$@" ;;
+tables | plots | bench) module "$command" "$@" ;;
 *) usage ;;
 esac

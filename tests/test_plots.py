@@ -40,11 +40,12 @@ def run(
     folder.mkdir(exist_ok=True)
     torch.save(content, folder / f"{name}checkpoint.pth.tar")
     with (folder / f"{name}log.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*records.LOG, *["change"] * change])
+        columns = [c for c in records.LOG if change or c != "change"]
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
         for epoch in range(epochs):
             lr = 0.1 / 10 ** ((epoch >= epochs // 2) + (epoch >= 3 * epochs // 4))
-            row = dict.fromkeys(records.LOG, 1 / (epoch + 1))
+            row = dict.fromkeys(columns, 1 / (epoch + 1))
             row |= {"epoch": epoch + 1, "lr": lr, "gamma_zeros": epoch, "xi_zeros": 2 * epoch}
             row |= {} if xi else {"objective": "", "xi_zeros": ""}
             writer.writerow(row | ({"change": 1000 / (epoch + 1)} if change else {}))
@@ -206,7 +207,7 @@ def test_bad_input_ends_in_one_line(tmp_path, capsys):
         (["--save", tmp_path, "--run", "z"], "runs there: a, b, c, d"),
         (["--save", tmp_path, "--run", "b"], "has no column epoch"),
         (["--save", tmp_path, "--run", "c"], "is 'half'"),
-        (["--save", tmp_path, "--run", "d"], "is not a checkpoint"),
+        (["--save", tmp_path, "--run", "d"], "is not a whole checkpoint"),
         (["--save", tmp_path / "e"], "has no column run"),
     ):
         assert cli.run(plots.main, list(map(str, flags))) == 2

@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -122,12 +123,17 @@ def file_name(text: str) -> str:
 def check_writable(folder: Path) -> None:
     """Raise InputError unless files can be made in ``folder``, or it can be made itself."""
     existing = folder
-    while not existing.exists() and existing != existing.parent:
+    while not os.path.lexists(existing) and existing != existing.parent:
         existing = existing.parent
     if not existing.is_dir():
         raise InputError(f"cannot save in {folder}: {existing} is not a folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"cannot save in {folder}: {existing} is not writable; choose --save")
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError:
+        raise InputError(
+            f"cannot save in {folder}: {existing} is not writable; choose --save"
+        ) from None
 
 
 class Signals:

@@ -32,7 +32,12 @@ class Source:
         """What ``--resume``, ``--refine`` or ``--evaluate`` say."""
         resume = given.get("resume")
         if resume not in (None, "auto"):
-            return cls.load(resume, resumes=True)
+            source = cls.load(resume, resumes=True)
+            if "epoch" not in source.content:
+                raise InputError(
+                    f"{resume} cannot be resumed: no training is in it; fine-tune by --refine"
+                )
+            return source
         path = given.get("refine", given.get("evaluate"))
         start = cls() if path is None else cls.load(path)
         if resume == "auto":
