@@ -25,4 +25,12 @@ class ChannelSelection(nn.Module):
         return torch.arange(self.channels) if self.index is None else self.index
 
     def forward(self, x: Tensor) -> Tensor:
-        return x if self.index is None else x.index_select(1, self.index)
+        if self.index is None:
+            return x
+        if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+            return x.index_select(1, self.index)
+        # Channels last, where index_select is some ten times slower and leaves the format.
+        pixels = x.permute(0, 2, 3, 1)
+        rows = pixels.flatten(0, 2)
+        kept = rows.gather(1, self.index.expand(len(rows), -1))
+        return kept.unflatten(0, pixels.shape[:3]).permute(0, 3, 1, 2)

@@ -130,3 +130,19 @@ def test_restore_names_what_does_not_fit(arch, depth):
                 restore({k: v for k, v in state.items() if k != key})
     with pytest.raises(ValueError, match="extra"):
         restore({**state, "extra": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_selection_is_the_same_in_both_memory_formats_and_keeps_them(size):
+    select = ChannelSelection(6, 3)
+    select.index.copy_(torch.tensor([0, 3, 4]))
+    results = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        x = torch.arange(6.0 * 2 * size**2).reshape(2, 6, size, size)
+        x = x.contiguous(memory_format=memory_format).requires_grad_()
+        y = select(x)
+        assert y.is_contiguous(memory_format=memory_format)
+        (y**2).sum().backward()
+        results.append((y, x.grad))
+    assert torch.equal(*(y for y, _ in results))
+    assert torch.equal(*(grad for _, grad in results))
