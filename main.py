@@ -61,11 +61,11 @@ def train(run: Run, test_batch_size: int, log_interval: int, argv: Sequence[str]
             )
             start, z = time.perf_counter(), step.z()
             step.begin(lr)
-            # Lines 2 to 4, as often as --prox-every says.
-            train_epoch(step, order, progress, signals)
+            with progress:
+                # Lines 2 to 4, as often as --prox-every says.
+                train_epoch(step, order, progress, signals)
             train_loss = step.tally.mean_loss()
             train_seconds = time.perf_counter() - start
-            progress.close()
             group.take_from_first(list(run.network.model.buffers()))
             test_loss, accuracy = evaluate(run.network.model, tests, step.execution, group)
             check_epoch(run, test_loss)
@@ -138,16 +138,17 @@ def make_method(settings: Settings, model: nn.Module) -> Baseline:
     return method(model, **{names.get(k, k): getattr(settings, k) for k in method.settings})
 
 
-def warn_if_out_of_reach(settings: Settings, xi: torch.Tensor, pictures: int) -> None:
-    """Say so when the penalty alone cannot bring a factor to zero in this schedule."""
+def warn_if_out_of_reach(settings: Settings, first: int, xi: torch.Tensor, pictures: int) -> None:
+    """Say so when the penalty alone cannot bring a factor to zero from epoch ``first`` on."""
     s = settings
     each = math.ceil(pictures / s.batch_size) if s.prox_every == "step" else 1
-    schedule = [(each, 1 / learning_rate(epoch, s.epochs, s.lr)) for epoch in range(s.epochs)]
+    lrs = [learning_rate(epoch, s.epochs, s.lr) for epoch in range(first, s.epochs)]
+    schedule = [(each, 1 / lr) for lr in lrs]
     reach, start = shrinkage(s.s, s.beta, schedule), xi.abs().min().item()
     if reach < start:
         enough = recipe(s.arch, s.depth).shrinkage() / shrinkage(1, s.beta, schedule)
         note(
-            f"warning: in {s.epochs} epochs the penalty alone moves ξ by {reach:.2g}, and it starts"
+            f"warning: in {len(lrs)} epochs the penalty alone moves ξ by {reach:.2g}, and it starts"
             f" at {start:.2g} or more: zeros may not appear. --s {enough:.2g} shrinks as much in"
             " total as the paper's recipe does"
         )
@@ -216,6 +217,8 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(
             "--seeds starts one run each: it takes neither --evaluate nor --resume PATH"
         )
+    if "seeds" in given and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError("--seeds starts its own processes: leave out torchrun")
     source = Source.of(given)
     if "seeds" in given:
         run_seeds(argv, source.settings(given).name, "no_cuda" in given)
@@ -225,6 +228,8 @@ def main(argv: list[str] | None = None) -> None:
         test(source, given, device)
         return
     settings = source.settings(given)
+    if source.resumes and "start_epoch" in given:
+        raise InputError("--start-epoch is for a run that begins; --resume knows its epoch")
     if given.get("start_epoch", 0) >= settings.epochs:
         raise InputError(f"--start-epoch must be below the {settings.epochs} epochs")
     try:
@@ -237,7 +242,6 @@ def main(argv: list[str] | None = None) -> None:
 
     group = Group.join(device)
     if group.rank > 0:
-        cli.mute()
         group.wait()  # the first process downloads and decodes for all
     data = load_data(asdict(settings))
     if group.rank == 0:
@@ -263,7 +267,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         run.epoch = given.get("start_epoch", 0)
         if run.step.method.xi is not None:
-            warn_if_out_of_reach(settings, run.step.method.xi, len(data.train))
+            warn_if_out_of_reach(settings, run.epoch, run.step.method.xi, len(data.train))
     if device.type == "cuda" and group.size == 1 and "no_graph" not in given:
         run.step.launch = Graphs(run.step)
     with run.kept():

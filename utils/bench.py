@@ -7,6 +7,7 @@ program's structure, in turn; ``--compare FULL SLIM`` times inference of two che
 import argparse
 import copy
 import resource
+import signal
 import statistics
 import sys
 import time
@@ -21,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import build_model, restore
+from models import build_model, full_cfg, restore
 from utils import checkpoint, cli
 from utils.cli import InputError
-from utils.data import DATASETS, Batches, load_dataset
+from utils.data import DATASETS, Batches, Pictures, load_dataset
 from utils.device import Execution, fastest, pick_device
 from utils.flops import cost
 from utils.folder import SIZE
@@ -92,12 +93,17 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
         arch, _, depth = name.partition("-")
         try:
             networks.append((arch, int(depth)))
-            build_model(arch, int(depth), len(data.classes))
+            full_cfg(*networks[-1])
         except ValueError as error:
-            raise InputError(f"--networks {name}: {error}") from None
+            raise InputError(f"--networks {name}: give ARCH-DEPTH, as vgg-19 ({error})") from None
+    count = len(data.train)
+    tests = Pictures(data.test.images[:count], data.test.labels[:count])
+    data = replace(data, test=tests)
     print(
-        f"{len(data.train)} pictures of {args.dataset}; seconds of a training epoch, medians of"
-        f" {args.repeats or 5}; ratio with its quartiles"
+        f"{count} pictures of {args.dataset}; seconds of a training epoch, medians of"
+        f" {args.repeats or 5}; ratio with its quartiles; a test pass of {len(tests)} pictures\n"
+        "reference: float32, PIL transforms in the training process (on a GPU in one worker), the"
+        " proximal update layer by layer through the host, a second pass for the loss"
     )
     print(
         "| network | batch | precision | reference, s | here, s | ratio | pictures/s | test pass, s"
@@ -112,16 +118,20 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
 
 def _row(setting: tuple, repeats: int) -> str:
     arch, depth, data, batch_size, _ = setting
-    workers = [_Worker(side, setting) for side in (Here, There)]
+    workers = [_Worker(Here, setting)]
     times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(repeats + 1):
-        for worker, seconds in zip(workers, times, strict=True):
-            seconds.append(worker.ask("epoch"))
+    try:
+        workers[0].ask("memory")  # it has measured what is fastest, alone
+        workers.append(_Worker(Reference, setting))
+        for _ in range(repeats + 1):
+            for worker, seconds in zip(workers, times, strict=True):
+                seconds.append(worker.ask("epoch"))
+        memory = [worker.ask("memory") / 2**20 for worker in workers]
+        figures = workers[0].ask("figures")
+    finally:
+        for worker in workers:
+            worker.close()
     here, there = (seconds[1:] for seconds in times)  # the first ones warm up
-    figures = workers[0].ask("figures")
-    memory = [worker.ask("memory") / 2**20 for worker in workers]
-    for worker in workers:
-        worker.close()
     low, ratio, high = quartiles([b / a for a, b in zip(here, there, strict=True)])
     seconds = statistics.median(here)
     steps = -(-len(data.train) // batch_size)
@@ -154,15 +164,19 @@ class Here:
         self.step = Step(self.model, batches, optimizer, method, self.execution)
         if device.type == "cuda":
             self.step.launch = Graphs(self.step)
-        self.tests = Batches(replace(data, test=data.train), "test", 256, device)
+        self.tests = Batches(data, "test", 256, device)
         self.epochs = 0
 
     def epoch(self) -> None:
-        self.step.begin(LEARNING_RATE)
-        order = self.step.batches.order(self.epochs)
+        step, method = self.step, self.step.method
+        before = step.z()
+        step.begin(LEARNING_RATE)
+        order = step.batches.order(self.epochs)
         for where in order:
-            self.step.launch(where)
-        self.step.check(order)
+            step.launch(where)
+        step.check(order)
+        # What a line of the log says.
+        self.line = (str(step.tally), step.change(before), method.penalty(), method.gamma_zeros())
         self.epochs += 1
 
     def figures(self) -> dict[str, Any]:
@@ -200,45 +214,45 @@ def timed(work: Callable[[], object], execution: Execution, repeats: int) -> flo
     return statistics.median(seconds[1:])
 
 
-class There:
-    """The reference's epoch."""
-
-    def __init__(self, arch: str, depth: int, data: Any, batch_size: int, device: torch.device):
-        paper = recipe(arch, depth)
-        model = build_model(arch, depth, len(data.classes)).to(device)
-        self.reference = Reference(model, data, batch_size, paper.lambda_, paper.beta)
-
-    def epoch(self) -> None:
-        self.reference.epoch()
-
-
 class _Worker:
     """One of the two in a process and memory of its own, idle unless asked."""
 
     def __init__(self, side: type, setting: tuple) -> None:
         context = processes.get_context("spawn")
         self.connection, other = context.Pipe()
-        self.process = context.Process(target=_serve, args=(other, side, setting), daemon=True)
+        self.process = context.Process(target=_serve, args=(other, side, setting))
         self.process.start()
+        other.close()  # the process has its own
 
     def ask(self, what: str) -> Any:
         self.connection.send(what)
         answer = self.connection.recv()
-        if isinstance(answer, Exception):
-            raise answer
+        if isinstance(answer, str):
+            raise InputError(f"the benchmark stopped: {answer}")
         return answer
 
     def close(self) -> None:
-        self.connection.send(None)
+        self.connection.close()
         self.process.join()
 
 
 def _serve(connection: Any, side: type, setting: tuple) -> None:
     """Answer: seconds of an epoch, bytes of memory at their peak, or other figures."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the asking process ends, and this one with it
+    try:
+        _answer(connection, side, setting)
+    except EOFError:  # nothing more is asked
+        return
+    except Exception as error:  # of all kinds: it is said by the process that asks
+        connection.send(" ".join(str(error).split()) or type(error).__name__)
+
+
+def _answer(connection: Any, side: type, setting: tuple) -> None:
     device = setting[-1]
     pick_device(device.type == "cpu")
     subject = side(*setting)
-    while what := connection.recv():
+    while True:
+        what = connection.recv()
         start = time.perf_counter()
         if what == "epoch":
             subject.epoch()
@@ -246,7 +260,7 @@ def _serve(connection: Any, side: type, setting: tuple) -> None:
                 torch.cuda.synchronize()
             connection.send(time.perf_counter() - start)
         elif what == "memory":
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux
             connection.send(torch.cuda.max_memory_allocated() if device.type == "cuda" else peak)
         else:
             connection.send(subject.figures())

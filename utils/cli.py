@@ -4,6 +4,7 @@ import argparse
 import io
 import math
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -12,6 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tqdm import tqdm
+
+# What torch says, on the CPU and on a GPU.
+NO_MEMORY = "out of memory|can't allocate memory|not enough memory"
 
 
 class InputError(Exception):
@@ -40,6 +44,8 @@ def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
     0; 1 when another process of the group is gone; 2 for bad input; 3 for a diverged training; 130
     or 143 after SIGINT or SIGTERM.
     """
+    if os.environ.get("RANK", "0") != "0":  # the first of the processes speaks for all
+        mute()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that has no γ gets \\u03b3
             stream.reconfigure(errors="backslashreplace")
@@ -54,13 +60,17 @@ def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
     except Stopped as stopped:
         return 128 + stopped.signum
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if isinstance(error, MemoryError) or re.search(NO_MEMORY, str(error)):
+            print(
+                "error: there is not enough memory: try a smaller --batch-size or"
+                " --test-batch-size",
+                file=sys.stderr,
+            )
+            return 2
+        if int(os.environ.get("WORLD_SIZE", 1)) == 1:
             raise
-        print(
-            "error: there is not enough memory: try a smaller --batch-size or --test-batch-size",
-            file=sys.stderr,
-        )
-        return 2
+        print(f"error: the processes lost one another ({_printable(error)})", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -76,7 +86,7 @@ _muted = False
 
 
 def mute() -> None:
-    """Say nothing but errors from now on, as all processes of a group but the first do."""
+    """Say nothing but errors from now on."""
     global _muted
     _muted = True
     sys.stdout = io.StringIO()
@@ -212,7 +222,10 @@ class Progress:
         spent = time.perf_counter() - self.started
         return clock(self.epoch_seconds() * (1 + self.epochs_left) - spent)
 
-    def close(self) -> None:
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         if self.bar is not None:
             self.bar.close()
 

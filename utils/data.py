@@ -237,9 +237,8 @@ class Batches:
             images = crop_and_flip(images, top, left, flip.bool())
         return self._normalised(images), self.labels[chosen]
 
-    def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches in the order of the files, as they are."""
-        for images, labels in zip(
-            self.images.split(self.batch_size), self.labels.split(self.batch_size), strict=True
-        ):
-            yield self._normalised(images), labels
+    def in_order(self, first: int = 0, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches in the order of the files, as they are: from ``first``, ``every`` so many."""
+        images, labels = (x.split(self.batch_size) for x in (self.images, self.labels))
+        for pictures, classes in list(zip(images, labels, strict=True))[first::every]:
+            yield self._normalised(pictures), classes

@@ -1,10 +1,12 @@
 """Where and how a network runs: device, precision, memory format, and with which processes."""
 
+import atexit
 import copy
 import ctypes
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -13,6 +15,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from utils.cli import InputError
 
 T = TypeVar("T")
 
@@ -54,6 +58,10 @@ def pick_device(no_cuda: bool) -> torch.device:
         _keep_memory()
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    if device.index >= torch.cuda.device_count():
+        raise InputError(
+            f"there are {torch.cuda.device_count()} GPUs for more processes: --nproc-per-node"
+        )
     torch.cuda.set_device(device)
     return device
 
@@ -83,11 +91,14 @@ class Group:
         size = int(os.environ.get("WORLD_SIZE", 1))
         if size == 1:
             return ALONE
-        # Long enough for a data set to load and short enough to notice a process that hangs; one
-        # that dies is noticed at once.
+        on_gpu = device.type == "cuda"
+        # Time enough to load a data set. A process that dies is noticed at once.
         dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10)
+            "nccl" if on_gpu else "gloo",
+            timeout=timedelta(minutes=30),
+            device_id=device if on_gpu else None,
         )
+        atexit.register(dist.destroy_process_group)
         return cls(dist.get_rank(), size)
 
     def replicate(self, model: nn.Module) -> nn.Module:
@@ -149,15 +160,27 @@ def fastest(
 ) -> Execution:
     """Measure which memory format, and at ``precision`` ``"auto"`` which precision, trains fastest.
 
-    Takes a few steps of each; ``model`` is left as it is. What comes out flips with noise where
-    two are alike, so decide once per run and keep it.
+    Takes a few steps of each, on a GPU as a graph; ``model`` is left as it is. What comes out
+    flips with noise where two are alike, so decide once per run and keep it.
     """
     seconds: dict[Execution, float] = {}
     for execution in _candidates(device, precision):
         trial = execution.place(copy.deepcopy(model)).train()
-        limit = 3 * min(seconds.values(), default=float("inf"))
-        seconds[execution] = min(_steps(trial, images, labels, execution, limit))
+        seconds[execution] = _step_seconds(trial, images, labels, execution)
     return min(seconds, key=seconds.__getitem__)
+
+
+def capture(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    """``work`` as a CUDA graph. Runs it three times, which sets the libraries up."""
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            work()
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph):
+        work()
+    return graph
 
 
 def _candidates(device: torch.device, precision: str) -> list[Execution]:
@@ -168,18 +191,22 @@ def _candidates(device: torch.device, precision: str) -> list[Execution]:
     return [Execution(device, p, last) for p in precisions for last in (False, True)]
 
 
-def _steps(
-    model: nn.Module, images: Tensor, labels: Tensor, execution: Execution, limit: float
-) -> Iterator[float]:
-    """Seconds of training steps, the first of which warms up; one is enough if over ``limit``."""
-    for step in range(4):
+def _step_seconds(model: nn.Module, images: Tensor, labels: Tensor, execution: Execution) -> float:
+    """The fewest seconds of a few training steps, after one that warms up."""
+
+    def step() -> None:
+        F.cross_entropy(execution.logits(model, images), labels).backward()
+        model.zero_grad()
+
+    work = step
+    if execution.device.type == "cuda":
+        with suppress(Exception):  # it runs without a graph then, as the training will
+            work = capture(step).replay
+    seconds = []
+    for _ in range(4):
         execution.synchronize()
         start = time.perf_counter()
-        model.zero_grad()
-        F.cross_entropy(execution.logits(model, images), labels).backward()
+        work()
         execution.synchronize()
-        spent = time.perf_counter() - start
-        if step > 0 or spent > limit:
-            yield spent
-        if spent > limit:
-            return
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from utils.cli import note
+from utils.device import capture
 from utils.training import Step
 
 
@@ -51,16 +52,6 @@ class Graphs:
         graph.replay()
 
     def _capture(self, where: Tensor) -> tuple[Tensor, torch.cuda.CUDAGraph]:
-        static, graph = where.clone(), torch.cuda.CUDAGraph()
+        static = where.clone()
         with preserved(self.step.state()):
-            # Warm up beside the current stream, as capture wants it: libraries set themselves up.
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(3):
-                    self.step.eager(static)
-            torch.cuda.current_stream().wait_stream(stream)
-            self.step.optimizer.zero_grad()  # so that the graph allocates its own gradients
-            with torch.cuda.graph(graph):
-                self.step.eager(static)
-        return static, graph
+            return static, capture(lambda: self.step.eager(static))

@@ -178,7 +178,10 @@ def start(job: Job, gpu: str, together: bool) -> subprocess.Popen:
     print(f"{f'GPU {gpu}: ' if together else ''}python {shlex.join(words)}", flush=True)
     command = [sys.executable, str(ROOT / words[0]), *words[1:]]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu} if gpu else None
+    # In a session of its own, so that a signal from the terminal comes once: through this process.
     if not together:
-        return subprocess.Popen(command, env=environment)
+        return subprocess.Popen(command, env=environment, start_new_session=True)
     with output(job).open("a") as file:
-        return subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+        return subprocess.Popen(
+            command, env=environment, stdout=file, stderr=file, start_new_session=True
+        )

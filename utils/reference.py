@@ -4,17 +4,19 @@ A DataLoader with PIL transforms, float32, one proximal update per layer with a 
 the host, and a second, gradient-tracking pass over the training set for its loss.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
+from models import build_model
 from utils.data import PAD, Dataset
 from utils.folder import SIZE
+from utils.recipes import LEARNING_RATE, recipe
 from utils.slimming import batch_norms
 
 
@@ -23,10 +25,10 @@ class PictureList(torch.utils.data.Dataset):
 
     def __init__(self, data: Dataset) -> None:
         self.images, self.labels = data.train.images.numpy(), data.train.labels.tolist()
+        augment = [transforms.RandomCrop(SIZE, padding=PAD), transforms.RandomHorizontalFlip()]
         self.transform = transforms.Compose(
             [
-                transforms.RandomCrop(SIZE, padding=PAD),
-                transforms.RandomHorizontalFlip(),
+                *(augment if data.augment else []),
                 transforms.ToTensor(),
                 transforms.Normalize(data.mean, data.std),
             ]
@@ -40,14 +42,15 @@ class PictureList(torch.utils.data.Dataset):
 
 
 class Reference:
-    """Trains ``model``, which is on its device; ``epoch()`` is one epoch of the whole program."""
+    """The program that is compared with; :meth:`epoch` is a training epoch of it."""
 
     def __init__(
-        self, model: nn.Module, data: Dataset, batch_size: int, lambda_: float, beta: float
+        self, arch: str, depth: int, data: Dataset, batch_size: int, device: torch.device
     ) -> None:
-        self.model, self.lambda_, self.beta = model, lambda_, beta
-        self.device = next(model.parameters()).device
-        on_gpu = self.device.type == "cuda"
+        self.model = build_model(arch, depth, len(data.classes)).to(device)
+        self.paper, self.device = recipe(arch, depth), device
+        on_gpu = device.type == "cuda"
+        torch.backends.cudnn.allow_tf32 = True  # as torch has it unless told otherwise
         self.loader = DataLoader(
             PictureList(data),
             batch_size,
@@ -57,33 +60,35 @@ class Reference:
             persistent_workers=on_gpu,
         )
         self.optimizer = torch.optim.SGD(
-            model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4
+            self.model.parameters(), LEARNING_RATE, momentum=0.9, weight_decay=1e-4
         )
-        self.xi = [torch.empty(len(bn.weight)).uniform_(0.47, 0.53) for bn in batch_norms(model)]
+        norms = batch_norms(self.model)
+        self.xi = [torch.empty(len(bn.weight)).uniform_(0.47, 0.53) for bn in norms]
+        self.loss = math.nan
 
-    def epoch(self, alpha: float = 10.0) -> float:
-        """Train on every picture, then compute the loss on every picture; the loss."""
+    def epoch(self) -> None:
+        """Train on every picture, then compute the loss on every picture."""
         self.model.train()
         for images, labels in self._batches():
             self.optimizer.zero_grad()
             F.cross_entropy(self.model(images), labels).backward()
             self.optimizer.step()
-            self._proximal_update(alpha)
+            self._proximal_update(1 / LEARNING_RATE)
         total = 0.0
         for images, labels in self._batches():
             total += F.cross_entropy(self.model(images), labels).item() * len(labels)
-        return total / len(self.loader.dataset)
+        self.loss = total / len(self.loader.dataset)
 
     def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for images, labels in self.loader:
             yield images.to(self.device), labels.to(self.device)
 
     def _proximal_update(self, alpha: float) -> None:
-        beta = self.beta
+        beta = self.paper.beta
         for i, bn in enumerate(batch_norms(self.model)):
             gamma, xi = bn.weight.data.cpu(), self.xi[i]
             gamma = (alpha * gamma + beta * xi) / (alpha + beta)
             mean = (alpha * xi + beta * gamma) / (alpha + beta)
-            size = (mean.abs() - self.lambda_ / (alpha + beta)).clamp(min=0)
+            size = (mean.abs() - self.paper.lambda_ / (alpha + beta)).clamp(min=0)
             self.xi[i] = mean.sign() * size
             bn.weight.data = gamma.to(self.device)

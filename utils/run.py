@@ -15,12 +15,12 @@ from torch import Tensor
 
 from models import Network, restore
 from utils import checkpoint, records
-from utils.cli import Diverged, InputError, Lost, Stopped, note
+from utils.cli import Diverged, InputError, Stopped, note
 from utils.data import Dataset
 from utils.settings import Settings
 from utils.training import Step
 
-WRITES = 20  # checkpoints take at most about this part of the time
+WRITES = 20  # writing checkpoints takes at most about one part in so many of the time
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,11 @@ class Files:
             self.checkpoint.resolve(),
             self.best.resolve(),
         )
-        if self.checkpoint.exists() and not own:
+        there = [path for path in (self.checkpoint, self.best) if path.exists()]
+        if there and not own:
             raise InputError(
-                f"{self.checkpoint} is there already: go on with it by --resume {self.checkpoint},"
-                " or give this run another --name"
+                f"{there[0]} is there already: go on with it by --resume {there[0]}, or, if it is"
+                " damaged or another run, move it away or give this run another --name"
             )
         records.read(self.log, records.LOG)
         records.read(self.record, records.TRAINED)
@@ -73,7 +74,8 @@ class Files:
                     found.append((path, *checkpoint.load(path, restore)))
                 except InputError as error:
                     note(f"note: passed over: {error}")
-        return max(found, key=lambda each: each[1].get("epoch", 0), default=None)
+        found = [each for each in found if isinstance(each[1].get("epoch"), int)]
+        return max(found, key=lambda each: each[1]["epoch"], default=None)
 
 
 @dataclass
@@ -102,7 +104,6 @@ class Run:
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Whatever ends the training within, no finished epoch is lost, and the way on is said."""
-        going_on = f"go on with --resume {self.files.checkpoint}"
         try:
             yield
         except Diverged as error:
@@ -110,21 +111,16 @@ class Run:
                 f"epoch {self.epoch + 1}: {error}: this epoch is not saved; try a smaller --lr than"
                 f" {self.settings.lr:g}"
             ) from None
-        except Stopped as stopped:
+        except (Stopped, RuntimeError) as stopped:
             self.write()
-            kept = self.files.checkpoint.exists()
-            note(
-                f"{stopped} in epoch {self.epoch + 1}: "
-                + (going_on if kept else "nothing saved yet")
-            )
+            said = stopped if isinstance(stopped, Stopped) else "stopped"
+            if self.files.checkpoint.exists():
+                note(
+                    f"{said} in epoch {self.epoch + 1}: go on with --resume {self.files.checkpoint}"
+                )
+            else:
+                note(f"{said} in epoch {self.epoch + 1}: nothing is saved yet")
             raise
-        except RuntimeError as error:
-            if self.step.group.size == 1:
-                raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise Lost(
-                f"the processes lost one another in epoch {self.epoch + 1} ({reason}): {going_on}"
-            ) from None
         finally:
             self.write()
 
@@ -169,15 +165,15 @@ class Run:
 
     def write(self) -> None:
         """Bring to the disk what is not there yet."""
-        last, best = self._unsaved, self._unsaved_best
-        self._unsaved = self._unsaved_best = None
-        if last is None or self.step.group.rank > 0:
+        if self._unsaved is None or self.step.group.rank > 0:
             return
         start = time.monotonic()
         # The best one first: whatever happens in between, no state that was the best is lost.
-        if best is not None:
-            checkpoint.save(self.files.best, best)
-        checkpoint.save(self.files.checkpoint, last)
+        if self._unsaved_best is not None:
+            checkpoint.save(self.files.best, self._unsaved_best)
+            self._unsaved_best = None
+        checkpoint.save(self.files.checkpoint, self._unsaved)
+        self._unsaved = None
         self._written = time.monotonic()
         self._seconds = self._written - start
 
@@ -236,6 +232,8 @@ class Run:
                 xi = method.gamma
             if not isinstance(xi, Tensor) or xi.shape != method.xi.shape:
                 raise InputError(f"{path} cannot be resumed: its ξ is not as long as its γ")
+            if not xi.isfinite().all():
+                raise InputError(f"{path} cannot be resumed: its ξ is not finite")
             method.xi.copy_(xi)
 
     def is_recorded(self) -> bool:

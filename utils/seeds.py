@@ -4,6 +4,7 @@ import argparse
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,49 +19,54 @@ def run_seeds(argv: Sequence[str], name: str, no_cuda: bool) -> None:
     """Run ``main.py`` with ``argv``, once for each of its ``--seeds``, as ``name``_seedN.
 
     Side by side on a GPU, which one small network does not fill; in turn on a CPU, which it does.
-    A process apart keeps each run what it is alone. Exits with the first status that is not 0.
+    A process apart keeps each run what it is alone. Exits with the first status that is not 0;
+    raises Stopped when a signal came and all have ended.
     """
     p = argparse.ArgumentParser(allow_abbrev=False)
     p.add_argument("--seeds", nargs="+")
     given, rest = p.parse_known_args(argv)
-    side_by_side = torch.cuda.is_available() and not no_cuda
-    statuses, children = [], []
+    waiting = list(dict.fromkeys(given.seeds))
+    together = len(waiting) if torch.cuda.is_available() and not no_cuda else 1
+    running: list[subprocess.Popen] = []
+    readers: list[threading.Thread] = []
+    statuses: list[int] = []
+    told = False
     with Signals() as signals:
-        for seed in dict.fromkeys(given.seeds):
-            command = [sys.executable, str(MAIN), *rest]
-            command += ["--seed", seed, "--name", f"{name}_seed{seed}"]
-            # A session of its own, so that a signal from the terminal comes once: through us.
-            child = subprocess.Popen(
-                command,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                start_new_session=True,
-            )
-            children.append(child)
-            reader = threading.Thread(target=_say, args=(child, seed), daemon=True)
-            reader.start()
-            if not side_by_side:
-                statuses.append(_wait(child, signals))
-                if signals.received:
-                    break
-        if side_by_side:
-            statuses = [_wait(child, signals) for child in children]
-    if failed := next((status for status in statuses if status), 0):
+        while running or (waiting and not signals.received):
+            while waiting and len(running) < together and not signals.received:
+                running.append(_start(rest, name, waiting.pop(0), readers))
+            time.sleep(0.1)
+            if signals.received and not told:
+                told = True  # a second one would kill
+                for child in running:
+                    child.send_signal(signals.received)
+            for child in [c for c in running if c.poll() is not None]:
+                running.remove(child)
+                statuses.append(child.returncode)
+        for reader in readers:
+            reader.join()
+        signals.check()
+    if failed := next(filter(None, statuses), 0):
         sys.exit(failed if failed > 0 else 128 - failed)
 
 
-def _say(child: subprocess.Popen, seed: str) -> None:
-    for line in child.stdout or ():
-        note(f"seed {seed}: {line.rstrip()}")
+def _start(
+    argv: Sequence[str], name: str, seed: str, readers: list[threading.Thread]
+) -> subprocess.Popen:
+    command = [sys.executable, str(MAIN), *argv, "--seed", seed, "--name", f"{name}_seed{seed}"]
+    # A session of its own, so that a signal from the terminal comes once: through this process.
+    child = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
 
+    def say() -> None:
+        for line in child.stdout or ():
+            note(f"seed {seed}: {line.rstrip()}")
 
-def _wait(child: subprocess.Popen, signals: Signals) -> int:
-    forwarded = False
-    while True:
-        try:
-            return child.wait(timeout=0.5)
-        except subprocess.TimeoutExpired:
-            if signals.received and not forwarded:
-                child.send_signal(signals.received)
-                forwarded = True
+    readers.append(threading.Thread(target=say))
+    readers[-1].start()
+    return child

@@ -230,7 +230,7 @@ def _check_same_run(settings: Settings, stored: Mapping[str, Any]) -> None:
     # Where the data lies may change between two starts; precision is stored as decided.
     for key, value in asdict(settings).items():
         before = stored.get(key, value)
-        if key not in ("data", "precision") and value != before:
+        if key not in ("data", "precision", "refine") and value != before:
             raise InputError(
                 f"this run was started with {key} {before}, not {value}: leave the flag out to"
                 " go on, or start another run with another --name"

@@ -40,7 +40,7 @@ class Source:
             return source
         path = given.get("refine", given.get("evaluate"))
         start = cls() if path is None else cls.load(path)
-        if resume == "auto":
+        if resume == "auto" and "seeds" not in given:
             files = start.files(given, start.settings(given))
             if newest := files.newest():
                 note(f"going on with {newest[0]}")

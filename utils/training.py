@@ -50,7 +50,7 @@ class Step:
     """One mini-batch of Algorithm 1. All of it happens on the device, and nothing waits for it.
 
     A step whose loss, or whose γ, is not finite sets ``method.halted``: it and all later ones
-    change no parameter, γ or ξ, so that the network stays as that step found it.
+    change no parameter, γ or ξ. (Batch norm's running statistics still move.)
     """
 
     model: nn.Module
@@ -59,6 +59,7 @@ class Step:
     method: Baseline
     execution: Execution
     group: Group = ALONE
+    forward: nn.Module = field(init=False)  # the model, or what averages its gradients
     launch: Callable[[Tensor], None] = field(init=False)  # the step, or a captured graph of it
     alpha: float = field(init=False)
     tally: Tally = field(init=False)
@@ -89,7 +90,6 @@ class Step:
         """``where`` says which pictures, and how to crop them: see :meth:`Batches.order`."""
         where, weight = self.group.share(where)
         images, labels = self.batches.cut(where)
-        self.optimizer.zero_grad()
         logits = self.execution.logits(self.forward, images)
         loss = F.cross_entropy(logits, labels)
         self._halt_unless_finite(loss.detach())
@@ -97,6 +97,7 @@ class Step:
         self.method.on_gradient()
         self.optimizer.step()  # (8a), and the SGD part of (8b)
         self.method.on_step(self.alpha)
+        self.optimizer.zero_grad()
         self.tally.add(logits, labels, loss)
 
     @torch.no_grad()
@@ -173,7 +174,6 @@ def train_epoch(step: Step, order: Sequence[Tensor], progress: Progress, signals
             step.check(order)
         signals.check()
     step.method.on_epoch(step.alpha)
-    step.check(order)
     step.group.sum_(step.tally.sums)
 
 
@@ -184,9 +184,8 @@ def evaluate(
     """Mean cross-entropy and accuracy in percent, in eval mode."""
     model.eval()
     tally = Tally(execution.device)
-    for number, (images, labels) in enumerate(batches.in_order()):
-        if number % group.size == group.rank:
-            logits = execution.logits(model, images)
-            tally.add(logits, labels, F.cross_entropy(logits, labels))
+    for images, labels in batches.in_order(group.rank, group.size):
+        logits = execution.logits(model, images)
+        tally.add(logits, labels, F.cross_entropy(logits, labels))
     group.sum_(tally.sums)
     return tally.mean_loss(), tally.accuracy()
