@@ -98,7 +98,7 @@ def checkpoint(random: Random, x: dict[str, Any]) -> Any:
 
 def content(random: Random, x: Any) -> Any:
     """A copy of nested content, changed in one place."""
-    if isinstance(x, dict | list | tuple) and x and random.random() < 0.9:
+    if isinstance(x, dict | list | tuple) and x and random.random() < 0.97:
         keys = list(x) if isinstance(x, dict) else range(len(x))
         key = random.choice(list(keys))
         if isinstance(x, dict):

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import main
 import resnet_prune
+from utils import cli
 from workshop import PRUNE, QUICK, ROOT, Refused, Workshop, dump, error_line, snapshot
 
 DEPTH = {
@@ -149,6 +151,11 @@ def test_every_prune_command_wants_a_fraction_and_a_model(
     model = ("--model", shop.trained[arch])
     assert percent in refused(PRUNE[arch], *model, "--percent", percent)
     assert "--model" in refused(PRUNE[arch])
+
+
+def test_more_than_there_is_memory_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(lambda argv: torch.empty(2**50)) == 2
+    assert "--batch-size" in error_line(capsys.readouterr().err)
 
 
 # The programs themselves

@@ -188,6 +188,17 @@ def test_a_failed_download_is_told_in_one_line(
     one_line(error, "cifar10", "no route", "data.cifar10", "--data DIR")
 
 
+def test_a_failed_download_leaves_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(root: Path, **kwargs: object) -> None:
+        root.mkdir()
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setattr(datasets, "CIFAR10", download)
+    with pytest.raises(InputError):
+        load_dataset("cifar10")
+    assert not list(Path().iterdir())
+
+
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "SVHN"])
 def test_a_half_unpacked_archive_is_told_in_one_line(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -21,7 +21,7 @@ import main
 import resnet_prune
 import vgg_prune
 from models import build_model, restore
-from utils import bench, checkpoint, export, untrusted
+from utils import bench, checkpoint, cli, export, untrusted
 from utils.cli import InputError
 from workshop import Payload, Refused, Workshop, dump
 
@@ -291,3 +291,8 @@ def test_a_message_cannot_steer_the_terminal(refused: Refused, tmp_path: Path) -
     torch.save({"state_dict": _network() | state}, tmp_path / "x")
     line = refused(main, "--evaluate", tmp_path / "x")
     assert "\x1b" not in line and "\\x1b[2J\\x0aworse" in line
+
+
+def test_neither_can_a_note(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.note("passed over: \x1b[2J\nγ")
+    assert capsys.readouterr().err == "passed over: \\x1b[2J\\x0aγ\n"

@@ -75,12 +75,15 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     device = pick_device(args.no_cuda)
-    where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    print(f"torch {torch.__version__}, {where}, {torch.get_num_threads()} threads")
     if args.compare:
         compare(args, device)
     else:
         train(args, device)
+
+
+def machine(device: torch.device) -> str:
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    return f"torch {torch.__version__}, {name}, {torch.get_num_threads()} threads"
 
 
 def train(args: argparse.Namespace, device: torch.device) -> None:
@@ -99,6 +102,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
     count = len(data.train)
     tests = Pictures(data.test.images[:count], data.test.labels[:count])
     data = replace(data, test=tests)
+    print(machine(device))
     print(
         f"{count} pictures of {args.dataset}; seconds of a training epoch, medians of"
         f" {args.repeats or 5}; ratio with its quartiles; a test pass of {len(tests)} pictures\n"
@@ -274,6 +278,7 @@ def compare(args: argparse.Namespace, device: torch.device) -> None:
     models = [checkpoint.load(Path(path), restore)[1].model.eval() for path in args.compare]
     flops = [cost(model).flops for model in models]
     ratio = flops[0] / flops[1]
+    print(machine(device))
     print(f"float32, FLOPs: {flops[0]:,} and {flops[1]:,}, ratio {ratio:.2f}")
     formats = (torch.contiguous_format, torch.channels_last)
     placed = [

@@ -77,9 +77,9 @@ def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
     return 0
 
 
-def _printable(error: Exception) -> str:
+def _printable(message: object) -> str:
     """In one line, and harmless for a terminal: a message may quote a stranger's file."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in str(error))
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in str(message))
 
 
 _muted = False
@@ -95,7 +95,7 @@ def mute() -> None:
 def note(message: str) -> None:
     """A line beside the results: a warning, or a decision the user should know of."""
     if not _muted:
-        tqdm.write(message, file=sys.stderr)
+        tqdm.write(_printable(message), file=sys.stderr)
 
 
 def _number(convert: Callable, description: str, accept: Callable[[float], bool]) -> Callable:

@@ -116,12 +116,12 @@ def _zipped_pickle(file: BinaryIO, size: int) -> bytes:
         stored = all(e.compress_type == zipfile.ZIP_STORED for e in entries)
         if not stored or sum(entry.file_size for entry in entries) > size:
             raise ValueError("it claims to hold more than its size")
-        pickled = next((e for e in entries if e.filename.partition("/")[2] == "data.pkl"), None)
-        if pickled is None or pickled.file_size > MOST_BYTES:
-            raise ValueError("it has no data.pkl, or one that is too large")
+        pickled = [e for e in entries if e.filename.partition("/")[2] == "data.pkl"]
+        if len(pickled) != 1 or pickled[0].file_size > MOST_BYTES:
+            raise ValueError("it has no data.pkl, several, or one that is too large")
         if (damaged := archive.testzip()) is not None:
             raise ValueError(f"the checksum of {damaged} is wrong")
-        return archive.read(pickled)
+        return archive.read(pickled[0])
 
 
 def _names_in_pickle(stream: BinaryIO) -> set[str]:
