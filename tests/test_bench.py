@@ -1,0 +1,69 @@
+"""The benchmark compares like with like, and prints what it found."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from runs import ROOT
+from utils import bench, cli
+from utils.data import load_dataset
+from utils.reference import Reference
+from utils.slimming import ProximalSlimming, batch_norms
+
+CPU = torch.device("cpu")
+
+
+def test_training_is_timed_beside_the_reference():
+    flags = "--networks resnet-11 --subset 16 --batch-size 8 --repeats 2 --no-cuda".split()
+    done = subprocess.run(
+        [sys.executable, "-m", "utils.bench", *flags],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    header, _, row = done.stdout.splitlines()[-3:]
+    cells = dict(zip(header.split(" | "), row.split(" | "), strict=True))
+    here, there = float(cells["here, s"]), float(cells["reference, s"])
+    assert here > 0
+    assert there > 0
+    assert float(re.match(r"[\d.]+", cells["ratio"])[0]) > 0
+    assert "nan" not in row
+
+
+@pytest.mark.parametrize("name", ["vgg", "vgg-12", "lenet-5", "resnet-x"])
+def test_a_network_that_is_none_is_named(name, capsys):
+    assert cli.run(bench.main, ["--networks", name, "--no-cuda"]) == 2
+    assert name in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_reference_does_the_same_steps_2_and_3():
+    data = load_dataset("shapes", None, 16, 16)
+    reference = Reference("resnet", 11, data, 8, CPU)
+    method = ProximalSlimming(reference.model, reference.paper.lambda_, reference.paper.beta)
+    method.xi.copy_(torch.cat(reference.xi))
+    for _ in range(5):
+        gamma = method.gamma.clone()
+        method.on_step(10.0)
+        ours = method.gamma.clone()
+        for bn, before in zip(batch_norms(reference.model), method.split(gamma), strict=True):
+            bn.weight.data = before
+        reference._proximal_update(10.0)
+        theirs = torch.cat([bn.weight.data for bn in batch_norms(reference.model)])
+        torch.testing.assert_close(theirs, ours, rtol=1e-6, atol=0)
+        torch.testing.assert_close(torch.cat(reference.xi), method.xi, rtol=1e-6, atol=1e-9)
+        method.gamma.copy_(ours)
+        for bn, part in zip(batch_norms(reference.model), method.split(method.gamma), strict=True):
+            bn.weight.data = part
+
+
+def test_the_reference_trains():
+    data = load_dataset("shapes", None, 64, 16)
+    torch.manual_seed(0)
+    reference = Reference("resnet", 11, data, 16, CPU)
+    losses = []
+    for _ in range(4):
+        reference.epoch()
+        losses.append(reference.loss)
+    assert losses[-1] < losses[0]
