@@ -235,6 +235,9 @@ class Run:
             if not xi.isfinite().all():
                 raise InputError(f"{path} cannot be resumed: its ξ is not finite")
             method.xi.copy_(xi)
+        if Path(path).resolve() != self.files.checkpoint.resolve():
+            # The run's own checkpoint is elsewhere or damaged, and there may be no epoch left.
+            self._unsaved = checkpoint.snapshot(self._content())
 
     def is_recorded(self) -> bool:
         rows = records.read(self.files.record, records.TRAINED)
