@@ -201,6 +201,7 @@ FITTING: dict[Any, list[str]] = {
     "--format": ["pt2"],
     "--repeats": ["1", "2"],
     "--batch-size": ["1", "5", "64", "2147483648"],
+    cli.epochs: ["1", "2", "160", "1000000"],
     cli.positive_int: ["1", "2", "3", "16", "2147483648"],
     cli.natural: ["0", "1", "2147483648"],
     cli.seed: ["0", "7", str(2**63 - 1)],

@@ -59,6 +59,7 @@ FLAGS = {
     "--epochs 0": "--epochs",
     "--epochs=-1": "--epochs",
     "--epochs 1e3": "--epochs",
+    "--epochs 1000001": "--epochs",
     "--start-epoch=-1": "--start-epoch",
     "--momentum 1": "--momentum",
     "--momentum=-0.1": "--momentum",

@@ -164,7 +164,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seeds", nargs="+", type=cli.seed, default=[1], metavar="N", help="default 1")
     p.add_argument(
         "--scale",
-        type=cli.positive_int,
+        type=cli.epochs,
         metavar="EPOCHS",
         help="so many epochs instead of 160, with λ raised to shrink as much in total",
     )

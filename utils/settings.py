@@ -112,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
     )
 
     sgd = p.add_argument_group("training")
-    sgd.add_argument("--epochs", type=cli.positive_int, help=f"default {EPOCHS}")
+    sgd.add_argument("--epochs", type=cli.epochs, help=f"default {EPOCHS}")
     sgd.add_argument(
         "--start-epoch", type=cli.natural, metavar="N", help="number of the first epoch (default 0)"
     )
