@@ -135,7 +135,7 @@ def test_what_was_never_measured_is_unknown(tmp_path, capsys):
 
 def test_original_slimming_is_pruned_as_far_as_proximal_was(tmp_path, capsys):
     r = recipes.SMALL["vgg", 11]
-    small = {"epochs": 20, "flags": "--subset 10000"}
+    small = {"epochs": 20, "flags": "--subset 10000 --test-subset 2000"}
     commands = left(capsys, "small", "--save", tmp_path)
     assert [c[c.index("--percent") + 1] for c in commands if "--percent" in c] == ["0", "SHARE"] * 2
     name = recorded.run(

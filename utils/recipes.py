@@ -71,8 +71,8 @@ def recipe(arch: str, depth: int) -> Recipe:
     return Recipe(lambda_=0.002, beta=1.0 if depth < 164 else 0.25, subgradient_lambda=1e-5)
 
 
-# What `small` is: Table 2 for a CPU, on so many of CIFAR-10's pictures.
-SMALL_SUBSET, SMALL_EPOCHS = 10_000, 20
+# What `small` is: Table 2 for a CPU, on some of CIFAR-10's pictures.
+SMALL_FLAGS, SMALL_EPOCHS = ("--subset 10000", "--test-subset 2000"), 20
 SMALL = {
     ("vgg", 11): Recipe(lambda_=0.015, beta=10, subgradient_lambda=1e-3),
     ("resnet", 20): Recipe(lambda_=0.018, beta=10, subgradient_lambda=1e-3),
@@ -104,7 +104,7 @@ def experiments(part: str, scale: int | None = None) -> list[Experiment]:
     if part == "small":
         return [
             _stages(*network, "cifar10", method, settings, SMALL_EPOCHS, None,
-                    flags=(f"--subset {SMALL_SUBSET}",))
+                    flags=SMALL_FLAGS)
             for network, settings in SMALL.items()
             for method in ("baseline", "proximal", "subgradient")
         ]  # fmt: skip
