@@ -7,6 +7,8 @@ import sys
 import pytest
 import torch
 
+from models import build_model
+from models.channel_selection import ChannelSelection
 from runs import ROOT
 from utils import bench, cli
 from utils.data import load_dataset
@@ -56,6 +58,20 @@ def test_the_reference_does_the_same_steps_2_and_3():
         method.gamma.copy_(ours)
         for bn, part in zip(batch_norms(reference.model), method.split(method.gamma), strict=True):
             bn.weight.data = part
+
+
+@pytest.mark.parametrize(("arch", "depth"), [("resnet", 11), ("densenet", 7)])
+def test_the_reference_gathers_and_computes_the_same(arch, depth):
+    data = load_dataset("shapes", None, 16, 16)
+    reference = Reference(arch, depth, data, 8, CPU).model
+    model = build_model(arch, depth, len(data.classes))
+    model.load_state_dict(reference.state_dict())
+    x = torch.randn(4, 3, 32, 32)
+    assert torch.equal(reference(x), model(x))
+    with torch.profiler.profile() as profile:
+        reference(x)
+    gathers = sum(event.count for event in profile.key_averages() if event.key == "aten::index")
+    assert gathers == sum(isinstance(m, ChannelSelection) for m in model.modules()) > 0
 
 
 def test_the_reference_trains():

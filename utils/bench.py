@@ -106,8 +106,9 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
     print(
         f"{count} pictures of {args.dataset}; seconds of a training epoch, medians of"
         f" {args.repeats or 5}; ratio with its quartiles; a test pass of {len(tests)} pictures\n"
-        "reference: float32, PIL transforms in the training process (on a GPU in one worker), the"
-        " proximal update layer by layer through the host, a second pass for the loss"
+        "reference: float32, PIL transforms in the training process (on a GPU in one worker),"
+        " selection layers that gather, the proximal update layer by layer through the host, a"
+        " second pass for the loss"
     )
     print(
         "| network | batch | precision | reference, s | here, s | ratio | pictures/s | test pass, s"

@@ -1,19 +1,23 @@
 """What the benchmark compares with: an epoch in the structure of the released program.
 
-A DataLoader with PIL transforms, float32, one proximal update per layer with a round trip through
-the host, and a second, gradient-tracking pass over the training set for its loss.
+A DataLoader with PIL transforms, float32, selection layers that gather even when they pass on all
+channels, one proximal update per layer with a round trip through the host, and a second,
+gradient-tracking pass over the training set for its loss.
 """
 
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from models import build_model
+from models.channel_selection import ChannelSelection
 from utils.data import PAD, Dataset
 from utils.folder import SIZE
 from utils.recipes import LEARNING_RATE, recipe
@@ -37,8 +41,18 @@ class PictureList(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
         return self.transform(Image.fromarray(self.images[i])), self.labels[i]
+
+
+def gather(layer: ChannelSelection) -> None:
+    """Make ``layer`` gather all its channels, after asking on the host which they are."""
+    layer.register_buffer("ones", torch.ones(layer.channels), persistent=False)
+
+    def select(layer: nn.Module, _: object, x: Tensor) -> Tensor:
+        return x[:, np.flatnonzero(layer.ones.cpu().numpy())]
+
+    layer.register_forward_hook(select)
 
 
 class Reference:
@@ -47,7 +61,11 @@ class Reference:
     def __init__(
         self, arch: str, depth: int, data: Dataset, batch_size: int, device: torch.device
     ) -> None:
-        self.model = build_model(arch, depth, len(data.classes)).to(device)
+        self.model = build_model(arch, depth, len(data.classes))
+        for layer in self.model.modules():
+            if isinstance(layer, ChannelSelection):
+                gather(layer)
+        self.model.to(device)
         self.paper, self.device = recipe(arch, depth), device
         on_gpu = device.type == "cuda"
         torch.backends.cudnn.allow_tf32 = True  # as torch has it unless told otherwise
@@ -79,7 +97,7 @@ class Reference:
             total += F.cross_entropy(self.model(images), labels).item() * len(labels)
         self.loss = total / len(self.loader.dataset)
 
-    def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels in self.loader:
             yield images.to(self.device), labels.to(self.device)
 
