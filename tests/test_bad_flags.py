@@ -110,6 +110,10 @@ def test_flags_that_make_no_sense(shop: Workshop, refused: Refused, flags: str, 
     assert named in refused(main, *shop.train(), *flags.split())
 
 
+def test_whatever_was_typed_is_quoted_in_one_line(shop: Workshop, refused: Refused) -> None:
+    assert r"a\x0ab" in refused(main, *shop.train(), "a\nb")
+
+
 def test_folder_without_data_is_told_what_it_needs(shop: Workshop, refused: Refused) -> None:
     assert "--data DIR" in refused(main, "--dataset", "folder", "--arch", "vgg", *QUICK)
 

@@ -40,7 +40,7 @@ PICTURES = 640  # an epoch's on a CPU, where an epoch of 50,000 takes an hour
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
+    p = cli.Parser(
         prog="python -m utils.bench",
         description="Time training here and in the released program's structure, in turn;"
         " or inference of two networks.",

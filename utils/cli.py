@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -80,6 +81,13 @@ def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
 def _printable(message: object) -> str:
     """In one line, and harmless for a terminal: a message may quote a stranger's file."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in str(message))
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, but its errors are one line whatever was typed."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(_printable(message))
 
 
 _muted = False

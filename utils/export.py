@@ -36,7 +36,7 @@ class Normalised(nn.Module):
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
+    p = cli.Parser(
         prog="python -m utils.export", description="Write a network as ONNX or as a torch program."
     )
     p.add_argument("--model", required=True, metavar="CHECKPOINT", help="full or slim")

@@ -154,7 +154,7 @@ def draw_gamma(axis: Any, gamma: Tensor) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
+    p = cli.Parser(
         prog="python -m utils.plots", description="Draw a run, or all runs beside the paper's."
     )
     p.add_argument("--save", default="logs", metavar="DIR", help="where the runs are (logs)")

@@ -34,7 +34,7 @@ Slim = Callable[[nn.Module, Sequence[Tensor]], nn.Module]
 
 def parser(arch: str, name: str) -> argparse.ArgumentParser:
     # Defaults are suppressed: what is not given is what the checkpoint knows.
-    p = argparse.ArgumentParser(
+    p = cli.Parser(
         prog=f"{arch}_prune.py",
         description=f"Cut the channels with zero scaling factors out of a {arch}.",
         argument_default=argparse.SUPPRESS,

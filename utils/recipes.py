@@ -156,7 +156,7 @@ def _stages(
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
+    p = cli.Parser(
         prog="python -m utils.recipes",
         description="Train, prune and fine-tune what the paper's tables still lack.",
     )

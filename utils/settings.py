@@ -53,7 +53,7 @@ class Settings:
 def parser() -> argparse.ArgumentParser:
     # Every default is suppressed, so that what was given can be told from what was not: a
     # checkpoint's settings stand between the two.
-    p = argparse.ArgumentParser(
+    p = cli.Parser(
         prog="main.py",
         description="Train a network by proximal network slimming, or fine-tune a slim one.",
         argument_default=argparse.SUPPRESS,

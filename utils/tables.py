@@ -235,7 +235,7 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
+    p = cli.Parser(
         prog="python -m utils.tables",
         description="The paper's tables from the record files, ours beside the published numbers.",
     )
