@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from runs import QUICK, assert_same_run, dies_at, kill_and_resume, rows, start, train
+from runs import QUICK, assert_same, assert_same_run, dies_at, kill_and_resume, rows, start, train
 
 RESNET = ["--arch", "resnet", "--depth", "11", "-sr", "--s", "1", "--beta", "100"]
 NAME = "proximal_resnet_11_folder"
@@ -87,7 +87,7 @@ def test_resume_auto_starts_goes_on_and_passes_over_what_is_damaged(tmp_path, pi
     assert "passed over" in said
     assert "going on with" in said
     after = torch.load(tmp_path / f"{NAME}checkpoint.pth.tar", weights_only=True)
-    assert all(torch.equal(v, after["state_dict"][k]) for k, v in before["state_dict"].items())
+    assert_same(before, after)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from utils import checkpoint, records
 from utils.cli import Diverged, InputError, Stopped, note
 from utils.data import Dataset
 from utils.settings import Settings
-from utils.training import Step
+from utils.training import Step, learning_rate
 
 WRITES = 20  # writing checkpoints takes at most about one part in so many of the time
 
@@ -224,6 +224,8 @@ class Run:
             state = self.step.optimizer.state[parameters[name]]
             if "momentum_buffer" in state:
                 state["momentum_buffer"].copy_(buffer)
+        for group in self.step.optimizer.param_groups if self.epoch else ():
+            group["lr"] = learning_rate(self.epoch - 1, self.settings.epochs, self.settings.lr)
         method = self.step.method
         if method.xi is not None:
             xi = content.get("xi")
