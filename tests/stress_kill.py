@@ -42,10 +42,10 @@ def main() -> None:
         assert train(whole, pictures, *flags) == 0
         while killed < args.kills - at_random:
             call += 1
-            parts = folder / f"call{call}"
+            parts = folder / f"{killed} kills, call {call}"
             data = ["--dataset", "folder", "--data", pictures, "--save", parts]
             status = dies_at(call, [*QUICK, *data, *flags])
-            assert status in (-signal.SIGKILL, 0)
+            assert status in (-signal.SIGKILL, 0), status
             killed += status != 0
             assert train(parts, pictures, *flags, "--resume", "auto") == 0
             assert_same_run(whole, parts)
