@@ -205,7 +205,7 @@ def test_small_runs_in_the_shape_of_table_2(tmp_path, capsys):
     assert [row[0] for row in rows] == ["Baseline", "Original NS", "Proximal NS"] * 2
     assert rows[0] == ["Baseline", "—", "—", "3", "32.00 ± 1.00 / —", "—", "—", "—",
                        "72.00 ± 1.00", "—", "—"]  # fmt: skip
-    assert rows[1][1:4] == ["0.001", "—", "3"]
+    assert rows[1][1:4] == ["0.0001", "—", "3"]
     assert rows[1][8:] == ["69.00 ± 0.00", "12.00 ± 0.00", "67.00 ± 0.00"]
     assert rows[2][1:3] == ["0.015", "10"]
     assert rows[2][5:] == ["50.00 ± 0.00", "60.00 ± 0.00", "70.00 ± 0.00", "65.00 ± 0.00",
