@@ -79,10 +79,7 @@ class Job:
         if self.stage == "prune":
             model = self.folder / f"{self.run}checkpoint.pth.tar"
             words = [f"{e.arch}_prune.py", "--model", model, "--name", f"{self.run}_"]
-            words += ["--percent", self.percent()]
-            # On the pictures that the trainings are tested on.
-            words += [w for flag in e.flags if "--test-subset" in flag for w in flag.split()]
-            return list(map(str, [*words, *self.flags]))
+            return list(map(str, [*words, "--percent", self.percent(), *self.flags]))
         words = ["main.py", "--arch", e.arch, "--depth", e.depth, "--dataset", e.dataset]
         words += ["--name", e.name(self.seed), "--seed", self.seed, "--save", self.folder]
         words += [word for flag in e.flags for word in flag.split()]
