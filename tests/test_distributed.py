@@ -41,8 +41,8 @@ def test_two_processes_compute_what_one_does_with_two_half_batches(tmp_path, pic
     equal: each process normalises by its own half's batch statistics, and the first one's are
     kept. So one process that takes the halves in turn, as below, must give the same."""
     epochs, batch_size = 2, 5  # 32 pictures: six batches of 3 + 2 and one of 1 + 1
-    # A small learning rate, for batch norm enlarges differences in rounding.
-    flags = ["--epochs", epochs, "--batch-size", batch_size, "--lr", 0.001]
+    initial = 0.001  # a small learning rate, for batch norm enlarges differences in rounding
+    flags = ["--epochs", epochs, "--batch-size", batch_size, "--lr", initial]
     process = torchrun(tmp_path, pictures, *flags)
     said, _ = process.communicate(timeout=240)
     assert process.returncode == 0, said
@@ -54,12 +54,12 @@ def test_two_processes_compute_what_one_does_with_two_half_batches(tmp_path, pic
     model = build_model("resnet", 11, 2)
     method = ProximalSlimming(model, lambda_=1, beta=100)
     optimizer = torch.optim.SGD(
-        model.parameters(), 0.001, 0.9, weight_decay=1e-4, nesterov=True, fused=True
+        model.parameters(), initial, 0.9, weight_decay=1e-4, nesterov=True, fused=True
     )
     batches = Batches(load_dataset("folder", pictures), "train", batch_size, torch.device("cpu"), 1)
     model.train()
     for epoch in range(epochs):
-        lr = learning_rate(epoch, epochs, 0.001)
+        lr = learning_rate(epoch, epochs, initial)
         optimizer.param_groups[0]["lr"] = lr
         for where in batches.order(epoch):
             optimizer.zero_grad()

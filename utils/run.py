@@ -224,6 +224,7 @@ class Run:
             state = self.step.optimizer.state[parameters[name]]
             if "momentum_buffer" in state:
                 state["momentum_buffer"].copy_(buffer)
+        # As the last epoch left it: where none is left to train, nothing else sets it.
         for group in self.step.optimizer.param_groups if self.epoch else ():
             group["lr"] = learning_rate(self.epoch - 1, self.settings.epochs, self.settings.lr)
         method = self.step.method
