@@ -24,7 +24,7 @@ from utils.cli import Diverged, InputError, Lost, Progress, note
 from utils.data import Batches
 from utils.device import Execution, Group, fastest, pick_device
 from utils.graph import Graphs
-from utils.recipes import recipe
+from utils.paper import recipe
 from utils.run import Run
 from utils.seeds import run_seeds
 from utils.settings import Settings, load_data, parser

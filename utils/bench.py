@@ -27,7 +27,7 @@ from utils.device import pick_device
 from utils.flops import cost
 from utils.folder import SIZE
 from utils.here import Here
-from utils.recipes import BATCH_SIZE
+from utils.paper import BATCH_SIZE
 from utils.reference import Reference
 
 NETWORKS = ("vgg-19", "resnet-20", "densenet-40", "resnet-164")

@@ -13,7 +13,7 @@ from models import build_model
 from utils.data import Batches
 from utils.device import Execution, fastest
 from utils.graph import Graphs
-from utils.recipes import LEARNING_RATE, recipe
+from utils.paper import LEARNING_RATE, recipe
 from utils.slimming import ProximalSlimming
 from utils.training import Step, evaluate
 

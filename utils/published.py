@@ -43,6 +43,11 @@ class Table:
         """Which of our methods the ``row`` is about, None for those of others."""
         return METHODS.get(row[1]) if self.columns[1].heading == "Method" else "proximal"
 
+    def share(self, row: list[str]) -> float | None:
+        """Percent of the channels that the ``row``'s network lost, None where it does not say."""
+        cells = zip(self.columns, row, strict=True)
+        return next((numbers(cell)[0] for c, cell in cells if "channels" in c.quantities), None)
+
 
 def numbers(cell: str) -> list[float | None]:
     """The numbers of a cell, None where it has none: ``93.83/—``, ``74.00*``, ``N/A``."""

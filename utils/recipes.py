@@ -1,4 +1,4 @@
-"""The paper's settings (section 5.1), in one place, and the command that carries them out.
+"""The experiments behind the paper's tables, and the command that carries them out.
 
     python -m utils.recipes table2a --seeds 1 2 3
 
@@ -9,7 +9,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from utils import cli, jobs
@@ -17,59 +17,8 @@ from utils.agenda import Agenda
 from utils.cli import InputError
 from utils.data import load_dataset
 from utils.jobs import Experiment
-from utils.published import NETWORKS, TABLES, numbers
-from utils.slimming import shrinkage
-from utils.training import learning_rate
-
-EPOCHS = 160
-LEARNING_RATE = 0.1
-BATCH_SIZE = 64
-STEPS = 782  # mini-batches of 64 in the 50,000 pictures of CIFAR
-
-
-def schedule(epochs: int) -> list[tuple[int, float]]:
-    """(mini-batches, α) of every epoch of a training on CIFAR; α is 1 / learning rate."""
-    return [(STEPS, 1 / learning_rate(epoch, epochs, LEARNING_RATE)) for epoch in range(epochs)]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """λ and β of proximal slimming, and λ of original network slimming (from its own paper)."""
-
-    lambda_: float
-    beta: float
-    subgradient_lambda: float
-
-    def shrinkage(self, epochs: int = EPOCHS) -> float:
-        """How far the penalty alone moves ξ in so many epochs of CIFAR."""
-        return shrinkage(self.lambda_, self.beta, schedule(epochs))
-
-    def scaled(self, epochs: int) -> "Recipe":
-        """This recipe for fewer epochs: λ raised so that it shrinks as much in total.
-
-        Not the paper's problem, only its shape: which channels survive depends on λ itself.
-        """
-        longer = self.shrinkage() / self.shrinkage(epochs)
-        # (3b) moves γ by λ/α a step, which is twice λ/(2α + β) at β = 0.
-        longer_ns = shrinkage(1, 0, schedule(EPOCHS)) / shrinkage(1, 0, schedule(epochs))
-        lambda_, ns = self.lambda_ * longer, self.subgradient_lambda * longer_ns
-        return Recipe(float(f"{lambda_:.3g}"), self.beta, float(f"{ns:.3g}"))
-
-    def setting(self, method: str) -> tuple[str, float | None, float | None, str]:
-        """Method, λ, β and how often it alternates, as the records have them."""
-        if method == "proximal":
-            return method, self.lambda_, self.beta, "step"
-        return method, self.subgradient_lambda if method == "subgradient" else None, None, ""
-
-
-def recipe(arch: str, depth: int) -> Recipe:
-    """The paper's settings for this network, or for the nearest one it trains."""
-    if arch == "vgg":
-        return Recipe(lambda_=0.0045, beta=100, subgradient_lambda=1e-4)
-    if arch == "densenet":
-        return Recipe(lambda_=0.004, beta=100, subgradient_lambda=1e-5)
-    return Recipe(lambda_=0.002, beta=1.0 if depth < 164 else 0.25, subgradient_lambda=1e-5)
-
+from utils.paper import EPOCHS, Recipe, recipe
+from utils.published import NETWORKS, TABLES
 
 # What `small` is: Table 2 for a CPU, on some of CIFAR-10's pictures. Original slimming has its own
 # paper's λ, as in Table 2: ten times that makes half of the VGG-11's factors next to nothing in so
@@ -126,11 +75,9 @@ def _rows(part: str) -> Iterator[tuple[str, str, str, float | None]]:
     table = TABLES[part]
     for row in table.rows:
         method = table.method(row)
-        cells = list(zip(table.columns, row, strict=True))
-        shares = [numbers(cell)[0] for column, cell in cells if "channels" in column.quantities]
         for dataset in dict.fromkeys(column.dataset for column in table.columns):
             if dataset and method:
-                yield row[0], dataset, method, shares[0] if shares else None
+                yield row[0], dataset, method, table.share(row)
 
 
 def _of_paper(

@@ -20,7 +20,7 @@ from models import build_model
 from models.channel_selection import ChannelSelection
 from utils.data import PAD, Dataset
 from utils.folder import SIZE
-from utils.recipes import LEARNING_RATE, recipe
+from utils.paper import LEARNING_RATE, recipe
 from utils.slimming import batch_norms
 
 

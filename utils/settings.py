@@ -10,7 +10,7 @@ from models import ARCHITECTURES
 from utils import cli
 from utils.cli import InputError
 from utils.data import DATASETS, Dataset, load_dataset
-from utils.recipes import BATCH_SIZE, EPOCHS, LEARNING_RATE, recipe
+from utils.paper import BATCH_SIZE, EPOCHS, LEARNING_RATE, recipe
 from utils.slimming import METHODS, Baseline, ProximalSlimming, Subgradient
 
 DEPTHS = {"vgg": 19, "resnet": 164, "densenet": 40}  # what the paper trains
