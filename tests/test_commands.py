@@ -13,7 +13,7 @@ import torch
 
 from models import build_model
 from runs import QUICK, ROOT, assert_same_run, rows, train
-from utils import cli, records
+from utils import cli, records, results
 from utils.slimming import batch_norms
 
 NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 7)]
@@ -107,7 +107,12 @@ PROXIMAL = ["-sr", "--s", "4", "--beta", "100"]
 
 @pytest.mark.parametrize(
     "flags",
-    [PROXIMAL, [*PROXIMAL, "--prox-every", "epoch"], [], ["-sr", "--method", "subgradient"]],
+    [
+        PROXIMAL,
+        [*PROXIMAL, "--prox-every", "epoch"],
+        ["--lr", "0.05", "--no-nesterov"],
+        ["-sr", "--method", "subgradient"],
+    ],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(flags, tmp_path, pictures):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -119,7 +124,13 @@ def test_a_resumed_run_is_the_uninterrupted_one(flags, tmp_path, pictures):
     (path,) = parts.glob("*checkpoint.pth.tar")
     assert train(parts, pictures, "--resume", path) == 0
     assert_same_run(whole, parts)
-    assert len(rows(parts / "train_record.csv")) == 1
+    recorded = [rows(folder / "train_record.csv") for folder in (whole, parts)]
+    for (row,) in recorded:  # but for the command the same, although that names no flags
+        del row["command"], row["seconds_per_epoch"]
+    assert recorded[0] == recorded[1]
+    flags_of = [results.load(folder)[0].flags for folder in (whole, parts)]
+    assert flags_of[0] == flags_of[1]
+    assert ("--no-nesterov" in flags_of[1]) == ("--no-nesterov" in flags)
     assert train(parts, pictures, "--resume", path) == 0  # finished already: nothing more happens
     assert len(rows(parts / "train_record.csv")) == 1
 

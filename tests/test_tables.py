@@ -9,8 +9,9 @@ import pytest
 
 import recorded
 from utils import cli, records, results, settings, tables
+from utils.paper import recipe
 from utils.published import TABLES, numbers
-from utils.recipes import SMALL, recipe
+from utils.recipes import SMALL
 
 ROOT = Path(__file__).parents[1]
 PAPERS = [os.environ.get("PAPER_TEXT"), *(ROOT / "../shared/seeds").glob("004_*.txt")]
@@ -139,26 +140,85 @@ def test_given_defaults_are_the_papers_settings(tmp_path, capsys):
     assert all(getattr(defaults, key) == value for key, value in results.FLAGS.items())
 
 
-@pytest.mark.parametrize("column", [True, False])
+USUAL = {"batch_size": 64, "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0001, "nesterov": True,
+         "xi_init": "0.47 0.5", "source": "torchvision"}  # fmt: skip
+COLUMNS = {
+    "none": ({}, "unknown"),
+    "of an older record": ({"subset": 5000, "batch_size": 64}, "--subset 5000, further flags un"),
+    "subset": ({**USUAL, "subset": 5000}, "--subset 5000"),
+    "lr": ({**USUAL, "lr": 0.05}, "--lr 0.05"),
+    "nesterov": ({**USUAL, "nesterov": False}, "--no-nesterov"),
+    "xi": ({**USUAL, "xi_init": "0.47 0.53"}, "--xi-init 0.47 0.53"),
+    "copy": ({**USUAL, "source": "picture files"}, "160 epochs, picture files"),
+}
+
+
+@pytest.mark.parametrize(("more", "said"), COLUMNS.values(), ids=COLUMNS)
 def test_a_run_resumed_by_its_checkpoint_alone_does_not_pass_for_the_papers(
-    column, tmp_path, capsys
+    more, said, tmp_path, capsys
 ):
-    """Its record does not say of how many pictures, unless it has a column that does."""
-    more = {"subset": 5000, "batch_size": 64} if column else {}
+    """Its command says nothing of its flags: the columns do."""
     recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0, slim=77, more=more)
     path = tmp_path / "train_record.csv"
     path.write_text(path.read_text().replace("--arch vgg", "--resume logs/x.pth.tar"))
     papers, _, others = show(capsys, tmp_path).partition("## Other runs")
     assert "77.00" not in papers
-    assert ("--subset 5000" if column else "unknown") in others
+    assert said in others
+    assert "77.00" in others
+
+
+def test_a_run_with_the_usual_columns_is_the_papers(tmp_path, capsys):
+    recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0, slim=77, tuned=79,
+                 more=USUAL, tuned_more={"xi_init": ""})  # fmt: skip
+    _, ours = lines_of(show(capsys, tmp_path), "Proximal NS (ours)")
+    assert ours[7] == "77.00 / 79.00"
+
+
+def test_a_cell_of_fewer_seeds_than_its_line_says_so(tmp_path, capsys):
+    for seed in (1, 2, 3):
+        recorded.run(tmp_path, "vgg", 19, "proximal", seed, **VGG, zeros=4100)
+    for seed in (1, 2):
+        recorded.run(tmp_path, "vgg", 19, "proximal", seed, **VGG, zeros=3000, dataset="cifar100")
+    rows = cells(show(capsys, tmp_path, "--only", "table1"))
+    (ours,) = [row for row in rows if row[2] == "ours, n = 3"]
+    assert ours[3:5] == ["4100.0 ± 0.0", "3000.0 ± 0.0 (n = 2)"]
 
 
 def test_original_slimming_counts_at_the_share_that_the_table_has(tmp_path, capsys):
     run = {"s": 1e-4, "tuned": 93.0}
     recorded.run(tmp_path, "vgg", 19, "subgradient", 1, **run, percent=0.74, slim=10.5)
     recorded.run(tmp_path, "vgg", 19, "subgradient", 1, **run, percent=0.3, slim=88)
-    _, ours = lines_of(show(capsys, tmp_path), "Original NS [23]")
+    text = show(capsys, tmp_path)
+    _, ours = lines_of(text, "Original NS [23]")
     assert ours[7] == "10.50 / 93.00"
+    assert "channels" not in ours[8]  # the share was chosen
+    assert "88.00" not in text
+
+
+def test_original_slimming_at_another_share_stands_among_the_others(tmp_path, capsys):
+    recorded.run(tmp_path, "vgg", 19, "subgradient", 1, s=1e-4, percent=0.3, slim=88)
+    papers, _, others = show(capsys, tmp_path).partition("## Other runs")
+    assert "88.00" not in papers
+    assert "88.00" in others
+
+
+def test_a_fine_tuning_stands_with_the_pruning_that_it_followed(tmp_path, capsys):
+    run = {"s": 0.009, "epochs": 20}
+    for pruned, slim in ((74.0, 10.5), (30.0, 88.0)):
+        recorded.run(tmp_path, "vgg", 19, "subgradient", 1, **run, percent=pruned / 100,
+                     pruned=(pruned, 1, 1), slim=slim, tuned=93)  # fmt: skip
+    text = show(capsys, tmp_path, "--only", "runs")
+    (row,) = [row for row in cells(text) if row[0] == "Original NS"]
+    assert (row[5], *row[9:]) == ("30.00", "88.00", "93.00")
+    recorded.run(tmp_path, "vgg", 19, "subgradient", 1, **run, percent=0.5, slim=50)
+    text = show(capsys, tmp_path, "--only", "runs")
+    assert "50.00" not in text  # the one that was fine-tuned stays
+    # Nothing says of what it is a fine-tuning.
+    (tmp_path / "pruned_record.csv").unlink()
+    recorded.run(tmp_path, "vgg", 19, "subgradient", 1, **run, percent=0.5, slim=50)
+    text = show(capsys, tmp_path, "--only", "runs")
+    (row,) = [row for row in cells(text) if row[0] == "Original NS"]
+    assert row[9:] == ["50.00", "—"]
 
 
 def test_masks_by_xi_and_repeated_runs(tmp_path, capsys):
@@ -173,10 +233,12 @@ def test_masks_by_xi_and_repeated_runs(tmp_path, capsys):
     assert "70.0" in cells(text)[3][3]
 
 
-def test_a_shorter_fine_tuning_is_left_out_and_said(tmp_path, capsys):
-    name = recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0, tuned=91.23)
-    path = tmp_path / "refine_record.csv"
-    path.write_text(path.read_text().replace(",160,", ",40,"))
+@pytest.mark.parametrize(
+    "other", [{"epochs": 40}, {"lr": 0.01}, {"subset": 5000}, {"method": "proximal"}]
+)
+def test_another_fine_tuning_is_left_out_and_said(other, tmp_path, capsys):
+    name = recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0, tuned=91.23,
+                        more=USUAL, tuned_more=other)  # fmt: skip
     assert cli.run(tables.main, ["--save", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
     assert "91.23" not in out

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from utils import results
 from utils.cli import InputError, clock
@@ -32,8 +33,6 @@ class Agenda:
         self.flags = {"train": tuple(flags), "refine": tuple(flags), "prune": tuple(prune_flags)}
         found = results.load(folder) if folder.is_dir() else []
         self.results = {result.train["run"]: result for result in found}
-        refined = results.read(folder / "refine_record.csv", results.TRAINED)
-        self.refined = {row["run"] for row in refined}
         # Seed by seed: the first whole rows of a table come early.
         runs = [(e, seed) for seed in seeds for e in experiments]
         self.seconds = self._measured(runs)
@@ -58,8 +57,8 @@ class Agenda:
         for e, seed in runs:
             for stage in ("train", "refine"):
                 log = self._log(e.run(seed), stage)
-                spent = sum(float(row[column]) for row in log for column in SPENT)
-                if log:
+                if log and (e.run(seed), stage) not in seconds:
+                    spent = sum(float(row[column]) for row in log for column in SPENT)
                     add(spent / len(log), e.run(seed), e.group, stage)
         return seconds
 
@@ -84,7 +83,7 @@ class Agenda:
         result = self.results.get(run)
         if result is not None:
             self._check_same(e, run, result)
-        refined = f"{run}_refine" in self.refined
+        refined = result is not None and result.refine is not None
         # A slim network that was fine-tuned may be gone.
         slim = refined or (self.folder / f"{run}_pruned.pth.tar").exists()
         pruned = slim and result is not None and result.pruning(e.share) is not None
@@ -108,13 +107,21 @@ class Agenda:
 
     def _check_same(self, e: Experiment, run: str, result: results.Result) -> None:
         names = ("arch", "depth", "dataset", "epochs", "flags", "method", "λ", "β", "alternation")
-        has, takes = (*result.group, *result.setting), (*e.group, *e.setting)
-        for name, before, now in zip(names, has, takes, strict=True):
+        terms = zip(names, (*result.group, *result.setting), (*e.group, *e.setting), strict=True)
+        self._refuse_other("train_record.csv", run, list(terms))
+        if e.refine_epochs and result.refine:
+            has = int(result.refine["epochs"]), result.refine_flags, result.refine["method"]
+            takes = e.refine_epochs, e.flags, "baseline"
+            terms = zip(("epochs", "flags", "method"), has, takes, strict=True)
+            self._refuse_other("refine_record.csv", f"{run}_refine", list(terms))
+
+    def _refuse_other(self, record: str, run: str, terms: Sequence[tuple[str, Any, Any]]) -> None:
+        for name, before, now in terms:
             known = name != "flags" or results.UNKNOWN not in before
             if before != now and known:
                 raise InputError(
-                    f"{self.folder}/train_record.csv has {run} with {name} {before or 'as usual'},"
-                    f" not {now or 'as usual'}: choose another --save"
+                    f"{self.folder}/{record} has {run} with {name} {before or 'as usual'}, not"
+                    f" {now or 'as usual'}: choose another --save"
                 )
 
     def overview(self, gpus: int) -> str:

@@ -28,6 +28,7 @@ KNOWN = {
     "SVHN": (604_388, 26_032, 10),
 }
 DATASETS = ("cifar10", "cifar100", "SVHN", "folder", "shapes")
+TORCHVISION, PICTURES = "torchvision", "picture files"
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Dataset:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     augment: bool
+    # Of a public data set: TORCHVISION, whose files' MD5 are known, or PICTURES, a copy of it.
+    source: str = ""
 
     def checksum(self) -> int:
         """CRC-32 of all pictures and labels: what tells one set of pictures from another."""
@@ -153,7 +156,8 @@ def _torchvision(name: str, folder: Path | None) -> Dataset:
         Pictures(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64)))
         for x, y in arrays
     )
-    return Dataset(name, classes, train, test, *_norm(name), augment=name != "SVHN")
+    augment = name != "SVHN"
+    return Dataset(name, classes, train, test, *_norm(name), augment, TORCHVISION)
 
 
 def _folder(name: str, folder: Path) -> Dataset:
@@ -172,7 +176,8 @@ def _folder(name: str, folder: Path) -> Dataset:
                 f"note: {folder} has {len(train)} training and {len(test)} test pictures;"
                 f" all of {name} has {pictures} and {test_pictures}"
             )
-    return Dataset(name, classes, train, test, *_norm(name), augment=name != "SVHN")
+    source = PICTURES if name in KNOWN else ""
+    return Dataset(name, classes, train, test, *_norm(name), name != "SVHN", source)
 
 
 def _norm(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:

@@ -48,10 +48,11 @@ def draw_run(folder: Path, run: str) -> Any:
     network = checkpoint.load(path, restore)[1]
     norms = batch_norms(network.model)
     gammas = [bn.weight.detach() for bn in norms]
+    changes = column(log, "change")
     figure, axes = canvas.pyplot().subplot_mosaic(
         [
-            ["loss", "accuracy"],
-            ["zeros", "change" if column(log, "change") else "zeros"],
+            ["loss", "change" if changes else "accuracy"],
+            ["zeros", "accuracy" if changes else "zeros"],
             ["layers", "gamma"],
         ],
         figsize=(canvas.WIDTH, 9),

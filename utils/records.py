@@ -29,7 +29,8 @@ LOG = (
 TRAINED = (
     "run,method,arch,depth,dataset,seed,epochs,s,beta,prox_every,precision,channels,"
     "gamma_zeros,xi_zeros,test_accuracy,best_accuracy,seconds_per_epoch,checkpoint,command,"
-    "subset,batch_size,commit,python,torch,device,threads,processes"
+    "subset,batch_size,commit,python,torch,device,threads,processes,"
+    "test_subset,lr,momentum,weight_decay,nesterov,xi_init,source"
 ).split(",")
 PRUNED = (
     "model,run,method,arch,depth,dataset,seed,s,beta,percent,channels,channels_kept,"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.cli import InputError
+from utils.data import PICTURES
 
 Row = dict[str, str]
 
@@ -30,7 +31,7 @@ QUANTITIES = {
 ARCHITECTURES = {"vgg": "VGG", "densenet": "DenseNet", "resnet": "ResNet"}
 METHODS = {"baseline": "Baseline", "subgradient": "Original NS", "proximal": "Proximal NS"}
 TRAINED = (
-    "run method arch depth dataset seed epochs s beta prox_every gamma_zeros test_accuracy"
+    "run method arch depth dataset seed epochs s beta prox_every channels gamma_zeros test_accuracy"
     " seconds_per_epoch command"
 ).split()
 PRUNED = (
@@ -42,7 +43,7 @@ LOG = (
 ).split()
 WORDS = {"run", "method", "arch", "dataset", "prox_every", "command", "mask"}
 MAY_BE_EMPTY = {"s", "beta", "prox_every", "percent", "objective", "ns_objective", "xi_zeros"}
-# Stands for the flags of a run that was resumed by its checkpoint's name alone.
+# Stands for the flags of a run that was resumed by its checkpoint's name alone, in older records.
 UNKNOWN = "further flags unknown (resumed)"
 # Flags that change a run and stand in no column of older records, with main.py's defaults.
 FLAGS: dict[str, Any] = {
@@ -53,6 +54,7 @@ FLAGS: dict[str, Any] = {
     "momentum": 0.9,
     "weight_decay": 1e-4,
 }
+XI_INIT = [0.47, 0.5]
 
 
 def read(path: Path, columns: Sequence[str]) -> list[Row]:
@@ -105,6 +107,7 @@ class Result:
     prunings: list[Row]
     refine: Row | None
     flags: tuple[str, ...]
+    refine_flags: tuple[str, ...]
 
     @property
     def setting(self) -> tuple[str, float | None, float | None, str]:
@@ -119,27 +122,43 @@ class Result:
         return t["arch"], int(t["depth"]), t["dataset"], int(t["epochs"]), self.flags
 
     @property
+    def source(self) -> str:
+        """PICTURES if it saw those of a folder in place of a public data set's, else ''."""
+        return PICTURES if self.train.get("source") == PICTURES else ""
+
+    @property
     def network(self) -> str:
         arch = self.train["arch"]
         return f"{ARCHITECTURES.get(arch, arch)}-{self.train['depth']}"
 
     @property
     def tuned(self) -> Row | None:
-        """The fine-tuning if it took as many epochs, without a penalty: section 5.2's."""
-        same = self.refine and self.refine["epochs"] == self.train["epochs"]
-        return self.refine if same and self.refine["method"] == "baseline" else None
+        """The fine-tuning if it went as the training did, but for the penalty: section 5.2's."""
+        if self.refine is None:
+            return None
+        t, r = self.train, self.refine
+        flags = tuple(flag for flag in self.flags if not flag.startswith("--xi-init"))
+        terms = ("baseline", t["epochs"], t.get("source"), flags)
+        same = (r["method"], r["epochs"], r.get("source"), self.refine_flags) == terms
+        return r if same else None
 
     def pruning(self, share: float | None = None) -> Row | None:
         """The last pruning by γ: at percent 0; of original slimming, that near ``share``, or any.
 
-        ``share`` is in percent of the channels.
+        Of several, the last that was fine-tuned. ``share`` is in percent of the channels.
         """
         fits = [row for row in self.prunings if row["mask"] == "gamma" and row["percent"]]
         if self.train["method"] == "proximal":
             fits = [row for row in fits if float(row["percent"]) == 0]
         elif share is not None:
             fits = [row for row in fits if abs(100 * float(row["percent"]) - share) < 0.5]
-        return fits[-1] if fits else None
+        tuned = [row for row in fits if self._is_tuned(row)]
+        return next(reversed(tuned or fits), None)
+
+    def _is_tuned(self, pruning: Row) -> bool:
+        """Whether it is what was fine-tuned, as far as its width tells."""
+        refine = self.tuned
+        return refine is not None and float(refine["channels"]) == float(pruning["channels_kept"])
 
     def value(self, quantity: str, share: float | None = None) -> float | None:
         """One of QUANTITIES, None where the run did not come so far. ``share``: see pruning."""
@@ -147,7 +166,8 @@ class Result:
         pruning = self.pruning(share)
         if quantity == "trained" and pruning:  # as the other two are measured: in float32
             kind, column = "prune", "accuracy_before"
-        row = {"train": self.train, "prune": pruning, "refine": pruning and self.tuned}[kind]
+        tuned = self.tuned if pruning and self._is_tuned(pruning) else None
+        row = {"train": self.train, "prune": pruning, "refine": tuned}[kind]
         return float(row[column]) if row else None
 
 
@@ -158,27 +178,24 @@ def load(folder: Path) -> list[Result]:
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}: give the one that --save named")
-    path = folder / "train_record.csv"
-    trained = {row["run"]: row for row in read(path, TRAINED)}
+    paths = folder / "train_record.csv", folder / "refine_record.csv"
+    trained, refined = ({row["run"]: row for row in read(path, TRAINED)} for path in paths)
     pruned = read(folder / "pruned_record.csv", PRUNED)
-    refined = {row["run"]: row for row in read(folder / "refine_record.csv", TRAINED)}
     results = []
     for run, row in trained.items():
         refine = refined.get(f"{run}_refine")
-        try:
-            flags = flags_of(row)
-        except (ValueError, argparse.ArgumentError):
-            raise InputError(f"{path}: the command of {run} is damaged; mend it") from None
         prunings = [p for p in pruned if p["run"] == run]
-        results.append(Result(row, prunings, refine, flags))
+        refine_flags = () if refine is None else flags_of(refine, paths[1])
+        results.append(Result(row, prunings, refine, flags_of(row, paths[0]), refine_flags))
     return results
 
 
 def grouped(found: Sequence[Result]) -> dict[tuple, dict[tuple, list[Result]]]:
-    """Runs by Result.group, then by Result.setting; one for each seed."""
+    """Runs by Result.group and source, then by Result.setting; one for each seed."""
     groups: dict[tuple, dict[tuple, dict[int, Result]]] = {}
     for result in found:
-        seeds = groups.setdefault(result.group, {}).setdefault(result.setting, {})
+        group = (*result.group, result.source)
+        seeds = groups.setdefault(group, {}).setdefault(result.setting, {})
         seeds[int(result.train["seed"])] = result
     order = [*METHODS]
 
@@ -192,32 +209,39 @@ def grouped(found: Sequence[Result]) -> dict[tuple, dict[tuple, list[Result]]]:
     }  # fmt: skip
 
 
-def flags_of(row: Row) -> tuple[str, ...]:
-    """What a training was given beside the columns and is not the default, from its command.
+def flags_of(row: Row, path: Path) -> tuple[str, ...]:
+    """What a training in the record ``path`` was given that is not the default.
 
-    Where the record has columns for them (``batch_size`` is filled), those count. Raises ValueError
-    or argparse.ArgumentError for a command that cannot be read.
+    From the row's columns, or, as far as it is of before there were such, from its command. Raises
+    InputError where these cannot be read.
     """
     p = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
     for flag, default in FLAGS.items():
         p.add_argument("--" + flag.replace("_", "-"), type=float, default=default)
     p.add_argument("--wd", dest="weight_decay", type=float, default=FLAGS["weight_decay"])
-    p.add_argument("--no-nesterov", action="store_true")
-    p.add_argument("--xi-init", nargs=2)
-    words = shlex.split(row["command"])
-    given, _ = p.parse_known_args(words)
-    values = vars(given)
-    # Rows of before there were such columns have them empty.
-    in_columns = FLAGS.keys() & row.keys() if row.get("batch_size") else set()
-    for flag in in_columns:
-        values[flag] = float(row[flag]) if row[flag] else FLAGS[flag]
+    p.add_argument("--no-nesterov", action="store_false", dest="nesterov")
+    p.add_argument("--xi-init", nargs=2, type=float, default=XI_INIT)
+    try:
+        words = shlex.split(row["command"])
+        values = vars(p.parse_known_args(words)[0])
+        for flag in FLAGS:
+            if row.get("batch_size" if flag in ("subset", "batch_size") else "lr"):
+                values[flag] = float(row[flag]) if row[flag] else None
+        if row.get("lr"):
+            values["nesterov"] = row["nesterov"] != "False"
+            values["xi_init"] = [float(bound) for bound in row["xi_init"].split()] or XI_INIT
+    except (ValueError, KeyError, argparse.ArgumentError):
+        raise InputError(
+            f"{path}: the command or the flags of {row['run']} are damaged; mend them"
+        ) from None
     flags = [
         f"--{flag.replace('_', '-')} {values[flag]:.15g}"
         for flag, default in FLAGS.items()
         if values[flag] != default
     ]
-    flags += ["--no-nesterov"] if given.no_nesterov else []
-    flags += [f"--xi-init {' '.join(given.xi_init)}"] if given.xi_init else []
-    if "--resume" in words and "--arch" not in words and "subset" not in in_columns:
+    flags += [] if values["nesterov"] else ["--no-nesterov"]
+    if values["xi_init"] != XI_INIT:
+        flags.append("--xi-init " + " ".join(f"{bound:.15g}" for bound in values["xi_init"]))
+    if "--resume" in words and "--arch" not in words and not row.get("lr"):
         flags.append(UNKNOWN)
     return tuple(flags)

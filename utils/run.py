@@ -278,6 +278,13 @@ class Run:
             "device": platform.machine() if on_cpu else torch.cuda.get_device_name(device),
             "threads": torch.get_num_threads(),
             "processes": self.step.group.size,
+            "test_subset": s.test_subset,
+            "lr": s.lr,
+            "momentum": s.momentum,
+            "weight_decay": s.weight_decay,
+            "nesterov": s.nesterov,
+            "xi_init": None if s.xi_init is None else shlex.join(map(str, s.xi_init)),
+            "source": self.data.source,
         }
         records.append(self.files.record, records.TRAINED, row)
 

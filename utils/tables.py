@@ -16,8 +16,8 @@ from functools import cached_property
 from pathlib import Path
 
 from utils import cli, results
+from utils.paper import EPOCHS, recipe
 from utils.published import NETWORKS, TABLES, Table, numbers
-from utils.recipes import EPOCHS, recipe
 from utils.results import Result
 
 Groups = Mapping[tuple, Mapping[tuple, Sequence[Result]]]
@@ -27,7 +27,10 @@ LEGEND = """\
 "Ours" are runs with the paper's settings (160 epochs): mean ± standard deviation over n seeds.
 Compression is counted as the paper's program counts it. A difference is "within" the spread if it
 is no more than two of our standard deviations, else "outside"; a single run has no spread. Seconds
-per epoch depend on the machine and are not compared.
+per epoch depend on the machine and are not compared, nor is original NS's share of channels, which
+is chosen. Accuracies of pruned networks, before and after, were measured in float32, those of
+baselines and after fine-tuning in the precision of the training. A run on picture files is no run
+on the data set they were made of: it stands among the others.
 """
 # How the differences are called; what is not here is not compared.
 COMPARED = {
@@ -72,14 +75,14 @@ class Cell:
         found = (run.value(self.quantity, self.share) for run in self.runs)
         return [value for value in found if value is not None]
 
-    def __str__(self) -> str:
+    def text(self, n: int) -> str:
+        """Mean and spread, and over how many runs where these are not the line's ``n``."""
         if not self.values:
             return DASH
         text = self.format(statistics.fmean(self.values))
         if self.spread is not None:
             text += f" ± {self.format(self.spread)}"
-        fewer = len(self.values) < len(self.runs)
-        return f"{text} (n = {len(self.values)})" if fewer else text
+        return text if len(self.values) == n else f"{text} (n = {len(self.values)})"
 
     def format(self, value: float, sign: str = "") -> str:
         return f"{value:{sign}.{1 if self.quantity == 'zeros' else 2}f}"
@@ -94,6 +97,8 @@ class Cell:
         """Ours − the paper's, None where that means nothing."""
         if self.published is None or not self.values or self.quantity not in COMPARED:
             return None
+        if self.quantity == "channels" and self.runs[0].train["method"] == "subgradient":
+            return None  # chosen, not found
         return statistics.fmean(self.values) - self.published
 
     @property
@@ -119,11 +124,10 @@ class Cell:
 
 def compare(table: Table, row: Sequence[str], groups: Groups) -> list[list[Cell]]:
     """Every number in a row of the paper's beside ours, column by column."""
-    cells = list(zip(table.columns, row, strict=True))
     # Original network slimming is pruned at a share that is chosen: the same one is meant.
-    share = next((numbers(cell)[0] for c, cell in cells if c.quantities == ("channels",)), None)
+    share = table.share(row)
     columns = []
-    for column, printed in cells:
+    for column, printed in zip(table.columns, row, strict=True):
         group, setting = key_of(table, row, column.dataset)
         runs = groups.get(group, {}).get(setting, [])
         # The baseline is not pruned, and the paper writes its accuracy in that place.
@@ -142,7 +146,7 @@ def key_of(table: Table, row: Sequence[str], dataset: str) -> tuple[tuple, tuple
     arch, depth = NETWORKS[row[0]]
     method = table.method(row)
     setting = recipe(arch, depth).setting(method) if method else ()
-    return (arch, depth, dataset, EPOCHS, ()), setting
+    return (arch, depth, dataset, EPOCHS, (), ""), setting
 
 
 def paper_table(name: str, groups: Groups) -> tuple[str, list[dict[str, object]]]:
@@ -157,7 +161,7 @@ def paper_table(name: str, groups: Groups) -> tuple[str, list[dict[str, object]]
         lines.append([*printed[:2], "paper", *printed[2:], ""])
         if table.method(printed):
             n = max(len(cell.runs) for cell in cells)
-            ours = map(joined, columns[2:])
+            ours = [joined(column, n) for column in columns[2:]]
             verdicts = ", ".join(filter(None, map(verdict, cells)))
             lines.append(["", "", f"ours, n = {n}" if n else "ours", *ours, verdicts or DASH])
         method = printed[1] if headings[1] == "Method" else "Proximal NS (ours)"
@@ -167,8 +171,8 @@ def paper_table(name: str, groups: Groups) -> tuple[str, list[dict[str, object]]
     return f"## {table.title}\n\n{markdown(lines)}{note}", rows
 
 
-def joined(cells: Sequence[Cell]) -> str:
-    return " / ".join(map(str, cells)) if any(cell.values for cell in cells) else DASH
+def joined(cells: Sequence[Cell], n: int) -> str:
+    return " / ".join(cell.text(n) for cell in cells) if any(c.values for c in cells) else DASH
 
 
 def verdict(cell: Cell) -> str:
@@ -183,28 +187,35 @@ def verdict(cell: Cell) -> str:
 def runs_table(groups: Groups) -> tuple[str, list[dict[str, object]]]:
     """All runs that the paper's tables have not, as Markdown and as lines of a CSV file."""
     known = {
-        key_of(t, row, c.dataset) for t in TABLES.values() for row in t.rows for c in t.columns
+        key_of(t, row, c.dataset): t.share(row)
+        for t in TABLES.values()
+        for row in t.rows
+        for c in t.columns
     }
     text, rows = "## Other runs, in the shape of Table 2\n", []
     for group, settings in groups.items():
-        *_, dataset, epochs, flags = group
+        *_, dataset, epochs, flags, source = group
+        more = [f"{epochs} epochs", *flags, *filter(None, [source])]
         lines, listed = [["Method", "λ", "β", "n", *RUNS_COLUMNS]], []
         for setting, runs in settings.items():
-            if (group, setting) in known:
+            if (group, setting) in known:  # the tables miss those of other shares only
+                share = known[group, setting]
+                runs = [run for run in runs if run.pruning() and not run.pruning(share)]
+            if not runs:
                 continue
             method, s, beta, every = setting
             name = results.METHODS.get(method, method)
             name += ", ξ once an epoch" if every == "epoch" else ""
             columns = [[Cell(q, dataset, runs) for q in column] for column in RUNS_COLUMNS.values()]
             penalty = [DASH if value is None else f"{value:g}" for value in (s, beta)]
-            lines.append([name, *penalty, str(len(runs)), *map(joined, columns)])
-            settings_ = f"λ {penalty[0]}, β {penalty[1]}, {', '.join([f'{epochs} epochs', *flags])}"
+            lines.append([name, *penalty, str(len(runs)), *(joined(c, len(runs)) for c in columns)])
+            settings_ = f"λ {penalty[0]}, β {penalty[1]}, {', '.join(more)}"
             what = {"table": RUNS, "network": runs[0].network, "method": name}
             what["settings"] = settings_
             rows += [what | cell.csv() for column in columns for cell in column]
             listed += runs
         if listed:
-            title = ", ".join([f"{listed[0].network} on {dataset}", f"{epochs} epochs", *flags])
+            title = ", ".join([f"{listed[0].network} on {dataset}", *more])
             text += f"\n### {title}\n\n{markdown(lines)}\n{circumstances(listed)}\n"
     return text, rows
 
@@ -251,7 +262,7 @@ def main(argv: list[str] | None = None) -> None:
     found = results.load(Path(args.save))
     groups = results.grouped(found)
     for run in (result.train["run"] for result in found if result.refine and not result.tuned):
-        cli.note(f"note: {run}_refine took other epochs than {run}, or a penalty: left out")
+        cli.note(f"note: {run}_refine did not train as {run} did but for the penalty: left out")
     if args.csv is not None:
         cli.check_writable(Path(args.csv))
         Path(args.csv).mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Accuracy against compression: the runs on record, and the paper's."""
 
+import math
 import re
 import statistics
 from collections.abc import Iterable, Sequence
@@ -18,12 +19,14 @@ MARKERS = {
     "GAL": ("P", SKY),
     "Hrank": ("X", PURPLE),
 }
+OTHER = ("*", PURPLE)  # of a method that is not the paper's
 # Accuracies so many percent below the best are not drawn to scale, but at the lower edge.
 REACH = 15
 # Places of a label beside its point, in the order of preference.
+BESIDE = -3
 PLACES = [
     (dx, dy, side)
-    for dy in (-3, 5, -11, 13, -19, 21, 29)
+    for dy in (BESIDE, 5, -11, 13, -19, 21, 29)
     for dx, side in ((7, "left"), (-7, "right"), (0, "center"))
     if (dx, abs(dy)) != (0, 3)
 ]
@@ -64,7 +67,8 @@ def points_of(found: Sequence[results.Result]) -> list[Point]:
     """Every baseline and every pruned network among ``found``: means over the seeds."""
     points = []
     for group, settings in results.grouped(found).items():
-        *_, dataset, epochs, flags = group
+        *_, dataset, epochs, flags, source = group
+        where = (dataset, epochs, (*flags, *filter(None, [source])))
         for (method, *_), runs in settings.items():
 
             def mean(quantity: str, runs: Sequence[results.Result] = runs) -> float | None:
@@ -75,7 +79,7 @@ def points_of(found: Sequence[results.Result]) -> list[Point]:
             pruned = (0.0, 0.0) if whole else (mean("flops"), mean("parameters"))
             accuracy = mean("trained" if whole else "pruned")
             if accuracy is not None:
-                name, where = results.METHODS.get(method, method), (dataset, epochs, flags)
+                name = results.METHODS.get(method, method)
                 network, tuned = runs[0].network, mean("tuned")
                 points.append(Point(where, network, name, pruned, accuracy, tuned, True))
     return points
@@ -129,7 +133,7 @@ def accuracy_of(point: Point) -> float:
 
 def draw_point(axis: Any, point: Point, kind: int, edge: float) -> Any:
     """Draw a point, at the lower ``edge`` if its accuracy is below that; return the marker."""
-    marker, colour = MARKERS.get(point.method, ("*", PURPLE))
+    marker, colour = MARKERS.get(point.method, OTHER)
     x, y = point.pruned[kind], max(accuracy_of(point), edge)
     if point.tuned is not None:
         tuned = max(point.tuned, edge)
@@ -152,7 +156,7 @@ def label_points(
         return point.pruned[kind], max(accuracy_of(point), edge)
 
     inside = axis.get_window_extent()
-    centres = [axis.transData.transform(place(point)) for point in points]
+    centres = [tuple(axis.transData.transform(place(point))) for point in points]
     taken = [Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in centres]
     for point in chosen:
         text = re.sub(r"([A-Z])\D*(\d+)", r"\1\2", point.network)
@@ -164,12 +168,22 @@ def label_points(
         label.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5})
         label.set_in_layout(False)
 
-        def crowding(where: tuple[int, int, str], label: Any = label) -> int:
+        own = tuple(axis.transData.transform(place(point)))
+
+        def crowding(where: tuple[int, int, str], label: Any = label, own: Any = own) -> int:
             label.set(position=where[:2], horizontalalignment=where[2])
             box = label.get_window_extent()
             leaves = not (inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0)
-            return box.count_overlaps(taken) + 10 * leaves
+            middle = (box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2
+            taken_for_anothers = min(centres, key=lambda c: math.dist(c, middle)) != own
+            return box.count_overlaps(taken) + 10 * leaves + taken_for_anothers
 
         best = min(PLACES, key=crowding)
         label.set(position=best[:2], horizontalalignment=best[2])
         taken.append(label.get_window_extent())
+        if best[1] != BESIDE:  # a line leads to the point
+            colour = MARKERS.get(point.method, OTHER)[1]
+            line = {"arrowstyle": "-", "linewidth": 0.6, "color": colour, "shrinkB": 4}
+            axis.annotate(
+                "", place(point), best[:2], textcoords="offset points", arrowprops=line, zorder=1
+            )
