@@ -20,6 +20,7 @@ import pytest
 import recorded
 from utils import cli, jobs, recipes, results, settings
 from utils.jobs import Experiment
+from utils.paper import Recipe, recipe
 
 ROOT = Path(__file__).parents[1]
 
@@ -89,10 +90,10 @@ def test_tables_1_and_3(tmp_path, capsys):
 def test_a_scaled_recipe_shrinks_as_much_in_total(part, tmp_path, capsys):
     (train, *_) = left(capsys, part, "--save", tmp_path, "--scale", 20)
     s = settings.resolve(vars(settings.parser().parse_args(train[1:])), {}, {})
-    full = recipes.recipe(s.arch, s.depth)
+    full = recipe(s.arch, s.depth)
     assert s.epochs == 20
     assert s.s > full.lambda_
-    total = recipes.Recipe(s.s, s.beta, 0).shrinkage(20)
+    total = Recipe(s.s, s.beta, 0).shrinkage(20)
     assert total == pytest.approx(full.shrinkage(), rel=0.01)
 
 
@@ -119,8 +120,8 @@ def test_only_what_is_missing_is_left_and_its_cost_is_measured(tmp_path, capsys)
     assert "60 of 160 epochs" in lines[third]
     commands = left(capsys, *flags[:-1])
     assert not [c for c in commands if done in " ".join(c)]
-    (resumed,) = [c for c in commands if "--resume" in c]
-    assert resumed[resumed.index("--resume") + 1].endswith(f"{third}checkpoint.pth.tar")
+    trainings = [c for c in commands if c[0] == "main.py"]
+    assert all(c[c.index("--resume") + 1] == "auto" for c in trainings)
     # Seed 2: 160 epochs of fine-tuning at 20 s, as seed 1 took; seed 3: 60 epochs at 61 s before.
     assert lines["proximal_seed2_vgg_19_cifar10"].endswith("53:20")
     assert lines[third].endswith("1:54:20")
@@ -260,7 +261,8 @@ def test_a_job_that_fails_takes_only_what_needs_it(notes, tmp_path, pictures, mo
     assert "3 of 6 not done" in out
 
 
-def test_killed_it_leaves_no_training_behind(notes, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_killed_it_leaves_no_training_behind(number, notes, tmp_path):
     """Or a second start would train into the same files."""
     pid = tmp_path / "pid"
     (tmp_path / "fake" / "main.py").write_text(
@@ -270,13 +272,25 @@ def test_killed_it_leaves_no_training_behind(notes, tmp_path):
     def kill() -> None:
         while not pid.exists() or not pid.read_text():
             time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
     threading.Thread(target=kill).start()
     with pytest.raises(KeyboardInterrupt):
         jobs.run([jobs.Job(TINY, 1, "train", tmp_path, (), None)], [])
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
+
+
+def test_a_run_goes_on_although_its_checkpoint_is_damaged(tmp_path, pictures, monkeypatch):
+    """As it does by hand, with --resume auto."""
+    monkeypatch.setattr(recipes, "experiments", lambda part, scale: [TINY])
+    monkeypatch.setattr(jobs, "start", Finished)
+    argv = ["small", "--save", tmp_path, "--data", pictures, "--no-cuda", "--precision", "fp32"]
+    assert command(*argv) == 0
+    (tmp_path / "train_record.csv").unlink()
+    (tmp_path / f"{TINY.run(1)}checkpoint.pth.tar").write_bytes(b"half a checkpoint")
+    assert command(*argv) == 0
+    assert TINY.run(1) in (tmp_path / "train_record.csv").read_text()
 
 
 def test_script_sh_names_the_recipes(tmp_path):
@@ -294,11 +308,14 @@ def test_script_sh_names_the_recipes(tmp_path):
 
 def test_bad_input_ends_in_one_line(tmp_path, pictures, capsys):
     recorded.run(tmp_path / "a", "vgg", 19, "proximal", 1, s=0.009, beta=100)
+    vgg = {"s": 0.0045, "beta": 100, "percent": 0.0, "tuned": 93}
+    recorded.run(tmp_path / "f", "vgg", 19, "proximal", 1, **vgg, tuned_more={"epochs": 40})
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "train_record.csv").write_text("a,b\n1,2\n")
     (tmp_path / "c").touch()
     for arguments, said in (
         (["vgg-cifar10", "--save", tmp_path / "a"], "λ 0.009, not 0.0045"),
+        (["vgg-cifar10", "--save", tmp_path / "f"], "epochs 40, not 160"),
         (["vgg-cifar10", "--save", tmp_path / "b"], "no column run"),
         (["vgg-cifar10", "--save", tmp_path / "c"], "is not a folder"),
         (["small", "--scale", 5], "leave out --scale"),

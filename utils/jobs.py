@@ -74,7 +74,7 @@ class Job:
         return depends and (other.run, other.stage) == (like, "prune")
 
     def argv(self) -> list[str]:
-        """The command as things stand now: a training that was begun is resumed."""
+        """The command; a training that was begun is resumed."""
         e = self.experiment
         if self.stage == "prune":
             model = self.folder / f"{self.run}checkpoint.pth.tar"
@@ -88,13 +88,10 @@ class Job:
             words += [] if s is None else ["-sr", "--method", method, "--s", s]
             words += [] if beta is None else ["--beta", beta]
             words += ["--epochs", e.epochs]
-            checkpoint, start = self.folder / f"{self.run}checkpoint.pth.tar", []
         else:
             words += ["--epochs", e.refine_epochs]
-            checkpoint = self.folder / f"{self.run}_refinecheckpoint.pth.tar"
-            start = ["--refine", self.folder / f"{self.run}_pruned.pth.tar"]
-        words += ["--resume", checkpoint] if checkpoint.exists() else start
-        return list(map(str, [*words, *self.flags]))
+            words += ["--refine", self.folder / f"{self.run}_pruned.pth.tar"]
+        return list(map(str, [*words, "--resume", "auto", *self.flags]))
 
     def percent(self) -> str:
         """--percent of the pruning; ``SHARE`` where it depends on a run that is not pruned yet."""
@@ -134,7 +131,9 @@ def run(jobs: Sequence[Job], gpus: Sequence[str]) -> bool:
         raise KeyboardInterrupt
 
     # Killed, this process must leave no training behind that its next start would meet.
-    before = signal.signal(signal.SIGTERM, stop)
+    # (Under nohup a hang-up is ignored, and stays so.)
+    ends = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+    before = {s: signal.signal(s, stop) for s in ends if signal.getsignal(s) != signal.SIG_IGN}
     try:
         while waiting or running:
             for job in list(waiting):
@@ -158,7 +157,8 @@ def run(jobs: Sequence[Job], gpus: Sequence[str]) -> bool:
                     print(f"done in {clock(time.monotonic() - began)}: {job}", flush=True)
             time.sleep(0.1)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         for process in running:
             process.terminate()
         for process in running:
