@@ -274,11 +274,25 @@ def test_killed_it_leaves_no_training_behind(number, notes, tmp_path):
             time.sleep(0.05)
         os.kill(os.getpid(), number)
 
-    threading.Thread(target=kill).start()
-    with pytest.raises(KeyboardInterrupt):
-        jobs.run([jobs.Job(TINY, 1, "train", tmp_path, (), None)], [])
+    before = signal.signal(number, signal.SIG_DFL)  # as it is but under nohup
+    try:
+        threading.Thread(target=kill).start()
+        with pytest.raises(KeyboardInterrupt):
+            jobs.run([jobs.Job(TINY, 1, "train", tmp_path, (), None)], [])
+    finally:
+        signal.signal(number, before)
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
+
+
+def test_under_nohup_a_hang_up_is_ignored(notes, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGHUP]).start()
+        assert jobs.run([jobs.Job(TINY, 1, "train", tmp_path, (), None)], [])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert len(notes()) == 1
 
 
 def test_a_run_goes_on_although_its_checkpoint_is_damaged(tmp_path, pictures, monkeypatch):

@@ -1,6 +1,7 @@
 """The tables: every published number, ours beside them, and bad records refused."""
 
 import csv
+import io
 import os
 import re
 from pathlib import Path
@@ -174,6 +175,43 @@ def test_a_run_with_the_usual_columns_is_the_papers(tmp_path, capsys):
     assert ours[7] == "77.00 / 79.00"
 
 
+def test_a_fine_tuning_in_an_older_record_counts(tmp_path, capsys):
+    """Which does not tell what it took over from the checkpoint."""
+    older = {"more": {"subset": 5000, "batch_size": 64, "source": "picture files"},
+             "tuned_more": {"subset": "", "source": ""}}  # fmt: skip
+    recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0, tuned=79, **older)
+    text = show(capsys, tmp_path)
+    assert "--subset 5000" in text and "79.00" in text
+
+
+def test_the_start_of_xi_is_nothing_that_a_fine_tuning_has(tmp_path, capsys):
+    recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0, tuned=79,
+                 more={**USUAL, "xi_init": "0.1 0.2"}, tuned_more={"xi_init": ""})  # fmt: skip
+    text = show(capsys, tmp_path)
+    assert "--xi-init 0.1 0.2" in text and "79.00" in text
+
+
+def test_a_run_that_another_replaces_is_named(tmp_path, capsys):
+    name = recorded.run(tmp_path, "vgg", 19, "baseline", 1, accuracy=91.23)
+    path = tmp_path / "train_record.csv"
+    line = path.read_text().splitlines()[1]
+    with path.open("a") as file:
+        file.write(line.replace(name, "again").replace("91.23", "92.34") + "\n")
+    assert cli.run(tables.main, ["--save", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert "91.23" not in out and "92.34" in out
+    assert f"{name} is left out" in err
+
+
+def test_a_run_done_again_has_its_own_pruning(tmp_path, capsys):
+    for channels, slim in ((70.0, 90.0), (75.0, 93.0)):
+        recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0,
+                     pruned=(channels, 1, 1), slim=slim,
+                     tuned=92 if slim == 90 else None)  # fmt: skip
+    _, ours = lines_of(show(capsys, tmp_path), "Proximal NS (ours)")
+    assert (ours[4], ours[7]) == ("75.00", "93.00 / —")
+
+
 def test_a_cell_of_fewer_seeds_than_its_line_says_so(tmp_path, capsys):
     for seed in (1, 2, 3):
         recorded.run(tmp_path, "vgg", 19, "proximal", seed, **VGG, zeros=4100)
@@ -234,7 +272,15 @@ def test_masks_by_xi_and_repeated_runs(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "other", [{"epochs": 40}, {"lr": 0.01}, {"subset": 5000}, {"method": "proximal"}]
+    "other",
+    [
+        {"epochs": 40},
+        {"lr": 0.01},
+        {"subset": 5000},
+        {"method": "proximal"},
+        {"source": "picture files"},
+        {"channels": 501},
+    ],
 )
 def test_another_fine_tuning_is_left_out_and_said(other, tmp_path, capsys):
     name = recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0, tuned=91.23,
@@ -285,6 +331,15 @@ def test_the_recipes_settings_are_those_that_count(tmp_path, capsys):
     assert "###" not in text
 
 
+def with_cells(text: str, **cells: object) -> str:
+    """The record with these cells in its row, and without the columns that are None."""
+    (row,) = csv.DictReader(io.StringIO(text))
+    row = {key: value for key, value in {**row, **cells}.items() if value is not None}
+    output = io.StringIO()
+    csv.writer(output).writerows([row.keys(), row.values()])
+    return output.getvalue()
+
+
 DAMAGES = {
     "other columns": (lambda text: "a,b\n1,2\n", "no column run"),
     "a column less": (lambda text: text.replace("gamma_zeros", "zeros"), "no column gamma_zeros"),
@@ -296,6 +351,9 @@ DAMAGES = {
     "half a seed": (lambda text: text.replace("cifar10,1,", "cifar10,1.5,"), "seed"),
     "an open quote": (lambda text: text + '"a,b\n', "cannot be read"),
     "a damaged command": (lambda text: text.replace("--arch", "'--arch"), "command"),
+    "no number for a flag": (lambda text: with_cells(text, lr=0.1, momentum="nan"), "flags"),
+    "one bound of two": (lambda text: with_cells(text, lr=0.1, xi_init="0.47"), "flags"),
+    "a flag's column less": (lambda text: with_cells(text, lr=0.1, nesterov=None), "flags"),
     "a flag without a number": (lambda text: text.replace("vgg ,", "vgg --lr,"), "command"),
 }
 

@@ -110,7 +110,8 @@ class Agenda:
         terms = zip(names, (*result.group, *result.setting), (*e.group, *e.setting), strict=True)
         self._refuse_other("train_record.csv", run, list(terms))
         if e.refine_epochs and result.refine:
-            has = int(result.refine["epochs"]), result.refine_flags, result.refine["method"]
+            flags = e.flags if result.refine_flags is None else result.refine_flags
+            has = int(result.refine["epochs"]), flags, result.refine["method"]
             takes = e.refine_epochs, e.flags, "baseline"
             terms = zip(("epochs", "flags", "method"), has, takes, strict=True)
             self._refuse_other("refine_record.csv", f"{run}_refine", list(terms))

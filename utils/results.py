@@ -3,6 +3,7 @@
 import argparse
 import csv
 import io
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ class Result:
     prunings: list[Row]
     refine: Row | None
     flags: tuple[str, ...]
-    refine_flags: tuple[str, ...]
+    refine_flags: tuple[str, ...] | None  # None where an older record does not tell
 
     @property
     def setting(self) -> tuple[str, float | None, float | None, str]:
@@ -138,22 +139,25 @@ class Result:
             return None
         t, r = self.train, self.refine
         flags = tuple(flag for flag in self.flags if not flag.startswith("--xi-init"))
-        terms = ("baseline", t["epochs"], t.get("source"), flags)
-        same = (r["method"], r["epochs"], r.get("source"), self.refine_flags) == terms
-        return r if same else None
+        same_flags = self.refine_flags in (None, flags) or UNKNOWN in flags
+        same_source = len({t.get("source"), r.get("source")} - {None, ""}) < 2
+        same = (r["method"], r["epochs"]) == ("baseline", t["epochs"])
+        return r if same and same_flags and same_source else None
 
     def pruning(self, share: float | None = None) -> Row | None:
         """The last pruning by γ: at percent 0; of original slimming, that near ``share``, or any.
 
-        Of several, the last that was fine-tuned. ``share`` is in percent of the channels.
+        Of several of the latter, the last that was fine-tuned. ``share`` is in percent of the
+        channels.
         """
         fits = [row for row in self.prunings if row["mask"] == "gamma" and row["percent"]]
         if self.train["method"] == "proximal":
             fits = [row for row in fits if float(row["percent"]) == 0]
-        elif share is not None:
+            return fits[-1] if fits else None
+        if share is not None:
             fits = [row for row in fits if abs(100 * float(row["percent"]) - share) < 0.5]
-        tuned = [row for row in fits if self._is_tuned(row)]
-        return next(reversed(tuned or fits), None)
+        fits = [row for row in fits if self._is_tuned(row)] or fits
+        return fits[-1] if fits else None
 
     def _is_tuned(self, pruning: Row) -> bool:
         """Whether it is what was fine-tuned, as far as its width tells."""
@@ -185,7 +189,8 @@ def load(folder: Path) -> list[Result]:
     for run, row in trained.items():
         refine = refined.get(f"{run}_refine")
         prunings = [p for p in pruned if p["run"] == run]
-        refine_flags = () if refine is None else flags_of(refine, paths[1])
+        told = refine is not None and refine.get("lr")
+        refine_flags = flags_of(refine, paths[1]) if told else None
         results.append(Result(row, prunings, refine, flags_of(row, paths[0]), refine_flags))
     return results
 
@@ -226,10 +231,13 @@ def flags_of(row: Row, path: Path) -> tuple[str, ...]:
         values = vars(p.parse_known_args(words)[0])
         for flag in FLAGS:
             if row.get("batch_size" if flag in ("subset", "batch_size") else "lr"):
-                values[flag] = float(row[flag]) if row[flag] else None
+                values[flag] = float(row[flag]) if row[flag] else FLAGS[flag]
         if row.get("lr"):
             values["nesterov"] = row["nesterov"] != "False"
             values["xi_init"] = [float(bound) for bound in row["xi_init"].split()] or XI_INIT
+        numbers = [v for v in (*map(values.get, FLAGS), *values["xi_init"]) if v is not None]
+        if len(values["xi_init"]) != 2 or not all(map(math.isfinite, numbers)):
+            raise ValueError
     except (ValueError, KeyError, argparse.ArgumentError):
         raise InputError(
             f"{path}: the command or the flags of {row['run']} are damaged; mend them"

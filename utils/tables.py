@@ -29,8 +29,8 @@ Compression is counted as the paper's program counts it. A difference is "within
 is no more than two of our standard deviations, else "outside"; a single run has no spread. Seconds
 per epoch depend on the machine and are not compared, nor is original NS's share of channels, which
 is chosen. Accuracies of pruned networks, before and after, were measured in float32, those of
-baselines and after fine-tuning in the precision of the training. A run on picture files is no run
-on the data set they were made of: it stands among the others.
+baselines and after fine-tuning in the precision of the training. A run on picture files, where the
+record says so, is no run on the data set they were made of: it stands among the others.
 """
 # How the differences are called; what is not here is not compared.
 COMPARED = {
@@ -261,8 +261,16 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     found = results.load(Path(args.save))
     groups = results.grouped(found)
-    for run in (result.train["run"] for result in found if result.refine and not result.tuned):
-        cli.note(f"note: {run}_refine did not train as {run} did but for the penalty: left out")
+    shown = [run for settings in groups.values() for runs in settings.values() for run in runs]
+    for result in found:
+        run = result.train["run"]
+        if result not in shown:
+            cli.note(f"note: {run} is left out: a later run has its settings and its seed")
+        elif result.refine and result.value("tuned") is None:
+            cli.note(
+                f"note: {run}_refine is left out: it did not train as {run} did but for the"
+                " penalty, or not what a pruning on record left of it"
+            )
     if args.csv is not None:
         cli.check_writable(Path(args.csv))
         Path(args.csv).mkdir(parents=True, exist_ok=True)
