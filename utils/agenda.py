@@ -108,15 +108,15 @@ class Agenda:
     def _check_same(self, e: Experiment, run: str, result: results.Result) -> None:
         names = ("arch", "depth", "dataset", "epochs", "flags", "method", "λ", "β", "alternation")
         terms = zip(names, (*result.group, *result.setting), (*e.group, *e.setting), strict=True)
-        self._refuse_other("train_record.csv", run, list(terms))
+        self._refuse_other("train_record.csv", run, terms)
         if e.refine_epochs and result.refine:
             flags = e.flags if result.refine_flags is None else result.refine_flags
             has = int(result.refine["epochs"]), flags, result.refine["method"]
             takes = e.refine_epochs, e.flags, "baseline"
             terms = zip(("epochs", "flags", "method"), has, takes, strict=True)
-            self._refuse_other("refine_record.csv", f"{run}_refine", list(terms))
+            self._refuse_other("refine_record.csv", f"{run}_refine", terms)
 
-    def _refuse_other(self, record: str, run: str, terms: Sequence[tuple[str, Any, Any]]) -> None:
+    def _refuse_other(self, record: str, run: str, terms: Iterable[tuple[str, Any, Any]]) -> None:
         for name, before, now in terms:
             known = name != "flags" or results.UNKNOWN not in before
             if before != now and known:

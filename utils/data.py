@@ -156,8 +156,7 @@ def _torchvision(name: str, folder: Path | None) -> Dataset:
         Pictures(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64)))
         for x, y in arrays
     )
-    augment = name != "SVHN"
-    return Dataset(name, classes, train, test, *_norm(name), augment, TORCHVISION)
+    return Dataset(name, classes, train, test, *_norm(name), name != "SVHN", TORCHVISION)
 
 
 def _folder(name: str, folder: Path) -> Dataset:

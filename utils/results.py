@@ -123,9 +123,11 @@ class Result:
         return t["arch"], int(t["depth"]), t["dataset"], int(t["epochs"]), self.flags
 
     @property
-    def source(self) -> str:
-        """PICTURES if it saw those of a folder in place of a public data set's, else ''."""
-        return PICTURES if self.train.get("source") == PICTURES else ""
+    def terms(self) -> tuple[str, int, str, int, tuple[str, ...]]:
+        """``group``, in which picture files in place of a public data set count as a flag."""
+        *network, flags = self.group
+        copied = self.train.get("source") == PICTURES
+        return (*network, (*flags, PICTURES) if copied else flags)
 
     @property
     def network(self) -> str:
@@ -196,11 +198,10 @@ def load(folder: Path) -> list[Result]:
 
 
 def grouped(found: Sequence[Result]) -> dict[tuple, dict[tuple, list[Result]]]:
-    """Runs by Result.group and source, then by Result.setting; one for each seed."""
+    """Runs by Result.terms, then by Result.setting; one for each seed."""
     groups: dict[tuple, dict[tuple, dict[int, Result]]] = {}
     for result in found:
-        group = (*result.group, result.source)
-        seeds = groups.setdefault(group, {}).setdefault(result.setting, {})
+        seeds = groups.setdefault(result.terms, {}).setdefault(result.setting, {})
         seeds[int(result.train["seed"])] = result
     order = [*METHODS]
 

@@ -283,7 +283,7 @@ class Run:
             "momentum": s.momentum,
             "weight_decay": s.weight_decay,
             "nesterov": s.nesterov,
-            "xi_init": None if s.xi_init is None else shlex.join(map(str, s.xi_init)),
+            "xi_init": None if s.xi_init is None else " ".join(map(str, s.xi_init)),
             "source": self.data.source,
         }
         records.append(self.files.record, records.TRAINED, row)

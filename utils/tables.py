@@ -146,7 +146,7 @@ def key_of(table: Table, row: Sequence[str], dataset: str) -> tuple[tuple, tuple
     arch, depth = NETWORKS[row[0]]
     method = table.method(row)
     setting = recipe(arch, depth).setting(method) if method else ()
-    return (arch, depth, dataset, EPOCHS, (), ""), setting
+    return (arch, depth, dataset, EPOCHS, ()), setting
 
 
 def paper_table(name: str, groups: Groups) -> tuple[str, list[dict[str, object]]]:
@@ -194,8 +194,8 @@ def runs_table(groups: Groups) -> tuple[str, list[dict[str, object]]]:
     }
     text, rows = "## Other runs, in the shape of Table 2\n", []
     for group, settings in groups.items():
-        *_, dataset, epochs, flags, source = group
-        more = [f"{epochs} epochs", *flags, *filter(None, [source])]
+        *_, dataset, epochs, flags = group
+        more = [f"{epochs} epochs", *flags]
         lines, listed = [["Method", "λ", "β", "n", *RUNS_COLUMNS]], []
         for setting, runs in settings.items():
             if (group, setting) in known:  # the tables miss those of other shares only

@@ -67,8 +67,7 @@ def points_of(found: Sequence[results.Result]) -> list[Point]:
     """Every baseline and every pruned network among ``found``: means over the seeds."""
     points = []
     for group, settings in results.grouped(found).items():
-        *_, dataset, epochs, flags, source = group
-        where = (dataset, epochs, (*flags, *filter(None, [source])))
+        *_, dataset, epochs, flags = group
         for (method, *_), runs in settings.items():
 
             def mean(quantity: str, runs: Sequence[results.Result] = runs) -> float | None:
@@ -79,7 +78,7 @@ def points_of(found: Sequence[results.Result]) -> list[Point]:
             pruned = (0.0, 0.0) if whole else (mean("flops"), mean("parameters"))
             accuracy = mean("trained" if whole else "pruned")
             if accuracy is not None:
-                name = results.METHODS.get(method, method)
+                name, where = results.METHODS.get(method, method), (dataset, epochs, flags)
                 network, tuned = runs[0].network, mean("tuned")
                 points.append(Point(where, network, name, pruned, accuracy, tuned, True))
     return points
