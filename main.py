@@ -16,47 +16,47 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from models import Network, build_model, full_cfg
+from models.surgery import norms
 from utils import cli
 from utils.cli import Diverged, InputError, Lost, Progress, note
 from utils.data import Batches
 from utils.device import Execution, Group, fastest, pick_device
-from utils.graph import Graphs
+from utils.flops import cost
 from utils.paper import recipe
 from utils.run import Run
 from utils.seeds import run_seeds
 from utils.settings import Settings, load_data, parser
-from utils.slimming import (
-    METHODS,
-    Baseline,
-    Subgradient,
-    batch_norms,
-    is_zero,
-    shrinkage,
-)
+from utils.slimming import Subgradient, is_zero, shrinkage
 from utils.source import Source, check_classes
-from utils.training import Step, evaluate, learning_rate, train_epoch
+from utils.training import evaluate, learning_rate, train_epoch
 
 TEST_BATCH_SIZE = 256
 
 
 def train(run: Run, test_batch_size: int, log_interval: int, argv: Sequence[str]) -> None:
     """Algorithm 1, from the run's next epoch to its last; a log line and a checkpoint each."""
-    s, step, group = run.settings, run.step, run.step.group
-    tests = Batches(run.data, "test", test_batch_size, step.execution.device)
+    s, group = run.settings, run.group
+    tests = Batches(run.data, "test", test_batch_size, run.execution.device)
     log = run.keep_log()
+    full_flops = cost(run.network.model).flops
     trains = run.epoch < s.epochs
     with cli.Signals() as signals:
         for epoch in range(run.epoch, s.epochs):  # line 1: for each epoch t
             lr = learning_rate(epoch, s.epochs, s.lr)
+            if dead := run.cut_dead(lr):
+                note(
+                    f"epoch {epoch + 1}: {dead} dead channels are cut; {int((~run.cut).sum())} of"
+                    f" {len(run.cut)} train on, at {run.flops / full_flops:.0%} of the FLOPs"
+                )
+            step = run.step
             order = step.batches.order(epoch)
             progress = Progress(
                 len(order),
                 f"epoch {epoch + 1}/{s.epochs}",
                 log_interval,
-                lambda: f"{step.tally}, {zeros(step.method)}",
+                lambda step=step: f"{step.tally}, {zeros(run)}",
                 epochs_left=s.epochs - epoch - 1,
             )
             start, z = time.perf_counter(), step.z()
@@ -66,8 +66,8 @@ def train(run: Run, test_batch_size: int, log_interval: int, argv: Sequence[str]
                 train_epoch(step, order, progress, signals)
             train_loss = step.tally.mean_loss()
             train_seconds = time.perf_counter() - start
-            group.take_from_first(list(run.network.model.buffers()))
-            test_loss, accuracy = evaluate(run.network.model, tests, step.execution, group)
+            group.take_from_first(list(step.model.buffers()))
+            test_loss, accuracy = evaluate(step.model, tests, step.execution, group)
             check_epoch(run, test_loss)
             test_seconds = time.perf_counter() - start - train_seconds
             run.epoch = epoch + 1
@@ -84,15 +84,17 @@ def train(run: Run, test_batch_size: int, log_interval: int, argv: Sequence[str]
             run.save(accuracy, now=drops or run.epoch == s.epochs)
             print(
                 f"epoch {epoch + 1}/{s.epochs}: lr {lr:g}, {step.tally}, test accuracy"
-                f" {accuracy:.2f} %, {zeros(step.method)}, {train_seconds:.1f} s"
+                f" {accuracy:.2f} %, {zeros(run)}, {train_seconds:.1f} s"
                 f" + {test_seconds:.1f} s",
                 flush=True,
             )
     accuracy = float(log[-1]["test_accuracy"]) if log else run.best
     # A finished run that is resumed has its row, unless it was killed just before that.
     if log and group.rank == 0 and (trains or not run.is_recorded()):
-        seconds = [float(row["train_seconds"]) for row in log]
-        run.record(accuracy, sum(seconds) / len(seconds), argv)
+        run.record(accuracy, [float(row["train_seconds"]) for row in log], argv)
+    if log and run.cut.any():
+        spent = sum(int(row["flops"]) for row in log) / len(log) / full_flops
+        print(f"training took {spent:.1%} of the FLOPs that it takes at full width")
     print(summary(run, accuracy))
 
 
@@ -101,27 +103,31 @@ def check_epoch(run: Run, test_loss: float) -> None:
     method = run.step.method
     if not math.isfinite(test_loss):
         raise Diverged("the test loss is not finite")
-    if not run.step.group.agree([method.gamma] if method.xi is None else [method.gamma, method.xi]):
+    same = [run.cut, method.gamma] + ([] if method.xi is None else [method.xi])
+    if not run.group.agree(same):
         raise Lost(f"the processes' γ or ξ differ after epoch {run.epoch + 1}: it is not saved")
 
 
-def zeros(method: Baseline) -> str:
-    text = f"γ = 0: {method.gamma_zeros()}"
-    return text if method.xi is None else f"{text}, ξ = 0: {method.xi_zeros()}"
+def zeros(run: Run) -> str:
+    count = run.zeros()
+    text = f"γ = 0: {count['gamma_zeros']}"
+    return text if count["xi_zeros"] is None else f"{text}, ξ = 0: {count['xi_zeros']}"
 
 
 def summary(run: Run, accuracy: float) -> str:
     """Zeros per layer, the final ``accuracy`` in percent, and the command that comes next."""
-    s, method, norms = run.settings, run.step.method, batch_norms(run.network.model)
-    names = [name for name, module in run.network.model.named_modules() if module in norms]
-    xi = method.gamma if method.xi is None else method.xi
+    s, method = run.settings, run.step.method
+    layers = norms(run.network.model)
+    widths = [bn.num_features for bn in layers.values()]
+    gamma = run.full(method.gamma)
+    xi = gamma if method.xi is None else run.full(method.xi)
     lines = [f"{'layer':<24}channels  γ = 0" + ("" if method.xi is None else "  ξ = 0")]
-    for name, g, x in zip(names, method.split(method.gamma), method.split(xi), strict=True):
+    for name, g, x in zip(layers, gamma.split(widths), xi.split(widths), strict=True):
         line = f"{name:<24}{len(g):8}{int(is_zero(g).sum()):7}"
         lines.append(line if method.xi is None else f"{line}{int((x == 0).sum()):7}")
     lines.append(
         f"test accuracy {accuracy:.2f} % (best {run.best:.2f} %),"
-        f" {zeros(method)} of {len(method.gamma)}; checkpoint {run.files.checkpoint}"
+        f" {zeros(run)} of {len(gamma)}; checkpoint {run.files.checkpoint}"
     )
     if method.lambda_ is not None:
         command = [f"{s.arch}_prune.py", "--model", str(run.files.checkpoint)]
@@ -130,12 +136,6 @@ def summary(run: Run, accuracy: float) -> str:
             command += ["--percent", "0.5"]  # its factors come near zero only: choose a share
         lines.append(f"next: python {shlex.join(command)}")
     return "\n".join(lines)
-
-
-def make_method(settings: Settings, model: nn.Module) -> Baseline:
-    method = METHODS[settings.method]
-    names = {"s": "lambda_"}
-    return method(model, **{names.get(k, k): getattr(settings, k) for k in method.settings})
 
 
 def warn_if_out_of_reach(settings: Settings, first: int, xi: torch.Tensor, pictures: int) -> None:
@@ -176,22 +176,6 @@ def choose_execution(
     layout = "channels last" if measured.channels_last else "channels first"
     note(f"fastest here: {measured.precision}, {layout}")
     return replace(measured, device=device)
-
-
-def make_step(
-    settings: Settings, network: Network, batches: Batches, execution: Execution, group: Group
-) -> Step:
-    model = execution.place(network.model)
-    method = make_method(settings, model)
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=settings.lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        nesterov=settings.nesterov and settings.momentum > 0,
-        fused=True,
-    )
-    return Step(model, batches, optimizer, method, execution, group)
 
 
 def test(source: Source, given: Mapping[str, Any], device: torch.device) -> None:
@@ -259,17 +243,14 @@ def main(argv: list[str] | None = None) -> None:
     execution = choose_execution(
         settings, source.content if source.resumes else {}, network, batches, group
     )
-    run = Run(
-        settings, files, network, data, make_step(settings, network, batches, execution, group)
-    )
+    graphs = device.type == "cuda" and group.size == 1 and "no_graph" not in given
+    run = Run(settings, files, network, data, batches, execution, group, graphs)
     if source.resumes:
         run.resume(source.content, source.path)
     else:
         run.epoch = given.get("start_epoch", 0)
         if run.step.method.xi is not None:
             warn_if_out_of_reach(settings, run.epoch, run.step.method.xi, len(data.train))
-    if device.type == "cuda" and group.size == 1 and "no_graph" not in given:
-        run.step.launch = Graphs(run.step)
     with run.kept():
         train(
             run,

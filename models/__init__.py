@@ -9,8 +9,17 @@ from torch import Tensor, nn
 
 from models import densenet, resnet, vgg
 from models.channel_selection import ChannelSelection
+from models.vgg import SIZE
 
-__all__ = ["ARCHITECTURES", "ChannelSelection", "Network", "build_model", "full_cfg", "restore"]
+__all__ = [
+    "ARCHITECTURES",
+    "SIZE",
+    "ChannelSelection",
+    "Network",
+    "build_model",
+    "full_cfg",
+    "restore",
+]
 
 ARCHITECTURES = {"vgg": vgg, "resnet": resnet, "densenet": densenet}
 

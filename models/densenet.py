@@ -1,12 +1,13 @@
 """DenseNet of depth 3n + 4 for 32×32 pictures: growth 12, no bottleneck, no compression."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.channel_selection import ChannelSelection
+from models.surgery import State, Wiring, offset
 
 GROWTH = 12
 STEM = 2 * GROWTH
@@ -79,3 +80,29 @@ class DenseNet(nn.Module):
         x = self.trans2(self.dense2(x))
         x = self.avgpool(self.relu(self.bn(self.select(self.dense3(x)))))
         return self.fc(x.flatten(1))
+
+    def _readers(self) -> Iterator[tuple[str, DenseLayer | Transition]]:
+        return ((n, m) for n, m in self.named_modules() if isinstance(m, DenseLayer | Transition))
+
+    def wiring(self) -> Wiring:
+        wiring: Wiring = {"conv1": (None, None), "select": ("bn", None), "fc": (None, "bn")}
+        for name, _ in self._readers():
+            bn1 = f"{name}.bn1"
+            wiring |= {f"{name}.select": (bn1, None), f"{name}.conv1": (None, bn1)}
+        return wiring
+
+    def offsets(self, emitted: Mapping[str, Tensor]) -> State:
+        offsets: State = {}
+        # What the slim network's dense stream lacks, all over the picture.
+        missing = self.conv1.weight.new_zeros(self.conv1.out_channels)
+        for name, reader in self._readers():
+            offsets[f"{name}.bn1.running_mean"] = -missing[reader.select.positions()]
+            written = offset(reader.conv1, emitted[f"{name}.bn1"])
+            # A layer appends to the stream; a transition writes it anew: its mean keeps constants.
+            appends = isinstance(reader, DenseLayer)
+            missing = torch.cat((missing, written)) if appends else written
+        offsets["bn.running_mean"] = -missing[self.select.positions()]
+        return {**offsets, "fc.bias": self.fc.weight @ emitted["bn"]}
+
+    def narrowed(self, widths: Sequence[int]) -> "DenseNet":
+        return DenseNet(3 * len(self.dense1) + 4, self.fc.out_features, widths)

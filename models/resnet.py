@@ -1,10 +1,11 @@
 """Pre-activation bottleneck ResNet of depth 9n + 2 for 32×32 pictures (He et al., 2016)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
 from models.channel_selection import ChannelSelection
+from models.surgery import State, Wiring, offset
 
 EXPANSION = 4
 PLANES = (16, 32, 64)
@@ -82,3 +83,38 @@ class ResNet(nn.Module):
         x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
         x = self.avgpool(self.relu(self.bn(self.select(x))))
         return self.fc(x.flatten(1))
+
+    def _blocks(self) -> Iterator[tuple[str, Bottleneck]]:
+        return ((n, m) for n, m in self.named_modules() if isinstance(m, Bottleneck))
+
+    def wiring(self) -> Wiring:
+        wiring: Wiring = {"conv1": (None, None), "select": ("bn", None), "fc": (None, "bn")}
+        for name, block in self._blocks():
+            bn1, bn2, bn3 = (f"{name}.bn{i}" for i in (1, 2, 3))
+            wiring |= {
+                f"{name}.select": (bn1, None),
+                f"{name}.conv1": (bn2, bn1),
+                f"{name}.conv2": (bn3, bn2),
+                f"{name}.conv3": (None, bn3),
+            }
+            if block.downsample is not None:
+                wiring[f"{name}.downsample.0"] = None, None
+        return wiring
+
+    def offsets(self, emitted: Mapping[str, Tensor]) -> State:
+        offsets: State = {}
+        # What the slim network's residual stream lacks, all over the picture.
+        missing = self.conv1.weight.new_zeros(self.conv1.out_channels)
+        for name, block in self._blocks():
+            bn1, bn2, bn3 = (f"{name}.bn{i}" for i in (1, 2, 3))
+            offsets[f"{bn1}.running_mean"] = -missing[block.select.positions()]
+            offsets[f"{bn2}.running_mean"] = -offset(block.conv1, emitted[bn1])
+            offsets[f"{bn3}.running_mean"] = -offset(block.conv2, emitted[bn2])
+            if block.downsample is not None:
+                missing = offset(block.downsample[0], missing)
+            missing = missing + offset(block.conv3, emitted[bn3])
+        offsets["bn.running_mean"] = -missing[self.select.positions()]
+        return {**offsets, "fc.bias": self.fc.weight @ emitted["bn"]}
+
+    def narrowed(self, widths: Sequence[int]) -> "ResNet":
+        return ResNet(9 * len(self.layer1) + 2, self.fc.out_features, widths)

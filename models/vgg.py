@@ -1,10 +1,13 @@
 """VGG with batch norm for 32×32 pictures (Simonyan & Zisserman, as in network slimming)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.surgery import State, Wiring, offset
+
+SIZE = 32  # pixels of a picture's side
 M = "M"  # a 2×2 max-pool
 WIDTHS: dict[int, tuple[int | str, ...]] = {
     11: (64, M, 128, M, 256, 256, M, 512, 512, M, 512, 512),
@@ -49,3 +52,36 @@ class VGG(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.avg_pool2d(self.feature(x), 2)
         return self.classifier(x.flatten(1))
+
+    def wiring(self) -> Wiring:
+        wiring: Wiring = {}
+        reads = None
+        for i, layer in enumerate(self.feature):
+            if isinstance(layer, nn.Conv2d):
+                writes = f"feature.{i + 1}"
+                wiring[f"feature.{i}"] = writes, reads
+                reads = writes
+        return {**wiring, "classifier": (None, reads)}
+
+    def offsets(self, emitted: Mapping[str, Tensor]) -> State:
+        offsets: State = {}
+        constants = self.classifier.weight.new_zeros(3)
+        size = SIZE
+        for i, layer in enumerate(self.feature):
+            if isinstance(layer, nn.Conv2d):
+                # Maps of 2×2 are nothing but border: there the constants count in the mean.
+                writes = f"feature.{i + 1}"
+                offsets[f"{writes}.running_mean"] = -offset(layer, constants, size)
+                constants = emitted[writes]
+            elif isinstance(layer, nn.MaxPool2d):
+                size //= 2
+        return {**offsets, "classifier.bias": self.classifier.weight @ constants}
+
+    def narrowed(self, widths: Sequence[int]) -> "VGG":
+        rest = iter(widths)
+        cfg = [
+            M if isinstance(layer, nn.MaxPool2d) else next(rest)
+            for layer in self.feature
+            if isinstance(layer, nn.MaxPool2d | nn.BatchNorm2d)
+        ]
+        return VGG(self.classifier.out_features, cfg)

@@ -19,13 +19,12 @@ import torch
 import torch.multiprocessing as processes
 from torch import Tensor, nn
 
-from models import full_cfg, restore
+from models import SIZE, full_cfg, restore
 from utils import checkpoint, cli
 from utils.cli import InputError
 from utils.data import DATASETS, Pictures, load_dataset
 from utils.device import pick_device
 from utils.flops import cost
-from utils.folder import SIZE
 from utils.here import Here
 from utils.paper import BATCH_SIZE
 from utils.reference import Reference

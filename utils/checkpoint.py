@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from models import ChannelSelection, Network
+from models.surgery import norms
 from utils import untrusted
 from utils.atomic import replacing
 from utils.cli import InputError
@@ -53,6 +54,7 @@ OURS: dict[str, Callable[[Any], bool]] = {
     "run": lambda x: isinstance(x, str),
     "precision": lambda x: isinstance(x, str) and x in ("fp32", "bf16"),
     "channels_last": lambda x: isinstance(x, bool),
+    "cut": lambda x: isinstance(x, Tensor) and x.dtype == torch.bool and x.dim() == 1,
 }
 # A batch norm's entries, and what a removed channel has there in the released layout.
 REMOVED = {"weight": 0.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
@@ -110,7 +112,22 @@ def load(path: Path, restore: Callable[[State], Network]) -> tuple[dict[str, Any
         raise InputError(f"{path} does not fit a network of this program: {error}") from None
     if content.get("cfg", network.cfg) != network.cfg:
         raise InputError(f"{path} contradicts itself: its cfg does not fit its weights")
+    if "cut" in content and not _was_dead(content["cut"], content.get("xi"), network.model):
+        raise InputError(f"{path} is damaged: its cut has channels that were not dead")
     return content, network
+
+
+def _was_dead(cut: Tensor, xi: object, model: nn.Module) -> bool:
+    """Whether the channels in ``cut`` may be cut: γ = ξ = 0, no bias above 0, no layer emptied."""
+    if not cut.any():
+        return len(cut) == sum(bn.num_features for bn in norms(model).values())
+    parts = zip(*((bn.weight, bn.bias) for bn in norms(model).values()), strict=True)
+    gamma, bias = (torch.cat(part).detach() for part in parts)
+    if not isinstance(xi, Tensor) or not cut.shape == xi.shape == gamma.shape:
+        return False
+    emptied = any(part.all() for part in cut.split([len(b.weight) for b in norms(model).values()]))
+    dead = (gamma == 0) & (xi == 0) & (bias <= 0)
+    return bool(dead[cut].all()) and not emptied
 
 
 def momentum(content: Mapping[str, Any], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -173,25 +190,16 @@ def to_compact(state: Mapping[str, Tensor]) -> State:
     return compact
 
 
-def stream_widths(model: nn.Module) -> dict[str, int]:
-    """Every selection layer's name and the width of the stream it reads."""
-    return {n: m.channels for n, m in model.named_modules() if isinstance(m, ChannelSelection)}
-
-
-def to_released(state: Mapping[str, Tensor], widths: Mapping[str, int]) -> State:
-    """A state dict in the released layout, from the compact one.
-
-    ``widths`` is what :func:`stream_widths` says of the model.
-    """
-    released: State = {}
-    for key, value in state.items():
-        if not key.endswith("select.index"):
-            released[key] = value
-    for select, width in widths.items():
-        bn = _batch_norm_of(select, state)
-        index = state.get(f"{select}.index", torch.arange(width)).cpu()
-        released[f"{select}.indexes"] = torch.zeros(width).index_fill_(0, index, 1)
-        for entry, removed in REMOVED.items():
-            kept = state[f"{bn}.{entry}"].cpu()
-            released[f"{bn}.{entry}"] = kept.new_full((width,), removed).index_copy_(0, index, kept)
+def to_released(state: Mapping[str, Tensor], model: Any) -> State:
+    """``state``, a state dict of ``model``'s in the compact layout, in the released one."""
+    wiring = model.wiring()
+    released = {key: value for key, value in state.items() if not key.endswith("select.index")}
+    for name, layer in model.named_modules():
+        if isinstance(layer, ChannelSelection):
+            index, width = layer.positions().cpu(), layer.channels
+            released[f"{name}.indexes"] = torch.zeros(width).index_fill_(0, index, 1)
+            for entry, removed in REMOVED.items():
+                key = f"{wiring[name][0]}.{entry}"
+                kept = state[key].cpu()
+                released[key] = kept.new_full((width,), removed).index_copy_(0, index, kept)
     return released

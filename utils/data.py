@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision import datasets
 
+from models import SIZE
 from utils import shapes
 from utils.cli import InputError, note
-from utils.folder import SIZE, read_folder
+from utils.folder import read_folder
 
 PAD = 4
 CIFAR_NORM = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))

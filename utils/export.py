@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import restore
+from models import SIZE, restore
 from utils import checkpoint, cli
 from utils.atomic import replacing
 from utils.cli import InputError, note
-from utils.folder import SIZE
 
 TOLERANCE = 1e-3  # of a logit
 

@@ -12,10 +12,10 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.functional import center_crop, resize
 from tqdm import tqdm
 
+from models import SIZE
 from utils.atomic import replacing
 from utils.cli import InputError, note
 
-SIZE = 32
 PARTS = ("train", "test")
 # Whatever a file is called, it is read as one of these: Pillow knows others, and starts programs
 # for some of them (Ghostscript).

@@ -3,7 +3,7 @@
 import argparse
 import copy
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models import Network, restore
+from models.surgery import slim
 from utils import checkpoint, cli, records
 from utils.cli import InputError, note
 from utils.data import DATASETS, Batches
@@ -28,8 +29,6 @@ from utils.pruning import Plan, apply_plan, count_of, plan, smallest_count, zero
 from utils.settings import load_data
 from utils.slimming import batch_norms
 from utils.source import check_classes, check_said, inherit
-
-Slim = Callable[[nn.Module, Sequence[Tensor]], nn.Module]
 
 
 def parser(arch: str, name: str) -> argparse.ArgumentParser:
@@ -85,8 +84,8 @@ def parser(arch: str, name: str) -> argparse.ArgumentParser:
     return p
 
 
-def prune(arch: str, name: str, slim: Slim, argv: list[str] | None) -> None:
-    """Prune, test and write one network of architecture ``arch`` with its surgery ``slim``."""
+def prune(arch: str, name: str, argv: list[str] | None) -> None:
+    """Prune, test and write one network of architecture ``arch``."""
     args = parser(arch, name).parse_args(argv)
     path = Path(args.model)
     content, network = checkpoint.load(path, restore)
@@ -105,7 +104,7 @@ def prune(arch: str, name: str, slim: Slim, argv: list[str] | None) -> None:
     gammas = [bn.weight.detach() for bn in norms]
     biases = [bn.bias.detach() for bn in norms]
     zeros = zero_channels(gammas if args.mask == "gamma" else xi_of(content, gammas, path))
-    count = channels_to_prune(args, network, slim, gammas, biases, zeros)
+    count = channels_to_prune(args, network, gammas, biases, zeros)
 
     data = load_data({**known, **vars(args)})
     check_classes(content, network, data, args.model)
@@ -176,7 +175,6 @@ def xi_of(content: Mapping[str, Any], gammas: Sequence[Tensor], path: Path) -> l
 def channels_to_prune(
     args: argparse.Namespace,
     network: Network,
-    slim: Slim,
     gammas: Sequence[Tensor],
     biases: Sequence[Tensor],
     zeros: Sequence[Tensor],
@@ -209,7 +207,7 @@ def slim_content(
     state = small.state_dict()
     cfg = restore(state).cfg
     if layout == "released":
-        state = checkpoint.to_released(state, checkpoint.stream_widths(small))
+        state = checkpoint.to_released(state, small)
     inherited = ("classes", "mean", "std", "settings")
     return {
         "cfg": cfg,

@@ -1,8 +1,4 @@
-"""Which channels go, by their scaling factors, and how their neighbours' tensors shrink.
-
-A removed channel is taken as γ = 0. What it then emits behind its ReLU is the constant ReLU(bias),
-which is folded into what follows, exactly but at the border of zero-padded convolutions.
-"""
+"""Which channels go, by their scaling factors."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +7,6 @@ from decimal import Decimal
 import torch
 from torch import Tensor, nn
 
-from models.channel_selection import ChannelSelection
 from utils.slimming import batch_norms, is_zero
 
 
@@ -81,52 +76,3 @@ def apply_plan(model: nn.Module, plan: Plan) -> None:
     for bn, mask, zero in zip(batch_norms(model), plan.masks, plan.zeros, strict=True):
         bn.weight *= mask
         bn.bias *= mask | zero
-
-
-def constants(bn: nn.BatchNorm2d, mask: Tensor) -> Tensor:
-    """What the removed channels emit, 0 for the kept ones: [channels]."""
-    return bn.bias.detach().relu().masked_fill(mask, 0)
-
-
-@torch.no_grad()
-def offset(conv: nn.Conv2d, constants: Tensor, size: int | None = None) -> Tensor:
-    """What constant inputs add to each output of ``conv``, inside the border: [out_channels].
-
-    Where maps of ``size`` × ``size`` are nothing but border, the mean over the map instead.
-    """
-    if size is not None and size < conv.kernel_size[0]:
-        return conv(constants[None, :, None, None].expand(-1, -1, size, size)).mean((0, 2, 3))
-    return conv.weight.sum((2, 3)) @ constants
-
-
-@torch.no_grad()
-def copy_conv(
-    source: nn.Conv2d, target: nn.Conv2d, out: Tensor | None, into: Tensor | None
-) -> None:
-    """Copy the weights of the kept output and input channels; None keeps all of them."""
-    weight = source.weight if out is None else source.weight[out]
-    target.weight.copy_(weight if into is None else weight[:, into])
-
-
-@torch.no_grad()
-def copy_linear(source: nn.Linear, target: nn.Linear, into: Tensor, constants: Tensor) -> None:
-    """Copy the weights of the kept inputs; the bias takes in what removed ones added."""
-    target.weight.copy_(source.weight[:, into])
-    target.bias.copy_(source.bias + source.weight @ constants)
-
-
-@torch.no_grad()
-def copy_batch_norm(
-    source: nn.BatchNorm2d, target: nn.BatchNorm2d, mask: Tensor, missing: Tensor
-) -> None:
-    """Copy the kept channels; their mean sinks by what is ``missing`` [channels] in the input."""
-    for name in ("weight", "bias", "running_var"):
-        getattr(target, name).copy_(getattr(source, name)[mask])
-    target.running_mean.copy_((source.running_mean - missing)[mask])
-    target.num_batches_tracked.copy_(source.num_batches_tracked)
-
-
-def copy_selection(source: ChannelSelection, target: ChannelSelection, mask: Tensor) -> None:
-    """Select from the stream the kept ones of what ``source`` selects."""
-    if target.index is not None:
-        target.index.copy_(source.positions().to(mask.device)[mask])

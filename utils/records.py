@@ -24,13 +24,15 @@ except ImportError:  # Windows: rows that are appended at the same moment may mi
 # Columns may be added at the end of these, never elsewhere: people's scripts read them.
 LOG = (
     "epoch,lr,alpha,train_loss,objective,ns_objective,test_loss,test_accuracy,"
-    "gamma_zeros,xi_zeros,train_seconds,test_seconds,change"
+    "gamma_zeros,xi_zeros,train_seconds,test_seconds,change,"
+    "channels,flops"
 ).split(",")
 TRAINED = (
     "run,method,arch,depth,dataset,seed,epochs,s,beta,prox_every,precision,channels,"
     "gamma_zeros,xi_zeros,test_accuracy,best_accuracy,seconds_per_epoch,checkpoint,command,"
     "subset,batch_size,commit,python,torch,device,threads,processes,"
-    "test_subset,lr,momentum,weight_decay,nesterov,xi_init,source"
+    "test_subset,lr,momentum,weight_decay,nesterov,xi_init,source,train_seconds,"
+    "keep_dead"
 ).split(",")
 PRUNED = (
     "model,run,method,arch,depth,dataset,seed,s,beta,percent,channels,channels_kept,"

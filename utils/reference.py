@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from models import build_model
+from models import SIZE, build_model
 from models.channel_selection import ChannelSelection
 from utils.data import PAD, Dataset
-from utils.folder import SIZE
 from utils.paper import LEARNING_RATE, recipe
 from utils.slimming import batch_norms
 

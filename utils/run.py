@@ -14,10 +14,16 @@ import torch
 from torch import Tensor
 
 from models import Network, restore
+from models.surgery import norms, put_back, slim, whereabouts
 from utils import checkpoint, records
 from utils.cli import Diverged, InputError, Stopped, note
-from utils.data import Dataset
+from utils.cutting import worth_cutting
+from utils.data import Batches, Dataset
+from utils.device import Execution, Group
+from utils.flops import cost
+from utils.graph import Graphs
 from utils.settings import Settings
+from utils.slimming import METHODS
 from utils.training import Step, learning_rate
 
 WRITES = 20  # writing checkpoints takes at most about one part in so many of the time
@@ -82,6 +88,8 @@ class Files:
 class Run:
     """A training run: what defines it, and everything that changes while it lasts.
 
+    ``network`` is as wide as the run began, and so is every checkpoint; ``step`` trains what is
+    left of it when the channels in ``cut`` are gone, and ``network`` keeps what these had then.
     ``epoch`` counts the finished epochs; ``best`` is the best test accuracy so far, in percent.
     """
 
@@ -89,9 +97,15 @@ class Run:
     files: Files
     network: Network
     data: Dataset
-    step: Step
+    batches: Batches
+    execution: Execution
+    group: Group
+    graphs: bool  # whether steps are captured as CUDA graphs
     epoch: int = 0
     best: float = 0.0
+    cut: Tensor = field(init=False)  # bool [channels]
+    step: Step = field(init=False)
+    flops: int = field(init=False)  # of a picture, in what trains
     pictures: int = field(init=False)  # what tells them from others
     _unsaved: dict[str, Any] | None = None
     _unsaved_best: dict[str, Any] | None = None
@@ -100,6 +114,78 @@ class Run:
 
     def __post_init__(self) -> None:
         self.pictures = self.data.checksum()
+        self.cut = torch.zeros(sum(self._widths()), dtype=torch.bool)
+        self._build()
+
+    def _widths(self) -> list[int]:
+        return [bn.num_features for bn in norms(self.network.model).values()]
+
+    def _whereabouts(self) -> dict[str, tuple]:
+        """Where in ``network`` the tensors are that train."""
+        return whereabouts(self.network.model, (~self.cut).split(self._widths()))
+
+    def _build(self) -> None:
+        """The step that trains what ``cut`` leaves of ``network``, with the method's own start."""
+        s = self.settings
+        model = slim(self.network.model, (~self.cut).split(self._widths()))
+        self.flops = cost(model).flops
+        self.execution.place(model)
+        method = METHODS[s.method]
+        names = {"s": "lambda_"}
+        optimizer = torch.optim.SGD(
+            model.parameters(),
+            lr=s.lr,
+            momentum=s.momentum,
+            weight_decay=s.weight_decay,
+            nesterov=s.nesterov and s.momentum > 0,
+            fused=True,
+        )
+        self.step = Step(
+            model,
+            self.batches,
+            optimizer,
+            method(model, **{names.get(k, k): getattr(s, k) for k in method.settings}),
+            self.execution,
+            self.group,
+        )
+        if self.graphs:
+            self.step.launch = Graphs(self.step)
+
+    def cut_dead(self, lr: float) -> int:
+        """Go on without the channels that have died, if these are enough; how many were cut.
+
+        ``lr`` is the largest learning rate still to come. What trains on is what would train on
+        after a resume from here: the same content, taken up by the same code.
+        """
+        if self.settings.keep_dead:
+            return 0
+        step = self.step
+        dead = step.method.dead(step.optimizer, lr)
+        masks = worth_cutting(step.model, step.method.split(dead))
+        gone = torch.cat(masks)
+        self.group.take_from_first([gone])
+        if count := int(gone.sum()):
+            cut = self.cut.clone()
+            cut[~self.cut] = gone.cpu()
+            content = checkpoint.snapshot(self._content()) | {"cut": cut}
+            step.launch = step.eager  # a CUDA graph goes before what it works on
+            self._take_up(content)
+        return count
+
+    def full(self, flat: Tensor) -> Tensor:
+        """A vector over the channels that train, with 0 for those that were cut; on the CPU."""
+        whole = torch.zeros(len(self.cut), dtype=flat.dtype)
+        whole[~self.cut] = flat.detach().cpu()
+        return whole
+
+    def zeros(self) -> dict[str, int | None]:
+        """How many γ and ξ are zero, of all channels that the run began with."""
+        method, gone = self.step.method, int(self.cut.sum())
+        xi = method.xi_zeros()
+        return {
+            "gamma_zeros": method.gamma_zeros() + gone,
+            "xi_zeros": None if xi is None else xi + gone,
+        }
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -126,7 +212,7 @@ class Run:
 
     def keep_log(self) -> list[dict[str, str]]:
         """The log's lines of the finished epochs; what is beyond them is dropped."""
-        if self.step.group.rank > 0:
+        if self.group.rank > 0:
             return []
         self.files.folder.mkdir(parents=True, exist_ok=True)
         return records.keep_epochs(self.files.log, self.epoch)
@@ -142,11 +228,12 @@ class Run:
             # F of eq. (5), and what eq. (2) minimises.
             "objective": None if penalty is None else f"{train_loss + penalty:.6f}",
             "ns_objective": None if ns_penalty is None else f"{train_loss + ns_penalty:.6f}",
-            "gamma_zeros": method.gamma_zeros(),
-            "xi_zeros": method.xi_zeros(),
+            **self.zeros(),
+            "channels": len(method.gamma),
+            "flops": self.flops,
             **values,
         }
-        if self.step.group.rank == 0:
+        if self.group.rank == 0:
             records.append(self.files.log, records.LOG, row)
         return row
 
@@ -165,7 +252,7 @@ class Run:
 
     def write(self) -> None:
         """Bring to the disk what is not there yet."""
-        if self._unsaved is None or self.step.group.rank > 0:
+        if self._unsaved is None or self.group.rank > 0:
             return
         start = time.monotonic()
         # The best one first: whatever happens in between, no state that was the best is lost.
@@ -178,77 +265,98 @@ class Run:
         self._seconds = self._written - start
 
     def _content(self) -> dict[str, Any]:
-        model = self.network.model
+        model, index = self.network.model, self._whereabouts()
+        put_back(self.step.model.state_dict(), model.state_dict(), index)
         state = model.state_dict()
         if self.network.is_full:
-            state = checkpoint.to_released(state, checkpoint.stream_widths(model))
+            state = checkpoint.to_released(state, model)
         return {
             # What the earlier programs keep, ...
             "epoch": self.epoch,
             "state_dict": state,
             "best_prec1": torch.tensor(self.best / 100, dtype=torch.float64),
-            "optimizer": self.step.optimizer.state_dict(),
+            "optimizer": self._optimizer_state(index),
             # ... and what else it takes to go on exactly, and to prune.
             "layout": "released" if self.network.is_full else "compact",
             "cfg": self.network.cfg,
             "best_accuracy": self.best,  # in percent: 100 · best_prec1 is it only to rounding
-            "xi": self.step.method.xi,
+            "xi": None if self.step.method.xi is None else self.full(self.step.method.xi),
+            "cut": self.cut,
             "run": self.files.run,
             "settings": asdict(self.settings),
-            "precision": self.step.execution.precision,
-            "channels_last": self.step.execution.channels_last,
+            "precision": self.execution.precision,
+            "channels_last": self.execution.channels_last,
             "pictures": self.pictures,
             "classes": list(self.data.classes),
             "mean": list(self.data.mean),
             "std": list(self.data.std),
         }
 
+    def _optimizer_state(self, index: Mapping[str, tuple]) -> dict[str, Any]:
+        """The optimiser's state dict as of ``network``'s parameters; momentum of cut ones is 0."""
+        optimizer = self.step.optimizer
+        named = dict(self.step.model.named_parameters())
+        momentum = {n: optimizer.state[p]["momentum_buffer"] for n, p in named.items()
+                    if "momentum_buffer" in optimizer.state[p]}  # fmt: skip
+        full = {n: torch.zeros_like(p) for n, p in self.network.model.named_parameters()}
+        put_back(momentum, full, index)
+        state = {i: {"momentum_buffer": full[n]} for i, n in enumerate(named) if n in momentum}
+        return {**optimizer.state_dict(), "state": state}
+
     def resume(self, content: Mapping[str, Any], path: str) -> None:
-        """Take up all that ``content``, read from ``path``, holds beside the weights."""
-        parameters = dict(self.network.model.named_parameters())
+        """Go on from ``content``, read from ``path``: all that it holds beside the weights."""
         try:
             self.epoch = int(content["epoch"])
             self.best = float(content.get("best_accuracy", 100 * float(content["best_prec1"])))
             if self.epoch < 0 or not 0 <= self.best <= 100:
                 raise ValueError("its epoch or best_prec1 is out of range")
-            buffers = checkpoint.momentum(content, parameters)
+            if content.get("pictures", self.pictures) != self.pictures:
+                raise ValueError("its run was started with other pictures than these")
+            self._take_up(content)
         except (
             KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError
         ) as error:  # fmt: skip
             raise InputError(f"{path} cannot be resumed: {error}") from None
-        if content.get("pictures", self.pictures) != self.pictures:
-            raise InputError(
-                f"{path} cannot be resumed: its run was started with other pictures than these"
-            )
-        for name, buffer in buffers.items():
-            state = self.step.optimizer.state[parameters[name]]
-            if "momentum_buffer" in state:
-                state["momentum_buffer"].copy_(buffer)
-        # As the last epoch left it: where none is left to train, nothing else sets it.
-        for group in self.step.optimizer.param_groups if self.epoch else ():
-            group["lr"] = learning_rate(self.epoch - 1, self.settings.epochs, self.settings.lr)
-        method = self.step.method
-        if method.xi is not None:
-            xi = content.get("xi")
-            if xi is None:
-                note(f"note: {path} has no ξ: it starts again at ξ = γ")
-                xi = method.gamma
-            if not isinstance(xi, Tensor) or xi.shape != method.xi.shape:
-                raise InputError(f"{path} cannot be resumed: its ξ is not as long as its γ")
-            if not xi.isfinite().all():
-                raise InputError(f"{path} cannot be resumed: its ξ is not finite")
-            method.xi.copy_(xi)
+        if self.step.method.xi is not None and content.get("xi") is None:
+            note(f"note: {path} has no ξ: it starts again at ξ = γ")
         if Path(path).resolve() != self.files.checkpoint.resolve():
             # The run's own checkpoint is elsewhere or damaged, and there may be no epoch left.
             self._unsaved = checkpoint.snapshot(self._content())
+
+    def _take_up(self, content: Mapping[str, Any]) -> None:
+        """Build the step of ``content``, whose weights ``network`` has. Raises ValueError."""
+        parameters = dict(self.network.model.named_parameters())
+        momentum = checkpoint.momentum(content, parameters)
+        self.cut = content.get("cut", torch.zeros_like(self.cut))
+        self._build()
+        index, step = self._whereabouts(), self.step
+        for name, parameter in step.model.named_parameters():
+            if name in momentum and "momentum_buffer" in step.optimizer.state[parameter]:
+                buffer = momentum[name][index[name]]
+                step.optimizer.state[parameter]["momentum_buffer"].copy_(buffer)
+        # As the last epoch left it: where none is left to train, nothing else sets it.
+        for group in step.optimizer.param_groups if self.epoch else ():
+            group["lr"] = learning_rate(self.epoch - 1, self.settings.epochs, self.settings.lr)
+        method, xi = step.method, content.get("xi")
+        if method.xi is not None and xi is None:
+            method.xi.copy_(method.gamma)
+        elif method.xi is not None:
+            if not isinstance(xi, Tensor) or xi.shape != self.cut.shape:
+                raise ValueError("its ξ is not as long as its γ")
+            if not xi.isfinite().all():
+                raise ValueError("its ξ is not finite")
+            method.xi.copy_(xi[~self.cut])
 
     def is_recorded(self) -> bool:
         rows = records.read(self.files.record, records.TRAINED)
         return any(row["run"] == self.files.run for row in rows)
 
-    def record(self, accuracy: float, seconds_per_epoch: float, argv: Sequence[str]) -> None:
-        """Append the finished run's row to the record; ``accuracy`` is in percent."""
-        s, method, device = self.settings, self.step.method, self.step.execution.device
+    def record(self, accuracy: float, seconds: Sequence[float], argv: Sequence[str]) -> None:
+        """Append the finished run's row to the record.
+
+        ``accuracy`` is in percent, ``seconds`` what the epochs' training took.
+        """
+        s, device = self.settings, self.execution.device
         on_cpu = device.type == "cpu"
         row = {
             "run": self.files.run,
@@ -261,13 +369,12 @@ class Run:
             "s": s.s,
             "beta": s.beta,
             "prox_every": s.prox_every,
-            "precision": self.step.execution.precision,
-            "channels": len(method.gamma),
-            "gamma_zeros": method.gamma_zeros(),
-            "xi_zeros": method.xi_zeros(),
+            "precision": self.execution.precision,
+            "channels": len(self.cut),
+            **self.zeros(),
             "test_accuracy": f"{accuracy:.4f}",
             "best_accuracy": f"{self.best:.4f}",
-            "seconds_per_epoch": f"{seconds_per_epoch:.3f}",
+            "seconds_per_epoch": f"{sum(seconds) / len(seconds):.3f}",
             "checkpoint": self.files.checkpoint.name,
             "command": shlex.join(["python", "main.py", *argv]),
             "subset": s.subset,
@@ -277,7 +384,7 @@ class Run:
             "torch": torch.__version__,
             "device": platform.machine() if on_cpu else torch.cuda.get_device_name(device),
             "threads": torch.get_num_threads(),
-            "processes": self.step.group.size,
+            "processes": self.group.size,
             "test_subset": s.test_subset,
             "lr": s.lr,
             "momentum": s.momentum,
@@ -285,6 +392,8 @@ class Run:
             "nesterov": s.nesterov,
             "xi_init": None if s.xi_init is None else " ".join(map(str, s.xi_init)),
             "source": self.data.source,
+            "train_seconds": f"{sum(seconds):.3f}",
+            "keep_dead": s.keep_dead,
         }
         records.append(self.files.record, records.TRAINED, row)
 

@@ -33,6 +33,7 @@ class Settings:
     beta: float | None
     prox_every: str | None
     xi_init: tuple[float, float] | None
+    keep_dead: bool
     epochs: int
     batch_size: int
     lr: float
@@ -109,6 +110,11 @@ def parser() -> argparse.ArgumentParser:
         type=cli.number,
         metavar=("LOW", "HIGH"),
         help="ξ starts uniform in this range (default 0.47 0.50)",
+    )
+    slimming.add_argument(
+        "--keep-dead",
+        action="store_true",
+        help="train channels on that have died: the same result, later (default: cut them out)",
     )
 
     sgd = p.add_argument_group("training")
@@ -213,6 +219,7 @@ def resolve(
         "s": paper.subgradient_lambda if method == Subgradient.name else paper.lambda_,
         "beta": paper.beta,
         "prox_every": "step",
+        "keep_dead": False,
         # A network to be fine-tuned has its γ already: ξ starts there.
         "xi_init": (0.47, 0.50) if known.get("refine") is None else None,
     }

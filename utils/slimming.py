@@ -7,6 +7,8 @@ A method is one class with the hooks of :class:`Baseline`; ``METHODS`` names the
 line.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -46,6 +48,7 @@ class Baseline:
 
     def __init__(self, model: nn.Module) -> None:
         self.weights = [bn.weight for bn in batch_norms(model)]
+        self.biases = [bn.bias for bn in batch_norms(model)]
         if not self.weights:
             raise ValueError("the model has no batch norm, so there are no scaling factors to slim")
         self.gamma = torch.cat([w.detach() for w in self.weights])
@@ -71,6 +74,13 @@ class Baseline:
 
     def on_epoch(self, alpha: float) -> None:
         """After the last step of an epoch."""
+
+    def dead(self, optimizer: torch.optim.SGD, lr: float) -> Tensor:
+        """Which channels change nothing any more, bool [channels], at learning rates up to ``lr``.
+
+        None of them here: nothing holds a γ at 0.
+        """
+        return torch.zeros_like(self.gamma, dtype=torch.bool)
 
     def ns_penalty(self) -> float | None:
         """λ‖γ‖₁, which eq. (2) adds to the loss, or None without a λ."""
@@ -167,6 +177,38 @@ class ProximalSlimming(Baseline):
 
     def _set(self, target: Tensor, value: Tensor) -> None:
         target.copy_(torch.where(self.halted > 0, target, value))
+
+    @torch.no_grad()
+    def dead(self, optimizer: torch.optim.SGD, lr: float) -> Tensor:
+        """As :meth:`Baseline.dead`: γ and ξ stay 0, and the bias stays ≤ 0, whatever comes.
+
+        The ReLU behind then gives 0 on every picture, so the gradients of γ, of the bias, of the
+        filter before and of the weights behind are 0. What could still move γ and bias is momentum
+        and weight decay; the conditions here rule that out, at this learning rate and below it.
+        """
+        group = optimizer.param_groups[0]
+        mu, n, decay = group["momentum"], int(group["nesterov"]), lr * group["weight_decay"]
+        gamma_v, bias_v = (self._momentum(optimizer, x) for x in (self.weights, self.biases))
+        bias = torch.cat([b.detach() for b in self.biases]).double()
+        # What is left of γ's momentum moves it by less than the next (8b) sets to zero.
+        stays_zero = (self.gamma == 0) & (self.xi == 0) & (lr * gamma_v.abs() < TINY)
+        # Without a gradient the bias b and its buffer v follow a linear recursion. Its eigenvalues
+        # solve z² − (1 + μ − ε(1 + nμ))z + μ(1 − nε) = 0, where ε is lr · weight decay and n is 1
+        # with Nesterov, else 0. If both are real and not negative, a step multiplies b + cv by the
+        # larger one, z; and once b ≤ 0 and b + cv ≤ 0, both hold for ever.
+        half, product = (1 + mu - decay * (1 + n * mu)) / 2, mu * (1 - n * decay)
+        if half < 0 or product < 0 or half * half < product:  # the bias oscillates
+            return torch.zeros_like(stays_zero)
+        z = half + math.sqrt(half * half - product)
+        c = -lr * mu ** (1 + n) / (z - mu) if mu else 0.0
+        return stays_zero & (bias <= 0) & (bias + c * bias_v.double() <= 0)
+
+    @staticmethod
+    def _momentum(optimizer: torch.optim.SGD, parameters: list[Tensor]) -> Tensor:
+        """The momentum buffers of ``parameters`` in one vector, 0 where there are none."""
+        buffers = [optimizer.state[p].get("momentum_buffer") for p in parameters]
+        pairs = zip(buffers, parameters, strict=True)
+        return torch.cat([torch.zeros_like(p) if b is None else b for b, p in pairs]).detach()
 
     def penalty(self) -> float:
         distance = (self.gamma - self.xi).square().sum()

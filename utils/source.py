@@ -78,8 +78,8 @@ def stored_settings(content: Mapping[str, Any], path: str) -> dict[str, Any]:
             flags += [] if value is None else ["-sr", f"{flag}={value}"]
         elif name == "nesterov":
             flags += ["--no-nesterov"] if value is False else []
-        elif name == "deterministic":
-            flags += ["--deterministic"] if value is True else []
+        elif name in ("deterministic", "keep_dead"):
+            flags += ["--" + name.replace("_", "-")] if value is True else []
         elif value is not None and name not in ("method", "xi_init"):
             flags.append(f"{flag}={value}")
 
@@ -88,7 +88,7 @@ def stored_settings(content: Mapping[str, Any], path: str) -> dict[str, Any]:
 
     strict = parser()
     strict.error = refuse
-    unsaid = {"method": Baseline.name, "nesterov": True, "deterministic": False}
+    unsaid = {"method": Baseline.name, "nesterov": True, "deterministic": False, "keep_dead": False}
     said = unsaid | vars(strict.parse_args(flags))
     if xi_init := stored.get("xi_init"):  # argparse takes -1e-05 for a flag
         bounds = all(isinstance(x, float) and abs(x) <= 1e30 for x in xi_init)
