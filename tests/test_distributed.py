@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from models import build_model
-from runs import QUICK, ROOT, rows
+from runs import QUICK, ROOT, assert_same_run, rows
 from utils.data import Batches, load_dataset
 from utils.device import Group
 from utils.slimming import ProximalSlimming
@@ -91,18 +91,7 @@ def test_shares_cover_a_batch_and_their_weights_make_its_mean(count, size):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_ends_the_job_and_the_run_can_go_on(rank, tmp_path, pictures):
     process = torchrun(tmp_path, pictures, "--epochs", 500)
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if line.startswith("epoch 2/500: lr"):
-            break
-    workers = [
-        int(p.parent.name)
-        for p in Path("/proc").glob("[0-9]*/environ")
-        if f"\0RANK={rank}\0" in _environ(p) and str(tmp_path) in _environ(p.with_name("cmdline"))
-    ]
-    assert len(workers) == 1, "".join(lines)
-    os.kill(workers[0], signal.SIGKILL)
+    kill_at(process, "epoch 2/500: lr", rank, tmp_path)
     killed = time.monotonic()
     said, _ = process.communicate(timeout=60)
     assert time.monotonic() - killed < 60
@@ -110,6 +99,36 @@ def test_a_killed_process_ends_the_job_and_the_run_can_go_on(rank, tmp_path, pic
     assert "SIGKILL" in said or "lost one another" in said
     content = torch.load(next(tmp_path.glob("*checkpoint.pth.tar")), weights_only=True)
     assert content["epoch"] >= 1
+
+
+def test_two_processes_cut_what_died_and_go_on_from_there_when_killed(tmp_path, pictures):
+    dying = ["--s", 6, "--beta", 30, "--momentum", 0.3, "--epochs", 60]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    said, _ = torchrun(whole, pictures, *dying).communicate(timeout=240)
+    widths = [row["channels"] for row in rows(whole / "proximal_resnet_11_folderlog.csv")]
+    assert len(set(widths)) > 2, said
+    process = torchrun(parts, pictures, *dying)
+    kill_at(process, r"epoch \d+: \d+ dead channels are cut", 1, parts)
+    process.communicate(timeout=60)
+    said, _ = torchrun(parts, pictures, *dying, "--resume", "auto").communicate(timeout=240)
+    assert "going on with" in said
+    assert_same_run(whole, parts)
+
+
+def kill_at(process: subprocess.Popen, line: str, rank: int, folder: Path) -> None:
+    """Kill the process of that rank as soon as a line begins so."""
+    lines = []
+    for each in process.stdout:
+        lines.append(each)
+        if re.match(line, each):
+            break
+    workers = [
+        int(p.parent.name)
+        for p in Path("/proc").glob("[0-9]*/environ")
+        if f"\0RANK={rank}\0" in _environ(p) and str(folder) in _environ(p.with_name("cmdline"))
+    ]
+    assert len(workers) == 1, "".join(lines)
+    os.kill(workers[0], signal.SIGKILL)
 
 
 def _environ(path: Path) -> str:
