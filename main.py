@@ -18,19 +18,20 @@ from typing import Any
 import torch
 
 from models import Network, build_model, full_cfg
+from models.cost import cost
 from models.surgery import norms
-from utils import cli
-from utils.cli import Diverged, InputError, Lost, Progress, note
-from utils.data import Batches
+from utils import console
+from utils.atomic import check_writable
+from utils.console import Diverged, InputError, Lost, Progress, note
+from utils.data.datasets import Batches
 from utils.device import Execution, Group, fastest, pick_device
-from utils.flops import cost
-from utils.paper import recipe
-from utils.run import Run
-from utils.seeds import run_seeds
-from utils.settings import Settings, load_data, parser
-from utils.slimming import Subgradient, is_zero, shrinkage
-from utils.source import Source, check_classes
-from utils.training import evaluate, learning_rate, train_epoch
+from utils.flags.settings import Settings, load_data, parser
+from utils.flags.source import Source, check_classes
+from utils.launch import run_seeds
+from utils.methods.slimming import Subgradient, is_zero, shrinkage
+from utils.paper.settings import recipe
+from utils.training.run import Run
+from utils.training.step import evaluate, learning_rate, train_epoch
 
 TEST_BATCH_SIZE = 256
 
@@ -42,7 +43,7 @@ def train(run: Run, test_batch_size: int, log_interval: int, argv: Sequence[str]
     log = run.keep_log()
     full_flops = cost(run.network.model).flops
     trains = run.epoch < s.epochs
-    with cli.Signals() as signals:
+    with console.Signals() as signals:
         for epoch in range(run.epoch, s.epochs):  # line 1: for each epoch t
             lr = learning_rate(epoch, s.epochs, s.lr)
             if dead := run.cut_dead(lr):
@@ -221,7 +222,7 @@ def main(argv: list[str] | None = None) -> None:
     except ValueError as error:
         raise InputError(str(error)) from None
     files = source.files(given, settings)
-    cli.check_writable(files.folder)
+    check_writable(files.folder)
     files.check(Path(source.path) if source.resumes else None)
 
     group = Group.join(device)
@@ -261,4 +262,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(console.run(main))

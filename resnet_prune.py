@@ -6,8 +6,8 @@ python resnet_prune.py --model logs/proximal_resnet_164_cifar10checkpoint.pth.ta
 import sys
 
 from models.surgery import slim
-from utils.cli import run
-from utils.prune_command import prune
+from utils.console import run
+from utils.pruning.command import prune
 
 __all__ = ["slim"]
 

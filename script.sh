@@ -50,7 +50,7 @@ alone() {
     local part="$1-${2:-}"
     case "${2:-}" in cifar10 | cifar100) shift 2 ;; *) usage ;; esac
     if [[ "${1:-}" =~ ^[0-9]+$ ]]; then set -- --seeds "$@"; fi
-    module recipes "$part" "$@"
+    module experiments.recipes "$part" "$@"
 }
 
 module() { # name in utils, flags
@@ -68,10 +68,11 @@ run_tests() {
 command=${1:-}
 [ $# -eq 0 ] || shift
 case "$command" in
-quickstart) module recipes quickstart --save logs/quickstart "$@" ;;
+quickstart) module experiments.recipes quickstart --save logs/quickstart "$@" ;;
 test) run_tests "$@" ;;
-table1 | table2a | table2b | table3 | small) module recipes "$command" "$@" ;;
+table1 | table2a | table2b | table3 | small) module experiments.recipes "$command" "$@" ;;
 vgg | densenet | resnet110 | resnet164) alone "$command" "$@" ;;
-tables | plots | bench) module "$command" "$@" ;;
+tables | plots) module "reports.$command" "$@" ;;
+bench) module bench "$@" ;;
 *) usage ;;
 esac

@@ -6,8 +6,8 @@ python vgg_prune.py --model logs/proximal_vgg_19_cifar10checkpoint.pth.tar
 import sys
 
 from models.surgery import slim
-from utils.cli import run
-from utils.prune_command import prune
+from utils.console import run
+from utils.pruning.command import prune
 
 __all__ = ["slim"]
 

@@ -18,7 +18,13 @@ import resnet_prune
 import vgg_prune
 from models import build_model, full_cfg
 from test_checkpoint import released_training_checkpoint
-from utils import bench, cli, data, export, plots, prune_command, recipes, tables
+from utils import export
+from utils.bench import __main__ as bench
+from utils.data import datasets
+from utils.experiments import recipes
+from utils.flags import types
+from utils.pruning import command
+from utils.reports import plots, tables
 
 PROGRAMS = {
     "main.py": train,
@@ -27,9 +33,9 @@ PROGRAMS = {
     "densenet_prune.py": densenet_prune,
     "-m utils.export": export,
     "-m utils.bench": bench,
-    "-m utils.tables": tables,
-    "-m utils.plots": plots,
-    "-m utils.recipes": recipes,
+    "-m utils.reports.tables": tables,
+    "-m utils.reports.plots": plots,
+    "-m utils.experiments.recipes": recipes,
 }
 QUICK = ["--no-cuda", "--precision", "fp32", "--log-interval", "1000"]
 FOLDER = ["--dataset", "folder", "--data", "pictures"]
@@ -52,7 +58,7 @@ def make_goods(folder: Path, run: Callable[[str, list[str]], tuple[Any, str]]) -
             for name in FORMATS:
                 picture = Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8))
                 picture.save(place / name)
-    data._shapes = lru_cache(data._shapes)  # drawing takes seconds
+    datasets._shapes = lru_cache(datasets._shapes)  # drawing takes seconds
 
     def good(program: str, *argv: str) -> None:
         status, err = run(program, list(argv))
@@ -85,7 +91,7 @@ def read_checkpoint(random: Random, path: str) -> Case:
     arch = next((a for a in ("densenet", "vgg") if a in name), "resnet")
     kind = random.random()
     if kind < 0.1 and path.endswith("checkpoint.pth.tar"):
-        return Case("-m utils.plots", ["--save", ".", "--run", run_of(path)])
+        return Case("-m utils.reports.plots", ["--save", ".", "--run", run_of(path)])
     if kind < 0.03:
         return Case("-m utils.export", ["--model", path, "--format", "pt2", "--normalised"])
     if kind < 0.1:
@@ -142,7 +148,7 @@ def log_case(random: Random) -> Case:
     log = Path(f"{run_of(path.name)}log.csv")
     log.write_bytes(mutations.text(random, log.read_bytes()))
     if random.random() < 0.3:
-        return Case("-m utils.plots", ["--save", ".", "--run", run_of(path.name)])
+        return Case("-m utils.reports.plots", ["--save", ".", "--run", run_of(path.name)])
     return Case("main.py", ["--resume", str(path), *QUICK])
 
 
@@ -179,7 +185,7 @@ def batches_case(random: Random) -> Case:
     name = random.choice(["cifar10", "cifar100"])
     folder = Path("batches", {"cifar10": "cifar-10-batches-py"}.get(name, "cifar-100-python"))
     folder.mkdir(parents=True)
-    of_class = getattr(data.datasets, name.upper())
+    of_class = getattr(datasets.datasets, name.upper())
     content = {"data": np.zeros((4, 3072), np.uint8), "labels": [0] * 4, "fine_labels": [0] * 4}
     for file, _ in (*of_class.train_list, *of_class.test_list, [of_class.meta["filename"], ""]):
         if random.random() < 0.9:
@@ -201,16 +207,16 @@ FITTING: dict[Any, list[str]] = {
     "--format": ["pt2"],
     "--repeats": ["1", "2"],
     "--batch-size": ["1", "5", "64", "2147483648"],
-    cli.epochs: ["1", "2", "160", "1000000"],
-    cli.positive_int: ["1", "2", "3", "16", "2147483648"],
-    cli.natural: ["0", "1", "2147483648"],
-    cli.seed: ["0", "7", str(2**63 - 1)],
-    cli.positive: ["0.01", "0.1", "3", "100", "1e-30", "1e30"],
-    cli.not_negative: ["0", "0.01", "3", "1e-30", "1e30"],
-    cli.number: ["0", "-1", "0.5", "1", "1e30", "-1e30"],
-    cli.fraction: ["0", "0.3", "0.9", "0.999999", "1"],
-    cli.momentum: ["0", "0.5", "0.999999"],
-    cli.file_name: ["mine", "a b", "γ", "-", "%s", "\udcff", "a\nb", "a" * 150],
+    types.epochs: ["1", "2", "160", "1000000"],
+    types.positive_int: ["1", "2", "3", "16", "2147483648"],
+    types.natural: ["0", "1", "2147483648"],
+    types.seed: ["0", "7", str(2**63 - 1)],
+    types.positive: ["0.01", "0.1", "3", "100", "1e-30", "1e30"],
+    types.not_negative: ["0", "0.01", "3", "1e-30", "1e30"],
+    types.number: ["0", "-1", "0.5", "1", "1e30", "-1e30"],
+    types.fraction: ["0", "0.3", "0.9", "0.999999", "1"],
+    types.momentum: ["0", "0.5", "0.999999"],
+    types.file_name: ["mine", "a b", "γ", "-", "%s", "\udcff", "a\nb", "a" * 150],
 }
 FILES = ("--resume", "--refine", "--evaluate", "--model", "--compare")
 UNTRIED = ("help", "seeds")  # seeds: starts processes, whose errors are their own
@@ -222,7 +228,7 @@ def flags_case(random: Random) -> Case:
     program = random.choice(["main.py", "main.py", "main.py", *PROGRAMS])
     module = PROGRAMS[program]
     prunes = program.endswith("_prune.py")
-    parser = prune_command.parser(program, "slim") if prunes else module.parser()
+    parser = command.parser(program, "slim") if prunes else module.parser()
     arch = program.partition("_")[0] if prunes else random.choice(["resnet", "densenet", "vgg"])
     own = [path for path in [*TRAINED, *SLIM] if arch in path.lower()]
     files = own if random.random() < 0.9 else [*own, "released.pth", "nowhere", "pictures", ""]

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from utils.cli import InputError
-from utils.data import Batches, Dataset
+from utils.console import InputError
+from utils.data.datasets import Batches, Dataset
 
 
 def noise(*shape: int) -> np.ndarray:

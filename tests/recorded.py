@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from utils import records
+from utils.files import records
 
 LATER = {"commit": "abc1234", "device": "GPU X"}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from utils import cli
+from utils import console
 
 ROOT = Path(__file__).parents[1]
 # Deterministic: nothing is measured, so that every start computes the same.
@@ -29,7 +29,7 @@ def train(folder: Path, pictures: Path, *more: object) -> int:
     if "--refine" not in more:
         more = ["--dataset", "folder", "--data", pictures, *more]
     argv = [*QUICK, "--save", folder, *more]
-    return cli.run(main.main, [str(arg) for arg in argv])
+    return console.run(main.main, [str(arg) for arg in argv])
 
 
 def start(folder: Path, pictures: Path, *more: object, **options: object) -> subprocess.Popen:
@@ -123,7 +123,7 @@ def then(function):
 
 for name in ("replace", "fsync", "write", "open", "unlink", "rename", "ftruncate"):
     setattr(os, name, then(getattr(os, name)))
-sys.exit(cli.run(main.main, sys.argv[2:]))
+sys.exit(console.run(main.main, sys.argv[2:]))
 """
 
 

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from fuzz_cases import KINDS, PROGRAMS, Case, make_goods  # noqa: E402
-from utils import cli  # noqa: E402
+from utils import console  # noqa: E402
 
 SECONDS = 60
 
@@ -45,7 +45,7 @@ def run(program: str, argv: list[str]) -> tuple[int | str | None, str]:
     with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
         signal.alarm(SECONDS)
         try:
-            status: int | str | None = cli.run(PROGRAMS[program].main, argv)
+            status: int | str | None = console.run(PROGRAMS[program].main, argv)
         except SystemExit as stop:
             status = stop.code
         except Hang:

@@ -10,7 +10,7 @@ import torch
 
 import main
 import resnet_prune
-from utils import cli
+from utils import console
 from workshop import PRUNE, QUICK, ROOT, Refused, Workshop, dump, error_line, snapshot
 
 DEPTH = {
@@ -159,7 +159,7 @@ def test_every_prune_command_wants_a_fraction_and_a_model(
 
 
 def test_more_than_there_is_memory_for(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(lambda argv: torch.empty(2**50)) == 2
+    assert console.run(lambda argv: torch.empty(2**50)) == 2
     assert "--batch-size" in error_line(capsys.readouterr().err)
 
 

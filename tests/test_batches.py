@@ -12,8 +12,8 @@ from torch import Tensor
 from torchvision.transforms import functional as tv
 
 from own_pictures import epoch_of, noise
-from utils import data
-from utils.data import CIFAR_NORM, SVHN_NORM, Batches, Dataset, Pictures
+from utils.data import datasets
+from utils.data.datasets import CIFAR_NORM, SVHN_NORM, Batches, Dataset, Pictures
 
 CPU = torch.device("cpu")
 # Every way to cut 32×32 out of 40×40, as it is and mirrored.
@@ -41,7 +41,7 @@ def torchvision_crop(image: np.ndarray, top: int, left: int, flip: bool) -> np.n
 def test_crops_and_flips_are_torchvisions_for_every_offset() -> None:
     images = noise(len(CROPS), 32, 32, 3)
     top, left, flip = (torch.tensor(column) for column in zip(*CROPS, strict=True))
-    ours = data.crop_and_flip(torch.from_numpy(images), top, left, flip)
+    ours = datasets.crop_and_flip(torch.from_numpy(images), top, left, flip)
     theirs = [torchvision_crop(image, *crop) for image, crop in zip(images, CROPS, strict=True)]
     assert np.array_equal(ours.numpy(), theirs)
 

@@ -10,10 +10,11 @@ import torch
 from models import build_model
 from models.channel_selection import ChannelSelection
 from runs import ROOT
-from utils import bench, cli
-from utils.data import load_dataset
-from utils.reference import Reference
-from utils.slimming import ProximalSlimming, batch_norms
+from utils import console
+from utils.bench import __main__ as bench
+from utils.bench.released import Reference
+from utils.data.datasets import load_dataset
+from utils.methods.slimming import ProximalSlimming, batch_norms
 
 CPU = torch.device("cpu")
 
@@ -36,7 +37,7 @@ def test_training_is_timed_beside_the_reference():
 
 @pytest.mark.parametrize("name", ["vgg", "vgg-12", "lenet-5", "resnet-x"])
 def test_a_network_that_is_none_is_named(name, capsys):
-    assert cli.run(bench.main, ["--networks", name, "--no-cuda"]) == 2
+    assert console.run(bench.main, ["--networks", name, "--no-cuda"]) == 2
     assert name in capsys.readouterr().err.splitlines()[-1]
 
 

@@ -11,8 +11,9 @@ from torch import nn
 import main
 import released
 from models import build_model, restore
-from utils import checkpoint, cli
-from utils.slimming import batch_norms
+from utils import console
+from utils.files import checkpoint
+from utils.methods.slimming import batch_norms
 
 NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 10)]
 x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -63,8 +64,8 @@ def test_a_released_checkpoint_prunes_and_its_slim_twin_gives_the_same_answers(
     path = tmp_path / f"net_{arch}_{depth}_foldercheckpoint.pth.tar"
     content = released_training_checkpoint(path, arch, depth, torch.tensor(0.5))
     command = importlib.import_module(f"{arch}_prune").main
-    assert cli.run(command, ["--model", str(path), "--dataset", "folder", "--data", str(pictures),
-                             "--name", "small_"]) == 0  # fmt: skip
+    data = ["--dataset", "folder", "--data", str(pictures)]
+    assert console.run(command, ["--model", str(path), *data, "--name", "small_"]) == 0
     saved, network = checkpoint.load(tmp_path / "small_pruned.pth.tar", restore)
     assert saved["cfg"] == network.cfg
     assert not network.is_full
@@ -120,7 +121,7 @@ def test_a_released_run_resumes(best, tmp_path, pictures, capsys):
     released_training_checkpoint(path, "vgg", 11, best)
     flags = ["--dataset", "folder", "--data", str(pictures), "--save", str(tmp_path)]
     argv = ["-sr", "--resume", str(path), "--epochs", "2", "--precision", "fp32", "--no-cuda"]
-    assert cli.run(main.main, [*argv, *flags]) == 0
+    assert console.run(main.main, [*argv, *flags]) == 0
     printed = capsys.readouterr()
     assert "ξ = γ" in printed.err
     assert "epoch 2/2" in printed.out
@@ -134,7 +135,7 @@ def test_our_checkpoint_is_one_the_earlier_programs_read(arch, depth, tmp_path, 
     argv = ["-sr", "--arch", arch, "--depth", str(depth), "--epochs", "1", "--no-cuda"]
     argv += ["--dataset", "folder", "--data", str(pictures), "--precision", "fp32"]
     argv += ["--save", str(tmp_path)]
-    assert cli.run(main.main, argv) == 0
+    assert console.run(main.main, argv) == 0
     run = f"proximal_{arch}_{depth}_folder"
     content = torch.load(tmp_path / f"{run}checkpoint.pth.tar", weights_only=True)
     assert {"epoch", "state_dict", "best_prec1", "optimizer", "cfg", "xi", "settings"} <= set(

@@ -13,8 +13,10 @@ import torch
 
 from models import build_model
 from runs import QUICK, ROOT, assert_same_run, rows, train
-from utils import cli, records, results
-from utils.slimming import batch_norms
+from utils import console
+from utils.files import records
+from utils.methods.slimming import batch_norms
+from utils.reports import results
 
 NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 7)]
 # So large a λ brings ξ to zero in a few of an epoch's 4 steps, and without momentum γ follows it.
@@ -92,7 +94,7 @@ def test_refining_with_the_penalty_starts_from_the_networks_own_gamma(tmp_path, 
     content = torch.load(path, weights_only=True)
     content["state_dict"]["feature.1.weight"].fill_(2.0)
     torch.save(content, path)
-    assert cli.run(vgg_prune.main, ["--model", str(path), "--no-cuda"]) == 0
+    assert console.run(vgg_prune.main, ["--model", str(path), "--no-cuda"]) == 0
     argv = ["--refine", tmp_path / "vggnetpruned.pth.tar", "-sr", "--s", "0.001", "--epochs", 1]
     assert train(tmp_path, pictures, *argv, "--name", "again") == 0
     refined = torch.load(
@@ -137,7 +139,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(flags, tmp_path, pictures):
 
 def stop_after(epochs: int, folder: Path, pictures: Path, *more: object) -> list[str]:
     """Train, but break off when ``epochs`` are saved and the next is only logged."""
-    from utils.run import Run
+    from utils.training.run import Run
 
     save = Run.save
 
@@ -191,7 +193,7 @@ def test_a_network_without_zeros_is_written_unpruned(tmp_path, pictures, capsys)
 
     assert train(tmp_path, pictures, "--arch", "vgg", "--depth", 11, "--epochs", 1) == 0
     path = tmp_path / "baseline_vgg_11_foldercheckpoint.pth.tar"
-    assert cli.run(vgg_prune.main, ["--model", str(path)]) == 0
+    assert console.run(vgg_prune.main, ["--model", str(path)]) == 0
     assert "no scaling factor is zero" in capsys.readouterr().err
     slim = torch.load(tmp_path / "vggnetpruned.pth.tar", weights_only=True)
     full = torch.load(path, weights_only=True)

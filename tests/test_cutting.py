@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from models import build_model, full_cfg
 from models.surgery import norms, put_back, slim, whereabouts
 from runs import assert_same_run, kill_and_resume, rows, start, train
-from utils import checkpoint
-from utils.cutting import worth_cutting
-from utils.data import Batches, load_dataset
-from utils.slimming import Baseline, ProximalSlimming
+from utils.data.datasets import Batches, load_dataset
+from utils.files import checkpoint
+from utils.methods.slimming import Baseline, ProximalSlimming
+from utils.training.cutting import worth_cutting
 
 NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 10)]
 # Channels die in the first epochs: so large a λ brings ξ to 0 in a few of an epoch's four steps,

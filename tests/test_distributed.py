@@ -14,10 +14,10 @@ import torch.nn.functional as F
 
 from models import build_model
 from runs import QUICK, ROOT, assert_same_run, rows
-from utils.data import Batches, load_dataset
+from utils.data.datasets import Batches, load_dataset
 from utils.device import Group
-from utils.slimming import ProximalSlimming
-from utils.training import learning_rate
+from utils.methods.slimming import ProximalSlimming
+from utils.training.step import learning_rate
 
 NETWORK = ["--arch", "resnet", "--depth", "11", "-sr", "--s", "1", "--beta", "100"]
 

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from own_pictures import noise, one_line, same, save
-from utils import folder
-from utils.cli import InputError
-from utils.data import load_dataset
+from utils.console import InputError
+from utils.data import folder
+from utils.data.datasets import load_dataset
 from workshop import Payload
 
 pytestmark = pytest.mark.usefixtures("user_cache")

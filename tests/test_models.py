@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from models import ChannelSelection, build_model, full_cfg, restore
-from utils.flops import Cost, cost
-from utils.slimming import batch_norms
+from models.cost import Cost, cost
+from utils.methods.slimming import batch_norms
 
 SMALL = [("vgg", 11), ("resnet", 11), ("densenet", 10)]
 PAPER = {

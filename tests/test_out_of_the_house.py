@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from models import build_model, full_cfg
-from utils import bench, cli, export
+from utils import console, export
+from utils.bench import __main__ as bench
 
 NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 7)]
 README = Path(__file__).parents[1] / "README.md"
@@ -35,7 +36,7 @@ def checkpoint(request, tmp_path):
 @torch.no_grad()
 def test_exported_onnx_gives_the_checkpoints_answers(checkpoint, flags):
     path, model, content = checkpoint
-    assert cli.run(export.main, ["--model", str(path), *flags]) == 0
+    assert console.run(export.main, ["--model", str(path), *flags]) == 0
     written = path.with_name("net_pruned.onnx")
     metadata = {p.key: json.loads(p.value) for p in onnx.load(written).metadata_props}
     assert metadata["classes"] == content["classes"]
@@ -54,7 +55,7 @@ def test_exported_onnx_gives_the_checkpoints_answers(checkpoint, flags):
 @torch.no_grad()
 def test_exported_programs_give_the_checkpoints_answers(checkpoint):
     path, model, content = checkpoint
-    assert cli.run(export.main, ["--model", str(path), "--format", "pt2", "--normalised"]) == 0
+    assert console.run(export.main, ["--model", str(path), "--format", "pt2", "--normalised"]) == 0
     extra = {"classes": ""}
     program = torch.export.load(path.with_name("net_pruned.pt2"), extra_files=extra).module()
     assert json.loads(extra["classes"]) == content["classes"]
@@ -65,7 +66,7 @@ def test_exported_programs_give_the_checkpoints_answers(checkpoint):
 def test_a_checkpoint_without_normalisation_says_so(checkpoint, tmp_path, capsys):
     path, _, content = checkpoint
     torch.save({key: content[key] for key in ("cfg", "state_dict")}, path)
-    assert cli.run(export.main, ["--model", str(path)]) == 2
+    assert console.run(export.main, ["--model", str(path)]) == 2
     assert "--normalised" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
@@ -82,7 +83,7 @@ def test_slim_networks_train_as_one_graph(checkpoint):
 def test_bench_prints_speed_beside_flops(checkpoint, tmp_path, capsys):
     path, *_ = checkpoint
     argv = ["--compare", str(path), str(path), "--batch-size", "2", "--repeats", "2", "--no-cuda"]
-    assert cli.run(bench.main, argv) == 0
+    assert console.run(bench.main, argv) == 0
     assert re.search(r"ratio 1\.00\nbatch 2: .* speed-up [\d.]+", capsys.readouterr().out)
 
 

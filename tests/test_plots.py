@@ -11,9 +11,11 @@ from PIL import Image
 
 import recorded
 from models import build_model
-from utils import checkpoint, cli, plots, records, results, tradeoff
-from utils.published import TABLES, numbers
-from utils.slimming import batch_norms
+from utils import console
+from utils.files import checkpoint, records
+from utils.methods.slimming import batch_norms
+from utils.paper.published import TABLES, numbers
+from utils.reports import plots, results, tradeoff
 
 pytest.importorskip("matplotlib")
 
@@ -134,8 +136,8 @@ def test_logs_without_xi_or_change(tmp_path):
 def test_both_figures_are_files(tmp_path, capsys):
     name = recorded.run(tmp_path, "resnet", 20, "proximal", 1, epochs=8, percent=0.0)
     run(tmp_path, name, "resnet", 20, 8)
-    assert cli.run(plots.main, ["--save", str(tmp_path), "--run", name]) == 0
-    assert cli.run(plots.main, ["--save", str(tmp_path)]) == 0
+    assert console.run(plots.main, ["--save", str(tmp_path), "--run", name]) == 0
+    assert console.run(plots.main, ["--save", str(tmp_path)]) == 0
     assert capsys.readouterr().err == ""
     for stem in (f"{name}plot", "tradeoff"):
         with Image.open(tmp_path / f"{stem}.png") as image:
@@ -186,7 +188,7 @@ def test_our_runs_stand_where_they_are_comparable(tmp_path):
 
 def test_without_matplotlib_it_says_what_to_install(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert cli.run(plots.main, ["--save", str(tmp_path)]) == 2
+    assert console.run(plots.main, ["--save", str(tmp_path)]) == 2
     assert "pip install matplotlib" in capsys.readouterr().err
 
 
@@ -210,7 +212,7 @@ def test_bad_input_ends_in_one_line(tmp_path, capsys):
         (["--save", tmp_path, "--run", "d"], "is not a whole checkpoint"),
         (["--save", tmp_path / "e"], "has no column run"),
     ):
-        assert cli.run(plots.main, list(map(str, flags))) == 2
+        assert console.run(plots.main, list(map(str, flags))) == 2
         out, err = capsys.readouterr()
         assert not out
         assert err.startswith("error: ") and err.count("\n") == 1 and said in err, err

@@ -11,9 +11,10 @@ from torch import nn
 
 import released
 from models import build_model, restore
-from utils import checkpoint, cli
-from utils.flops import cost
-from utils.slimming import batch_norms
+from models.cost import cost
+from utils import console
+from utils.files import checkpoint
+from utils.methods.slimming import batch_norms
 
 NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 7)]
 x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -45,7 +46,7 @@ def random_network(arch: str, depth: int, dead: float, positive: float = 0.0) ->
 
 def prune(arch: str, path: Path, pictures: Path, *flags: object) -> int:
     argv = ["--model", path, "--dataset", "folder", "--data", pictures, "--no-cuda", *flags]
-    return cli.run(importlib.import_module(f"{arch}_prune").main, list(map(str, argv)))
+    return console.run(importlib.import_module(f"{arch}_prune").main, list(map(str, argv)))
 
 
 def record(folder: Path) -> dict[str, str]:

@@ -18,16 +18,19 @@ from pathlib import Path
 import pytest
 
 import recorded
-from utils import cli, jobs, recipes, results, settings
-from utils.jobs import Experiment
-from utils.paper import Recipe, recipe
+from utils import console
+from utils.experiments import jobs, recipes
+from utils.experiments.jobs import Experiment
+from utils.flags import settings
+from utils.paper.settings import Recipe, recipe
+from utils.reports import results
 
 ROOT = Path(__file__).parents[1]
 
 
 def command(*arguments: object) -> int | str | None:
     try:
-        return cli.run(recipes.main, list(map(str, arguments)))
+        return console.run(recipes.main, list(map(str, arguments)))
     except SystemExit as stop:
         return stop.code
 
@@ -165,7 +168,7 @@ class Finished:
     def __init__(self, job: jobs.Job, gpu: str, together: bool) -> None:
         script, *flags = job.argv()
         main = importlib.import_module(script.removesuffix(".py")).main
-        self.returncode = cli.run(main, flags)
+        self.returncode = console.run(main, flags)
 
     def poll(self) -> int:
         return self.returncode

@@ -6,7 +6,9 @@ import io
 import pytest
 
 import recorded
-from utils import cli, records, results, tables
+from utils import console
+from utils.files import records
+from utils.reports import results, tables
 
 VGG = {"s": 0.0045, "beta": 100.0}
 
@@ -45,7 +47,7 @@ def test_a_damaged_record_ends_in_one_line(damage, said, tmp_path, capsys):
     path.write_text(damage(path.read_text()))
     before = path.read_bytes()
     argv = ["--save", str(tmp_path), "--csv", str(tmp_path / "csv")]
-    assert cli.run(tables.main, argv) == 2
+    assert console.run(tables.main, argv) == 2
     out, err = capsys.readouterr()
     assert not out
     assert err.startswith("error: ") and err.count("\n") == 1
@@ -57,12 +59,12 @@ def test_a_damaged_record_ends_in_one_line(damage, said, tmp_path, capsys):
 @pytest.mark.parametrize("name", ["train_record.csv", "pruned_record.csv", "refine_record.csv"])
 def test_records_that_are_no_text(name, tmp_path, capsys):
     (tmp_path / name).write_bytes(b"run\xff\xfe\n")
-    assert cli.run(tables.main, ["--save", str(tmp_path)]) == 2
+    assert console.run(tables.main, ["--save", str(tmp_path)]) == 2
     assert str(tmp_path / name) in capsys.readouterr().err
 
 
 def test_a_missing_folder(tmp_path, capsys):
-    assert cli.run(tables.main, ["--save", str(tmp_path / "nowhere")]) == 2
+    assert console.run(tables.main, ["--save", str(tmp_path / "nowhere")]) == 2
     assert "there is no folder" in capsys.readouterr().err
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils.shapes import CLASSES, draw_shapes
+from utils.data.shapes import CLASSES, draw_shapes
 
 # The first 64 pictures and labels of seed 0. Accuracies measured on other bits do not compare, so
 # a change of this constant is a change of data set.

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.slimming import (
+from utils.methods.slimming import (
     Baseline,
     ProximalSlimming,
     Subgradient,

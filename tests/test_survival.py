@@ -52,7 +52,7 @@ def test_a_signal_ends_the_run_so_that_it_can_go_on(signum, tmp_path, pictures):
 
 def test_states_the_clock_has_not_written_are_written_at_the_end(tmp_path, pictures, monkeypatch):
     """Best and last, when the run is broken off: writes are far apart where epochs are short."""
-    from utils import run
+    from utils.training import run
 
     monkeypatch.setattr(run, "WRITES", 1e9)
     epochs, at = [], run.Run.log

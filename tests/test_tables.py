@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 import recorded
-from utils import cli, results, settings, tables
-from utils.paper import recipe
-from utils.published import TABLES, numbers
-from utils.recipes import SMALL
+from utils import console
+from utils.experiments.recipes import SMALL
+from utils.flags import settings
+from utils.paper.published import TABLES, numbers
+from utils.paper.settings import recipe
+from utils.reports import results, tables
 
 ROOT = Path(__file__).parents[1]
 PAPERS = [os.environ.get("PAPER_TEXT"), *(ROOT / "../shared/seeds").glob("004_*.txt")]
@@ -21,7 +23,7 @@ VGG = {"s": 0.0045, "beta": 100.0}
 
 def show(capsys: pytest.CaptureFixture[str], folder: Path, *more: object) -> str:
     capsys.readouterr()
-    assert cli.run(tables.main, ["--save", str(folder), *map(str, more)]) == 0
+    assert console.run(tables.main, ["--save", str(folder), *map(str, more)]) == 0
     return capsys.readouterr().out
 
 
@@ -198,7 +200,7 @@ def test_a_run_that_another_replaces_is_named(tmp_path, capsys):
     line = path.read_text().splitlines()[1]
     with path.open("a") as file:
         file.write(line.replace(name, "again").replace("91.23", "92.34") + "\n")
-    assert cli.run(tables.main, ["--save", str(tmp_path)]) == 0
+    assert console.run(tables.main, ["--save", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
     assert "91.23" not in out and "92.34" in out
     assert f"{name} is left out" in err
@@ -286,7 +288,7 @@ def test_masks_by_xi_and_repeated_runs(tmp_path, capsys):
 def test_another_fine_tuning_is_left_out_and_said(other, tmp_path, capsys):
     name = recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0, tuned=91.23,
                         more=USUAL, tuned_more=other)  # fmt: skip
-    assert cli.run(tables.main, ["--save", str(tmp_path)]) == 0
+    assert console.run(tables.main, ["--save", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
     assert "91.23" not in out
     assert f"{name}_refine" in err

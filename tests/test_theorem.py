@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from utils.slimming import ProximalSlimming
+from utils.methods.slimming import ProximalSlimming
 
 SEED = 0
 STEPS = 240

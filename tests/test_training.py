@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from models import build_model
-from utils.cli import Diverged
-from utils.data import Batches, Dataset, Pictures
+from utils.console import Diverged
+from utils.data.datasets import Batches, Dataset, Pictures
 from utils.device import Execution
-from utils.graph import Graphs, preserved
-from utils.slimming import ProximalSlimming
-from utils.training import Step
+from utils.methods.slimming import ProximalSlimming
+from utils.training.graph import Graphs, preserved
+from utils.training.step import Step
 
 CPU = torch.device("cpu")
 

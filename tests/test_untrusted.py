@@ -21,8 +21,10 @@ import main
 import resnet_prune
 import vgg_prune
 from models import build_model, restore
-from utils import bench, checkpoint, cli, export, untrusted
-from utils.cli import InputError
+from utils import console, export
+from utils.bench import __main__ as bench
+from utils.console import InputError
+from utils.files import checkpoint, untrusted
 from workshop import Payload, Refused, Workshop, dump
 
 Write = Callable[[Path, Any], object]
@@ -294,5 +296,5 @@ def test_a_message_cannot_steer_the_terminal(refused: Refused, tmp_path: Path) -
 
 
 def test_neither_can_a_note(capsys: pytest.CaptureFixture[str]) -> None:
-    cli.note("passed over: \x1b[2J\nγ")
+    console.note("passed over: \x1b[2J\nγ")
     assert capsys.readouterr().err == "passed over: \\x1b[2J\\x0aγ\n"

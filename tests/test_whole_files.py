@@ -16,9 +16,9 @@ import pytest
 import torch
 
 import main
-from utils import checkpoint, records
 from utils.atomic import replacing
-from utils.cli import InputError
+from utils.console import InputError
+from utils.files import checkpoint, records
 from workshop import ROOT, Workshop, command, error_line
 
 COLUMNS = ["epoch", "text"]

@@ -14,7 +14,7 @@ import densenet_prune
 import main
 import resnet_prune
 import vgg_prune
-from utils import cli
+from utils import console
 
 ROOT = Path(main.__file__).parent
 PRUNE = {"vgg": vgg_prune, "resnet": resnet_prune, "densenet": densenet_prune}
@@ -33,7 +33,7 @@ QUICK = "--epochs 1 --precision fp32 --no-cuda".split()
 
 def command(program: ModuleType, *args: object) -> int | str | None:
     try:
-        return cli.run(program.main, list(map(str, args)))
+        return console.run(program.main, list(map(str, args)))
     except SystemExit as stop:  # argparse
         return stop.code
 

@@ -1,10 +1,13 @@
-"""Files that nobody ever finds half written."""
+"""Files that nobody ever finds half written, and folders that can be written to."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
+
+from utils.console import InputError
 
 
 @contextmanager
@@ -37,3 +40,19 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise InputError unless files can be made in ``folder``, or it can be made itself."""
+    existing = folder
+    while not os.path.lexists(existing) and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise InputError(f"cannot save in {folder}: {existing} is not a folder")
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError:
+        raise InputError(
+            f"cannot save in {folder}: {existing} is not writable; choose --save"
+        ) from None

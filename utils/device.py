@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.cli import InputError
+from utils.console import InputError
 
 T = TypeVar("T")
 

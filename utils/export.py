@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from models import SIZE, restore
-from utils import checkpoint, cli
-from utils.atomic import replacing
-from utils.cli import InputError, note
+from utils import console
+from utils.atomic import check_writable, replacing
+from utils.console import InputError, note
+from utils.files import checkpoint
+from utils.flags import types
 
 TOLERANCE = 1e-3  # of a logit
 
@@ -35,7 +37,7 @@ class Normalised(nn.Module):
 
 
 def parser() -> argparse.ArgumentParser:
-    p = cli.Parser(
+    p = types.Parser(
         prog="python -m utils.export", description="Write a network as ONNX or as a torch program."
     )
     p.add_argument("--model", required=True, metavar="CHECKPOINT", help="full or slim")
@@ -58,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     output = Path(args.output or default)
     if output.resolve() == Path(args.model).resolve():
         raise InputError(f"{output} is what is to be exported: choose another --output")
-    cli.check_writable(output.parent)
+    check_writable(output.parent)
     metadata = {key: content[key] for key in ("classes", "mean", "std") if key in content}
     model = network.model.eval()
     if not args.normalised:
@@ -140,4 +142,4 @@ def write_onnx(model: nn.Module, output: Path, metadata: dict[str, str]) -> floa
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(console.run(main))

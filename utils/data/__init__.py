@@ -1,0 +1,1 @@
+"""Pictures on the device: data sets, folders, drawn shapes, batches."""

@@ -1,0 +1,160 @@
+"""A folder of pictures as arrays: ``DIR/train/<class>/*`` and ``DIR/test/<class>/*``."""
+
+import hashlib
+import os
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms.functional import center_crop, resize
+from tqdm import tqdm
+
+from models import SIZE
+from utils.atomic import replacing
+from utils.console import InputError, note
+
+PARTS = ("train", "test")
+# Whatever a file is called, it is read as one of these: Pillow knows others, and starts programs
+# for some of them (Ghostscript).
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+THINNEST = 100  # times as long as wide: its shorter side is stretched to SIZE
+
+
+def read_folder(folder: Path) -> tuple[tuple[str, ...], list[tuple[np.ndarray, np.ndarray]]]:
+    """Class names, and the training and test set as (uint8 [n, 32, 32, 3], int64 [n]).
+
+    Decodes once and caches: in ``folder`` where that is writable, else in the user's cache folder.
+
+    Raises InputError, one line, when something is missing or is not a picture.
+    """
+    listings = [_list_pictures(folder / part) for part in PARTS]
+    classes, test_classes = map(tuple, listings)
+    if classes != test_classes:
+        only = sorted(set(classes) ^ set(test_classes))
+        raise InputError(
+            f"{folder}/train and {folder}/test must have the same classes,"
+            f" but only one of them has {', '.join(only[:5])}"
+        )
+    files = [file for listing in listings for names in listing.values() for file in names]
+    fingerprint = _fingerprint(folder, files)
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder_id = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    caches = (
+        folder / f"pictures-{SIZE}x{SIZE}.npz",
+        user_cache / "proximal-network-slimming" / f"{folder_id}.npz",
+    )
+    stored = (_read_cache(cache, fingerprint, len(files)) for cache in caches)
+    images = next((x for x in stored if x is not None), None)
+    if images is None:
+        images = _decode(files)
+        # any() stops at the first that could be written
+        any(_write_cache(cache, fingerprint, images) for cache in caches)
+    labels = [
+        np.repeat(np.arange(len(classes)), [len(names) for names in listing.values()])
+        for listing in listings
+    ]
+    split = np.split(images, [len(labels[0])])
+    return classes, list(zip(split, labels, strict=True))
+
+
+def _list_pictures(part: Path) -> dict[str, list[Path]]:
+    """Picture files by class, both sorted. Links are not followed."""
+    if part.is_symlink():
+        raise InputError(f"{part} is a link, which is not followed: put the folder itself there")
+    if not part.is_dir():
+        raise InputError(f"{part} is missing: it holds one folder of pictures per class")
+    with os.scandir(part) as entries:
+        classes = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
+    if not classes:
+        raise InputError(f"{part} is empty: it needs one folder of pictures per class")
+    listing = {}
+    for name in classes:
+        with os.scandir(part / name) as entries:
+            files = sorted(
+                e.name
+                for e in entries
+                if e.is_file(follow_symlinks=False) and e.name.lower().endswith(IMG_EXTENSIONS)
+            )
+        if not files:
+            raise InputError(
+                f"{part / name} has no pictures: put some there ({' '.join(IMG_EXTENSIONS)}),"
+                " or remove the folder"
+            )
+        listing[name] = [part / name / file for file in files]
+    return listing
+
+
+def _decode(files: list[Path]) -> np.ndarray:
+    """Decode to uint8 [n, 32, 32, 3]; what has another size is resized and centre-cropped."""
+    images = np.empty((len(files), SIZE, SIZE, 3), np.uint8)
+    resized = 0
+    note(f"reading {len(files)} pictures, once: they are cached")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        # disable=None: no bar where nobody watches
+        for i, file in enumerate(tqdm(files, desc="reading pictures", leave=False, disable=None)):
+            try:
+                rgb = _read_picture(file)
+            except Exception as error:  # Pillow raises of all kinds on damaged files
+                reason = " ".join(str(error).split())
+                raise InputError(f"{file} is not a readable picture ({reason[:200]})") from None
+            if rgb.size != (SIZE, SIZE):
+                resized += 1
+                rgb = center_crop(resize(rgb, SIZE), SIZE)
+            images[i] = np.asarray(rgb)
+    if resized:
+        note(f"note: {resized} pictures were resized and centre-cropped to {SIZE}×{SIZE}")
+    return images
+
+
+def _read_picture(file: Path) -> Image.Image:
+    """The RGB picture in ``file``; it raises whatever Pillow does."""
+    with Image.open(file, formats=FORMATS) as picture:
+        if max(picture.size) > THINNEST * min(picture.size):
+            raise ValueError(f"{picture.width}×{picture.height} is too thin")
+        if picture.mode.startswith("I;16"):  # Pillow would clip 16-bit grey, not scale it
+            grey = np.asarray(picture).astype(np.uint16) >> 8
+            return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+        return picture.convert("RGB")
+
+
+def _fingerprint(folder: Path, files: list[Path]) -> str:
+    """Changes when a picture is added, removed, renamed or written again."""
+    digest = hashlib.sha256()
+    for file in files:
+        stat = file.stat()
+        digest.update(os.fsencode(file.relative_to(folder)))
+        digest.update(f"\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _read_cache(cache: Path, fingerprint: str, count: int) -> np.ndarray | None:
+    """The decoded pictures, or None when the cache is absent, damaged or of other files."""
+    if not cache.is_file():
+        return None
+    try:
+        with zipfile.ZipFile(cache) as archive:  # np.load takes the memory that a file claims
+            claimed = sum(entry.file_size for entry in archive.infolist())
+        if claimed > count * SIZE * SIZE * 3 + 10_000:
+            return None
+        with np.load(cache, allow_pickle=False) as stored:
+            if str(stored["fingerprint"]) != fingerprint:
+                return None
+            images = stored["images"]
+        good = images.dtype == np.uint8 and images.shape == (count, SIZE, SIZE, 3)
+    except Exception:  # whatever is wrong with a cache, the pictures themselves are there
+        return None
+    return images if good else None
+
+
+def _write_cache(cache: Path, fingerprint: str, images: np.ndarray) -> bool:
+    """False where the folder cannot be written to."""
+    try:
+        with replacing(cache) as new, new.open("wb") as file:
+            np.savez(file, images=images, fingerprint=fingerprint)
+    except OSError:
+        return False
+    return True

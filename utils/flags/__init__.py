@@ -1,0 +1,1 @@
+"""What a user may say, and how it meets what a checkpoint knows."""

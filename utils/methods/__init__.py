@@ -1,0 +1,1 @@
+"""The mathematics: one file a method, and the list of them."""

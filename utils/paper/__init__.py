@@ -1,0 +1,1 @@
+"""What the paper says: its settings, its numbers."""

@@ -1,0 +1,1 @@
+"""Which channels go, what that wins, and the command that does it."""

@@ -1,0 +1,114 @@
+"""What a pruning won and what it cost: the record's figures, and their printing."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.cost import Cost
+from utils.pruning.plan import Plan, zero_channels
+
+# Below this share of the largest logit, a difference is rounding.
+ROUNDING = 1e-4
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> str:
+    """In percent, as it stands in the record."""
+    return f"{100 * (logits.argmax(1) == labels).double().mean().item():.4f}"
+
+
+def _percent_less(before: int, after: int) -> str:
+    return f"{100 * (1 - after / before):.2f}"
+
+
+def sizes(masks: Sequence[Tensor], before: Cost, after: Cost) -> dict[str, int | str]:
+    """Channels, parameters and FLOPs, and what share of them is pruned."""
+    channels, kept = sum(map(len, masks)), sum(int(mask.sum()) for mask in masks)
+    return {
+        "channels": channels,
+        "channels_kept": kept,
+        "channels_pruned_percent": _percent_less(channels, kept),
+        "parameters": before.parameters,
+        "parameters_kept": after.parameters,
+        "parameters_pruned_percent": _percent_less(before.parameters, after.parameters),
+        "flops": before.flops,
+        "flops_kept": after.flops,
+        "flops_pruned_percent": _percent_less(before.flops, after.flops),
+        "paper_parameters_pruned_percent": _percent_less(
+            before.paper_parameters, after.paper_parameters
+        ),
+        "paper_flops_pruned_percent": _percent_less(before.paper_flops, after.paper_flops),
+    }
+
+
+def kinds(plan: Plan, gammas: Sequence[Tensor], biases: Sequence[Tensor]) -> dict[str, int]:
+    """How many of the removed channels were silent, emitted a constant, or were alive."""
+    removed = ~torch.cat(plan.masks)
+    dead = torch.cat(zero_channels(gammas))
+    silent = dead & (torch.cat(list(biases)) <= 0)
+    return {
+        "silent": int((removed & silent).sum()),
+        "constant": int((removed & dead & ~silent).sum()),
+        "alive": int((removed & ~dead).sum()),
+    }
+
+
+def differences(before: Tensor, masked: Tensor, slim: Tensor) -> dict[str, int | str]:
+    """Largest difference of an output, and predictions changed, from logits to logits.
+
+    A prediction between two logits that are equal to rounding counts as a near-tie, not as changed.
+    """
+    values = {}
+    for step, old, new in (("masked", before, masked), ("slim", masked, slim)):
+        changed = old.argmax(1) != new.argmax(1)
+        best = old.topk(2).values if old.shape[1] > 1 else old.expand(-1, 2)
+        near_tie = best[:, 0] - best[:, 1] <= ROUNDING * old.abs().max()
+        values[f"difference_{step}"] = f"{(old - new).abs().max().item():.3g}"
+        values[f"changed_{step}"] = int((changed & ~near_tie).sum())
+        values[f"near_ties_{step}"] = int((changed & near_tie).sum())
+    values["largest_logit"] = f"{before.abs().max().item():.4g}"
+    return values
+
+
+def print_report(row: Mapping[str, Any], names: Sequence[str], masks: Sequence[Tensor]) -> None:
+    """Print the record's ``row`` for a person, after the channels of every layer."""
+    print(f"{'layer':<24}channels  kept")
+    for name, mask in zip(names, masks, strict=True):
+        print(f"{name:<24}{len(mask):8}{int(mask.sum()):6}")
+    for what in ("channels", "parameters", "flops"):
+        print(
+            f"{what}: {row[what]:,} -> {row[f'{what}_kept']:,},"
+            f" {row[f'{what}_pruned_percent']} % pruned"
+        )
+    print(
+        f"removed channels: {row['silent']} silent, {row['constant']} emitting a constant (folded),"
+        f" {row['alive']} alive"
+    )
+    print(
+        f"test accuracy: {row['accuracy_before']} % before, {row['accuracy_masked']} % masked,"
+        f" {row['accuracy_slim']} % slim"
+    )
+    folded = row["constant"] > 0 or (row["mask"] == "xi" and row["alive"] > 0)
+    for step, title in (("masked", "before -> masked"), ("slim", "masked -> slim")):
+        ties = row[f"near_ties_{step}"]
+        print(
+            f"{title}: outputs differ by {row[f'difference_{step}']} at most"
+            f" (largest logit {row['largest_logit']}), {row[f'changed_{step}']} predictions changed"
+            + (f", and {ties} near-ties" if ties else "")
+            + (", border of 3×3 convolutions included" * (step == "slim" and folded))
+        )
+    if row["silent"] and row["constant"] == row["alive"] == 0:
+        rounding = ROUNDING * float(row["largest_logit"])
+        same = row["difference_masked"] == "0" and row["changed_slim"] == 0
+        same = same and float(row["difference_slim"]) <= rounding
+        print("lossless: every removed channel was silent" if same else "NOT LOSSLESS: report this")
+
+
+def print_comparison(xi: Mapping[str, Any], gamma: Mapping[str, Any]) -> None:
+    """What --mask xi wins over --mask gamma, and what it costs."""
+    print("mask    channels  parameters  flops    accuracy")
+    for label, row in (("gamma", gamma), ("xi", xi)):
+        shares = [row[f"{what}_pruned_percent"] for what in ("channels", "parameters", "flops")]
+        channels, parameters, flops = (f"{share} %" for share in shares)
+        print(f"{label:<8}{channels:<10}{parameters:<12}{flops:<9}{row['accuracy_slim']} %")

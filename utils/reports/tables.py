@@ -1,0 +1,293 @@
+"""The paper's tables from the record files, ours beside the published numbers.
+
+    python -m utils.reports.tables --save logs
+
+prints them as Markdown, and after them, in the shape of Table 2, all runs that stand in none of
+them. Nothing but the record files is read.
+"""
+
+import argparse
+import csv
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from utils import console
+from utils.atomic import check_writable
+from utils.flags import types
+from utils.paper.published import NETWORKS, TABLES, Table, numbers
+from utils.paper.settings import EPOCHS, recipe
+from utils.reports import results
+from utils.reports.results import Result
+
+Groups = Mapping[tuple, Mapping[tuple, Sequence[Result]]]
+
+DASH = "—"
+LEGEND = """\
+"Ours" are runs with the paper's settings (160 epochs): mean ± standard deviation over n seeds.
+Compression is counted as the paper's program counts it. A difference is "within" the spread if it
+is no more than two of our standard deviations, else "outside"; a single run has no spread. Seconds
+per epoch depend on the machine and are not compared, nor is original NS's share of channels, which
+is chosen. Accuracies of pruned networks, before and after, were measured in float32, those of
+baselines and after fine-tuning in the precision of the training. A run on picture files, where the
+record says so, is no run on the data set they were made of: it stands among the others.
+"""
+# How the differences are called; what is not here is not compared.
+COMPARED = {
+    "zeros": "zeros",
+    "channels": "channels",
+    "parameters": "param.",
+    "flops": "FLOPs",
+    "trained": "accuracy",
+    "pruned": "post pruned",
+    "tuned": "fine tuned",
+}
+RUNS = "runs"  # the table of what the paper's tables have not
+RUNS_COLUMNS = {
+    "Time per Epoch (s) Pre-Pruned/Fine Tuned": ("train_seconds", "tune_seconds"),
+    "% Channels Pruned": ("channels",),
+    "% Param. Pruned": ("parameters",),
+    "% FLOPs Pruned": ("flops",),
+    "Test Accuracy (%) Before Pruning": ("trained",),
+    "Post Pruned": ("pruned",),
+    "Fine Tuned": ("tuned",),
+}
+# Of the machine and the program, where the record has it.
+CIRCUMSTANCES = ("precision", "device", "threads", "torch", "commit")
+CSV_COLUMNS = (
+    "table,network,dataset,method,settings,quantity,published,ours,standard_deviation,seeds,"
+    "difference,within_spread"
+).split(",")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A quantity of some ``runs``, and its published value if there is one."""
+
+    quantity: str
+    dataset: str
+    runs: Sequence[Result]
+    published: float | None = None
+    share: float | None = None  # of the channels, in percent: which pruning is meant
+
+    @cached_property
+    def values(self) -> list[float]:
+        found = (run.value(self.quantity, self.share) for run in self.runs)
+        return [value for value in found if value is not None]
+
+    def text(self, n: int) -> str:
+        """Mean and spread, and over how many runs where these are not the line's ``n``."""
+        if not self.values:
+            return DASH
+        text = self.format(statistics.fmean(self.values))
+        if self.spread is not None:
+            text += f" ± {self.format(self.spread)}"
+        return text if len(self.values) == n else f"{text} (n = {len(self.values)})"
+
+    def format(self, value: float, sign: str = "") -> str:
+        return f"{value:{sign}.{1 if self.quantity == 'zeros' else 2}f}"
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over the seeds, None of a single one."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    @property
+    def difference(self) -> float | None:
+        """Ours − the paper's, None where that means nothing."""
+        if self.published is None or not self.values or self.quantity not in COMPARED:
+            return None
+        if self.quantity == "channels" and self.runs[0].train["method"] == "subgradient":
+            return None  # chosen, not found
+        return statistics.fmean(self.values) - self.published
+
+    @property
+    def within(self) -> str:
+        """Whether the difference is within two standard deviations of ours, '' if unknown."""
+        if self.difference is None or self.spread is None:
+            return ""
+        return "within" if abs(self.difference) <= 2 * self.spread else "outside"
+
+    def csv(self) -> dict[str, object]:
+        """Its part of a line in a CSV file."""
+        mean = statistics.fmean(self.values) if self.values else None
+        values = {"published": self.published, "ours": mean, "standard_deviation": self.spread,
+                  "difference": self.difference}  # fmt: skip
+        row = {key: "" if v is None else self.format(v) for key, v in values.items()}
+        return row | {
+            "quantity": self.quantity,
+            "dataset": self.dataset,
+            "seeds": len(self.values),
+            "within_spread": {"within": "yes", "outside": "no"}.get(self.within, ""),
+        }
+
+
+def compare(table: Table, row: Sequence[str], groups: Groups) -> list[list[Cell]]:
+    """Every number in a row of the paper's beside ours, column by column."""
+    # Original network slimming is pruned at a share that is chosen: the same one is meant.
+    share = table.share(row)
+    columns = []
+    for column, printed in zip(table.columns, row, strict=True):
+        group, setting = key_of(table, row, column.dataset)
+        runs = groups.get(group, {}).get(setting, [])
+        # The baseline is not pruned, and the paper writes its accuracy in that place.
+        whole = {"pruned": "trained"} if table.method(row) == "baseline" else {}
+        columns.append([
+            Cell(whole.get(quantity, quantity), column.dataset, runs, published, share)
+            for quantity, published in zip(
+                column.quantities, [*numbers(printed), None], strict=False
+            )
+        ])  # fmt: skip
+    return columns
+
+
+def key_of(table: Table, row: Sequence[str], dataset: str) -> tuple[tuple, tuple]:
+    """Group and setting of the runs that a row of the paper's is about."""
+    arch, depth = NETWORKS[row[0]]
+    method = table.method(row)
+    setting = recipe(arch, depth).setting(method) if method else ()
+    return (arch, depth, dataset, EPOCHS, ()), setting
+
+
+def paper_table(name: str, groups: Groups) -> tuple[str, list[dict[str, object]]]:
+    """A table of the paper's as Markdown, and as lines of a CSV file."""
+    table = TABLES[name]
+    headings = [column.heading for column in table.columns]
+    lines = [[*headings[:2], "", *headings[2:], "Ours − paper's"]]
+    rows = []
+    for printed in table.rows:
+        columns = compare(table, printed, groups)
+        cells = [cell for column in columns for cell in column]
+        lines.append([*printed[:2], "paper", *printed[2:], ""])
+        if table.method(printed):
+            n = max(len(cell.runs) for cell in cells)
+            ours = [joined(column, n) for column in columns[2:]]
+            verdicts = ", ".join(filter(None, map(verdict, cells)))
+            lines.append(["", "", f"ours, n = {n}" if n else "ours", *ours, verdicts or DASH])
+        method = printed[1] if headings[1] == "Method" else "Proximal NS (ours)"
+        what = {"table": name, "network": printed[0], "method": method, "settings": "the paper's"}
+        rows += [what | cell.csv() for cell in cells]
+    note = f"\n{table.note}\n" if table.note else ""
+    return f"## {table.title}\n\n{markdown(lines)}{note}", rows
+
+
+def joined(cells: Sequence[Cell], n: int) -> str:
+    return " / ".join(cell.text(n) for cell in cells) if any(c.values for c in cells) else DASH
+
+
+def verdict(cell: Cell) -> str:
+    """How much ours differs, and whether within the spread."""
+    if cell.difference is None:
+        return ""
+    where = f" on {cell.dataset}" if cell.quantity == "zeros" else ""
+    text = f"{COMPARED[cell.quantity]}{where} {cell.format(cell.difference, '+')}"
+    return f"{text} {cell.within}".rstrip()
+
+
+def runs_table(groups: Groups) -> tuple[str, list[dict[str, object]]]:
+    """All runs that the paper's tables have not, as Markdown and as lines of a CSV file."""
+    known = {
+        key_of(t, row, c.dataset): t.share(row)
+        for t in TABLES.values()
+        for row in t.rows
+        for c in t.columns
+    }
+    text, rows = "## Other runs, in the shape of Table 2\n", []
+    for group, settings in groups.items():
+        *_, dataset, epochs, flags = group
+        more = [f"{epochs} epochs", *flags]
+        lines, listed = [["Method", "λ", "β", "n", *RUNS_COLUMNS]], []
+        for setting, runs in settings.items():
+            if (group, setting) in known:  # the tables miss those of other shares only
+                share = known[group, setting]
+                runs = [run for run in runs if run.pruning() and not run.pruning(share)]
+            if not runs:
+                continue
+            method, s, beta, every = setting
+            name = results.METHODS.get(method, method)
+            name += ", ξ once an epoch" if every == "epoch" else ""
+            columns = [[Cell(q, dataset, runs) for q in column] for column in RUNS_COLUMNS.values()]
+            penalty = [DASH if value is None else f"{value:g}" for value in (s, beta)]
+            lines.append([name, *penalty, str(len(runs)), *(joined(c, len(runs)) for c in columns)])
+            settings_ = f"λ {penalty[0]}, β {penalty[1]}, {', '.join(more)}"
+            what = {"table": RUNS, "network": runs[0].network, "method": name}
+            what["settings"] = settings_
+            rows += [what | cell.csv() for column in columns for cell in column]
+            listed += runs
+        if listed:
+            title = ", ".join([f"{listed[0].network} on {dataset}", *more])
+            text += f"\n### {title}\n\n{markdown(lines)}\n{circumstances(listed)}\n"
+    return text, rows
+
+
+def circumstances(runs: Sequence[Result]) -> str:
+    """Seeds, and on what the runs were made as far as the record says."""
+    seeds = sorted({int(run.train["seed"]) for run in runs})
+    words = [f"Seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"]
+    for column in CIRCUMSTANCES:
+        told = dict.fromkeys(run.train.get(column) for run in runs)
+        if any(told):
+            words.append(f"{column} {', '.join(filter(None, told))}")
+    return "; ".join(words) + "."
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, the first of ``lines`` being its head, aligned to be read as it is."""
+    lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = (
+        [
+            cell.ljust(width, "-" if number == 1 else " ")
+            for cell, width in zip(line, widths, strict=True)
+        ]
+        for number, line in enumerate(lines)
+    )
+    return "".join(f"| {' | '.join(line)} |\n" for line in padded)
+
+
+def parser() -> argparse.ArgumentParser:
+    p = types.Parser(
+        prog="python -m utils.reports.tables",
+        description="The paper's tables from the record files, ours beside the published numbers.",
+    )
+    p.add_argument("--save", default="logs", metavar="DIR", help="where the records are (logs)")
+    p.add_argument("--only", nargs="+", choices=[*TABLES, RUNS], default=[*TABLES, RUNS],
+                   metavar="TABLE", help=f"{', '.join(TABLES)}, {RUNS} (default: all)")  # fmt: skip
+    p.add_argument("--csv", metavar="DIR", help="write DIR/<table>.csv, a line for each number")
+    return p
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    found = results.load(Path(args.save))
+    groups = results.grouped(found)
+    shown = [run for settings in groups.values() for runs in settings.values() for run in runs]
+    for result in found:
+        run = result.train["run"]
+        if result not in shown:
+            console.note(f"note: {run} is left out: a later run has its settings and its seed")
+        elif result.refine and result.value("tuned") is None:
+            console.note(
+                f"note: {run}_refine is left out: it did not train as {run} did but for the"
+                " penalty, or not what a pruning on record left of it"
+            )
+    if args.csv is not None:
+        check_writable(Path(args.csv))
+        Path(args.csv).mkdir(parents=True, exist_ok=True)
+    if args.only != [RUNS]:
+        print(LEGEND)
+    for name in args.only:
+        text, rows = runs_table(groups) if name == RUNS else paper_table(name, groups)
+        print(text)
+        if args.csv is not None:
+            with (Path(args.csv) / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, CSV_COLUMNS)
+                writer.writeheader()
+                writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(console.run(main))

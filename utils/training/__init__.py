@@ -1,0 +1,1 @@
+"""A step, an epoch, a run."""

@@ -1,0 +1,191 @@
+"""An epoch of training, and testing."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils.console import Diverged, Progress, Signals
+from utils.data.datasets import Batches
+from utils.device import ALONE, Execution, Group
+from utils.methods.slimming import Baseline
+
+
+def learning_rate(epoch: int, epochs: int, initial: float) -> float:
+    """``initial``, ×0.1 at ⌊epochs/2⌋ and ×0.1 again at ⌊3·epochs/4⌋ (section 5.1)."""
+    drops = (epoch >= epochs // 2) + (epoch >= 3 * epochs // 4)
+    return initial / 10**drops
+
+
+class Tally:
+    """Sums over the pictures seen so far, kept on the device: reading them waits for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, correct, seen
+
+    @torch.no_grad()
+    def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
+        correct = (logits.argmax(1) == labels).sum()
+        self.sums[0] += loss * len(labels)
+        self.sums[1] += correct
+        self.sums[2] += len(labels)
+
+    def __str__(self) -> str:
+        return f"loss {self.mean_loss():.4f}, accuracy {self.accuracy():.2f} %"
+
+    def mean_loss(self) -> float:
+        loss, _, seen = self.sums.tolist()
+        return loss / seen
+
+    def accuracy(self) -> float:
+        """In percent."""
+        _, correct, seen = self.sums.tolist()
+        return 100 * correct / seen
+
+
+@dataclass
+class Step:
+    """One mini-batch of Algorithm 1. All of it happens on the device, and nothing waits for it.
+
+    A step whose loss, or whose γ, is not finite sets ``method.halted``: it and all later ones
+    change no parameter, γ or ξ. (Batch norm's running statistics still move.)
+    """
+
+    model: nn.Module
+    batches: Batches
+    optimizer: torch.optim.SGD
+    method: Baseline
+    execution: Execution
+    group: Group = ALONE
+    forward: nn.Module = field(init=False)  # the model, or what averages its gradients
+    launch: Callable[[Tensor], None] = field(init=False)  # the step, or a captured graph of it
+    alpha: float = field(init=False)
+    tally: Tally = field(init=False)
+    good: Tensor = field(init=False)  # how many steps of the epoch were finite
+
+    def __post_init__(self) -> None:
+        self.launch = self.eager
+        self.tally = Tally(self.execution.device)
+        self.good = torch.zeros((), dtype=torch.int64, device=self.execution.device)
+        self.optimizer.found_inf = self.method.halted  # what a fused optimiser obeys
+        self.forward = self.group.replicate(self.model)
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"] if group["momentum"] else ():
+                # SGD would make it at its first step: a buffer that is there from the start is
+                # saved, restored and captured like all else. 0 · μ + g is g.
+                self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+    def begin(self, lr: float) -> None:
+        """Start an epoch with learning rate ``lr``, α = 1/``lr``."""
+        self.alpha = 1 / lr
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.tally.sums.zero_()
+        self.good.zero_()
+        self.model.train()
+
+    def eager(self, where: Tensor) -> None:
+        """``where`` says which pictures, and how to crop them: see :meth:`Batches.order`."""
+        where, weight = self.group.share(where)
+        images, labels = self.batches.cut(where)
+        logits = self.execution.logits(self.forward, images)
+        loss = F.cross_entropy(logits, labels)
+        self._halt_unless_finite(loss.detach())
+        (loss if weight == 1 else loss * weight).backward()
+        self.method.on_gradient()
+        self.optimizer.step()  # (8a), and the SGD part of (8b)
+        self.method.on_step(self.alpha)
+        self.optimizer.zero_grad()
+        self.tally.add(logits, labels, loss)
+
+    @torch.no_grad()
+    def _halt_unless_finite(self, loss: Tensor) -> None:
+        finite = (loss + self.method.gamma.sum()).isfinite()
+        self.method.halted.masked_fill_(finite.logical_not(), 1)
+        self.good += self.method.halted == 0
+
+    def state(self) -> list[Tensor]:
+        """Every tensor that a step changes, gradients apart."""
+        optimizer = (x for state in self.optimizer.state.values() for x in state.values())
+        own = [self.method.halted, self.good, self.tally.sums]
+        tensors = [*self.model.state_dict().values(), *optimizer, *own]
+        return tensors if self.method.xi is None else [*tensors, self.method.xi]
+
+    def z(self) -> list[Tensor]:
+        """Copies of Z = (W, γ, ξ), Algorithm 1's iterate."""
+        tensors = list(self.model.parameters())
+        if self.method.xi is not None:
+            tensors.append(self.method.xi)
+        return [x.detach().clone() for x in tensors]
+
+    def change(self, before: list[Tensor]) -> float:
+        """‖Zᵗ⁺¹ − Zᵗ‖², Zᵗ being what :meth:`z` said ``before``."""
+        norms = torch._foreach_norm(torch._foreach_sub(self.z(), before))
+        return torch.stack(norms).double().square().sum().item()
+
+    def check(self, order: Sequence[Tensor]) -> None:
+        """Raise Diverged, naming step and layer, if a step so far was not finite.
+
+        Waits for the device. ``order`` is the epoch's.
+        """
+        step = int(self.good)  # steps so far, or the number of the bad one, counted from 0
+        if not self.method.halted.item():
+            if self.method.gamma.isfinite().all():
+                return
+            step -= 1
+        raise Diverged(
+            f"the loss or a scaling factor is not finite in step {step + 1} of {len(order)}"
+            f" (first seen in {self._first_bad(order[step])})"
+        )
+
+    @torch.no_grad()
+    def _first_bad(self, where: Tensor) -> str:
+        """The first layer that holds or gives a number that is not finite, on these pictures."""
+        bad: list[str] = []
+
+        def look(name: str) -> Callable:
+            def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
+                if not all(x.isfinite().all() for x in module.parameters(recurse=False)):
+                    bad.append(f"the parameters of {name}")
+                elif not output.isfinite().all():
+                    bad.append(f"the output of {name}")
+
+            return hook
+
+        layers = [(n, m) for n, m in self.model.named_modules() if not list(m.children())]
+        hooks = [module.register_forward_hook(look(name)) for name, module in layers]
+        logits = self.execution.logits(self.model, self.batches.cut(where)[0])
+        for hook in hooks:
+            hook.remove()
+        return next(iter(bad), "the loss" if logits.isfinite().all() else "the logits")
+
+
+def train_epoch(step: Step, order: Sequence[Tensor], progress: Progress, signals: Signals) -> None:
+    """One pass over the mini-batches in ``order``: lines 2 to 4 of Algorithm 1.
+
+    The losses that the step's tally gathers are those of the steps themselves. Raises Diverged if
+    one is not finite, and Stopped after the step in which a signal came.
+    """
+    for where in order:
+        step.launch(where)
+        if progress.step():
+            step.check(order)
+        signals.check()
+    step.method.on_epoch(step.alpha)
+    step.group.sum_(step.tally.sums)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, batches: Batches, execution: Execution, group: Group = ALONE
+) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy in percent, in eval mode."""
+    model.eval()
+    tally = Tally(execution.device)
+    for images, labels in batches.in_order(group.rank, group.size):
+        logits = execution.logits(model, images)
+        tally.add(logits, labels, F.cross_entropy(logits, labels))
+    group.sum_(tally.sums)
+    return tally.mean_loss(), tally.accuracy()
