@@ -2,36 +2,39 @@
 
     python main.py -sr --dataset cifar10 --arch vgg --depth 19
 
-:func:`train` reads as Algorithm 1 of "A Proximal Algorithm for Network Slimming" does.
+:func:`train` and :func:`alternate` read as Algorithm 1 of "A Proximal Algorithm for Network
+Slimming" does.
 """
 
-import math
 import os
 import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from models import Network, build_model, full_cfg
 from models.cost import cost
 from models.surgery import norms
 from utils import console
-from utils.atomic import check_writable
-from utils.console import Diverged, InputError, Lost, Progress, note
-from utils.data.datasets import Batches
-from utils.device import Execution, Group, fastest, pick_device
-from utils.flags.settings import Settings, load_data, parser
-from utils.flags.source import Source, check_classes
+from utils.console import InputError, Progress, Signals, note
+from utils.data.batches import Batches
+from utils.data.datasets import Dataset, load
+from utils.device import Execution, fastest, pick_device
+from utils.files.start import Start, check_free, known_of
+from utils.flags.parser import parser
+from utils.flags.settings import Settings
 from utils.launch import run_seeds
-from utils.methods.slimming import Subgradient, is_zero, shrinkage
-from utils.paper.settings import recipe
+from utils.methods import METHODS
+from utils.methods.base import is_zero
+from utils.paper.settings import schedule
+from utils.training.group import Group
 from utils.training.run import Run
-from utils.training.step import evaluate, learning_rate, train_epoch
+from utils.training.step import Step, evaluate
 
 TEST_BATCH_SIZE = 256
 
@@ -43,10 +46,9 @@ def train(run: Run, test_batch_size: int, log_interval: int, argv: Sequence[str]
     log = run.keep_log()
     full_flops = cost(run.network.model).flops
     trains = run.epoch < s.epochs
-    with console.Signals() as signals:
+    with Signals() as signals:
         for epoch in range(run.epoch, s.epochs):  # line 1: for each epoch t
-            lr = learning_rate(epoch, s.epochs, s.lr)
-            if dead := run.cut_dead(lr):
+            if dead := run.cut_dead():
                 note(
                     f"epoch {epoch + 1}: {dead} dead channels are cut; {int((~run.cut).sum())} of"
                     f" {len(run.cut)} train on, at {run.flops / full_flops:.0%} of the FLOPs"
@@ -57,36 +59,35 @@ def train(run: Run, test_batch_size: int, log_interval: int, argv: Sequence[str]
                 len(order),
                 f"epoch {epoch + 1}/{s.epochs}",
                 log_interval,
-                lambda step=step: f"{step.tally}, {zeros(run)}",
+                lambda tally=step.tally: f"{tally}, {zeros(run)}",
                 epochs_left=s.epochs - epoch - 1,
             )
             start, z = time.perf_counter(), step.z()
-            step.begin(lr)
+            step.begin(run.lr(epoch))
             with progress:
-                # Lines 2 to 4, as often as --prox-every says.
-                train_epoch(step, order, progress, signals)
+                for where in order:
+                    step.launch(where)  # lines 2 to 4: alternate, or a captured graph of it
+                    if progress.step():
+                        step.check(order)
+                    signals.check()
+            step.method.on_epoch(step.alpha)  # line 4, once an epoch where --prox-every says so
+            group.sum_(step.tally.sums)
             train_loss = step.tally.mean_loss()
             train_seconds = time.perf_counter() - start
             group.take_from_first(list(step.model.buffers()))
-            test_loss, accuracy = evaluate(step.model, tests, step.execution, group)
-            check_epoch(run, test_loss)
-            test_seconds = time.perf_counter() - start - train_seconds
-            run.epoch = epoch + 1
-            values = {
-                "lr": f"{lr:.6g}",
-                "test_loss": f"{test_loss:.6f}",
-                "test_accuracy": f"{accuracy:.4f}",
-                "train_seconds": f"{train_seconds:.3f}",
-                "test_seconds": f"{test_seconds:.3f}",
-                "change": f"{step.change(z):.6g}",
-            }
-            log.append(run.log(train_loss, values))
-            drops = learning_rate(run.epoch, s.epochs, s.lr) != lr
-            run.save(accuracy, now=drops or run.epoch == s.epochs)
+            with step.method.solution():
+                test_loss, accuracy = evaluate(step.model, tests, step.execution, group)
+                run.check(test_loss)
+                test_seconds = time.perf_counter() - start - train_seconds
+                run.epoch = epoch + 1
+                seconds = train_seconds, test_seconds
+                row = run.log(train_loss, test_loss, accuracy, seconds, step.change(z))
+                log.append(row)
+                last = run.epoch == s.epochs
+                run.save(accuracy, now=last or run.lr(run.epoch) != run.lr(epoch))
             print(
-                f"epoch {epoch + 1}/{s.epochs}: lr {lr:g}, {step.tally}, test accuracy"
-                f" {accuracy:.2f} %, {zeros(run)}, {train_seconds:.1f} s"
-                f" + {test_seconds:.1f} s",
+                f"epoch {epoch + 1}/{s.epochs}: lr {run.lr(epoch):g}, {step.tally}, test accuracy"
+                f" {accuracy:.2f} %, {zeros(run)}, {train_seconds:.1f} s + {test_seconds:.1f} s",
                 flush=True,
             )
     accuracy = float(log[-1]["test_accuracy"]) if log else run.best
@@ -99,75 +100,50 @@ def train(run: Run, test_batch_size: int, log_interval: int, argv: Sequence[str]
     print(summary(run, accuracy))
 
 
-def check_epoch(run: Run, test_loss: float) -> None:
-    """Raise Diverged if the epoch's end is not fit to be saved, Lost if the processes disagree."""
-    method = run.step.method
-    if not math.isfinite(test_loss):
-        raise Diverged("the test loss is not finite")
-    same = [run.cut, method.gamma] + ([] if method.xi is None else [method.xi])
-    if not run.group.agree(same):
-        raise Lost(f"the processes' γ or ξ differ after epoch {run.epoch + 1}: it is not saved")
+def alternate(step: Step, where: Tensor) -> None:
+    """Lines 2 to 4 of Algorithm 1, on the mini-batch that ``where`` names."""
+    step.loss(where).backward()
+    step.method.on_gradient()  # (3b) of original network slimming
+    step.optimizer.step()  # (8a): line 2, and the SGD part of (8b)
+    step.method.on_step(step.alpha)  # (8b): line 3, and (9): line 4
+    step.optimizer.zero_grad()
 
 
 def zeros(run: Run) -> str:
-    count = run.zeros()
-    text = f"γ = 0: {count['gamma_zeros']}"
-    return text if count["xi_zeros"] is None else f"{text}, ξ = 0: {count['xi_zeros']}"
+    symbols = run.step.method.factors
+    return ", ".join(f"{symbols[name]} = 0: {count}" for name, count in run.zeros().items())
 
 
 def summary(run: Run, accuracy: float) -> str:
     """Zeros per layer, the final ``accuracy`` in percent, and the command that comes next."""
-    s, method = run.settings, run.step.method
-    layers = norms(run.network.model)
-    widths = [bn.num_features for bn in layers.values()]
-    gamma = run.full(method.gamma)
-    xi = gamma if method.xi is None else run.full(method.xi)
-    lines = [f"{'layer':<24}channels  γ = 0" + ("" if method.xi is None else "  ξ = 0")]
-    for name, g, x in zip(layers, gamma.split(widths), xi.split(widths), strict=True):
-        line = f"{name:<24}{len(g):8}{int(is_zero(g).sum()):7}"
-        lines.append(line if method.xi is None else f"{line}{int((x == 0).sum()):7}")
+    factors, symbols = run.factors(), run.step.method.factors
+    lines = [f"{'layer':<24}channels" + "".join(f"  {symbols[name]} = 0" for name in factors)]
+    for name, *parts in zip(norms(run.network.model), *factors.values(), strict=True):
+        counts = "".join(f"{int(is_zero(part).sum()):7}" for part in parts)
+        lines.append(f"{name:<24}{len(parts[0]):8}{counts}")
     lines.append(
         f"test accuracy {accuracy:.2f} % (best {run.best:.2f} %),"
-        f" {zeros(run)} of {len(gamma)}; checkpoint {run.files.checkpoint}"
+        f" {zeros(run)} of {len(run.cut)}; checkpoint {run.files.checkpoint}"
     )
-    if method.lambda_ is not None:
-        command = [f"{s.arch}_prune.py", "--model", str(run.files.checkpoint)]
-        command += ["--name", f"{run.files.run}_"]
-        if s.method == Subgradient.name:
-            command += ["--percent", "0.5"]  # its factors come near zero only: choose a share
-        lines.append(f"next: python {shlex.join(command)}")
+    flags = METHODS[run.settings.method].prune_flags
+    if flags is not None:
+        command = [f"{run.settings.arch}_prune.py", "--model", str(run.files.checkpoint)]
+        lines.append(
+            f"next: python {shlex.join([*command, '--name', f'{run.files.run}_', *flags])}"
+        )
     return "\n".join(lines)
 
 
-def warn_if_out_of_reach(settings: Settings, first: int, xi: torch.Tensor, pictures: int) -> None:
-    """Say so when the penalty alone cannot bring a factor to zero from epoch ``first`` on."""
-    s = settings
-    each = math.ceil(pictures / s.batch_size) if s.prox_every == "step" else 1
-    lrs = [learning_rate(epoch, s.epochs, s.lr) for epoch in range(first, s.epochs)]
-    schedule = [(each, 1 / lr) for lr in lrs]
-    reach, start = shrinkage(s.s, s.beta, schedule), xi.abs().min().item()
-    if reach < start:
-        enough = recipe(s.arch, s.depth).shrinkage() / shrinkage(1, s.beta, schedule)
-        note(
-            f"warning: in {len(lrs)} epochs the penalty alone moves ξ by {reach:.2g}, and it starts"
-            f" at {start:.2g} or more: zeros may not appear. --s {enough:.2g} shrinks as much in"
-            " total as the paper's recipe does"
-        )
-
-
 def choose_execution(
-    settings: Settings,
-    resumed: Mapping[str, Any],
-    network: Network,
-    batches: Batches,
-    group: Group,
+    start: Start, settings: Settings, network: Network, batches: Batches, group: Group
 ) -> Execution:
-    """Precision and memory format: as ``resumed``, else as told and measured."""
+    """Precision and memory format: as the run that is resumed, else as told and measured."""
     device = batches.images.device
-    if "precision" in resumed:
-        if settings.precision not in ("auto", resumed["precision"]):
-            raise InputError(f"this run was started with --precision {resumed['precision']}")
-        return Execution(device, resumed["precision"], resumed["channels_last"])
+    before = start.checkpoint if start.resumes else None
+    if before is not None and before.precision is not None:
+        if settings.precision not in ("auto", before.precision):
+            raise InputError(f"this run was started with --precision {before.precision}")
+        return Execution(device, before.precision, before.channels_last)
     if settings.deterministic:
         return Execution(device, "bf16" if settings.precision == "bf16" else "fp32")
     images, labels = batches.cut(batches.order(0)[0])
@@ -179,14 +155,69 @@ def choose_execution(
     return replace(measured, device=device)
 
 
-def test(source: Source, given: Mapping[str, Any], device: torch.device) -> None:
+def test(start: Start, given: Mapping[str, Any], device: torch.device) -> None:
     """``--evaluate``: print loss and accuracy on the test set."""
-    data = load_data({**source.known(given), **given})
-    check_classes(source.content, source.network, data, source.path)
+    assert start.checkpoint is not None and start.path is not None
+    data = load({**known_of(start.checkpoint, given, start.path), **given})
+    start.checkpoint.check_classes(data, start.path)
     execution = Execution(device)
     tests = Batches(data, "test", given.get("test_batch_size", TEST_BATCH_SIZE), device)
-    loss, accuracy = evaluate(execution.place(source.network.model), tests, execution)
-    print(f"{source.path}: test loss {loss:.4f}, test accuracy {accuracy:.2f} %")
+    model = execution.place(start.checkpoint.network.model)
+    loss, accuracy = evaluate(model, tests, execution)
+    print(f"{start.path}: test loss {loss:.4f}, test accuracy {accuracy:.2f} %")
+
+
+def fresh(settings: Settings, data: Dataset) -> Network:
+    """The network of ``settings``, with its initial values."""
+    cfg = full_cfg(settings.arch, settings.depth)
+    model = build_model(settings.arch, settings.depth, len(data.classes))
+    return Network(model, settings.arch, settings.depth, len(data.classes), cfg)
+
+
+def begin(start: Start, settings: Settings, given: Mapping[str, Any]) -> Run:
+    """The run of ``settings``, from where it ``start``s."""
+    device = pick_device("no_cuda" in given)
+    if start.resumes and "start_epoch" in given:
+        raise InputError("--start-epoch is for a run that begins; --resume knows its epoch")
+    if given.get("start_epoch", 0) >= settings.epochs:
+        raise InputError(f"--start-epoch must be below the {settings.epochs} epochs")
+    try:
+        full_cfg(settings.arch, settings.depth)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    files = start.files(given, settings)
+    check_free(files, start.path if start.resumes else None)
+
+    group = Group.join(device)
+    if group.rank > 0:
+        group.wait()  # the first process downloads and decodes for all
+    data = load(settings.values())
+    if group.rank == 0:
+        group.wait()
+    torch.manual_seed(settings.seed)
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
+    torch.use_deterministic_algorithms(settings.deterministic)
+    if start.checkpoint is None or start.path is None:
+        network = fresh(settings, data)
+    else:
+        network = start.checkpoint.network
+        start.checkpoint.check_classes(data, start.path)
+    batches = Batches(data, "train", settings.batch_size, device, settings.seed)
+    execution = choose_execution(start, settings, network, batches, group)
+    graphs = device.type == "cuda" and group.size == 1 and "no_graph" not in given
+    run = Run(
+        settings, files, network, data, batches, execution, group, alternate, graphs,
+        epoch=given.get("start_epoch", 0),
+    )  # fmt: skip
+    if start.resumes and start.checkpoint is not None and start.path is not None:
+        run.resume(start.checkpoint, start.path)
+    else:
+        steps = -(-len(data.train) // settings.batch_size)
+        left = schedule(settings.epochs, steps, settings.lr)[run.epoch :]
+        for line in run.step.method.warnings(left, settings.arch, settings.depth):
+            note(line)
+    return run
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -204,61 +235,18 @@ def main(argv: list[str] | None = None) -> None:
         )
     if "seeds" in given and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise InputError("--seeds starts its own processes: leave out torchrun")
-    source = Source.of(given)
-    if "seeds" in given:
-        run_seeds(argv, source.settings(given).name, "no_cuda" in given)
-        return
-    device = pick_device("no_cuda" in given)
+    start = Start.of(given)
     if "evaluate" in given:
-        test(source, given, device)
+        test(start, given, pick_device("no_cuda" in given))
         return
-    settings = source.settings(given)
-    if source.resumes and "start_epoch" in given:
-        raise InputError("--start-epoch is for a run that begins; --resume knows its epoch")
-    if given.get("start_epoch", 0) >= settings.epochs:
-        raise InputError(f"--start-epoch must be below the {settings.epochs} epochs")
-    try:
-        cfg = full_cfg(settings.arch, settings.depth)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    files = source.files(given, settings)
-    check_writable(files.folder)
-    files.check(Path(source.path) if source.resumes else None)
-
-    group = Group.join(device)
-    if group.rank > 0:
-        group.wait()  # the first process downloads and decodes for all
-    data = load_data(asdict(settings))
-    if group.rank == 0:
-        group.wait()
-    torch.manual_seed(settings.seed)
-    if settings.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
-    torch.use_deterministic_algorithms(settings.deterministic)
-    network = source.network
-    if network is None:
-        model = build_model(settings.arch, settings.depth, len(data.classes))
-        network = Network(model, settings.arch, settings.depth, len(data.classes), cfg)
-    check_classes(source.content, network, data, source.path)
-    batches = Batches(data, "train", settings.batch_size, device, settings.seed)
-    execution = choose_execution(
-        settings, source.content if source.resumes else {}, network, batches, group
-    )
-    graphs = device.type == "cuda" and group.size == 1 and "no_graph" not in given
-    run = Run(settings, files, network, data, batches, execution, group, graphs)
-    if source.resumes:
-        run.resume(source.content, source.path)
-    else:
-        run.epoch = given.get("start_epoch", 0)
-        if run.step.method.xi is not None:
-            warn_if_out_of_reach(settings, run.epoch, run.step.method.xi, len(data.train))
+    settings = start.settings(given)
+    if "seeds" in given:
+        run_seeds(argv, settings.name, "no_cuda" in given)
+        return
+    run = begin(start, settings, given)
     with run.kept():
-        train(
-            run,
-            given.get("test_batch_size", TEST_BATCH_SIZE),
-            given.get("log_interval", 50),
-            argv,
-        )
+        test_batch_size = given.get("test_batch_size", TEST_BATCH_SIZE)
+        train(run, test_batch_size, given.get("log_interval", 50), argv)
 
 
 if __name__ == "__main__":

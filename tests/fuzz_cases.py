@@ -18,11 +18,10 @@ import resnet_prune
 import vgg_prune
 from models import build_model, full_cfg
 from test_checkpoint import released_training_checkpoint
-from utils import export
+from utils import arguments, export
 from utils.bench import __main__ as bench
 from utils.data import datasets
 from utils.experiments import recipes
-from utils.flags import types
 from utils.pruning import command
 from utils.reports import plots, tables
 
@@ -207,16 +206,16 @@ FITTING: dict[Any, list[str]] = {
     "--format": ["pt2"],
     "--repeats": ["1", "2"],
     "--batch-size": ["1", "5", "64", "2147483648"],
-    types.epochs: ["1", "2", "160", "1000000"],
-    types.positive_int: ["1", "2", "3", "16", "2147483648"],
-    types.natural: ["0", "1", "2147483648"],
-    types.seed: ["0", "7", str(2**63 - 1)],
-    types.positive: ["0.01", "0.1", "3", "100", "1e-30", "1e30"],
-    types.not_negative: ["0", "0.01", "3", "1e-30", "1e30"],
-    types.number: ["0", "-1", "0.5", "1", "1e30", "-1e30"],
-    types.fraction: ["0", "0.3", "0.9", "0.999999", "1"],
-    types.momentum: ["0", "0.5", "0.999999"],
-    types.file_name: ["mine", "a b", "γ", "-", "%s", "\udcff", "a\nb", "a" * 150],
+    arguments.epochs: ["1", "2", "160", "1000000"],
+    arguments.positive_int: ["1", "2", "3", "16", "2147483648"],
+    arguments.natural: ["0", "1", "2147483648"],
+    arguments.seed: ["0", "7", str(2**63 - 1)],
+    arguments.positive: ["0.01", "0.1", "3", "100", "1e-30", "1e30"],
+    arguments.not_negative: ["0", "0.01", "3", "1e-30", "1e30"],
+    arguments.number: ["0", "-1", "0.5", "1", "1e30", "-1e30"],
+    arguments.fraction: ["0", "0.3", "0.9", "0.999999", "1"],
+    arguments.momentum: ["0", "0.5", "0.999999"],
+    arguments.file_name: ["mine", "a b", "γ", "-", "%s", "\udcff", "a\nb", "a" * 150],
 }
 FILES = ("--resume", "--refine", "--evaluate", "--model", "--compare")
 UNTRIED = ("help", "seeds")  # seeds: starts processes, whose errors are their own

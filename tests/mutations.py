@@ -86,7 +86,9 @@ def tensor(random: Random, x: Tensor) -> Tensor:
 
 def checkpoint(random: Random, x: dict[str, Any]) -> Any:
     """A copy of a checkpoint's content, changed in one place, which often is within the weights."""
-    key = random.choice(["state_dict", "state_dict", "state_dict", "optimizer", "settings", "xi"])
+    key = random.choice(
+        ["state_dict", "state_dict", "state_dict", "optimizer", "settings", "method"]
+    )
     if (
         not isinstance(x, dict)
         or random.random() < 0.4

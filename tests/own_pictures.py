@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from utils.console import InputError
-from utils.data.datasets import Batches, Dataset
+from utils.data.batches import Batches
+from utils.data.datasets import Dataset
 
 
 def noise(*shape: int) -> np.ndarray:

@@ -108,7 +108,7 @@ def kill_and_resume(
 DIES_AT = """
 import os, signal, sys
 import main
-from utils import cli
+from utils import console
 
 left = int(sys.argv[1])
 

@@ -146,8 +146,8 @@ UNRESUMABLE = {
     "momentum of another shape": lambda content: _first_state(content).update(
         momentum_buffer=torch.ones(3)
     ),
-    "short ξ": _set("xi", torch.ones(3)),
-    "ξ is a number": _set("xi", 5),
+    "short ξ": _set("method", {"xi": torch.ones(3)}),
+    "ξ is a number": _set("method", {"xi": 5}),
     "epoch is negative": _set("epoch", -1),
     "seed is a word": lambda content: content["settings"].update(seed="x"),
     "no batch": lambda content: content["settings"].update(batch_size=0),

@@ -12,8 +12,9 @@ from torch import Tensor
 from torchvision.transforms import functional as tv
 
 from own_pictures import epoch_of, noise
-from utils.data import datasets
-from utils.data.datasets import CIFAR_NORM, SVHN_NORM, Batches, Dataset, Pictures
+from utils.data import batches as datasets
+from utils.data.batches import Batches
+from utils.data.datasets import CIFAR_NORM, SVHN_NORM, Dataset, Pictures
 
 CPU = torch.device("cpu")
 # Every way to cut 32×32 out of 40×40, as it is and mirrored.

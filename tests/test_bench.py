@@ -14,7 +14,8 @@ from utils import console
 from utils.bench import __main__ as bench
 from utils.bench.released import Reference
 from utils.data.datasets import load_dataset
-from utils.methods.slimming import ProximalSlimming, batch_norms
+from utils.methods.base import batch_norms
+from utils.methods.slimming import ProximalSlimming
 
 CPU = torch.device("cpu")
 

@@ -10,10 +10,11 @@ from torch import nn
 
 import main
 import released
-from models import build_model, restore
+from models import build_model
 from utils import console
 from utils.files import checkpoint
-from utils.methods.slimming import batch_norms
+from utils.files.layouts import to_released
+from utils.methods.base import batch_norms
 
 NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 10)]
 x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -66,7 +67,8 @@ def test_a_released_checkpoint_prunes_and_its_slim_twin_gives_the_same_answers(
     command = importlib.import_module(f"{arch}_prune").main
     data = ["--dataset", "folder", "--data", str(pictures)]
     assert console.run(command, ["--model", str(path), *data, "--name", "small_"]) == 0
-    saved, network = checkpoint.load(tmp_path / "small_pruned.pth.tar", restore)
+    saved = torch.load(tmp_path / "small_pruned.pth.tar", weights_only=True)
+    network = checkpoint.load(tmp_path / "small_pruned.pth.tar").network
     assert saved["cfg"] == network.cfg
     assert not network.is_full
     with torch.no_grad():
@@ -90,14 +92,14 @@ def test_a_released_slim_checkpoint_loads_in_the_compact_layout(arch, depth, tmp
             has_select = name.endswith(("bn1", "bn"))
             cfg.append(int((state[select] if has_select else everything).sum()))
     torch.save({"cfg": cfg, "state_dict": state}, tmp_path / "slim.pth.tar")
-    _, network = checkpoint.load(tmp_path / "slim.pth.tar", restore)
+    network = checkpoint.load(tmp_path / "slim.pth.tar").network
     assert network.cfg == cfg
     with torch.no_grad():
         expected = getattr(released, arch)(state, x)
         torch.testing.assert_close(network.model.eval()(x), expected, rtol=1e-4, atol=1e-5)
 
     # and back: to the released layout nothing is lost
-    back = checkpoint.to_released(network.model.state_dict(), network.model)
+    back = to_released(network.model.state_dict(), network.model)
     assert back.keys() == state.keys()
     assert all(torch.equal(back[key], state[key]) for key in state)
 
@@ -107,8 +109,8 @@ def test_a_released_optimiser_state_finds_its_parameters(arch, depth, tmp_path):
     """Selections are numbered among the parameters there, and have no state."""
     path = tmp_path / "c.pth.tar"
     content = released_training_checkpoint(path, arch, depth, 0.5)
-    loaded, network = checkpoint.load(path, restore)
-    buffers = checkpoint.momentum(loaded, dict(network.model.named_parameters()))
+    loaded = checkpoint.load(path)
+    network, buffers = loaded.network, loaded.momentum
     assert buffers.keys() == {name for name, _ in network.model.named_parameters()}
     for name, buffer in buffers.items():
         saved = content["optimizer"]["state"][content["names"].index(name)]["momentum_buffer"]
@@ -138,7 +140,7 @@ def test_our_checkpoint_is_one_the_earlier_programs_read(arch, depth, tmp_path, 
     assert console.run(main.main, argv) == 0
     run = f"proximal_{arch}_{depth}_folder"
     content = torch.load(tmp_path / f"{run}checkpoint.pth.tar", weights_only=True)
-    assert {"epoch", "state_dict", "best_prec1", "optimizer", "cfg", "xi", "settings"} <= set(
+    assert {"epoch", "state_dict", "best_prec1", "optimizer", "cfg", "method", "settings"} <= set(
         content
     )
     assert content["best_prec1"].dim() == 0
@@ -148,7 +150,7 @@ def test_our_checkpoint_is_one_the_earlier_programs_read(arch, depth, tmp_path, 
     assert {k: v.shape for k, v in content["state_dict"].items()} == {
         k: v.shape for k, v in reference.items()
     }
-    _, network = checkpoint.load(tmp_path / f"{run}checkpoint.pth.tar", restore)
+    network = checkpoint.load(tmp_path / f"{run}checkpoint.pth.tar").network
     with torch.no_grad():
         expected = getattr(released, arch)(content["state_dict"], x)
         torch.testing.assert_close(network.model.eval()(x), expected, rtol=1e-4, atol=1e-5)

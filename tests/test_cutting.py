@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from models import build_model, full_cfg
 from models.surgery import norms, put_back, slim, whereabouts
 from runs import assert_same_run, kill_and_resume, rows, start, train
-from utils.data.datasets import Batches, load_dataset
+from utils.data.batches import Batches
+from utils.data.datasets import load_dataset
 from utils.files import checkpoint
-from utils.methods.slimming import Baseline, ProximalSlimming
+from utils.methods.base import Method
+from utils.methods.slimming import ProximalSlimming
 from utils.training.cutting import worth_cutting
 
 NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 10)]
@@ -224,7 +226,7 @@ def test_a_bias_that_oscillates_is_never_dead():
 def test_without_a_penalty_nothing_is_dead():
     model = nn.Sequential(nn.BatchNorm2d(4))
     nn.init.zeros_(model[0].weight)
-    method = Baseline(model)
+    method = Method(model)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9)
     assert not method.dead(optimizer, 0.1).any()
 
@@ -365,16 +367,16 @@ def test_a_cut_of_channels_that_are_not_dead_is_refused(spoilt, tmp_path, pictur
     channel = int(content["cut"][:16].logical_not().nonzero()[0])  # of layer1.0.bn1
     if spoilt == "a whole layer":
         content["cut"][:16] = True
-        content["xi"][:16] = 0
+        content["method"]["xi"][:16] = 0
         for entry in ("weight", "bias"):
             content["state_dict"][f"layer1.0.bn1.{entry}"].zero_()
     elif spoilt == "too short":
         content["cut"] = content["cut"][1:]
     elif spoilt == "no ξ":
-        content["xi"] = None
+        content["method"] = {}
     else:
         content["cut"][channel] = True
-        content["xi"][channel] = 0.1 if spoilt == "ξ" else 0
+        content["method"]["xi"][channel] = 0.1 if spoilt == "ξ" else 0
         state = content["state_dict"]
         state["layer1.0.bn1.weight"][channel] = 0.1 if spoilt == "γ" else 0
         state["layer1.0.bn1.bias"][channel] = 0.1 if spoilt == "a bias above 0" else -0.1

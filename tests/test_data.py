@@ -15,7 +15,8 @@ from torchvision import datasets
 from own_pictures import epoch_of, noise, one_line, same, save
 from utils.console import InputError
 from utils.data import datasets as data
-from utils.data.datasets import CIFAR_NORM, SVHN_NORM, Batches, Dataset, load_dataset
+from utils.data.batches import Batches
+from utils.data.datasets import CIFAR_NORM, SVHN_NORM, Dataset, load_dataset
 from workshop import Payload, dump
 
 pytestmark = pytest.mark.usefixtures("user_cache")

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 
 from models import build_model
 from runs import QUICK, ROOT, assert_same_run, rows
-from utils.data.datasets import Batches, load_dataset
-from utils.device import Group
+from utils.data.batches import Batches
+from utils.data.datasets import load_dataset
 from utils.methods.slimming import ProximalSlimming
-from utils.training.step import learning_rate
+from utils.paper.settings import learning_rate
+from utils.training.group import Group
 
 NETWORK = ["--arch", "resnet", "--depth", "11", "-sr", "--s", "1", "--beta", "100"]
 
@@ -72,7 +73,7 @@ def test_two_processes_compute_what_one_does_with_two_half_batches(tmp_path, pic
                 (F.cross_entropy(model(images), labels) * share).backward()
             optimizer.step()
             method.on_step(1 / lr)
-    torch.testing.assert_close(content["xi"], method.xi, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(content["method"]["xi"], method.xi, rtol=1e-4, atol=1e-6)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(content["state_dict"][name], value, rtol=1e-3, atol=1e-5)
 

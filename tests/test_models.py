@@ -6,7 +6,7 @@ from torch import nn
 
 from models import ChannelSelection, build_model, full_cfg, restore
 from models.cost import Cost, cost
-from utils.methods.slimming import batch_norms
+from utils.methods.base import batch_norms
 
 SMALL = [("vgg", 11), ("resnet", 11), ("densenet", 10)]
 PAPER = {

@@ -12,12 +12,17 @@ from PIL import Image
 import recorded
 from models import build_model
 from utils import console
-from utils.files import checkpoint, records
-from utils.methods.slimming import batch_norms
+from utils.files.layouts import to_released
+from utils.files.names import TRAINED, Files
+from utils.methods.base import batch_norms
 from utils.paper.published import TABLES, numbers
 from utils.reports import plots, results, tradeoff
 
 pytest.importorskip("matplotlib")
+LOG = (
+    "epoch lr alpha train_loss objective ns_objective gamma_zeros xi_zeros channels flops"
+    " test_loss test_accuracy train_seconds test_seconds change"
+).split()
 
 
 def run(
@@ -37,12 +42,12 @@ def run(
             bn.weight.uniform_(0.01, 1)
             bn.weight[::3] = 0
             bn.weight[1] = 1e-20
-    state = checkpoint.to_released(model.state_dict(), checkpoint.stream_widths(model))
+    state = to_released(model.state_dict(), model)
     content = {"epoch": epochs, "state_dict": state, "best_prec1": torch.tensor(0.5)}
     folder.mkdir(exist_ok=True)
-    torch.save(content, folder / f"{name}checkpoint.pth.tar")
-    with (folder / f"{name}log.csv").open("w", newline="") as file:
-        columns = [c for c in records.LOG if change or c != "change"]
+    torch.save(content, Files(folder, name).checkpoint)
+    with Files(folder, name).log.open("w", newline="") as file:
+        columns = [c for c in LOG if change or c != "change"]
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         for epoch in range(epochs):
@@ -118,7 +123,7 @@ def test_what_was_pruned_is_shown_once_it_is(tmp_path):
     run(tmp_path, "a", "vgg", 11, 4)
     cfg = [8, "M", 16, "M", 32, 32, "M", 64, 64, "M", 64, 64]
     slim = {"cfg": cfg, "state_dict": build_model("vgg", 11, 10, cfg).state_dict()}
-    torch.save(slim, tmp_path / "a_pruned.pth.tar")
+    torch.save(slim, Files(tmp_path, "a").slim())
     _, kept = panel(plots.draw_run(tmp_path, "a"), "channels kept").containers
     assert [bar.get_height() for bar in kept] == [width for width in cfg if width != "M"]
 
@@ -174,7 +179,7 @@ def test_our_runs_stand_where_they_are_comparable(tmp_path):
     paper = {"s": 0.0045, "beta": 100.0}
     for seed, slim in ((1, 93.0), (2, 94.0)):
         recorded.run(tmp_path, "vgg", 19, "proximal", seed, **paper, percent=0.0, slim=slim)
-    small = {"epochs": 20, "flags": "--subset 10000"}
+    small = {"epochs": 20, "subset": 10000}
     recorded.run(tmp_path, "vgg", 11, "proximal", 1, **small, percent=0.0, slim=61.5, tuned=62)
     recorded.run(tmp_path, "vgg", 11, "proximal", 2, **small)  # not pruned yet
     recorded.run(tmp_path, "vgg", 11, "baseline", 1, **small, accuracy=70.5)
@@ -201,7 +206,7 @@ def test_bad_input_ends_in_one_line(tmp_path, capsys):
     path.write_text(path.read_text().replace("0.5", "half"))
     (tmp_path / "dcheckpoint.pth.tar").write_bytes(b"nothing")
     (tmp_path / "e").mkdir()
-    (tmp_path / "e" / "train_record.csv").write_text("x,y\n1,2\n")
+    (tmp_path / "e" / TRAINED).write_text("x,y\n1,2\n")
     before = sorted(tmp_path.rglob("*"))
     for flags, said in (
         (["--save", tmp_path / "nowhere"], "there is no folder"),

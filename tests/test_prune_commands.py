@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 import released
-from models import build_model, restore
+from models import build_model
 from models.cost import cost
 from utils import console
 from utils.files import checkpoint
-from utils.methods.slimming import batch_norms
+from utils.files.layouts import to_released
+from utils.methods.base import batch_norms
 
 NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 7)]
 x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -23,8 +24,9 @@ x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 def save(
     path: Path, model: nn.Module, arch: str, depth: int, xi: torch.Tensor | None = None
 ) -> None:
-    state = checkpoint.to_released(model.state_dict(), checkpoint.stream_widths(model))
-    content = {"epoch": 1, "state_dict": state, "best_prec1": torch.tensor(0.5), "xi": xi}
+    state = to_released(model.state_dict(), model)
+    content = {"epoch": 1, "state_dict": state, "best_prec1": torch.tensor(0.5)}
+    content["method"] = {} if xi is None else {"xi": xi}
     torch.save(content, path)
 
 
@@ -56,7 +58,7 @@ def record(folder: Path) -> dict[str, str]:
 
 def slim_network(folder: Path) -> nn.Module:
     (path,) = folder.glob("*pruned.pth.tar")
-    return checkpoint.load(path, restore)[1].model.eval()
+    return checkpoint.load(path).network.model.eval()
 
 
 @pytest.mark.parametrize(("arch", "depth"), NETWORKS)
@@ -128,7 +130,7 @@ def test_mask_xi_prunes_more_and_compares_itself_with_gamma(
 def test_mask_xi_needs_xi(tmp_path, pictures, capsys):
     save(tmp_path / "net.pth.tar", random_network("vgg", 11, 0.5), "vgg", 11)
     assert prune("vgg", tmp_path / "net.pth.tar", pictures, "--mask", "xi") == 2
-    assert "has no ξ" in capsys.readouterr().err
+    assert "has no xi: --mask takes what it has, gamma" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["net.pth.tar"]
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models import build_model, full_cfg, restore
-from utils.methods.slimming import batch_norms
+from utils.methods.base import batch_norms
 from utils.pruning.plan import Plan, apply_plan, count_of, plan, smallest_count, zero_channels
 
 SLIM = {a: importlib.import_module(f"{a}_prune").slim for a in ("vgg", "resnet", "densenet")}

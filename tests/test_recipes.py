@@ -18,11 +18,14 @@ from pathlib import Path
 import pytest
 
 import recorded
-from utils import console
+from utils import console, launch
 from utils.experiments import jobs, recipes
 from utils.experiments.jobs import Experiment
-from utils.flags import settings
-from utils.paper.settings import Recipe, recipe
+from utils.files.names import REFINED, TRAINED, Files
+from utils.flags.parser import parser, resolve
+from utils.flags.settings import Settings
+from utils.methods.slimming import shrinkage
+from utils.paper.settings import recipe, schedule
 from utils.reports import results
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +46,11 @@ def left(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[list[st
     return [shlex.split(line)[1:] for line in lines if line.startswith("python ")]
 
 
+def told(flags: list[str]) -> Settings:
+    """What main.py makes of its command line."""
+    return resolve(vars(parser().parse_args(flags)), None, {})
+
+
 @pytest.mark.parametrize("table", ["table2a", "table2b"])
 def test_the_papers_settings(table, tmp_path, capsys):
     """What main.py makes of the commands: section 5.1's settings, and Table 2's shares."""
@@ -50,11 +58,11 @@ def test_the_papers_settings(table, tmp_path, capsys):
     found = {}
     for script, *flags in commands:
         if script == "main.py" and "--refine" not in flags:
-            s = settings.resolve(vars(settings.parser().parse_args(flags)), {}, {})
+            s = told(flags)
             assert (s.epochs, s.batch_size, s.lr, s.momentum) == (160, 64, 0.1, 0.9)
             assert (s.weight_decay, s.nesterov, s.subset) == (1e-4, True, None)
             assert s.dataset == {"table2a": "cifar10", "table2b": "cifar100"}[table]
-            found[s.arch, s.depth, s.method] = s.s, s.beta
+            found[s.arch, s.depth, s.method] = s.options.get("s"), s.options.get("beta")
     assert found == {
         ("vgg", 19, "baseline"): (None, None),
         ("vgg", 19, "subgradient"): (1e-4, None),
@@ -77,27 +85,27 @@ def test_the_papers_settings(table, tmp_path, capsys):
         assert shares["proximal", f"{arch}_prune.py"] == 0
     refined = [flags for _, *flags in commands if "--refine" in flags]
     assert len(refined) == 6  # not the baselines
-    assert all("-sr" not in f and f[f.index("--epochs") + 1] == "160" for f in refined)
+    assert all((told(f).method, told(f).epochs) == ("baseline", 160) for f in refined)
 
 
 def test_tables_1_and_3(tmp_path, capsys):
-    names = [c[c.index("--arch") + 1] for c in left(capsys, "table1", "--save", tmp_path)]
+    names = [told(c[1:]).arch for c in left(capsys, "table1", "--save", tmp_path)]
     assert sorted(names) == sorted(["vgg", "densenet", "resnet"] * 2)  # trainings, no pruning
     commands = left(capsys, "table3", "--save", tmp_path, "--seeds", 4, 5)
     assert len(commands) == 2 * 2 * 3
-    betas = [c[c.index("--beta") + 1] for c in commands if "--beta" in c]
-    assert betas == ["100", "1.0"] * 2
+    betas = [told(c[1:]).options["beta"] for c in commands if "-sr" in c]
+    assert betas == [100, 1] * 2
 
 
 @pytest.mark.parametrize("part", ["vgg-cifar10", "densenet-cifar10", "resnet164-cifar10"])
 def test_a_scaled_recipe_shrinks_as_much_in_total(part, tmp_path, capsys):
     (train, *_) = left(capsys, part, "--save", tmp_path, "--scale", 20)
-    s = settings.resolve(vars(settings.parser().parse_args(train[1:])), {}, {})
+    s = told(train[1:])
     full = recipe(s.arch, s.depth)
     assert s.epochs == 20
-    assert s.s > full.lambda_
-    total = Recipe(s.s, s.beta, 0).shrinkage(20)
-    assert total == pytest.approx(full.shrinkage(), rel=0.01)
+    assert s.options["s"] > full.lambda_
+    total = shrinkage(s.options["s"], s.options["beta"], schedule(20))
+    assert total == pytest.approx(shrinkage(full.lambda_, full.beta, schedule()), rel=0.01)
 
 
 def test_scaled_and_full_runs_have_different_names(tmp_path, capsys):
@@ -111,8 +119,8 @@ def test_only_what_is_missing_is_left_and_its_cost_is_measured(tmp_path, capsys)
     done = recorded.run(tmp_path, "vgg", 19, "proximal", 1, **paper, percent=0.0, tuned=93)
     recorded.run(tmp_path, "vgg", 19, "proximal", 2, **paper)
     third = "proximal_seed3_vgg_19_cifar10"
-    (tmp_path / f"{third}checkpoint.pth.tar").touch()
-    (tmp_path / f"{third}log.csv").write_text(
+    Files(tmp_path, third).checkpoint.touch()
+    Files(tmp_path, third).log.write_text(
         "epoch,train_seconds,test_seconds,other\n" + "1,60,1,x\n" * 100
     )
     flags = ["vgg-cifar10", "--save", tmp_path, "--seeds", 1, 2, 3, "--dry-run"]
@@ -138,28 +146,19 @@ def test_what_was_never_measured_is_unknown(tmp_path, capsys):
 
 
 def test_original_slimming_is_pruned_as_far_as_proximal_was(tmp_path, capsys):
-    r = recipes.SMALL["vgg", 11]
-    small = {"epochs": 20, "flags": "--subset 10000 --test-subset 2000"}
     commands = left(capsys, "small", "--save", tmp_path)
     assert [c[c.index("--percent") + 1] for c in commands if "--percent" in c] == ["0", "SHARE"] * 2
-    name = recorded.run(
-        tmp_path, "vgg", 11, "proximal", 1, **small, s=r.lambda_, beta=r.beta, percent=0.0,
-        pruned=(39.3, 1, 1),
-    )  # fmt: skip
-    path = tmp_path / "train_record.csv"
-    path.write_text(path.read_text().replace(name, "proximal_seed1_vgg_11_cifar10"))
-    path = tmp_path / "pruned_record.csv"
-    path.write_text(path.read_text().replace(name, "proximal_seed1_vgg_11_cifar10"))
+    told = {**recipes.SMALL_DATA, **recipes.SMALL["vgg", 11]}
+    recorded.run(tmp_path, "vgg", 11, "proximal", 1, **told, percent=0.0, pruned=(39.3, 1, 1))
     commands = left(capsys, "small", "--save", tmp_path)
     assert [c for c in commands if "subgradient" in " ".join(c) and "0.393" in c]
 
 
 # Every stage, by the real commands; so large a λ makes zeros in no time.
-FLAGS = ("--batch-size 8", "--momentum 0")
-TINY = Experiment(
-    "resnet", 11, "folder", ("proximal", 100.0, 1000.0, "step"), 10, True, 1, flags=FLAGS
-)
-LIKE = replace(TINY, setting=("subgradient", 0.001, None, ""), refine_epochs=0, share=None)
+NETWORK = {"arch": "resnet", "depth": 11, "dataset": "folder", "epochs": 10}
+SHORT = {**NETWORK, "batch_size": 8, "momentum": 0.0}
+TINY = Experiment(Settings.of({**SHORT, "method": "proximal", "s": 100.0, "beta": 1000.0}), True, 1)
+LIKE = Experiment(Settings.of({**SHORT, "method": "subgradient", "s": 0.001}), True, 0, share=None)
 
 
 class Finished:
@@ -179,14 +178,15 @@ def test_a_recipe_is_carried_out_and_then_nothing_is_left(tmp_path, pictures, mo
     monkeypatch.setattr(jobs, "start", Finished)
     argv = ["small", "--save", tmp_path, "--data", pictures, "--no-cuda", "--precision", "fp32"]
     assert command(*argv) == 0
-    found = {r.train["run"]: r for r in results.load(tmp_path)}
+    found = {r.row["run"]: r for r in results.load(tmp_path)}
     proximal, like = found[TINY.run(1)], found[LIKE.run(1)]
-    assert (proximal.setting, proximal.group) == (TINY.setting, TINY.group)
-    assert (like.setting, like.group) == (LIKE.setting, LIKE.group)
+    for result, experiment in ((proximal, TINY), (like, LIKE)):
+        planned = replace(experiment.training(1), data=str(pictures), precision="fp32")
+        assert result.settings == planned
     assert float(proximal.pruning()["channels_pruned_percent"]) > 0
     kept = [int(r.pruning()["channels_kept"]) for r in (proximal, like)]
     assert kept[0] == kept[1]
-    with (tmp_path / "refine_record.csv").open() as file:
+    with (tmp_path / REFINED).open() as file:
         (refined,) = csv.DictReader(file)
     assert (refined["run"], refined["epochs"]) == (f"{TINY.run(1)}_refine", "1")
 
@@ -195,11 +195,11 @@ def test_a_recipe_is_carried_out_and_then_nothing_is_left(tmp_path, pictures, mo
     assert "all is done" in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before
     # As if killed just before they were recorded: both trainings are resumed, and accepted.
-    for name in ("train_record.csv", "refine_record.csv"):
+    for name in (TRAINED, REFINED):
         (tmp_path / name).unlink()
     assert command(*argv) == 0
-    assert {r.train["run"] for r in results.load(tmp_path)} == found.keys()
-    assert (tmp_path / "refine_record.csv").exists()
+    assert {r.row["run"] for r in results.load(tmp_path)} == found.keys()
+    assert (tmp_path / REFINED).exists()
 
 
 # How jobs are spread, with programs in the place of ours that only note how they were called.
@@ -223,7 +223,7 @@ def notes(tmp_path, monkeypatch):
     (tmp_path / "fake").mkdir()
     for script in ("main.py", "resnet_prune.py"):
         (tmp_path / "fake" / script).write_text(FAKE)
-    monkeypatch.setattr(jobs, "ROOT", tmp_path / "fake")
+    monkeypatch.setattr(launch, "ROOT", tmp_path / "fake")
     monkeypatch.setattr(recipes, "experiments", lambda part, scale: [TINY])
     monkeypatch.setenv("NOTES", str(tmp_path / "notes"))
 
@@ -280,7 +280,7 @@ def test_killed_it_leaves_no_training_behind(number, notes, tmp_path):
     before = signal.signal(number, signal.SIG_DFL)  # as it is but under nohup
     try:
         threading.Thread(target=kill).start()
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(console.Stopped):
             jobs.run([jobs.Job(TINY, 1, "train", tmp_path, (), None)], [])
     finally:
         signal.signal(number, before)
@@ -304,10 +304,26 @@ def test_a_run_goes_on_although_its_checkpoint_is_damaged(tmp_path, pictures, mo
     monkeypatch.setattr(jobs, "start", Finished)
     argv = ["small", "--save", tmp_path, "--data", pictures, "--no-cuda", "--precision", "fp32"]
     assert command(*argv) == 0
-    (tmp_path / "train_record.csv").unlink()
-    (tmp_path / f"{TINY.run(1)}checkpoint.pth.tar").write_bytes(b"half a checkpoint")
+    (tmp_path / TRAINED).unlink()
+    Files(tmp_path, TINY.run(1)).checkpoint.write_bytes(b"half a checkpoint")
     assert command(*argv) == 0
-    assert TINY.run(1) in (tmp_path / "train_record.csv").read_text()
+    assert TINY.run(1) in (tmp_path / TRAINED).read_text()
+
+
+def test_a_run_that_began_with_other_settings_is_not_gone_on_with(
+    tmp_path, pictures, monkeypatch, capsys
+):
+    """Also where this time it is the default that is wanted."""
+    monkeypatch.setattr(jobs, "start", Finished)
+    argv = ["small", "--save", tmp_path, "--data", pictures, "--no-cuda", "--precision", "fp32"]
+    begun = replace(LIKE, prunes=False)
+    monkeypatch.setattr(recipes, "experiments", lambda part, scale: [begun])
+    assert command(*argv) == 0
+    (tmp_path / TRAINED).unlink()  # as if killed just before
+    usual = replace(begun, settings=Settings.of({**SHORT, "method": "subgradient"}))
+    monkeypatch.setattr(recipes, "experiments", lambda part, scale: [usual])
+    assert command(*argv) == 1
+    assert "this run was started with s 0.001" in capsys.readouterr().err
 
 
 def test_script_sh_names_the_recipes(tmp_path):
@@ -318,7 +334,9 @@ def test_script_sh_names_the_recipes(tmp_path):
 
     done = script("resnet110", "cifar100", 3, "--save", tmp_path, "--dry-run")
     assert done.returncode == 0, done.stderr
-    assert b"--depth 110 --dataset cifar100 --name proximal_seed3 --seed 3" in done.stdout
+    (command,) = [line for line in done.stdout.decode().splitlines() if "-sr" in line]
+    s = told(command.split()[2:])
+    assert s.run == "proximal_seed3_resnet_110_cifar100" and s.seed == 3
     assert script("resnet110", "shapes").returncode == 2
     assert script("table9").returncode == 2
 
@@ -328,11 +346,11 @@ def test_bad_input_ends_in_one_line(tmp_path, pictures, capsys):
     vgg = {"s": 0.0045, "beta": 100, "percent": 0.0, "tuned": 93}
     recorded.run(tmp_path / "f", "vgg", 19, "proximal", 1, **vgg, tuned_more={"epochs": 40})
     (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "train_record.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "b" / TRAINED).write_text("a,b\n1,2\n")
     (tmp_path / "c").touch()
     for arguments, said in (
-        (["vgg-cifar10", "--save", tmp_path / "a"], "λ 0.009, not 0.0045"),
-        (["vgg-cifar10", "--save", tmp_path / "f"], "epochs 40, not 160"),
+        (["vgg-cifar10", "--save", tmp_path / "a"], "--s 0.009, not 0.0045"),
+        (["vgg-cifar10", "--save", tmp_path / "f"], "--epochs 40, not 160"),
         (["vgg-cifar10", "--save", tmp_path / "b"], "no column run"),
         (["vgg-cifar10", "--save", tmp_path / "c"], "is not a folder"),
         (["small", "--scale", 5], "leave out --scale"),

@@ -2,13 +2,14 @@
 
 import csv
 import io
+from collections.abc import Callable
 
 import pytest
 
 import recorded
 from utils import console
-from utils.files import records
-from utils.reports import results, tables
+from utils.files.names import PRUNED, REFINED, TRAINED
+from utils.reports import tables
 
 VGG = {"s": 0.0045, "beta": 100.0}
 
@@ -22,28 +23,36 @@ def with_cells(text: str, **cells: object) -> str:
     return output.getvalue()
 
 
+def other(**cells: object) -> Callable[[str], str]:
+    return lambda text: with_cells(text, **cells)
+
+
 DAMAGES = {
-    "other columns": (lambda text: "a,b\n1,2\n", "no column run"),
+    "other columns": (lambda text: "a,b\n1,2\n", "no column"),
     "a column less": (lambda text: text.replace("gamma_zeros", "zeros"), "no column gamma_zeros"),
     "a short line": (lambda text: text + "a,b,c\n", "line 3"),
     "a long line": (lambda text: text.rstrip() + ",1,2,3\n", "line 2"),
     "a word for a number": (lambda text: text.replace("90.0", "ninety"), "test_accuracy"),
     "not a number": (lambda text: text.replace("90.0", "nan"), "test_accuracy"),
-    "no seed": (lambda text: text.replace("cifar10,1,", "cifar10,,"), "seed"),
-    "half a seed": (lambda text: text.replace("cifar10,1,", "cifar10,1.5,"), "seed"),
-    "an open quote": (lambda text: text + '"a,b\n', "cannot be read"),
-    "a damaged command": (lambda text: text.replace("--arch", "'--arch"), "command"),
-    "no number for a flag": (lambda text: with_cells(text, lr=0.1, momentum="nan"), "flags"),
-    "one bound of two": (lambda text: with_cells(text, lr=0.1, xi_init="0.47"), "flags"),
-    "a flag's column less": (lambda text: with_cells(text, lr=0.1, nesterov=None), "flags"),
-    "a flag without a number": (lambda text: text.replace("vgg ,", "vgg --lr,"), "command"),
+    "no seed": (other(seed=""), "seed"),
+    "half a seed": (other(seed=1.5), "seed"),
+    "no method": (other(method=""), "method"),
+    "another program's method": (other(method="magnitude"), "method"),
+    "another architecture": (other(arch="lenet"), "arch"),
+    "no depth": (other(depth=""), "depth"),
+    "an open quote": (lambda text: text + '"a,b\n', "line 3"),
+    "no number for a flag": (other(momentum="nan"), "momentum"),
+    "one bound of two": (other(xi_init="0.47"), "xi_init"),
+    "bounds the wrong way round": (other(xi_init="0.5 0.1"), "xi-init"),
+    "a flag's column less": (other(nesterov=None), "nesterov"),
+    "a method's column less": (other(beta=None), "beta"),
 }
 
 
 @pytest.mark.parametrize(("damage", "said"), DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_record_ends_in_one_line(damage, said, tmp_path, capsys):
     recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG)
-    path = tmp_path / "train_record.csv"
+    path = tmp_path / TRAINED
     path.write_text(damage(path.read_text()))
     before = path.read_bytes()
     argv = ["--save", str(tmp_path), "--csv", str(tmp_path / "csv")]
@@ -56,7 +65,7 @@ def test_a_damaged_record_ends_in_one_line(damage, said, tmp_path, capsys):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["train_record.csv", "pruned_record.csv", "refine_record.csv"])
+@pytest.mark.parametrize("name", [TRAINED, PRUNED, REFINED])
 def test_records_that_are_no_text(name, tmp_path, capsys):
     (tmp_path / name).write_bytes(b"run\xff\xfe\n")
     assert console.run(tables.main, ["--save", str(tmp_path)]) == 2
@@ -68,8 +77,26 @@ def test_a_missing_folder(tmp_path, capsys):
     assert "there is no folder" in capsys.readouterr().err
 
 
-def test_todays_records_are_read(tmp_path):
-    """All columns that are read are among those that runs write."""
-    assert set(results.TRAINED) <= set(records.TRAINED)
-    assert set(results.PRUNED) <= set(records.PRUNED)
-    assert set(results.LOG) <= set(records.LOG)
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [(PRUNED, "accuracy_slim"), (PRUNED, "percent"), (REFINED, "channels"), (REFINED, "lr")],
+)
+def test_prunings_and_fine_tunings_that_are_damaged(name, column, tmp_path, capsys):
+    recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0, tuned=91)
+    path = tmp_path / name
+    whole = path.read_text()
+    for cell in ("many", None):
+        path.write_text(with_cells(whole, **{column: cell}))
+        assert console.run(tables.main, ["--save", str(tmp_path)]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and str(path) in err and column in err
+
+
+def test_cells_without_a_value_are_no_traceback(tmp_path, capsys):
+    """Where a flag may have none, nothing says that the cell was emptied."""
+    recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0)
+    path = tmp_path / TRAINED
+    path.write_text(with_cells(path.read_text(), s="", beta="", xi_init="", prox_every="", data=""))
+    recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0)
+    assert console.run(tables.main, ["--save", str(tmp_path)]) == 0
+    assert capsys.readouterr().err == ""

@@ -3,13 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from utils.methods.slimming import (
-    Baseline,
-    ProximalSlimming,
-    Subgradient,
-    shrinkage,
-    soft_threshold,
-)
+from utils.methods.base import Method
+from utils.methods.slimming import ProximalSlimming, Subgradient, shrinkage, soft_threshold
 
 
 def network(channels: int = 5, dtype: torch.dtype = torch.float32) -> nn.Sequential:
@@ -48,7 +43,7 @@ def test_1000_random_steps_equal_the_formulas_to_1e_12_in_float64():
         gamma, xi = reference_step(gamma + moved, xi, alpha, 3.0, 0.15)
         np.testing.assert_allclose(method.gamma.numpy(), gamma, rtol=0, atol=1e-12)
         np.testing.assert_allclose(method.xi.numpy(), xi, rtol=0, atol=1e-12)
-    assert 0 < method.xi_zeros() < len(xi)
+    assert 0 < method.zeros()["xi"] < len(xi)
 
 
 @pytest.mark.parametrize("alpha", [10.0, 100.0, 1000.0])
@@ -77,19 +72,19 @@ def test_dead_channels_arrive_at_exactly_zero(alpha, beta):
     for _ in range(steps):
         method.on_step(alpha)
     assert method.gamma.tolist() == [0.0] * 9
-    assert method.gamma_zeros() == 9
+    assert method.zeros()["gamma"] == 9
 
 
 def test_a_subnormal_gamma_of_any_checkpoint_counts_as_zero():
-    method = Baseline(network())
+    method = Method(network())
     method.gamma[:] = torch.tensor([2.8e-44, -1e-39, 0.0, 1.2e-38, 1, 1, 1, 1, 1])
-    assert method.gamma_zeros() == 3
+    assert method.zeros()["gamma"] == 3
 
 
 def test_gamma_is_the_batch_norms_own_weight():
     model = network()
     before = [bn.weight.detach().clone() for bn in (model[1], model[4])]
-    method = Baseline(model)
+    method = Method(model)
     assert torch.equal(method.gamma, torch.cat(before))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     model(torch.randn(4, 3, 2, 2)).square().sum().backward()
@@ -147,11 +142,15 @@ def test_subgradient_adds_lambda_sign_gamma_to_the_gradient():
 def test_penalties_are_those_of_equations_2_and_5():
     method = ProximalSlimming(network(), 0.1, 4.0)
     gamma, xi = method.gamma.double(), method.xi.double()
-    assert method.ns_penalty() == pytest.approx(0.1 * gamma.abs().sum().item(), rel=1e-6)
+    figures = method.figures(2.0)
+    ns_objective = 2.0 + 0.1 * gamma.abs().sum().item()
+    assert figures["ns_objective"] == pytest.approx(ns_objective, rel=1e-6)
     expected = 0.1 * xi.abs().sum() + 4 / 2 * ((gamma - xi) ** 2).sum()
-    assert method.penalty() == pytest.approx(expected.item(), rel=1e-6)
-    assert Baseline(network()).penalty() is None
-    assert Baseline(network()).ns_penalty() is None
+    assert figures["objective"] == pytest.approx(2.0 + expected.item(), rel=1e-6)
+    original = Subgradient(method_model := network(), 0.1)
+    expected_ns = 2.0 + 0.1 * sum(bn.weight.abs().sum().item() for bn in original.norms)
+    assert original.figures(2.0) == {"ns_objective": pytest.approx(expected_ns, rel=1e-6)}
+    assert Method(method_model).figures(2.0) == {}
 
 
 @pytest.mark.parametrize(("momentum", "minimum"), [(0.0, 0.70), (0.9, 0.97)])
@@ -175,7 +174,7 @@ def test_shrinkage_is_how_far_the_penalty_alone_moves_a_pair():
     for count, alpha in ((300, 10.0), (300, 100.0)):
         for _ in range(count):
             method.on_step(alpha)
-    expected = shrinkage(0.01, 5.0, [(300, 10.0), (300, 100.0)])
+    expected = shrinkage(0.01, 5.0, [(300, 0.1), (300, 0.01)])
     assert 100 - method.xi.mean().item() == pytest.approx(expected, rel=0.02)
 
 
@@ -188,4 +187,4 @@ def test_senseless_parameters_are_refused(lambda_, beta, every):
 
 def test_a_model_without_batch_norm_is_refused():
     with pytest.raises(ValueError, match="no batch norm"):
-        Baseline(nn.Linear(3, 3))
+        Method(nn.Linear(3, 3))

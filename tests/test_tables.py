@@ -10,10 +10,10 @@ import pytest
 import recorded
 from utils import console
 from utils.experiments.recipes import SMALL
-from utils.flags import settings
+from utils.files.names import PRUNED, TRAINED
 from utils.paper.published import TABLES, numbers
 from utils.paper.settings import recipe
-from utils.reports import results, tables
+from utils.reports import tables
 
 ROOT = Path(__file__).parents[1]
 PAPERS = [os.environ.get("PAPER_TEXT"), *(ROOT / "../shared/seeds").glob("004_*.txt")]
@@ -115,88 +115,56 @@ def test_the_baselines_accuracy_stands_where_the_papers_does(tmp_path, capsys):
 
 
 OTHERS = {
-    "other λ": {"s": 0.009},
-    "fewer epochs": {"epochs": 20},
-    "some of the pictures": {"flags": "--subset 10000"},
-    "other batches": {"flags": "--batch-size 128"},
-    "other learning rate": {"flags": "--lr=0.05"},
+    "other λ": ({"s": 0.009}, "--s 0.009"),
+    "fewer epochs": ({"epochs": 20}, "20 epochs"),
+    "some of the pictures": ({"subset": 10000}, "--subset 10000"),
+    "some of the test pictures": ({"test_subset": 2000}, "--test-subset 2000"),
+    "other batches": ({"batch_size": 128}, "--batch-size 128"),
+    "other learning rate": ({"lr": 0.05}, "--lr=0.05"),
+    "other momentum": ({"momentum": 0.5}, "--momentum 0.5"),
+    "other weight decay": ({"weight_decay": 0.01}, "--weight-decay 0.01"),
+    "plain momentum": ({"nesterov": False}, "--no-nesterov"),
+    "another start of ξ": ({"xi_init": (0.47, 0.53)}, "--xi-init 0.47 0.53"),
+    "ξ once an epoch": ({"prox_every": "epoch"}, "--prox-every epoch"),
+    "copy": ({"source": "picture files"}, "160 epochs, picture files"),
 }
 
 
-@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
-def test_runs_with_other_settings_are_not_the_papers(other, tmp_path, capsys):
+@pytest.mark.parametrize(("other", "said"), OTHERS.values(), ids=OTHERS)
+def test_runs_with_other_settings_are_not_the_papers(other, said, tmp_path, capsys):
     recorded.run(tmp_path, "vgg", 19, "proximal", 1, **{**VGG, **other}, percent=0.0, slim=77)
     text = show(capsys, tmp_path)
     papers, _, others = text.partition("## Other runs")
     assert "77.00" not in papers
     assert "77.00" in others
     assert "VGG-19 on cifar10" in others
-    assert other.get("flags", "").replace("=", " ") in others
+    assert said.replace("=", " ") in others
 
 
-def test_given_defaults_are_the_papers_settings(tmp_path, capsys):
-    flags = "--lr 0.1 --batch-size 64 --wd 1e-4 --momentum 0.9 --data DIR --save logs"
-    recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0, slim=77, flags=flags)
-    assert "77.00" in show(capsys, tmp_path).partition("## Other runs")[0]
-    defaults = settings.resolve({}, {}, {})
-    assert all(getattr(defaults, key) == value for key, value in results.FLAGS.items())
-    proximal = settings.resolve({"sparsity_regularization": True}, {}, {})
-    assert list(proximal.xi_init) == results.XI_INIT
-
-
-USUAL = {"batch_size": 64, "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0001, "nesterov": True,
-         "xi_init": "0.47 0.5", "source": "torchvision"}  # fmt: skip
-COLUMNS = {
-    "none": ({}, "unknown"),
-    "of an older record": ({"subset": 5000, "batch_size": 64}, "--subset 5000, further flags un"),
-    "subset": ({**USUAL, "subset": 5000}, "--subset 5000"),
-    "lr": ({**USUAL, "lr": 0.05}, "--lr 0.05"),
-    "nesterov": ({**USUAL, "nesterov": False}, "--no-nesterov"),
-    "xi": ({**USUAL, "xi_init": "0.47 0.53"}, "--xi-init 0.47 0.53"),
-    "copy": ({**USUAL, "source": "picture files"}, "160 epochs, picture files"),
+SAME = {
+    "no flag": {},
+    "the defaults": {"lr": 0.1, "batch_size": 64, "weight_decay": 1e-4, "xi_init": (0.47, 0.5)},
+    "what changes no result": {"data": "DIR", "keep_dead": True, "deterministic": True},
 }
 
 
-@pytest.mark.parametrize(("more", "said"), COLUMNS.values(), ids=COLUMNS)
-def test_a_run_resumed_by_its_checkpoint_alone_does_not_pass_for_the_papers(
-    more, said, tmp_path, capsys
-):
-    """Its command says nothing of its flags: the columns do."""
-    recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0, slim=77, more=more)
-    path = tmp_path / "train_record.csv"
-    path.write_text(path.read_text().replace("--arch vgg", "--resume logs/x.pth.tar"))
-    papers, _, others = show(capsys, tmp_path).partition("## Other runs")
-    assert "77.00" not in papers
-    assert said in others
-    assert "77.00" in others
-
-
-def test_a_run_with_the_usual_columns_is_the_papers(tmp_path, capsys):
-    recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0, slim=77, tuned=79,
-                 more=USUAL, tuned_more={"xi_init": ""})  # fmt: skip
+@pytest.mark.parametrize("told", SAME.values(), ids=SAME)
+def test_runs_with_the_papers_settings_are_the_papers(told, tmp_path, capsys):
+    recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, **told, percent=0.0, slim=77, tuned=79)
     _, ours = lines_of(show(capsys, tmp_path), "Proximal NS (ours)")
     assert ours[7] == "77.00 / 79.00"
 
 
-def test_a_fine_tuning_in_an_older_record_counts(tmp_path, capsys):
-    """Which does not tell what it took over from the checkpoint."""
-    older = {"more": {"subset": 5000, "batch_size": 64, "source": "picture files"},
-             "tuned_more": {"subset": "", "source": ""}}  # fmt: skip
-    recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0, tuned=79, **older)
-    text = show(capsys, tmp_path)
-    assert "--subset 5000" in text and "79.00" in text
-
-
 def test_the_start_of_xi_is_nothing_that_a_fine_tuning_has(tmp_path, capsys):
-    recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0, tuned=79,
-                 more={**USUAL, "xi_init": "0.1 0.2"}, tuned_more={"xi_init": ""})  # fmt: skip
+    told = {**VGG, "xi_init": (0.1, 0.2)}
+    recorded.run(tmp_path, "vgg", 19, "proximal", 1, **told, percent=0.0, tuned=79)
     text = show(capsys, tmp_path)
     assert "--xi-init 0.1 0.2" in text and "79.00" in text
 
 
 def test_a_run_that_another_replaces_is_named(tmp_path, capsys):
     name = recorded.run(tmp_path, "vgg", 19, "baseline", 1, accuracy=91.23)
-    path = tmp_path / "train_record.csv"
+    path = tmp_path / TRAINED
     line = path.read_text().splitlines()[1]
     with path.open("a") as file:
         file.write(line.replace(name, "again").replace("91.23", "92.34") + "\n")
@@ -250,16 +218,16 @@ def test_a_fine_tuning_stands_with_the_pruning_that_it_followed(tmp_path, capsys
                      pruned=(pruned, 1, 1), slim=slim, tuned=93)  # fmt: skip
     text = show(capsys, tmp_path, "--only", "runs")
     (row,) = [row for row in cells(text) if row[0] == "Original NS"]
-    assert (row[5], *row[9:]) == ("30.00", "88.00", "93.00")
+    assert (row[4], *row[8:]) == ("30.00", "88.00", "93.00")
     recorded.run(tmp_path, "vgg", 19, "subgradient", 1, **run, percent=0.5, slim=50)
     text = show(capsys, tmp_path, "--only", "runs")
     assert "50.00" not in text  # the one that was fine-tuned stays
     # Nothing says of what it is a fine-tuning.
-    (tmp_path / "pruned_record.csv").unlink()
+    (tmp_path / PRUNED).unlink()
     recorded.run(tmp_path, "vgg", 19, "subgradient", 1, **run, percent=0.5, slim=50)
     text = show(capsys, tmp_path, "--only", "runs")
     (row,) = [row for row in cells(text) if row[0] == "Original NS"]
-    assert row[9:] == ["50.00", "—"]
+    assert row[8:] == ["50.00", "—"]
 
 
 def test_masks_by_xi_and_repeated_runs(tmp_path, capsys):
@@ -280,14 +248,14 @@ def test_masks_by_xi_and_repeated_runs(tmp_path, capsys):
         {"epochs": 40},
         {"lr": 0.01},
         {"subset": 5000},
-        {"method": "proximal"},
+        {"method": "proximal", "xi_init": None},
         {"source": "picture files"},
         {"channels": 501},
     ],
 )
 def test_another_fine_tuning_is_left_out_and_said(other, tmp_path, capsys):
     name = recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0, tuned=91.23,
-                        more=USUAL, tuned_more=other)  # fmt: skip
+                        tuned_more=other)  # fmt: skip
     assert console.run(tables.main, ["--save", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
     assert "91.23" not in out
@@ -295,14 +263,14 @@ def test_another_fine_tuning_is_left_out_and_said(other, tmp_path, capsys):
 
 
 def test_small_runs_in_the_shape_of_table_2(tmp_path, capsys):
-    for (arch, depth), r in SMALL.items():
-        small = {"epochs": 20, "flags": "--subset 10000"}
+    small = {"epochs": 20, "subset": 10000}
+    for (arch, depth), proximal in SMALL.items():
         for seed in (3, 1, 2):
-            recorded.run(tmp_path, arch, depth, "proximal", seed, **small, s=r.lambda_,
-                         beta=r.beta, percent=0.0, accuracy=65, slim=65, tuned=68)  # fmt: skip
+            recorded.run(tmp_path, arch, depth, "proximal", seed, **small, **proximal,
+                         percent=0.0, accuracy=65, slim=65, tuned=68)  # fmt: skip
             recorded.run(tmp_path, arch, depth, "baseline", seed, **small, accuracy=70 + seed)
             recorded.run(tmp_path, arch, depth, "subgradient", seed, **small, percent=0.5,
-                         s=r.subgradient_lambda, accuracy=69, slim=12, tuned=67)  # fmt: skip
+                         accuracy=69, slim=12, tuned=67)  # fmt: skip
     text = show(capsys, tmp_path, "--only", "runs", "--csv", tmp_path)
     assert "## Table" not in text
     titles = [
@@ -314,12 +282,12 @@ def test_small_runs_in_the_shape_of_table_2(tmp_path, capsys):
     assert "device GPU X" in text and "commit abc1234" in text
     rows = [row for row in cells(text) if row[0] in ("Baseline", "Original NS", "Proximal NS")]
     assert [row[0] for row in rows] == ["Baseline", "Original NS", "Proximal NS"] * 2
-    assert rows[0] == ["Baseline", "—", "—", "3", "32.00 ± 1.00 / —", "—", "—", "—",
+    assert rows[0] == ["Baseline", "—", "3", "32.00 ± 1.00 / —", "—", "—", "—",
                        "72.00 ± 1.00", "—", "—"]  # fmt: skip
-    assert rows[1][1:4] == ["0.0001", "—", "3"]
-    assert rows[1][8:] == ["69.00 ± 0.00", "12.00 ± 0.00", "67.00 ± 0.00"]
-    assert rows[2][1:3] == ["0.015", "10"]
-    assert rows[2][5:] == ["50.00 ± 0.00", "60.00 ± 0.00", "70.00 ± 0.00", "65.00 ± 0.00",
+    assert rows[1][1:3] == ["--s 0.0001", "3"]
+    assert rows[1][7:] == ["69.00 ± 0.00", "12.00 ± 0.00", "67.00 ± 0.00"]
+    assert rows[2][1:3] == ["--s 0.015 --beta 10.0", "3"]
+    assert rows[2][4:] == ["50.00 ± 0.00", "60.00 ± 0.00", "70.00 ± 0.00", "65.00 ± 0.00",
                            "65.00 ± 0.00", "68.00 ± 0.00"]  # fmt: skip
     assert (tmp_path / "runs.csv").exists()
     assert not (tmp_path / "table1.csv").exists()
@@ -336,7 +304,7 @@ def test_the_recipes_settings_are_those_that_count(tmp_path, capsys):
 
 def test_a_line_cut_off_by_a_kill_is_not_there(tmp_path, capsys):
     recorded.run(tmp_path, "vgg", 19, "baseline", 1, accuracy=93.5)
-    with (tmp_path / "train_record.csv").open("a") as file:
+    with (tmp_path / TRAINED).open("a") as file:
         file.write("baseline_seed2,base")
     _, ours = lines_of(show(capsys, tmp_path), "Baseline")
     assert ours[2] == "ours, n = 1"

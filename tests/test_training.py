@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from main import alternate
 from models import build_model
 from utils.console import Diverged
-from utils.data.datasets import Batches, Dataset, Pictures
+from utils.data.batches import Batches
+from utils.data.datasets import Dataset, Pictures
 from utils.device import Execution
 from utils.methods.slimming import ProximalSlimming
 from utils.training.graph import Graphs, preserved
@@ -25,7 +27,8 @@ def make_step(seed: int = 0) -> Step:
     optimizer = torch.optim.SGD(
         model.parameters(), 0.1, 0.9, weight_decay=1e-4, nesterov=True, fused=True
     )
-    step = Step(model, Batches(data, "train", 8, CPU, seed), optimizer, method, Execution(CPU))
+    batches = Batches(data, "train", 8, CPU, seed)
+    step = Step(model, batches, optimizer, method, Execution(CPU), alternate)
     step.begin(0.1)
     return step
 
@@ -86,14 +89,35 @@ def test_what_a_capture_tries_leaves_no_trace():
     assert all(torch.equal(one, other) for one, other in pairs)
 
 
+def tensors_of(thing: object, seen: set[int]) -> list[torch.Tensor]:
+    """All tensors that ``thing`` reaches, however deep."""
+    if id(thing) in seen or isinstance(thing, str | int | float | type(None)):
+        return []
+    seen.add(id(thing))
+    if isinstance(thing, torch.Tensor):
+        return [thing]
+    if isinstance(thing, dict):
+        parts = list(thing.values())
+    elif isinstance(thing, list | tuple | set):
+        parts = list(thing)
+    else:
+        parts = list(vars(thing).values()) if hasattr(thing, "__dict__") else []
+    return [tensor for part in parts for tensor in tensors_of(part, seen)]
+
+
 def test_state_is_everything_that_a_step_changes():
     step = make_step()
+    order = step.batches.order(0)
+    step.launch(order[0])
+    reached = [x for x in tensors_of(step, set()) if x.numel()]
+    before = [x.detach().clone() for x in reached]
+    step.launch(order[1])
     known = {x.data_ptr() for x in step.state()}
-    modules = [x for m in step.model.modules() for x in (*m.parameters(), *m.buffers())]
-    assert {x.data_ptr() for x in modules} <= known
-    assert {x.data_ptr() for x in trained(step)} <= known
-    step.optimizer.state_dict()
-    assert {step.method.halted.data_ptr(), step.tally.sums.data_ptr()} <= known
+    changed = [x for x, old in zip(reached, before, strict=True) if not torch.equal(x, old)]
+    assert len(changed) > 50
+    assert {x.data_ptr() for x in changed} <= known
+    whole = {x.untyped_storage().data_ptr() for x in step.state()}
+    assert step.method.gamma.untyped_storage().data_ptr() in whole
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="capture works here")
@@ -120,7 +144,7 @@ def test_a_graph_computes_what_the_plain_loop_does():
         optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, nesterov=True, fused=True)
         data.images, data.labels = data.images.to(device), data.labels.to(device)
         data.mean, data.std = data.mean.to(device), data.std.to(device)
-        step = Step(model, data, optimizer, method, Execution(device))
+        step = Step(model, data, optimizer, method, Execution(device), alternate)
         if graphed:
             step.launch = Graphs(step)
         for epoch, lr in enumerate((0.1, 0.1, 0.01)):

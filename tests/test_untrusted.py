@@ -254,7 +254,7 @@ STATES = {
 def test_weights_of_no_network_are_refused(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
     torch.save({"state_dict": state}, tmp_path / "x")
     with pytest.raises(InputError, match="x"):
-        checkpoint.load(tmp_path / "x", restore)
+        checkpoint.load(tmp_path / "x")
 
 
 def test_a_selection_that_wraps_around_is_refused() -> None:
@@ -285,7 +285,7 @@ ENTRIES = {
 def test_entries_that_are_not_what_they_should_be(tmp_path: Path, entries: Any) -> None:
     torch.save({"state_dict": _network(), **entries}, tmp_path / "x")
     with pytest.raises(InputError, match=next(iter(entries))):
-        checkpoint.load(tmp_path / "x", restore)
+        checkpoint.load(tmp_path / "x")
 
 
 def test_a_message_cannot_steer_the_terminal(refused: Refused, tmp_path: Path) -> None:

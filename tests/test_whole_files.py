@@ -104,10 +104,10 @@ def test_of_two_writers_of_one_file_one_fails_and_the_other_is_whole(tmp_path: P
 APPENDING = """
 import sys
 from pathlib import Path
-from utils import records
+from utils.files import records
 for i in range(int(sys.argv[2])):
     row = {"epoch": i, "text": sys.argv[1] * (i % 100)}
-    records.append(Path(sys.argv[3]), ["epoch", "text"], row)
+    records.append(Path(sys.argv[3]), row)
 """
 
 
@@ -118,8 +118,10 @@ def appending(path: Path, name: str, count: int) -> subprocess.Popen[bytes]:
 
 def whole_rows(path: Path) -> list[dict[str, str]]:
     """All rows, each of which must be as it was appended."""
-    rows = records.read(path, COLUMNS)
-    assert all(row["text"] == row["text"][:1] * (int(row["epoch"]) % 100) for row in rows)
+    rows = records.read(path)
+    assert all(
+        row.get("text", "") == row.get("text", "")[:1] * (int(row["epoch"]) % 100) for row in rows
+    )
     return rows
 
 
@@ -158,60 +160,49 @@ def test_a_killed_writer_of_a_record_stops_no_other(tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "record.csv"
-    records.append(path, COLUMNS, {"epoch": 1, "text": "a"})
+    records.append(path, {"epoch": 1, "text": "a"})
     before = path.read_bytes()
     with files_up_to(len(before) + 5), pytest.raises(InputError, match="could not be written"):
-        records.append(path, COLUMNS, {"epoch": 2, "text": "a" * 100})
+        records.append(path, {"epoch": 2, "text": "a" * 100})
     assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("tail", [b"2", b"2,bb", b'2,"b', b"\0\0\0\0", b"\xff"])
 def test_a_torn_tail_is_no_row_and_makes_room(tmp_path: Path, tail: bytes) -> None:
     path = tmp_path / "record.csv"
-    records.append(path, COLUMNS, {"epoch": 1, "text": "a"})
+    records.append(path, {"epoch": 1, "text": "a"})
     with path.open("ab") as file:
         file.write(tail)
     first = {"epoch": "1", "text": "a"}
-    assert records.read(path, COLUMNS) == [first]
-    records.append(path, COLUMNS, {"epoch": 2, "text": "c"})
-    assert records.read(path, COLUMNS) == [first, {"epoch": "2", "text": "c"}]
+    assert records.read(path) == [first]
+    records.append(path, {"epoch": 2, "text": "c"})
+    assert records.read(path) == [first, {"epoch": "2", "text": "c"}]
 
 
 @pytest.mark.parametrize("cut", range(len("epoch,text\r\n")))
 def test_a_torn_header_is_written_again(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "record.csv"
     path.write_bytes(b"epoch,text\r\n"[:cut])
-    assert records.read(path, COLUMNS) == []
-    records.append(path, COLUMNS, {"epoch": 1, "text": "a"})
+    assert records.read(path) == []
+    records.append(path, {"epoch": 1, "text": "a"})
     assert path.read_bytes() == b"epoch,text\r\n1,a\r\n"
 
 
-def test_a_record_of_an_earlier_version_gets_the_new_columns(tmp_path: Path) -> None:
+def test_a_record_with_fewer_columns_gets_the_new_ones(tmp_path: Path) -> None:
     path = tmp_path / "record.csv"
-    records.append(path, COLUMNS, {"epoch": 1, "text": "a"})
-    more = [*COLUMNS, "commit"]
-    assert records.read(path, more) == [{"epoch": "1", "text": "a", "commit": ""}]
-    records.append(path, more, {"epoch": 2, "text": "b", "commit": "39c68fc"})
+    records.append(path, {"epoch": 1, "text": "a"})
+    records.append(path, {"epoch": 2, "commit": "39c68fc", "text": "b"})
     assert path.read_bytes() == b"epoch,text,commit\r\n1,a,\r\n2,b,39c68fc\r\n"
-    with pytest.raises(InputError, match="other columns"):  # the earlier version, again
-        records.append(path, COLUMNS, {"epoch": 3, "text": "c"})
-
-
-def test_a_log_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
-    path = tmp_path / "log.csv"
-    old = records.LOG[:-1] if records.LOG[-1] == "test_seconds" else records.LOG[:12]
-    for epoch in (1, 2):
-        records.append(path, old, dict.fromkeys(old, 0.5) | {"epoch": epoch})
-    (row,) = records.keep_epochs(path, 1)
-    assert list(row) == records.LOG and row["epoch"] == "1" and row[records.LOG[-1]] == ""
+    records.append(path, {"epoch": 3, "text": "c"})  # the earlier one, again
+    assert path.read_bytes().splitlines()[-1] == b"3,c,"
 
 
 def test_whatever_is_in_a_row_it_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "record.csv"
     text = 'a\r\nb\0c\x1bd\udcffe,"f"\u2028γ'
-    records.append(path, COLUMNS, {"epoch": 1, "text": text})
+    records.append(path, {"epoch": 1, "text": text})
     assert len(path.read_bytes().splitlines()) == 2
-    assert records.read(path, COLUMNS) == [{"epoch": "1", "text": 'a  b c d e,"f" γ'}]
+    assert records.read(path) == [{"epoch": "1", "text": 'a  b c d e,"f" γ'}]
 
 
 @pytest.mark.parametrize(
@@ -221,7 +212,7 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path, line: bytes, why:
     path = tmp_path / "record.csv"
     path.write_bytes(b"epoch,text\r\n" + line + b"2,b\r\n")
     before = path.read_bytes()
-    for use in (records.read, lambda p, c: records.append(p, c, {"epoch": 3})):
+    for use in (records.read, lambda p: records.append(p, {"epoch": 3})):
         with pytest.raises(InputError, match=why):
-            use(path, COLUMNS)
+            use(path)
     assert path.read_bytes() == before

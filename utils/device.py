@@ -1,24 +1,18 @@
-"""Where and how a network runs: device, precision, memory format, and with which processes."""
+"""Where and how a network runs: device, precision, memory format."""
 
-import atexit
 import copy
 import ctypes
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import TypeVar
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.console import InputError
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -76,83 +70,6 @@ def _keep_memory() -> None:
         m_trim_threshold, m_mmap_max = -1, -4
         mallopt(m_mmap_max, 0)
         mallopt(m_trim_threshold, 2**31 - 1)
-
-
-@dataclass(frozen=True)
-class Group:
-    """The processes that train one network together: one, unless torchrun started more."""
-
-    rank: int = 0
-    size: int = 1
-
-    @classmethod
-    def join(cls, device: torch.device) -> "Group":
-        """Meet the other processes that torchrun started, if it did."""
-        size = int(os.environ.get("WORLD_SIZE", 1))
-        if size == 1:
-            return ALONE
-        on_gpu = device.type == "cuda"
-        # Time enough to load a data set. A process that dies is noticed at once.
-        dist.init_process_group(
-            "nccl" if on_gpu else "gloo",
-            timeout=timedelta(minutes=30),
-            device_id=device if on_gpu else None,
-        )
-        atexit.register(dist.destroy_process_group)
-        return cls(dist.get_rank(), size)
-
-    def replicate(self, model: nn.Module) -> nn.Module:
-        """``model``, with its gradients averaged over the processes in every backward pass."""
-        return model if self.size == 1 else nn.parallel.DistributedDataParallel(model)
-
-    def share(self, where: Tensor) -> tuple[Tensor, float]:
-        """This process's part of a batch [..., n], and the weight of its mean loss.
-
-        With these weights the average of the processes' gradients is the gradient of the whole
-        batch's mean loss. A batch too small to be shared is everybody's.
-        """
-        count = where.shape[-1]
-        if self.size == 1 or count < self.size:
-            return where, 1
-        part = where.tensor_split(self.size, dim=-1)[self.rank]
-        return part, part.shape[-1] * self.size / count
-
-    def sum_(self, tensor: Tensor) -> None:
-        """Add up ``tensor`` over the processes, in place."""
-        if self.size > 1:
-            dist.all_reduce(tensor)
-
-    def wait(self) -> None:
-        """Until all processes are here."""
-        if self.size > 1:
-            dist.barrier()
-
-    def first_says(self, value: Callable[[], T]) -> T:
-        """What the first process makes of ``value``, in all processes."""
-        if self.size == 1:
-            return value()
-        said = [value() if self.rank == 0 else None]
-        dist.broadcast_object_list(said)
-        return said[0]
-
-    def take_from_first(self, tensors: Sequence[Tensor]) -> None:
-        """Set ``tensors`` to what the first process has, in place."""
-        for tensor in tensors if self.size > 1 else ():
-            dist.broadcast(tensor, 0)
-
-    def agree(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether all processes hold the same ``tensors``, bit for bit."""
-        if self.size == 1:
-            return True
-        mine = [x.detach().cpu() for x in tensors]
-        everybodys: list[list[Tensor]] = [[]] * self.size
-        dist.all_gather_object(everybodys, mine)
-        return all(
-            torch.equal(x, y) for other in everybodys for x, y in zip(mine, other, strict=True)
-        )
-
-
-ALONE = Group()
 
 
 def fastest(

@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import SIZE, restore
-from utils import console
+from models import SIZE
+from utils import arguments, console
 from utils.atomic import check_writable, replacing
 from utils.console import InputError, note
 from utils.files import checkpoint
-from utils.flags import types
 
 TOLERANCE = 1e-3  # of a logit
 
@@ -37,7 +36,7 @@ class Normalised(nn.Module):
 
 
 def parser() -> argparse.ArgumentParser:
-    p = types.Parser(
+    p = arguments.Parser(
         prog="python -m utils.export", description="Write a network as ONNX or as a torch program."
     )
     p.add_argument("--model", required=True, metavar="CHECKPOINT", help="full or slim")
@@ -55,21 +54,22 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    content, network = checkpoint.load(Path(args.model), restore)
+    given = checkpoint.load(Path(args.model))
     default = f"{args.model.removesuffix('.tar').removesuffix('.pth')}.{args.format}"
     output = Path(args.output or default)
     if output.resolve() == Path(args.model).resolve():
         raise InputError(f"{output} is what is to be exported: choose another --output")
     check_writable(output.parent)
-    metadata = {key: content[key] for key in ("classes", "mean", "std") if key in content}
-    model = network.model.eval()
+    known = {"classes": given.classes, "mean": given.mean, "std": given.std}
+    metadata: dict[str, Any] = {key: value for key, value in known.items() if value is not None}
+    model = given.network.model.eval()
     if not args.normalised:
-        if not {"mean", "std"} <= metadata.keys():
+        if given.mean is None or given.std is None:
             raise InputError(
                 f"{args.model} does not say how its pictures were normalised: export it with"
                 " --normalised and normalise in front of it"
             )
-        model = Normalised(model, metadata["mean"], metadata["std"]).eval()
+        model = Normalised(model, given.mean, given.std).eval()
     metadata["input"] = "normalised" if args.normalised else "RGB from 0 to 1"
     write = write_onnx if args.format == "onnx" else write_pt2
     with replacing(output) as new:

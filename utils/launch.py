@@ -1,18 +1,101 @@
-"""The same run for several seeds, each in a process of its own."""
+"""Commands of this program in processes of their own: those of many jobs, or a run's seeds."""
 
 import argparse
+import os
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, TypeVar
 
 import torch
 
 from utils.console import Signals, note
 
-MAIN = Path(__file__).parents[1] / "main.py"
+ROOT = Path(__file__).parents[1]
+Task = TypeVar("Task")
+
+
+def start(
+    words: Sequence[str],
+    output: int | IO[str] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.Popen[str]:
+    """A script and its flags, in a process that prints into ``output``."""
+    # In a session of its own, so that a signal from the terminal comes once: through this process.
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / words[0]), *words[1:]],
+        env=environment and {**os.environ, **environment},
+        stdout=output,
+        stderr=None if output is None else subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(
+    tasks: Iterable[Task],
+    slots: Iterable[str],
+    needs: Callable[[Task, Task], bool],
+    start: Callable[[Task, str], subprocess.Popen[str]],
+) -> Iterator[tuple[Task, int | None, float]]:
+    """Start ``tasks`` in their order, one in each of ``slots`` at a time, after what each needs.
+
+    Gives each with its exit status and seconds when it ends; None where what it needs failed. A
+    first signal is passed on, once: raises Stopped when all have ended. None is left behind.
+    """
+    waiting, free, lost = list(tasks), list(slots), list[Task]()
+    running: dict[subprocess.Popen[str], tuple[Task, str, float]] = {}
+    told = 0
+    with _signals() as signals:
+        try:
+            while running or (waiting and not signals.received):
+                for task in [] if signals.received else list(waiting):
+                    unfinished = [*waiting, *(other for other, *_ in running.values())]
+                    if any(needs(task, other) for other in lost):
+                        waiting.remove(task)
+                        lost.append(task)
+                        yield task, None, 0
+                    elif free and not any(needs(task, other) for other in unfinished):
+                        waiting.remove(task)
+                        slot = free.pop(0)
+                        running[start(task, slot)] = task, slot, time.monotonic()
+                time.sleep(0.1)
+                if signals.received != told:
+                    told = signals.received  # a second one would kill
+                    for process in running:
+                        process.send_signal(told)
+                for process in [p for p in running if p.poll() is not None]:
+                    task, slot, began = running.pop(process)
+                    free.append(slot)
+                    lost += [task] if process.returncode else []
+                    if not told:
+                        yield task, process.returncode, time.monotonic() - began
+            signals.check()
+        finally:
+            for process in running:
+                process.terminate()
+            for process in running:
+                process.wait()
+
+
+@contextmanager
+def _signals() -> Iterator[Signals]:
+    """As Signals; and a terminal that goes away asks for an end too, unless under nohup."""
+    hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
+    with Signals() as signals:
+        if hang_up is None or signal.getsignal(hang_up) == signal.SIG_IGN:
+            yield signals
+            return
+        before = signal.signal(hang_up, lambda *_: signal.raise_signal(signal.SIGTERM))
+        try:
+            yield signals
+        finally:
+            signal.signal(hang_up, before)
 
 
 def run_seeds(argv: Sequence[str], name: str, no_cuda: bool) -> None:
@@ -25,48 +108,27 @@ def run_seeds(argv: Sequence[str], name: str, no_cuda: bool) -> None:
     p = argparse.ArgumentParser(allow_abbrev=False)
     p.add_argument("--seeds", nargs="+")
     given, rest = p.parse_known_args(argv)
-    waiting = list(dict.fromkeys(given.seeds))
-    together = len(waiting) if torch.cuda.is_available() and not no_cuda else 1
-    running: list[subprocess.Popen] = []
+    seeds = list(dict.fromkeys(given.seeds))
+    together = len(seeds) if torch.cuda.is_available() and not no_cuda else 1
     readers: list[threading.Thread] = []
-    statuses: list[int] = []
-    told = False
-    with Signals() as signals:
-        while running or (waiting and not signals.received):
-            while waiting and len(running) < together and not signals.received:
-                running.append(_start(rest, name, waiting.pop(0), readers))
-            time.sleep(0.1)
-            if signals.received and not told:
-                told = True  # a second one would kill
-                for child in running:
-                    child.send_signal(signals.received)
-            for child in [c for c in running if c.poll() is not None]:
-                running.remove(child)
-                statuses.append(child.returncode)
+
+    def begin(seed: str, slot: str) -> subprocess.Popen[str]:
+        words = ["main.py", *rest, "--seed", seed, "--name", f"{name}_seed{seed}"]
+        process = start(words, subprocess.PIPE)
+
+        def say() -> None:
+            for line in process.stdout or ():
+                note(f"seed {seed}: {line.rstrip()}")
+
+        readers.append(threading.Thread(target=say))
+        readers[-1].start()
+        return process
+
+    try:
+        ends = run(seeds, [""] * together, lambda seed, other: False, begin)
+        statuses = [status or 0 for _, status, _ in ends]
+    finally:
         for reader in readers:
             reader.join()
-        signals.check()
     if failed := next(filter(None, statuses), 0):
         sys.exit(failed if failed > 0 else 128 - failed)
-
-
-def _start(
-    argv: Sequence[str], name: str, seed: str, readers: list[threading.Thread]
-) -> subprocess.Popen:
-    command = [sys.executable, str(MAIN), *argv, "--seed", seed, "--name", f"{name}_seed{seed}"]
-    # A session of its own, so that a signal from the terminal comes once: through this process.
-    child = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-    def say() -> None:
-        for line in child.stdout or ():
-            note(f"seed {seed}: {line.rstrip()}")
-
-    readers.append(threading.Thread(target=say))
-    readers[-1].start()
-    return child

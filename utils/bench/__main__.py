@@ -19,16 +19,15 @@ import torch
 import torch.multiprocessing as processes
 from torch import Tensor, nn
 
-from models import SIZE, full_cfg, restore
+from models import SIZE, full_cfg
 from models.cost import cost
-from utils import console
-from utils.bench.ours import Here
+from utils import arguments, console
+from utils.bench.ours import Ours
 from utils.bench.released import Reference
 from utils.console import InputError
 from utils.data.datasets import DATASETS, Pictures, load_dataset
 from utils.device import pick_device
 from utils.files import checkpoint
-from utils.flags import types
 from utils.paper.settings import BATCH_SIZE
 
 NETWORKS = ("vgg-19", "resnet-20", "densenet-40", "resnet-164")
@@ -36,7 +35,7 @@ PICTURES = 640  # an epoch's on a CPU, where an epoch of 50,000 takes an hour
 
 
 def parser() -> argparse.ArgumentParser:
-    p = types.Parser(
+    p = arguments.Parser(
         prog="python -m utils.bench",
         description="Time training here and in the released program's structure, in turn;"
         " or inference of two networks.",
@@ -54,15 +53,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dataset", choices=DATASETS, default="shapes", help="default shapes")
     p.add_argument("--data", metavar="DIR", help="where the data set is")
     p.add_argument(
-        "--subset", type=types.positive_int, metavar="N",
+        "--subset", type=arguments.positive_int, metavar="N",
         help=f"pictures in an epoch (default {PICTURES}, on a GPU all)",
     )  # fmt: skip
     p.add_argument(
-        "--batch-size", nargs="+", type=types.positive_int, metavar="N",
+        "--batch-size", nargs="+", type=arguments.positive_int, metavar="N",
         help=f"pictures at a time (default: training {BATCH_SIZE}, inference 1 and 64)",
     )  # fmt: skip
     p.add_argument(
-        "--repeats", type=types.positive_int, help="of each (default: 5 epochs, 30 inferences)"
+        "--repeats", type=arguments.positive_int, help="of each (default: 5 epochs, 30 inferences)"
     )
     p.add_argument("--no-cuda", action="store_true", help="on the CPU")
     return p
@@ -119,7 +118,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
 
 def _row(setting: tuple, repeats: int) -> str:
     arch, depth, data, batch_size, _ = setting
-    workers = [_Worker(Here, setting)]
+    workers = [_Worker(Ours, setting)]
     times: tuple[list[float], list[float]] = ([], [])
     try:
         workers[0].ask("memory")  # it has measured what is fastest, alone
@@ -204,7 +203,7 @@ def compare(args: argparse.Namespace, device: torch.device) -> None:
 
     Each network in the memory format that is faster for it: small ones gain the most.
     """
-    models = [checkpoint.load(Path(path), restore)[1].model.eval() for path in args.compare]
+    models = [checkpoint.load(Path(path)).network.model.eval() for path in args.compare]
     flops = [cost(model).flops for model in models]
     ratio = flops[0] / flops[1]
     print(machine(device))

@@ -3,64 +3,72 @@
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import build_model
-from utils.data.datasets import Batches
+from main import alternate, fresh
+from utils.data.batches import Batches
+from utils.data.datasets import Dataset
 from utils.device import Execution, fastest
-from utils.methods.slimming import ProximalSlimming
-from utils.paper.settings import LEARNING_RATE, recipe
-from utils.training.graph import Graphs
-from utils.training.step import Step, evaluate
+from utils.files.names import Files
+from utils.flags.settings import Settings
+from utils.methods import METHODS
+from utils.training.group import ALONE
+from utils.training.run import Run
+from utils.training.step import evaluate
 
 
-class Here:
-    """This program's epoch: data, augmentation, step, proximal update, tally."""
+class Ours:
+    """This program's training, as ``main.py`` builds it."""
 
-    def __init__(self, arch: str, depth: int, data: Any, batch_size: int, device: torch.device):
-        self.model = build_model(arch, depth, len(data.classes))
-        paper = recipe(arch, depth)
+    def __init__(
+        self, arch: str, depth: int, data: Dataset, batch_size: int, device: torch.device
+    ) -> None:
+        method = next(m.name for m in METHODS.values() if m.prunes())
+        known = {"arch": arch, "depth": depth, "batch_size": batch_size, "method": method}
+        settings = Settings.of(known)
+        network = fresh(settings, data)
         batches = Batches(data, "train", batch_size, device)
         images, labels = batches.cut(batches.order(0)[0])
-        self.execution = fastest(self.model, images, labels, device, "auto")
-        self.execution.place(self.model)
-        method = ProximalSlimming(self.model, paper.lambda_, paper.beta)
-        optimizer = torch.optim.SGD(
-            self.model.parameters(), LEARNING_RATE, 0.9,
-            weight_decay=1e-4, nesterov=True, fused=True,
-        )  # fmt: skip
-        self.step = Step(self.model, batches, optimizer, method, self.execution)
-        if device.type == "cuda":
-            self.step.launch = Graphs(self.step)
+        self.run = Run(
+            settings,
+            Files(Path(), "bench"),
+            network,
+            data,
+            batches,
+            fastest(network.model, images, labels, device, settings.precision),
+            ALONE,
+            alternate,
+            graphs=device.type == "cuda",
+        )
         self.tests = Batches(data, "test", 256, device)
-        self.epochs = 0
 
     def epoch(self) -> None:
-        step, method = self.step, self.step.method
+        """Train on every picture, and make up a line of the log."""
+        run, step = self.run, self.run.step
         before = step.z()
-        step.begin(LEARNING_RATE)
-        order = step.batches.order(self.epochs)
+        step.begin(run.lr(0))
+        order = step.batches.order(run.epoch)
         for where in order:
             step.launch(where)
         step.check(order)
-        # What a line of the log says.
-        self.line = (str(step.tally), step.change(before), method.penalty(), method.gamma_zeros())
-        self.epochs += 1
+        self.line = (step.method.figures(step.tally.mean_loss()), step.change(before), run.zeros())
+        run.epoch += 1
 
     def figures(self) -> dict[str, Any]:
         """Beside the epoch: test pass, proximal update, FLOPs of a picture, the machine's peak."""
-        execution, order = self.execution, self.step.batches.order(0)
-        images, labels = self.step.batches.cut(order[0])
+        execution, step = self.run.execution, self.run.step
+        images, labels = step.batches.cut(step.batches.order(0)[0])
         with FlopCounterMode(display=False) as counter:
-            F.cross_entropy(execution.logits(self.model, images), labels).backward()
+            F.cross_entropy(execution.logits(step.model, images), labels).backward()
         return {
             "precision": execution.precision + (", channels last" * execution.channels_last),
-            "test": timed(lambda: evaluate(self.model, self.tests, execution), execution, 1),
-            "update": timed(lambda: self.step.method.on_step(10.0), execution, 200),
+            "test": timed(lambda: evaluate(step.model, self.tests, execution), execution, 1),
+            "update": timed(lambda: step.method.on_step(10.0), execution, 200),
             "flops": counter.get_total_flops() / len(labels),
             "peak": _matrix_peak(execution),
         }

@@ -18,8 +18,9 @@ from torchvision import transforms
 
 from models import SIZE, build_model
 from models.channel_selection import ChannelSelection
-from utils.data.datasets import PAD, Dataset
-from utils.methods.slimming import batch_norms
+from utils.data.batches import PAD
+from utils.data.datasets import Dataset
+from utils.methods.base import batch_norms
 from utils.paper.settings import LEARNING_RATE, recipe
 
 

@@ -1,25 +1,23 @@
 """Datasets as ``uint8`` tensors on the device, and the batches that training and tests see."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchvision import datasets
 
-from models import SIZE
 from utils.console import InputError, note
 from utils.data import shapes
 from utils.data.folder import read_folder
 
-PAD = 4
 CIFAR_NORM = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 SVHN_NORM = ((0.4376821, 0.4437697, 0.47280442), (0.19803012, 0.20101562, 0.19703614))
 # Pictures and classes of the public data sets, to notice an archive that is only half there.
@@ -63,6 +61,17 @@ class Dataset:
         for part in (self.train, self.test):
             crc = zlib.crc32(part.labels.numpy(), zlib.crc32(part.images.numpy(), crc))
         return crc
+
+
+def load(known: Mapping[str, Any]) -> Dataset:
+    """The data set that ``known`` settings name, as :func:`load_dataset` does."""
+    folder = known.get("data")
+    return load_dataset(
+        known.get("dataset", DATASETS[0]),
+        None if folder is None else Path(folder),
+        known.get("subset"),
+        known.get("test_subset"),
+    )
 
 
 def load_dataset(
@@ -182,68 +191,3 @@ def _folder(name: str, folder: Path) -> Dataset:
 
 def _norm(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     return SVHN_NORM if name == "SVHN" else CIFAR_NORM
-
-
-def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
-    """Pad 4 black pixels, crop back to 32×32 at (``top``, ``left``), mirror where ``flip``.
-
-    ``images`` uint8 [n, 32, 32, 3]; ``top`` and ``left`` int64 [n], 0 to 8; ``flip`` bool [n].
-    The same pictures as torchvision's pad, crop and hflip give, one gather for the batch.
-    """
-    padded = F.pad(images, (0, 0, PAD, PAD, PAD, PAD))
-    along = torch.arange(SIZE, device=images.device)
-    rows = top[:, None] + along
-    columns = left[:, None] + torch.where(flip[:, None], along.flip(0), along)
-    picture = torch.arange(len(images), device=images.device)
-    return padded[picture[:, None, None], rows[:, :, None], columns[:, None, :]]
-
-
-class Batches:
-    """Normalised float32 batches of one set of pictures, cut on the device they live on.
-
-    To train, :meth:`cut` each batch of :meth:`order` (shuffled and, where the data set says so,
-    augmented); to test, iterate over :meth:`in_order`. Both give ([n, 3, 32, 32], int64 [n]) with
-    ``batch_size`` pictures each but for the last.
-    """
-
-    def __init__(
-        self, data: Dataset, part: str, batch_size: int, device: torch.device, seed: int = 0
-    ) -> None:
-        pictures: Pictures = getattr(data, part)
-        self.images, self.labels = pictures.images.to(device), pictures.labels.to(device)
-        self.mean = torch.tensor(data.mean, device=device)
-        self.std = torch.tensor(data.std, device=device)
-        self.augment, self.batch_size, self.seed = data.augment, batch_size, seed
-
-    def _normalised(self, images: Tensor) -> Tensor:
-        return images.float().div_(255).sub_(self.mean).div_(self.std).permute(0, 3, 1, 2)
-
-    def order(self, epoch: int) -> tuple[Tensor, ...]:
-        """What training epoch ``epoch`` sees, batch by batch: a pure function of it and the seed.
-
-        A batch is int64 [4, n] on the device: which pictures, the top and the left of their crops,
-        and whether they are mirrored. All is drawn on the CPU and uploaded once, so that a CPU and
-        a GPU, an interrupted and a resumed run see the same batches.
-        """
-        count = len(self.labels)
-        state = np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(state))
-        chosen = torch.randperm(count, generator=generator)
-        top, left = torch.randint(2 * PAD + 1, (2, count), generator=generator)
-        flip = torch.randint(2, (count,), generator=generator)
-        where = torch.stack((chosen, top, left, flip)).to(self.images.device)
-        return where.split(self.batch_size, dim=1)
-
-    def cut(self, where: Tensor) -> tuple[Tensor, Tensor]:
-        """The batch that ``where`` says, one of :meth:`order`'s."""
-        chosen, top, left, flip = where
-        images = self.images[chosen]
-        if self.augment:
-            images = crop_and_flip(images, top, left, flip.bool())
-        return self._normalised(images), self.labels[chosen]
-
-    def in_order(self, first: int = 0, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches in the order of the files, as they are: from ``first``, ``every`` so many."""
-        images, labels = (x.split(self.batch_size) for x in (self.images, self.labels))
-        for pictures, classes in list(zip(images, labels, strict=True))[first::every]:
-            yield self._normalised(pictures), classes

@@ -1,13 +1,17 @@
 """What experiments still lack in a folder, and what that should cost."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from statistics import fmean
 
 from utils.console import InputError, clock
-from utils.experiments.jobs import Experiment, Job
-from utils.reports import results
+from utils.experiments.jobs import STAGES, Experiment, Job, recorded
+from utils.files import records
+from utils.files.names import Files
+from utils.flags.settings import FLAGS, Settings
+from utils.reports.results import Training, experiment_of
 
 SPENT = ("train_seconds", "test_seconds")
 
@@ -15,7 +19,7 @@ SPENT = ("train_seconds", "test_seconds")
 class Agenda:
     """The ``jobs`` that ``experiments`` lack in ``folder`` for each of ``seeds``, in order.
 
-    ``flags`` of main.py go to trainings, those among them that a pruning takes to prunings.
+    ``flags`` go to all commands.
 
     Raises InputError where a run has the name of another with other settings, or where the records
     cannot be read.
@@ -26,113 +30,85 @@ class Agenda:
         experiments: Sequence[Experiment],
         seeds: Iterable[int],
         folder: Path,
-        flags: Sequence[str],
-        prune_flags: Sequence[str],
+        flags: Sequence[str] = (),
     ) -> None:
-        self.folder = folder
-        self.flags = {"train": tuple(flags), "refine": tuple(flags), "prune": tuple(prune_flags)}
-        found = results.load(folder) if folder.is_dir() else []
-        self.results = {result.train["run"]: result for result in found}
+        self.folder, self.flags = folder, tuple(flags)
+        self.results = recorded(folder)
         # Seed by seed: the first whole rows of a table come early.
         runs = [(e, seed) for seed in seeds for e in experiments]
-        self.seconds = self._measured(runs)
+        self.seconds = self._measured(s for e, seed in runs for s in self._trainings(e, seed) if s)
         self.jobs: list[Job] = []
         self.lines = [["run", "train", "prune", "fine-tune", "left"]]
         for e, seed in runs:
             self._add(e, seed)
 
-    def _measured(self, runs: Sequence[tuple[Experiment, int]]) -> dict[tuple, list[float]]:
-        """Seconds that epochs took, by run and by network, data and flags; and by stage."""
+    def _trainings(self, e: Experiment, seed: int) -> tuple[Settings, Settings | None]:
+        """The training and the fine-tuning, if there is to be one."""
+        slim = Files(self.folder, e.run(seed)).slim()
+        return e.training(seed), e.refining(seed, slim) if e.refine_epochs else None
+
+    def _measured(self, planned: Iterable[Settings]) -> dict[Hashable, list[float]]:
+        """Seconds that epochs took, by run and by what takes as long."""
         seconds = defaultdict(list)
-
-        def add(value: float, run: str, group: tuple, stage: str) -> None:
-            *network, _, flags = group  # whatever the epochs
-            seconds[run, stage].append(value)
-            seconds[*network, flags, stage].append(value)
-
-        for run, result in self.results.items():
-            add(result.value("train_seconds"), run, result.group, "train")
-            if result.refine:
-                add(float(result.refine["seconds_per_epoch"]), run, result.group, "refine")
-        for e, seed in runs:
-            for stage in ("train", "refine"):
-                log = self._log(e.run(seed), stage)
-                if log and (e.run(seed), stage) not in seconds:
-                    # The latest epoch's: a network gets cheaper while it trains.
-                    spent = sum(float(log[-1][column]) for column in SPENT)
-                    add(spent, e.run(seed), e.group, stage)
+        for result in self.results.values():
+            for training in filter(None, (result, result.refine)):
+                for key in _keys(training.settings)[:2]:
+                    seconds[key].append(float(training.row["seconds_per_epoch"]))
+        for settings in planned:
+            log = self._log(settings)
+            if log and settings.run not in seconds:
+                # The latest epoch's: a network gets cheaper while it trains.
+                for key in _keys(settings)[:2]:
+                    seconds[key].append(sum(float(log[-1][column]) for column in SPENT))
         return seconds
 
-    def _log(self, run: str, stage: str) -> list[results.Row]:
+    def _log(self, settings: Settings) -> list[records.Row]:
         """The epochs so far of a training that has a checkpoint to go on from."""
-        run = run if stage == "train" else f"{run}_refine"
-        if not (self.folder / f"{run}checkpoint.pth.tar").exists():
-            return []
-        return results.read(self.folder / f"{run}log.csv", SPENT)
-
-    def _seconds_per_epoch(self, e: Experiment, run: str, stage: str) -> float | None:
-        """As in this run, else in others of its network; a slim one takes no more than a full."""
-        network = (e.arch, e.depth, e.dataset, e.flags)
-        for key in ((run, stage), (*network, stage), (*network, "train")):
-            if spent := self.seconds.get(key):
-                return sum(spent) / len(spent)
-        return None
+        files = Files(self.folder, settings.run)
+        return records.read(files.log, SPENT, SPENT) if files.checkpoint.exists() else []
 
     def _add(self, e: Experiment, seed: int) -> None:
         """What is left of a run, as jobs and as a line of the overview."""
-        run = e.run(seed)
-        result = self.results.get(run)
-        if result is not None:
-            self._check_same(e, run, result)
-        refined = result is not None and result.refine is not None
+        files = Files(self.folder, e.run(seed))
+        result = self.results.get(files.run)
+        refine = result and result.refine
+        train, tune = self._trainings(e, seed)
+        for planned, found in ((train, result), (tune, refine)):
+            if planned and found:
+                _check_same(Files(self.folder, planned.run).record, planned, found)
         # A slim network that was fine-tuned may be gone.
-        slim = refined or (self.folder / f"{run}_pruned.pth.tar").exists()
+        slim = refine is not None or files.slim().exists()
         pruned = slim and result is not None and result.pruning(e.share) is not None
         cells, left = [], []
-        for stage, epochs, needed, done in (
-            ("train", e.epochs, True, result is not None),
-            ("prune", 0, e.prunes, pruned),
-            ("refine", e.refine_epochs, e.refine_epochs > 0, refined),
+        for stage, needed, done, settings in (
+            ("train", True, result, train),
+            ("prune", e.prunes, pruned, None),
+            ("refine", tune, refine, tune),
         ):
             if not needed or done:
                 cells.append("done" if needed else "-")
                 continue
-            each = self._seconds_per_epoch(e, run, stage) if epochs else 0
-            epochs_left = max(epochs - len(self._log(run, stage)), 0)
-            seconds = None if each is None else each * epochs_left
-            left.append(Job(e, seed, stage, self.folder, self.flags[stage], seconds))
-            of = "" if epochs_left == epochs else f"{epochs_left} of "
-            cells.append(f"{of}{epochs} epochs" if epochs else "to do")
+            seconds: float | None = 0.0
+            cells.append("to do")
+            if settings is not None:
+                begun = len(self._log(settings))
+                rest = max(settings.epochs - begun, 0)
+                cells[-1] = f"{rest} of {settings.epochs} epochs" if begun else f"{rest} epochs"
+                known = (self.seconds[key] for key in _keys(settings) if key in self.seconds)
+                seconds = next((rest * fmean(spent) for spent in known), None)
+            left.append(Job(e, seed, stage, self.folder, self.flags, seconds))
         self.jobs += left
-        self.lines.append([run, *cells, _cost(left) if left else "-"])
-
-    def _check_same(self, e: Experiment, run: str, result: results.Result) -> None:
-        names = ("arch", "depth", "dataset", "epochs", "flags", "method", "λ", "β", "alternation")
-        terms = zip(names, (*result.group, *result.setting), (*e.group, *e.setting), strict=True)
-        self._refuse_other("train_record.csv", run, terms)
-        if e.refine_epochs and result.refine:
-            flags = e.flags if result.refine_flags is None else result.refine_flags
-            has = int(result.refine["epochs"]), flags, result.refine["method"]
-            takes = e.refine_epochs, e.flags, "baseline"
-            terms = zip(("epochs", "flags", "method"), has, takes, strict=True)
-            self._refuse_other("refine_record.csv", f"{run}_refine", terms)
-
-    def _refuse_other(self, record: str, run: str, terms: Iterable[tuple[str, Any, Any]]) -> None:
-        for name, before, now in terms:
-            known = name != "flags" or results.UNKNOWN not in before
-            if before != now and known:
-                raise InputError(
-                    f"{self.folder}/{record} has {run} with {name} {before or 'as usual'}, not"
-                    f" {now or 'as usual'}: choose another --save"
-                )
+        self.lines.append([files.run, *cells, _cost(left) if left else "-"])
 
     def overview(self, gpus: int) -> str:
         """What is done and what is left, run by run, and the whole cost."""
-        count = {stage: sum(job.stage == stage for job in self.jobs) for stage in self.flags}
+        trainings, prunings, refinings = (
+            sum(job.stage == stage for job in self.jobs) for stage in STAGES
+        )
         where = f"{gpus} GPUs" if gpus > 1 else "one GPU" if gpus else "the CPU, one at a time"
         left = (
-            f"left: {count['train']} trainings, {count['prune']} prunings,"
-            f" {count['refine']} fine-tunings, on {where}: {_cost(self.jobs)}"
+            f"left: {trainings} trainings, {prunings} prunings, {refinings} fine-tunings,"
+            f" on {where}: {_cost(self.jobs)}"
             + (f" in all, divided by {gpus} GPUs" if gpus > 1 else "")
         )
         width = max(len(run) for run, *_ in self.lines)
@@ -141,6 +117,23 @@ class Agenda:
             for run, *cells in self.lines
         ]
         return "\n".join([*lines, left if self.jobs else "all is done"])
+
+
+def _keys(settings: Settings) -> list[Hashable]:
+    """What takes as long an epoch: the run, others like it, and of these the unpruned ones."""
+    like = experiment_of(replace(settings, epochs=1))[0]
+    return [settings.run, (like, settings.refine is None), (like, True)]
+
+
+def _check_same(record: Path, planned: Settings, found: Training) -> None:
+    """Raise InputError where the training on record is another experiment's."""
+    before, now = found.settings.values(), planned.values()
+    for name, flag in FLAGS.items():
+        if flag.compared and before[name] != now[name]:
+            raise InputError(
+                f"{record} has {planned.run} with {flag.typed[-1]} {before[name]}, not {now[name]}:"
+                " choose another --save"
+            )
 
 
 def _cost(jobs: Sequence[Job]) -> str:

@@ -1,63 +1,93 @@
-"""Checkpoints on disk: ours, and those of the earlier network-slimming programs.
-
-Two layouts of the layers around a channel selection are met:
-
-* *released*: batch norm at the stream's full width, then ``select.indexes``, a 0/1 float
-  parameter of that width, then the convolution with the kept inputs only;
-* *compact*: ``select.index``, the int64 positions of the kept channels, then batch norm and
-  convolution at the kept width. This is the layout of the models in memory.
-
-They compute the same function. A full network is saved in the released layout, which the earlier
-programs read as well.
-"""
+"""Checkpoints on disk: ours, and those of the earlier network-slimming programs."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from models import ChannelSelection, Network
-from models.surgery import norms
+from models import Network, restore
+from models.surgery import State, norms
 from utils.atomic import replacing
 from utils.console import InputError
+from utils.data.datasets import Dataset
 from utils.files import untrusted
-
-State = dict[str, Tensor]
-
-
-def _list_of(*types: type) -> Callable[[Any], bool]:
-    return lambda x: isinstance(x, list) and all(isinstance(item, types) for item in x)
+from utils.files.layouts import to_compact, to_released
+from utils.flags.settings import Settings
 
 
-def _rgb(low: float) -> Callable[[Any], bool]:
-    """Three floats above ``low``."""
-    return lambda x: _list_of(float)(x) and len(x) == 3 and all(low < v < 1e30 for v in x)
+@dataclass
+class Checkpoint:
+    """A network, what its file says of it, and how far its training is, if it is in training.
 
+    ``network`` is as wide as the run began. Everything else is as far as the file, which may be an
+    earlier program's, has it.
+    """
 
-def _is_settings(x: Any) -> bool:
-    return isinstance(x, dict) and all(
-        (isinstance(v, tuple) and all(isinstance(bound, float) for bound in v))
-        or isinstance(v, str | int | float | None)
-        for v in x.values()
-    )
+    network: Network
+    run: str | None = None
+    settings: Settings | None = None
+    classes: list[str] | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    # Of a training:
+    epoch: int | None = None  # how many are finished
+    best: float = 0.0  # test accuracy, in percent
+    momentum: State = field(default_factory=dict)  # by parameter
+    group: dict[str, Any] = field(default_factory=dict)  # the optimiser's settings
+    tensors: State = field(default_factory=dict)  # the method's
+    cut: Tensor | None = None  # bool [channels]: which train no more
+    precision: str | None = None
+    channels_last: bool = False
+    pictures: int | None = None  # their checksum
+    unresumable: str = ""  # why it cannot be gone on from, where it cannot
 
+    @property
+    def factors(self) -> State:
+        """What a prune command may mask by: γ, and what the method keeps for every channel."""
+        gamma = torch.cat([bn.weight.detach() for bn in norms(self.network.model).values()])
+        same = {name: x for name, x in self.tensors.items() if x.shape == gamma.shape}
+        return {"gamma": gamma, **same}
 
-# What our own checkpoints add to those of the earlier programs, where it is there: how it must be.
-OURS: dict[str, Callable[[Any], bool]] = {
-    "cfg": _list_of(int, str),
-    "classes": _list_of(str),
-    "mean": _rgb(-1e30),
-    "std": _rgb(0),
-    "settings": _is_settings,
-    "run": lambda x: isinstance(x, str),
-    "precision": lambda x: isinstance(x, str) and x in ("fp32", "bf16"),
-    "channels_last": lambda x: isinstance(x, bool),
-    "cut": lambda x: isinstance(x, Tensor) and x.dtype == torch.bool and x.dim() == 1,
-}
-# A batch norm's entries, and what a removed channel has there in the released layout.
-REMOVED = {"weight": 0.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
+    def content(self) -> dict[str, Any]:
+        """As a file holds it."""
+        model, full = self.network.model, self.network.is_full
+        state = model.state_dict()
+        numbers = {name: i for i, (name, _) in enumerate(model.named_parameters())}
+        buffers = {numbers[name]: {"momentum_buffer": x} for name, x in self.momentum.items()}
+        group = {**self.group, "params": list(numbers.values())}
+        return {
+            # What the earlier programs keep, ...
+            "epoch": self.epoch,
+            "state_dict": to_released(state, model) if full else state,
+            "best_prec1": torch.tensor(self.best / 100, dtype=torch.float64),
+            "optimizer": {"state": buffers, "param_groups": [group]},
+            # ... and what else it takes to go on exactly, and to prune.
+            "layout": "released" if full else "compact",
+            "cfg": self.network.cfg,
+            "best_accuracy": self.best,  # in percent: 100 · best_prec1 is it only to rounding
+            "method": self.tensors,
+            "cut": self.cut,
+            "run": self.run,
+            "settings": None if self.settings is None else self.settings.values(),
+            "precision": self.precision,
+            "channels_last": self.channels_last,
+            "pictures": self.pictures,
+            "classes": self.classes,
+            "mean": self.mean,
+            "std": self.std,
+        }
+
+    def check_classes(self, data: Dataset, path: Path) -> None:
+        """Raise InputError where the network at ``path`` knows other classes than ``data`` has."""
+        count, classes = self.network.num_classes, self.classes or list(data.classes)
+        if count != len(data.classes) or classes != list(data.classes):
+            raise InputError(
+                f"{path} tells {count} classes apart ({', '.join(classes[:3])}, ...), but"
+                f" {data.name} has {len(data.classes)} ({', '.join(data.classes[:3])}, ...)"
+            )
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
@@ -85,8 +115,39 @@ def snapshot(value: Any) -> Any:
     return [snapshot(item) for item in value] if isinstance(value, list) else value
 
 
-def load(path: Path, restore: Callable[[State], Network]) -> tuple[dict[str, Any], Network]:
-    """Read a checkpoint of ours or of an earlier program, and ``restore`` its network.
+def _list_of(*types: type) -> Callable[[Any], bool]:
+    return lambda x: isinstance(x, list) and all(isinstance(item, types) for item in x)
+
+
+def _rgb(low: float) -> Callable[[Any], bool]:
+    """Three floats above ``low``."""
+    return lambda x: _list_of(float)(x) and len(x) == 3 and all(low < v < 1e30 for v in x)
+
+
+def _are_tensors(x: Any) -> bool:
+    return isinstance(x, dict) and all(
+        isinstance(key, str) and isinstance(value, Tensor) and bool(value.isfinite().all())
+        for key, value in x.items()
+    )
+
+
+# What our own checkpoints add to those of the earlier programs, where it is there: how it must be.
+OURS: dict[str, Callable[[Any], bool]] = {
+    "cfg": _list_of(int, str),
+    "classes": _list_of(str),
+    "mean": _rgb(-1e30),
+    "std": _rgb(0),
+    "settings": lambda x: isinstance(x, dict),
+    "run": lambda x: isinstance(x, str),
+    "precision": lambda x: isinstance(x, str) and x in ("fp32", "bf16"),
+    "channels_last": lambda x: isinstance(x, bool),
+    "cut": lambda x: isinstance(x, Tensor) and x.dtype == torch.bool and x.dim() == 1,
+    "pictures": lambda x: isinstance(x, int),
+}
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint of ours or of an earlier program.
 
     Raises InputError when the file is missing, damaged, not a checkpoint, or does not fit itself.
     """
@@ -100,47 +161,73 @@ def load(path: Path, restore: Callable[[State], Network]) -> tuple[dict[str, Any
     for key, value in state.items():
         if not value.isfinite().all():
             raise InputError(f"{path} is of no use: its {key} has values that are not finite")
-    for key, is_good in OURS.items():
-        if key in content and not is_good(content[key]):
+    ours = {key: content[key] for key in OURS if content.get(key) is not None}
+    for key, value in ours.items():
+        if not OURS[key](value):
             raise InputError(f"{path} is damaged: its {key} is not what it should be")
-    if ("precision" in content) != ("channels_last" in content):
-        raise InputError(f"{path} is damaged: it has only one of precision and channels_last")
-    content["state_dict"] = {key.removeprefix("module."): value for key, value in state.items()}
+    state = {key.removeprefix("module."): value for key, value in state.items()}
     try:
-        network = restore(to_compact(content["state_dict"]))
+        network = restore(to_compact(state))
     except ValueError as error:
         raise InputError(f"{path} does not fit a network of this program: {error}") from None
-    if content.get("cfg", network.cfg) != network.cfg:
+    if ours.pop("cfg", network.cfg) != network.cfg:
         raise InputError(f"{path} contradicts itself: its cfg does not fit its weights")
-    if "cut" in content and not _was_dead(content["cut"], content.get("xi"), network.model):
+    settings = ours.pop("settings", None)
+    try:
+        known = None if settings is None else Settings.of(settings)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} cannot be resumed or pruned: its settings are damaged: {error}"
+        ) from None
+    checkpoint = Checkpoint(network, settings=known, **ours)
+    try:
+        _add_progress(checkpoint, content, state)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
+        checkpoint.unresumable = str(error) if isinstance(error, ValueError) else f"no {error}"
+    if checkpoint.cut is not None and not _was_dead(checkpoint):
         raise InputError(f"{path} is damaged: its cut has channels that were not dead")
-    return content, network
+    return checkpoint
 
 
-def _was_dead(cut: Tensor, xi: object, model: nn.Module) -> bool:
-    """Whether the channels in ``cut`` may be cut: γ = ξ = 0, no bias above 0, no layer emptied."""
-    if not cut.any():
-        return len(cut) == sum(bn.num_features for bn in norms(model).values())
-    parts = zip(*((bn.weight, bn.bias) for bn in norms(model).values()), strict=True)
-    gamma, bias = (torch.cat(part).detach() for part in parts)
-    if not isinstance(xi, Tensor) or not cut.shape == xi.shape == gamma.shape:
+def _add_progress(checkpoint: Checkpoint, content: Mapping[str, Any], state: State) -> None:
+    """What it takes to go on. Raises all kinds of errors where the file lacks it."""
+    tensors = content.get("method") or {}
+    if not _are_tensors(tensors):
+        raise ValueError("its method's tensors are damaged")
+    checkpoint.tensors = tensors
+    if "epoch" not in content:
+        raise ValueError("no training is in it; fine-tune by --refine")
+    checkpoint.epoch = int(content["epoch"])
+    checkpoint.best = float(content.get("best_accuracy", 100 * float(content["best_prec1"])))
+    if checkpoint.epoch < 0 or not 0 <= checkpoint.best <= 100:
+        raise ValueError("its epoch or best_prec1 is out of range")
+    parameters = dict(checkpoint.network.model.named_parameters())
+    checkpoint.momentum = _momentum(content.get("optimizer"), state, parameters)
+
+
+def _was_dead(checkpoint: Checkpoint) -> bool:
+    """Whether what was cut may be: all factors 0, no bias above 0, no layer emptied."""
+    layers = list(norms(checkpoint.network.model).values())
+    cut, factors = checkpoint.cut, checkpoint.factors
+    assert cut is not None
+    if cut.shape != factors["gamma"].shape or (cut.any() and len(factors) == 1):
         return False
-    emptied = any(part.all() for part in cut.split([len(b.weight) for b in norms(model).values()]))
-    dead = (gamma == 0) & (xi == 0) & (bias <= 0)
-    return bool(dead[cut].all()) and not emptied
+    emptied = any(part.all() for part in cut.split([bn.num_features for bn in layers]))
+    alive = torch.cat([bn.bias.detach() for bn in layers]) > 0
+    for factor in factors.values():
+        alive |= factor != 0
+    return not emptied and not bool((alive & cut).any())
 
 
-def momentum(content: Mapping[str, Any], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Momentum buffers by parameter name, from the checkpoint's ``optimizer``; {} where none.
+def _momentum(saved: Any, state: State, parameters: Mapping[str, Tensor]) -> State:
+    """Momentum buffers by parameter name, from the optimiser's state ``saved``; {} where none.
 
     The earlier programs number ``select.indexes`` among the parameters, and batch norms before a
     selection have full-width buffers there. Raises ValueError when the states do not fit.
     """
-    saved = content.get("optimizer")
     if saved is None:
         return {}
     numbers = [number for group in saved["param_groups"] for number in group["params"]]
-    state = content["state_dict"]
     not_trained = ("running_mean", "running_var", "num_batches_tracked", "select.index")
     released = [key for key in state if not key.endswith(not_trained)]
     names = next((n for n in (list(parameters), released) if len(n) == len(numbers)), None)
@@ -160,46 +247,3 @@ def momentum(content: Mapping[str, Any], parameters: Mapping[str, Tensor]) -> di
     if len(buffers) not in (0, len(parameters)):
         raise ValueError("its optimizer has no momentum of some parameters")
     return buffers
-
-
-def _batch_norm_of(select: str, state: Mapping[str, Tensor]) -> str:
-    """The batch norm beside the selection layer with this prefix: a block's bn1, or the last bn."""
-    prefix = select.removesuffix("select")
-    return prefix + ("bn1" if f"{prefix}bn1.weight" in state else "bn")
-
-
-def to_compact(state: Mapping[str, Tensor]) -> State:
-    """A state dict in the compact layout, from either one. Raises ValueError if it is neither."""
-    compact = dict(state)
-    for key, indexes in state.items():
-        if not key.endswith("select.indexes"):
-            continue
-        del compact[key]
-        select = key.removesuffix(".indexes")
-        if indexes.dim() != 1 or not ((indexes == 0) | (indexes == 1)).all():
-            raise ValueError(f"{key} is not a vector of zeros and ones")
-        index = indexes.nonzero().flatten()
-        bn = _batch_norm_of(select, state)
-        for entry in REMOVED:
-            full = state.get(f"{bn}.{entry}")
-            if full is None or full.shape != indexes.shape:
-                raise ValueError(f"{bn}.{entry} is missing or not as long as {key}")
-            compact[f"{bn}.{entry}"] = full[index]
-        if len(index) < len(indexes):
-            compact[f"{select}.index"] = index
-    return compact
-
-
-def to_released(state: Mapping[str, Tensor], model: Any) -> State:
-    """``state``, a state dict of ``model``'s in the compact layout, in the released one."""
-    wiring = model.wiring()
-    released = {key: value for key, value in state.items() if not key.endswith("select.index")}
-    for name, layer in model.named_modules():
-        if isinstance(layer, ChannelSelection):
-            index, width = layer.positions().cpu(), layer.channels
-            released[f"{name}.indexes"] = torch.zeros(width).index_fill_(0, index, 1)
-            for entry, removed in REMOVED.items():
-                key = f"{wiring[name][0]}.{entry}"
-                kept = state[key].cpu()
-                released[key] = kept.new_full((width,), removed).index_copy_(0, index, kept)
-    return released

@@ -8,6 +8,7 @@ import csv
 import errno
 import io
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,60 +22,60 @@ try:
 except ImportError:  # Windows: rows that are appended at the same moment may mix there
     fcntl = None
 
-# Columns may be added at the end of these, never elsewhere: people's scripts read them.
-LOG = (
-    "epoch,lr,alpha,train_loss,objective,ns_objective,test_loss,test_accuracy,"
-    "gamma_zeros,xi_zeros,train_seconds,test_seconds,change,"
-    "channels,flops"
-).split(",")
-TRAINED = (
-    "run,method,arch,depth,dataset,seed,epochs,s,beta,prox_every,precision,channels,"
-    "gamma_zeros,xi_zeros,test_accuracy,best_accuracy,seconds_per_epoch,checkpoint,command,"
-    "subset,batch_size,commit,python,torch,device,threads,processes,"
-    "test_subset,lr,momentum,weight_decay,nesterov,xi_init,source,train_seconds,"
-    "keep_dead"
-).split(",")
-PRUNED = (
-    "model,run,method,arch,depth,dataset,seed,s,beta,percent,channels,channels_kept,"
-    "channels_pruned_percent,parameters,parameters_kept,parameters_pruned_percent,flops,"
-    "flops_kept,flops_pruned_percent,paper_parameters_pruned_percent,"
-    "paper_flops_pruned_percent,accuracy_before,accuracy_masked,accuracy_slim,"
-    "mask,silent,constant,alive,difference_masked,changed_masked,near_ties_masked,"
-    "difference_slim,changed_slim,near_ties_slim,largest_logit,target_flops,target_params"
-).split(",")
+Row = dict[str, str]
 
 
-def read(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Rows of ``path``, none where there is no such file.
+def read(path: Path, needs: Iterable[str] = (), numbers: Iterable[str] = ()) -> list[Row]:
+    """Rows of ``path`` by column, none where there is no such file.
 
-    Columns that were added since the file was begun are empty. Raises InputError when the file is
-    not one of ours: other columns, a damaged line, or not text.
+    Every row has what it ``needs``, and what is in ``numbers`` is one or empty. Raises InputError
+    when the file is not one of ours, or damaged.
     """
     try:
-        return _parse(path, path.read_bytes(), columns)
+        rows = _parse(path, path.read_bytes())
     except FileNotFoundError:
         return []
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error}): move it away") from None
+    for number, row in enumerate(rows, 2):
+        for column in dict.fromkeys((*needs, *numbers)):
+            cell = row.get(column)
+            if cell is None:
+                raise InputError(f"{path} is none of this program's: it has no column {column}")
+            if (column in needs and not cell) or (column in numbers and not _is_number(cell)):
+                raise InputError(
+                    f"{path}, line {number}: {column} is {cell!r}; mend that line or move the file"
+                    " away"
+                )
+    return rows
 
 
-def append(path: Path, columns: Sequence[str], row: Mapping[str, object]) -> None:
+def _is_number(cell: str) -> bool:
+    try:
+        return not cell or abs(float(cell)) < 1e30
+    except ValueError:
+        return False
+
+
+def append(path: Path, row: Mapping[str, object]) -> None:
     """Append ``row`` as one line, with a header first where the file is new; None as nothing.
 
-    Several processes may do so at the same time. A file that was begun with fewer columns gets the
-    new ones. Raises InputError when the file is not one of ours, or where the disk refuses.
+    Several processes may do so at the same time. A file that was begun with other columns gets the
+    new ones behind its own. Raises InputError when the file is not one of ours, or where the disk
+    refuses.
     """
     try:
         with _locked(path) as file:
             file.seek(0)
             content = file.read()
-            rows = _parse(path, content, columns)
-            whole, header = content.rfind(b"\n") + 1, _header(columns)
-            if whole and not content.startswith(header):
+            rows = _parse(path, content)
+            whole = content.rfind(b"\n") + 1
+            columns = list(dict.fromkeys([*_header(content), *row]))
+            if whole and columns != _header(content):
                 _write(path, columns, [*rows, row])
                 return
             file.truncate(whole)
-            line = (b"" if whole else header) + _text([row], columns)
+            line = _text([row], columns, header=not whole)
             try:
                 if file.write(line) < len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -86,51 +87,52 @@ def append(path: Path, columns: Sequence[str], row: Mapping[str, object]) -> Non
         raise InputError(f"{path} could not be written ({error})") from None
 
 
-def keep_epochs(path: Path, done: int) -> list[dict[str, str]]:
+def keep_epochs(path: Path, done: int) -> list[Row]:
     """Keep the log's lines of epochs 1 to ``done``: a resumed run writes the later ones again.
 
     Raises InputError when a line of the log is none of ours.
     """
-    try:
-        rows = [row for row in read(path, LOG) if int(row["epoch"]) <= done]
-        for row in rows:
-            float(row["train_seconds"]), float(row["test_accuracy"])
-    except ValueError:
-        raise InputError(f"{path} has a line that is no epoch's: move it away") from None
+    needs = ("epoch", "train_seconds", "test_accuracy", "flops")
+    rows = [row for row in read(path, needs, needs) if float(row["epoch"]) <= done]
     if path.exists():
-        _write(path, LOG, rows)
+        _write(path, list(rows[0]) if rows else _header(path.read_bytes()), rows)
     return rows
 
 
-def _parse(path: Path, content: bytes, columns: Sequence[str]) -> list[dict[str, str]]:
+def _header(content: bytes) -> list[str]:
+    """The columns of a file, [] where its first line is not whole."""
+    line, end, _ = content.partition(b"\n")
+    return next(csv.reader([line.decode().rstrip("\r")]), []) if end else []
+
+
+def _parse(path: Path, content: bytes) -> list[Row]:
     """The rows in a file's ``content``."""
-    whole = content[: content.rfind(b"\n") + 1]
-    other = f"{path} has other columns than this program writes: move it away"
-    if not whole and not _header(columns).startswith(content):
-        raise InputError(other)
     rows = []
     try:
-        reader = csv.reader(io.StringIO(whole.decode(), newline=""))
-        header = next(reader, [])
-        if header != columns[: len(header)]:
-            raise InputError(other)
+        header = _header(content)
+        whole = content[: content.rfind(b"\n") + 1].decode()
+        # Without a line end it may be a header that was cut off, or anything.
+        if not re.fullmatch(rb"[a-z_,]*\r?", content.partition(b"\n")[0]):
+            raise InputError(f"{path} has other columns than this program writes: move it away")
+        reader = csv.reader(io.StringIO(whole, newline=""))
+        next(reader, [])
         for values in filter(None, reader):
             if len(values) != len(header):
                 raise InputError(f"{path} is damaged in line {reader.line_num}: move it away")
-            rows.append(dict.fromkeys(columns, "") | dict(zip(header, values, strict=True)))
+            rows.append(dict(zip(header, values, strict=True)))
     except (ValueError, csv.Error) as error:
         raise InputError(f"{path} cannot be read ({error}): move it away") from None
     return rows
 
 
-def _header(columns: Sequence[str]) -> bytes:
-    return _text([dict(zip(columns, columns, strict=True))], columns)
-
-
-def _text(rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> bytes:
+def _text(
+    rows: Iterable[Mapping[str, object]], columns: Sequence[str], header: bool = False
+) -> bytes:
     """A line for each of ``rows``, whatever characters are in them."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns)
+    writer = csv.DictWriter(text, columns, restval="")
+    if header:
+        writer.writeheader()
     for row in rows:
         values = {key: "" if value is None else str(value) for key, value in row.items()}
         writer.writerow(
@@ -142,7 +144,7 @@ def _text(rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> bytes
 def _write(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
     """Replace the whole file."""
     with replacing(path) as new:
-        new.write_bytes(_header(columns) + _text(rows, columns))
+        new.write_bytes(_text(rows, columns, header=True))
 
 
 @contextmanager

@@ -1,1 +1,12 @@
 """The mathematics: one file a method, and the list of them."""
+
+from utils.arguments import Flag
+from utils.methods.base import Method
+from utils.methods.slimming import ProximalSlimming, Subgradient
+
+METHODS: dict[str, type[Method]] = {m.name: m for m in (Method, ProximalSlimming, Subgradient)}
+
+
+def flags_of_all() -> dict[str, Flag]:
+    """Every method's flags by name, each once: methods may share one and differ in its default."""
+    return {flag.name: flag for m in reversed(METHODS.values()) for flag in m.flags}

@@ -1,6 +1,7 @@
 """Tables 1, 2a, 2b and 3 of the paper, cell by cell as printed (but for bold type)."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 # The paper's words for networks and methods, and ours. "ours" in a method's name is the paper's.
@@ -39,11 +40,15 @@ class Table:
     rows: list[list[str]]
     note: str = ""
 
-    def method(self, row: list[str]) -> str | None:
-        """Which of our methods the ``row`` is about, None for those of others."""
-        return METHODS.get(row[1]) if self.columns[1].heading == "Method" else "proximal"
+    def method_as_printed(self, row: Sequence[str]) -> str:
+        """The paper's words for the method that the ``row`` is about."""
+        return row[1] if self.columns[1].heading == "Method" else "Proximal NS (ours)"
 
-    def share(self, row: list[str]) -> float | None:
+    def method(self, row: Sequence[str]) -> str | None:
+        """Which of our methods the ``row`` is about, None for those of others."""
+        return METHODS.get(self.method_as_printed(row))
+
+    def share(self, row: Sequence[str]) -> float | None:
         """Percent of the channels that the ``row``'s network lost, None where it does not say."""
         cells = zip(self.columns, row, strict=True)
         return next((numbers(cell)[0] for c, cell in cells if "channels" in c.quantities), None)

@@ -10,25 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import Network, restore
+from models import restore
 from models.cost import cost
-from models.surgery import slim
+from models.surgery import norms, slim
+from utils import arguments
 from utils.atomic import check_writable
 from utils.console import InputError, note
-from utils.data.datasets import DATASETS, Batches
+from utils.data.batches import Batches
+from utils.data.datasets import DATASETS, load
 from utils.device import pick_device
 from utils.files import checkpoint, records
-from utils.flags import types
-from utils.flags.settings import load_data
-from utils.flags.source import check_classes, check_said, inherit
-from utils.methods.slimming import batch_norms
+from utils.files.checkpoint import Checkpoint
+from utils.files.layouts import to_released
+from utils.files.names import PRUNED, Files, run_of
+from utils.files.start import known_of
 from utils.pruning.plan import Plan, apply_plan, count_of, plan, smallest_count, zero_channels
 from utils.pruning.report import accuracy, differences, kinds, print_comparison, print_report, sizes
 
 
 def parser(arch: str, name: str) -> argparse.ArgumentParser:
     # Defaults are suppressed: what is not given is what the checkpoint knows.
-    p = types.Parser(
+    p = arguments.Parser(
         prog=f"{arch}_prune.py",
         description=f"Cut the channels with zero scaling factors out of a {arch}.",
         argument_default=argparse.SUPPRESS,
@@ -36,31 +38,31 @@ def parser(arch: str, name: str) -> argparse.ArgumentParser:
     p.add_argument("--model", required=True, metavar="CHECKPOINT", help="what to prune")
     p.add_argument(
         "--mask",
-        choices=("gamma", "xi"),
         default="gamma",
-        help="prune where γ = 0 (default), or where ξ = 0: more, and not always for free",
+        help="prune where this factor is 0: gamma (default), or another that the checkpoint has,"
+        " as xi of proximal training: more, and not always for free",
     )
     share = p.add_mutually_exclusive_group()
     share.add_argument(
         "--percent",
-        type=types.fraction,
+        type=arguments.fraction,
         default=0.0,
         help="share of all channels to prune, the smallest |γ| first, from 0 to 1; channels that"
         " are zero go in any case (default 0: these only)",
     )
     share.add_argument(
-        "--target-flops", type=types.fraction, metavar="P", help="share of the FLOPs to remove"
+        "--target-flops", type=arguments.fraction, metavar="P", help="share of the FLOPs to remove"
     )
     share.add_argument(
         "--target-params",
-        type=types.fraction,
+        type=arguments.fraction,
         metavar="P",
         help="share of the parameters to remove",
     )
     p.add_argument("--save", metavar="DIR", help="where to write (default: the folder of --model)")
     p.add_argument(
         "--name",
-        type=types.file_name,
+        type=arguments.file_name,
         default=name,
         help=f"the slim checkpoint is NAMEpruned.pth.tar (default {name})",
     )
@@ -73,11 +75,15 @@ def parser(arch: str, name: str) -> argparse.ArgumentParser:
     )
     p.add_argument("--dataset", choices=DATASETS, help="default: the checkpoint's")
     p.add_argument("--data", metavar="DIR", help="where it is (default: the checkpoint's)")
-    p.add_argument("--test-subset", type=types.positive_int, metavar="N", help="test pictures")
+    p.add_argument("--test-subset", type=arguments.positive_int, metavar="N", help="test pictures")
     p.add_argument(
-        "--test-batch-size", type=types.positive_int, metavar="N", default=256, help="default 256"
+        "--test-batch-size",
+        type=arguments.positive_int,
+        metavar="N",
+        default=256,
+        help="default 256",
     )
-    p.add_argument("--depth", type=types.positive_int, help="default: the checkpoint's")
+    p.add_argument("--depth", type=arguments.positive_int, help="default: the checkpoint's")
     p.add_argument("--no-cuda", action="store_true", default=False, help="test on the CPU")
     return p
 
@@ -86,26 +92,27 @@ def prune(arch: str, name: str, argv: list[str] | None) -> None:
     """Prune, test and write one network of architecture ``arch``."""
     args = parser(arch, name).parse_args(argv)
     path = Path(args.model)
-    content, network = checkpoint.load(path, restore)
-    known = inherit(content, network, args.model)
-    check_said({**vars(args), "arch": arch}, known, args.model)
+    given = checkpoint.load(path)
+    known = known_of(given, {**vars(args), "arch": arch}, path)
     folder = Path(getattr(args, "save", path.parent))
-    out = folder / f"{args.name}pruned.pth.tar"
+    out = Files(folder, "").slim(args.name)
     if out.resolve() == path.resolve():
         raise InputError(f"{out} would overwrite what is to be pruned: choose another --name")
-    record_path = folder / "pruned_record.csv"
     check_writable(folder)
-    records.read(record_path, records.PRUNED)
+    records.read(folder / PRUNED, ("run",))
 
-    model = network.model.eval()
-    norms = batch_norms(model)
-    gammas = [bn.weight.detach() for bn in norms]
-    biases = [bn.bias.detach() for bn in norms]
-    zeros = zero_channels(gammas if args.mask == "gamma" else xi_of(content, gammas, path))
-    count = channels_to_prune(args, network, gammas, biases, zeros)
+    model = given.network.model.eval()
+    layers = norms(model)
+    gammas = [bn.weight.detach() for bn in layers.values()]
+    biases = [bn.bias.detach() for bn in layers.values()]
+    if args.mask not in given.factors:
+        has = ", ".join(given.factors)
+        raise InputError(f"{path} has no {args.mask}: --mask takes what it has, {has}")
+    zeros = zero_channels(given.factors[args.mask].split([len(gamma) for gamma in gammas]))
+    count = channels_to_prune(args, model, gammas, biases, zeros)
 
-    data = load_data({**known, **vars(args)})
-    check_classes(content, network, data, args.model)
+    data = load({**known, **vars(args)})
+    given.check_classes(data, path)
     device = pick_device(args.no_cuda)
     tests = Batches(data, "test", args.test_batch_size, device)
 
@@ -120,17 +127,13 @@ def prune(arch: str, name: str, argv: list[str] | None) -> None:
     small, of_masked, of_slim = carry_out(chosen)
     before = predict(model, tests)
     labels, full_cost = tests.labels.cpu(), cost(model)
-    source = content.get("settings", {})
     row = {
         "model": out.name,
-        "run": content.get("run", path.name.removesuffix("checkpoint.pth.tar")),
-        "method": source.get("method"),
+        "run": given.run or run_of(path),
+        **({} if given.settings is None else given.settings.cells()),
         "arch": arch,
-        "depth": network.depth,
+        "depth": given.network.depth,
         "dataset": data.name,
-        "seed": source.get("seed"),
-        "s": source.get("s"),
-        "beta": source.get("beta"),
         "percent": None if "target_flops" in args or "target_params" in args else args.percent,
         **sizes(chosen.masks, full_cost, cost(small)),
         "accuracy_before": accuracy(before, labels),
@@ -142,8 +145,8 @@ def prune(arch: str, name: str, argv: list[str] | None) -> None:
         "target_flops": getattr(args, "target_flops", None),
         "target_params": getattr(args, "target_params", None),
     }
-    print_report(row, [n for n, m in model.named_modules() if m in norms], chosen.masks)
-    if args.mask == "xi":
+    print_report(row, list(layers), chosen.masks)
+    if args.mask != "gamma":
         by_gamma = plan(gammas, biases, zero_channels(gammas), count)
         other, _, answers = carry_out(by_gamma)
         other_row = sizes(by_gamma.masks, full_cost, cost(other))
@@ -153,26 +156,15 @@ def prune(arch: str, name: str, argv: list[str] | None) -> None:
             "no scaling factor is zero, so nothing was pruned: train with -sr and a larger --s or"
             " more epochs, or choose a share of the channels with --percent"
         )
-    checkpoint.save(out, slim_content(small, args.layout, content, row))
-    records.append(record_path, records.PRUNED, row)
+    checkpoint.save(out, slim_content(small, args.layout, given, row))
+    records.append(folder / PRUNED, row)
     print(f"slim network: {out}")
     print(f"to fine-tune it: python main.py --refine {shlex.quote(str(out))}")
 
 
-def xi_of(content: Mapping[str, Any], gammas: Sequence[Tensor], path: Path) -> list[Tensor]:
-    """The checkpoint's ξ, cut as γ is."""
-    xi = content.get("xi")
-    if not isinstance(xi, Tensor) or xi.shape != (sum(map(len, gammas)),):
-        raise InputError(
-            f"{path} has no ξ, so --mask xi cannot be: it takes a checkpoint of proximal training"
-            " by this program"
-        )
-    return list(xi.split([len(gamma) for gamma in gammas]))
-
-
 def channels_to_prune(
     args: argparse.Namespace,
-    network: Network,
+    model: nn.Module,
     gammas: Sequence[Tensor],
     biases: Sequence[Tensor],
     zeros: Sequence[Tensor],
@@ -183,10 +175,10 @@ def channels_to_prune(
     if kind is None:
         return count_of(args.percent, channels)
     target, what = getattr(args, f"target_{kind}"), {"params": "parameters"}.get(kind, kind)
-    full = getattr(cost(network.model), what)
+    full = getattr(cost(model), what)
 
     def saved(count: int) -> float:
-        small = slim(network.model, plan(gammas, biases, zeros, count).masks)
+        small = slim(model, plan(gammas, biases, zeros, count).masks)
         return 1 - getattr(cost(small), what) / full
 
     count = smallest_count(channels, lambda count: saved(count) >= target)
@@ -199,19 +191,18 @@ def channels_to_prune(
 
 
 def slim_content(
-    small: nn.Module, layout: str, content: Mapping[str, Any], row: Mapping[str, Any]
+    small: nn.Module, layout: str, source: Checkpoint, row: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The slim checkpoint of ``small``, pruned from the network whose checkpoint is ``content``."""
+    """The slim checkpoint of ``small``, pruned from the network of ``source``."""
     state = small.state_dict()
-    cfg = restore(state).cfg
-    if layout == "released":
-        state = checkpoint.to_released(state, small)
-    inherited = ("classes", "mean", "std", "settings")
+    kept = {"classes": source.classes, "mean": source.mean, "std": source.std}
+    if source.settings is not None:
+        kept["settings"] = source.settings.values()
     return {
-        "cfg": cfg,
-        "state_dict": state,
+        "cfg": restore(state).cfg,
+        "state_dict": to_released(state, small) if layout == "released" else state,
         "layout": layout,
-        **{key: content[key] for key in inherited if key in content},
+        **{key: value for key, value in kept.items() if value is not None},
         "run": row["run"],
         "percent": row["percent"],
         "mask": row["mask"],

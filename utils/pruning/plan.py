@@ -7,7 +7,7 @@ from decimal import Decimal
 import torch
 from torch import Tensor, nn
 
-from utils.methods.slimming import batch_norms, is_zero
+from utils.methods.base import batch_norms, is_zero
 
 
 @dataclass(frozen=True)

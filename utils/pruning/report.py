@@ -89,7 +89,7 @@ def print_report(row: Mapping[str, Any], names: Sequence[str], masks: Sequence[T
         f"test accuracy: {row['accuracy_before']} % before, {row['accuracy_masked']} % masked,"
         f" {row['accuracy_slim']} % slim"
     )
-    folded = row["constant"] > 0 or (row["mask"] == "xi" and row["alive"] > 0)
+    folded = row["constant"] > 0 or (row["mask"] != "gamma" and row["alive"] > 0)
     for step, title in (("masked", "before -> masked"), ("slim", "masked -> slim")):
         ties = row[f"near_ties_{step}"]
         print(
@@ -105,10 +105,10 @@ def print_report(row: Mapping[str, Any], names: Sequence[str], masks: Sequence[T
         print("lossless: every removed channel was silent" if same else "NOT LOSSLESS: report this")
 
 
-def print_comparison(xi: Mapping[str, Any], gamma: Mapping[str, Any]) -> None:
-    """What --mask xi wins over --mask gamma, and what it costs."""
+def print_comparison(chosen: Mapping[str, Any], gamma: Mapping[str, Any]) -> None:
+    """What another --mask wins over --mask gamma, and what it costs."""
     print("mask    channels  parameters  flops    accuracy")
-    for label, row in (("gamma", gamma), ("xi", xi)):
+    for label, row in (("gamma", gamma), (chosen["mask"], chosen)):
         shares = [row[f"{what}_pruned_percent"] for what in ("channels", "parameters", "flops")]
         channels, parameters, flops = (f"{share} %" for share in shares)
         print(f"{label:<8}{channels:<10}{parameters:<12}{flops:<9}{row['accuracy_slim']} %")

@@ -10,27 +10,35 @@ import argparse
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from models import restore
-from utils import console
+from utils import arguments, console
 from utils.atomic import check_writable
 from utils.console import InputError
-from utils.files import checkpoint
-from utils.flags import types
-from utils.methods.slimming import batch_norms, is_zero
+from utils.files import checkpoint, records
+from utils.files.names import CHECKPOINT, Files, run_of
+from utils.files.records import Row
+from utils.methods import METHODS
+from utils.methods.base import batch_norms, is_zero
 from utils.pruning.plan import plan, zero_channels
 from utils.reports import results, style, tradeoff
 from utils.reports.style import BLACK, BLUE, GREY, ORANGE, RED, SKY
 
+LOG = ("epoch", "lr", "train_loss", "test_loss", "test_accuracy", "gamma_zeros")
+# What the methods' own columns of the log are called; others by their names.
+OBJECTIVES = {"objective": "F, eq. (5)", "ns_objective": "objective, eq. (2)"}
+SYMBOLS = {name: symbol for m in METHODS.values() for name, symbol in m.factors.items()}
+# Of a text: above the panel, at a place on its x axis.
+ABOVE = {"fontsize": 9, "xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
 LEAST = -6  # log10 of the |γ| below which the histogram does not tell sizes apart
 
 
-def column(log: Sequence[results.Row], name: str) -> list[float]:
+def column(log: Sequence[Row], name: str) -> list[float]:
     """A column of the log, [] where it is missing or has empty cells."""
     cells = [row.get(name) for row in log]
     try:
@@ -41,15 +49,15 @@ def column(log: Sequence[results.Row], name: str) -> list[float]:
 
 def draw_run(folder: Path, run: str) -> Any:
     """Loss, accuracy, zeros and change by epoch; kept channels by layer; sizes of γ."""
-    log = results.read(folder / f"{run}log.csv", results.LOG)
-    path = folder / f"{run}checkpoint.pth.tar"
-    if not log or not path.is_file():
-        known = sorted(p.name.removesuffix("log.csv") for p in folder.glob("*log.csv"))
+    files = Files(folder, run)
+    log = records.read(files.log, LOG, LOG)
+    if not log or not files.checkpoint.is_file():
+        known = sorted(map(run_of, folder.glob(f"*{CHECKPOINT}")))
         raise InputError(
             f"{folder} has no log and checkpoint of a run {run!r}; runs there:"
             f" {', '.join(known) or 'none'}"
         )
-    network = checkpoint.load(path, restore)[1]
+    network = checkpoint.load(files.checkpoint).network
     norms = batch_norms(network.model)
     gammas = [bn.weight.detach() for bn in norms]
     changes = column(log, "change")
@@ -63,10 +71,9 @@ def draw_run(folder: Path, run: str) -> Any:
     )
     figure.suptitle(run, x=0.01, ha="left", fontsize=12, fontweight="bold")
     draw_epochs(axes, log)
-    slim = folder / f"{run}_pruned.pth.tar"
-    if slim.is_file():
-        kept = [len(bn.weight) for bn in batch_norms(checkpoint.load(slim, restore)[1].model)]
-        how = "As pruned"
+    if files.slim().is_file():
+        slim = checkpoint.load(files.slim()).network
+        kept, how = [len(bn.weight) for bn in batch_norms(slim.model)], "As pruned"
     else:
         masks = plan(gammas, [bn.bias.detach() for bn in norms], zero_channels(gammas)).masks
         kept, how = [int(mask.sum()) for mask in masks], "At percent 0"
@@ -75,24 +82,26 @@ def draw_run(folder: Path, run: str) -> Any:
     return figure
 
 
-def draw_epochs(axes: Mapping[str, Any], log: Sequence[results.Row]) -> None:
+def draw_epochs(axes: Mapping[str, Any], log: Sequence[Row]) -> None:
     """What the log has, by epoch, with the drops of the learning rate."""
     from matplotlib.ticker import LogLocator, NullLocator
 
-    objective = ("objective", "F, eq. (5)") if column(log, "objective") else (
-        "ns_objective", "objective, eq. (2)")  # fmt: skip
+    columns = dict.fromkeys(name for m in METHODS.values() for name in m.columns)
+    objective = next((name for name in columns if column(log, name)), "")
+    loss = [
+        (objective, OBJECTIVES.get(objective, objective), RED, "-."),
+        ("test_loss", "test loss", ORANGE, "--"),
+        ("train_loss", "training loss", BLUE, "-"),
+    ]
+    looks = zip(SYMBOLS.items(), cycle([(BLUE, "-"), (ORANGE, "--"), (RED, ":")]), strict=False)
+    zeros = [(f"{name}_zeros", f"{symbol} = 0", *look) for (name, symbol), look in looks]
     panels = {
-        "loss": ("Loss and objective", [
-            (*objective, RED, "-."), ("test_loss", "test loss", ORANGE, "--"),
-            ("train_loss", "training loss", BLUE, "-"),
-        ]),
+        "loss": ("Loss and objective", loss),
         "accuracy": ("Test accuracy, %", [("test_accuracy", "", BLUE, "-")]),
-        "zeros": ("Scaling factors that are zero", [
-            ("xi_zeros", "ξ = 0", ORANGE, "--"), ("gamma_zeros", "γ = 0", BLUE, "-"),
-        ]),
+        "zeros": ("Scaling factors that are zero", zeros[::-1]),
         "change": (r"$\|Z^{t+1}-Z^t\|^2$, change in an epoch", [("change", "", BLUE, "-")]),
-    }  # fmt: skip
-    epochs = [int(row["epoch"]) for row in log]
+    }
+    epochs = [int(float(row["epoch"])) for row in log]
     drops = [i for i in range(1, len(log)) if float(log[i]["lr"]) < float(log[i - 1]["lr"])]
     for name in panels.keys() & axes.keys():
         axis, (title, curves) = axes[name], panels[name]
@@ -107,10 +116,7 @@ def draw_epochs(axes: Mapping[str, Any], log: Sequence[results.Row]) -> None:
         for i in drops:
             axis.axvline(epochs[i] - 0.5, color=BLACK, linestyle=":", linewidth=1)
             if name in ("loss", "accuracy"):
-                axis.annotate(
-                    f"lr {float(log[i]['lr']):g}", (epochs[i] - 0.5, 1), (2, 2), fontsize=9,
-                    xycoords=("data", "axes fraction"), textcoords="offset points",
-                )  # fmt: skip
+                axis.annotate(f"lr {float(log[i]['lr']):g}", (epochs[i] - 0.5, 1), (2, 2), **ABOVE)
         if name in ("loss", "zeros"):
             axis.legend()
         if name == "zeros":
@@ -159,14 +165,14 @@ def draw_gamma(axis: Any, gamma: Tensor) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = types.Parser(
+    p = arguments.Parser(
         prog="python -m utils.reports.plots",
         description="Draw a run, or all runs beside the paper's.",
     )
     p.add_argument("--save", default="logs", metavar="DIR", help="where the runs are (logs)")
     p.add_argument(
         "--run",
-        type=types.file_name,
+        type=arguments.file_name,
         help="draw this one into DIR/<run>plot.png and .svg; without it, accuracy against"
         " compression of all into DIR/tradeoff.png and .svg",
     )
@@ -181,7 +187,7 @@ def main(argv: list[str] | None = None) -> None:
         found = results.load(folder)
         figure, path = tradeoff.draw(found), folder / "tradeoff"
     else:
-        figure, path = draw_run(folder, args.run), folder / f"{args.run}plot"
+        figure, path = draw_run(folder, args.run), Files(folder, args.run).plot
     check_writable(folder)
     style.save(figure, path)
 

@@ -1,19 +1,18 @@
 """What the record files in a folder say of every run: trained, pruned, fine-tuned."""
 
-import argparse
-import csv
-import io
-import math
-import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from utils.arguments import Flag
 from utils.console import InputError
 from utils.data.datasets import PICTURES
-
-Row = dict[str, str]
+from utils.files import names, records
+from utils.files.records import Row
+from utils.flags.settings import FLAGS, OWN, Settings
+from utils.methods import METHODS
+from utils.paper import published
 
 # What a table shows of a run, and where it stands. Compression is in the paper's accounting;
 # accuracies are those of the final checkpoint, in percent.
@@ -28,132 +27,123 @@ QUANTITIES = {
     "pruned": ("prune", "accuracy_slim"),
     "tuned": ("refine", "test_accuracy"),
 }
-# Names of networks and methods, in the order of tables; other methods follow by their own name.
 ARCHITECTURES = {"vgg": "VGG", "densenet": "DenseNet", "resnet": "ResNet"}
-METHODS = {"baseline": "Baseline", "subgradient": "Original NS", "proximal": "Proximal NS"}
-TRAINED = (
-    "run method arch depth dataset seed epochs s beta prox_every channels gamma_zeros test_accuracy"
-    " seconds_per_epoch command"
-).split()
+# Methods in the order of tables: the paper's, then others.
+ORDER = [*dict.fromkeys([*published.METHODS.values(), *METHODS])]
+# What is read of the records, beside the settings. All but run and mask are numbers.
+TRAINED = "run channels gamma_zeros test_accuracy seconds_per_epoch".split()
 PRUNED = (
-    "run percent channels channels_kept channels_pruned_percent paper_parameters_pruned_percent"
-    " paper_flops_pruned_percent accuracy_before accuracy_slim mask"
+    "run mask channels channels_kept channels_pruned_percent paper_parameters_pruned_percent"
+    " paper_flops_pruned_percent accuracy_before accuracy_slim"
 ).split()
-LOG = (
-    "epoch lr train_loss objective ns_objective test_loss test_accuracy gamma_zeros xi_zeros"
-).split()
-WORDS = {"run", "method", "arch", "dataset", "prox_every", "command", "mask"}
-MAY_BE_EMPTY = {"s", "beta", "prox_every", "percent", "objective", "ns_objective", "xi_zeros"}
-# Stands for the flags of a run that was resumed by its checkpoint's name alone, in older records.
-UNKNOWN = "further flags unknown (resumed)"
-# Flags that change a run and stand in no column of older records, with main.py's defaults.
-FLAGS: dict[str, Any] = {
-    "subset": None,
-    "test_subset": None,
-    "batch_size": 64,
-    "lr": 0.1,
-    "momentum": 0.9,
-    "weight_decay": 1e-4,
-}
-XI_INIT = [0.47, 0.5]
 
 
-def read(path: Path, columns: Sequence[str]) -> list[Row]:
-    """Rows of the CSV file ``path``, which has ``columns`` and may have more; [] without a file.
-
-    Columns not in WORDS hold numbers. A last line that was cut off by a kill is not there. Raises
-    InputError, one line, for any other file.
-    """
-    rows = []
-    try:
-        text = path.read_bytes().decode()
-        reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1] or text), strict=True)
-        missing = [c for c in columns if c not in (reader.fieldnames or columns)]
-        if missing:
-            raise InputError(
-                f"{path} is none of this program's records: it has no column {missing[0]}"
-            )
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            if None in row or None in row.values():
-                raise InputError(f"{where}: not as many cells as columns; mend it")
-            for column in columns:
-                _check_cell(column, row[column], where)
-            rows.append(row)
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read ({error}): move it away") from None
-    return rows
+Told = tuple[tuple[str, Any], ...]  # flags by name, and their values
 
 
-def _check_cell(column: str, cell: str, where: str) -> None:
-    if column in MAY_BE_EMPTY and not cell:
-        return
-    try:
-        good = bool(cell) if column in WORDS else abs(float(cell)) < 1e30
-        if column in ("depth", "epochs", "seed"):
-            int(cell)
-    except ValueError:
-        good = False
-    if not good:
-        raise InputError(f"{where}: {column} is {cell!r}; mend that line or move the file away")
+class Terms(NamedTuple):
+    """On what, how long and how else runs trained, whatever the network and the method."""
+
+    dataset: str
+    epochs: int
+    others: Told = ()
+    copied: bool = False  # whether on picture files in place of the public data set
+
+    def words(self) -> list[str]:
+        """All but the data set, to be read."""
+        copied = [PICTURES] if self.copied else []
+        return [f"{self.epochs} epochs", *words(self.others), *copied]
 
 
-@dataclass(frozen=True)
-class Result:
-    """One training, all prunings of its final checkpoint, and its fine-tuning if there is one."""
+class Group(NamedTuple):
+    """What runs must share to be compared."""
 
-    train: Row
-    prunings: list[Row]
-    refine: Row | None
-    flags: tuple[str, ...]
-    refine_flags: tuple[str, ...] | None  # None where an older record does not tell
-
-    @property
-    def setting(self) -> tuple[str, float | None, float | None, str]:
-        """Method, λ, β and how often it alternates."""
-        s, beta = (float(self.train[key]) if self.train[key] else None for key in ("s", "beta"))
-        return self.train["method"], s, beta, self.train["prox_every"]
-
-    @property
-    def group(self) -> tuple[str, int, str, int, tuple[str, ...]]:
-        """What runs must share to be compared: network, depth, data set, epochs, other flags."""
-        t = self.train
-        return t["arch"], int(t["depth"]), t["dataset"], int(t["epochs"]), self.flags
-
-    @property
-    def terms(self) -> tuple[str, int, str, int, tuple[str, ...]]:
-        """``group``, in which picture files in place of a public data set count as a flag."""
-        *network, flags = self.group
-        copied = self.train.get("source") == PICTURES
-        return (*network, (*flags, PICTURES) if copied else flags)
+    arch: str
+    depth: int
+    terms: Terms
 
     @property
     def network(self) -> str:
-        arch = self.train["arch"]
-        return f"{ARCHITECTURES.get(arch, arch)}-{self.train['depth']}"
+        return f"{ARCHITECTURES.get(self.arch, self.arch)}-{self.depth}"
+
+
+class Variant(NamedTuple):
+    """A method and its flags, but for defaults that are the same for all networks."""
+
+    method: str
+    options: Told
+
+    @property
+    def place(self) -> tuple[object, ...]:
+        """Where it stands in a table: small values first."""
+        return ORDER.index(self.method), *((name, v is not None, v) for name, v in self.options)
+
+
+def words(told: Told) -> list[str]:
+    """As they are typed."""
+    return [" ".join(FLAGS[name].argv(value)) for name, value in told if value is not None]
+
+
+def experiment_of(settings: Settings, source: str | None = "") -> tuple[Group, Variant]:
+    """What runs must share to be averaged: the values of all flags that are compared.
+
+    ``source`` is where the pictures were from, as a record has it.
+    """
+    s, known = settings, settings.values()
+
+    def told(flags: Iterable[Flag]) -> Told:
+        compared = (flag for flag in flags if flag.compared)
+        return tuple((f.name, known[f.name]) for f in compared if known[f.name] != f.default)
+
+    apart = ("arch", "depth", "dataset", "epochs", "method")
+    others = told(flag for flag in OWN.values() if flag.name not in apart)
+    group = Group(s.arch, s.depth, Terms(s.dataset, s.epochs, others, source == PICTURES))
+    return group, Variant(s.method, told(METHODS[s.method].flags))
+
+
+def settings_of_paper(table: published.Table, row: Sequence[str], dataset: str) -> Settings | None:
+    """Those that a row of the paper's is about: the defaults. None where it is about no run."""
+    method, (arch, depth) = table.method(row), published.NETWORKS[row[0]]
+    if method is None or not dataset:
+        return None
+    return Settings.of({"arch": arch, "depth": depth, "dataset": dataset, "method": method})
+
+
+@dataclass(frozen=True)
+class Training:
+    """A finished training: what it was told, and its line in the record."""
+
+    settings: Settings
+    row: Row
+
+    @property
+    def experiment(self) -> tuple[Group, Variant]:
+        return experiment_of(self.settings, self.row.get("source"))
+
+
+@dataclass(frozen=True)
+class Result(Training):
+    """A training, all prunings of its final checkpoint, and its fine-tuning if there is one."""
+
+    prunings: Sequence[Row]
+    refine: Training | None
 
     @property
     def tuned(self) -> Row | None:
         """The fine-tuning if it went as the training did, but for the penalty: section 5.2's."""
-        if self.refine is None:
+        if self.refine is None or METHODS[self.refine.settings.method].prunes():
             return None
-        t, r = self.train, self.refine
-        flags = tuple(flag for flag in self.flags if not flag.startswith("--xi-init"))
-        same_flags = self.refine_flags in (None, flags) or UNKNOWN in flags
-        same_source = len({t.get("source"), r.get("source")} - {None, ""}) < 2
-        same = (r["method"], r["epochs"]) == ("baseline", t["epochs"])
-        return r if same and same_flags and same_source else None
+        same = self.refine.experiment[0] == self.experiment[0]
+        return self.refine.row if same else None
 
     def pruning(self, share: float | None = None) -> Row | None:
-        """The last pruning by γ: at percent 0; of original slimming, that near ``share``, or any.
+        """The last pruning by γ: at percent 0, or where a share is chosen, near ``share`` or any.
 
         Of several of the latter, the last that was fine-tuned. ``share`` is in percent of the
         channels.
         """
         fits = [row for row in self.prunings if row["mask"] == "gamma" and row["percent"]]
-        if self.train["method"] == "proximal":
+        if METHODS[self.settings.method].prune_flags == ():
             fits = [row for row in fits if float(row["percent"]) == 0]
             return fits[-1] if fits else None
         if share is not None:
@@ -173,8 +163,17 @@ class Result:
         if quantity == "trained" and pruning:  # as the other two are measured: in float32
             kind, column = "prune", "accuracy_before"
         tuned = self.tuned if pruning and self._is_tuned(pruning) else None
-        row = {"train": self.train, "prune": pruning, "refine": tuned}[kind]
+        row = {"train": self.row, "prune": pruning, "refine": tuned}[kind]
         return float(row[column]) if row else None
+
+
+Groups = Mapping[Group, Mapping[Variant, Sequence[Result]]]
+
+
+def values(runs: Iterable[Result], quantity: str, share: float | None = None) -> list[float]:
+    """One of QUANTITIES of all ``runs`` that came so far."""
+    found = (run.value(quantity, share) for run in runs)
+    return [value for value in found if value is not None]
 
 
 def load(folder: Path) -> list[Result]:
@@ -184,73 +183,44 @@ def load(folder: Path) -> list[Result]:
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}: give the one that --save named")
-    paths = folder / "train_record.csv", folder / "refine_record.csv"
-    trained, refined = ({row["run"]: row for row in read(path, TRAINED)} for path in paths)
-    pruned = read(folder / "pruned_record.csv", PRUNED)
-    results = []
-    for run, row in trained.items():
-        refine = refined.get(f"{run}_refine")
-        prunings = [p for p in pruned if p["run"] == run]
-        told = refine is not None and refine.get("lr")
-        refine_flags = flags_of(refine, paths[1]) if told else None
-        results.append(Result(row, prunings, refine, flags_of(row, paths[0]), refine_flags))
-    return results
-
-
-def grouped(found: Sequence[Result]) -> dict[tuple, dict[tuple, list[Result]]]:
-    """Runs by Result.terms, then by Result.setting; one for each seed."""
-    groups: dict[tuple, dict[tuple, dict[int, Result]]] = {}
-    for result in found:
-        seeds = groups.setdefault(result.terms, {}).setdefault(result.setting, {})
-        seeds[int(result.train["seed"])] = result
-    order = [*METHODS]
-
-    def place(setting: tuple) -> tuple[int, str]:
-        return order.index(setting[0]) if setting[0] in order else len(order), str(setting)
-
-    return {
-        group: {key: [settings[key][seed] for seed in sorted(settings[key])]
-                for key in sorted(settings, key=place)}
-        for group, settings in groups.items()
-    }  # fmt: skip
-
-
-def flags_of(row: Row, path: Path) -> tuple[str, ...]:
-    """What a training in the record ``path`` was given that is not the default.
-
-    From the row's columns, or, as far as it is of before there were such, from its command. Raises
-    InputError where these cannot be read.
-    """
-    p = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
-    for flag, default in FLAGS.items():
-        p.add_argument("--" + flag.replace("_", "-"), type=float, default=default)
-    p.add_argument("--wd", dest="weight_decay", type=float, default=FLAGS["weight_decay"])
-    p.add_argument("--no-nesterov", action="store_false", dest="nesterov")
-    p.add_argument("--xi-init", nargs=2, type=float, default=XI_INIT)
-    try:
-        words = shlex.split(row["command"])
-        values = vars(p.parse_known_args(words)[0])
-        for flag in FLAGS:
-            if row.get("batch_size" if flag in ("subset", "batch_size") else "lr"):
-                values[flag] = float(row[flag]) if row[flag] else FLAGS[flag]
-        if row.get("lr"):
-            values["nesterov"] = row["nesterov"] != "False"
-            values["xi_init"] = [float(bound) for bound in row["xi_init"].split()] or XI_INIT
-        numbers = [v for v in (*map(values.get, FLAGS), *values["xi_init"]) if v is not None]
-        if len(values["xi_init"]) != 2 or not all(map(math.isfinite, numbers)):
-            raise ValueError
-    except (ValueError, KeyError, argparse.ArgumentError):
-        raise InputError(
-            f"{path}: the command or the flags of {row['run']} are damaged; mend them"
-        ) from None
-    flags = [
-        f"--{flag.replace('_', '-')} {values[flag]:.15g}"
-        for flag, default in FLAGS.items()
-        if values[flag] != default
+    trained, refined = (_trainings(folder / name) for name in (names.TRAINED, names.REFINED))
+    pruned = records.read(folder / names.PRUNED, PRUNED, ("percent", *PRUNED[2:]))
+    return [
+        Result(
+            training.settings,
+            training.row,
+            [row for row in pruned if row["run"] == run],
+            refined.get(names.Files(folder, run).refined.run),
+        )
+        for run, training in trained.items()
     ]
-    flags += [] if values["nesterov"] else ["--no-nesterov"]
-    if values["xi_init"] != XI_INIT:
-        flags.append("--xi-init " + " ".join(f"{bound:.15g}" for bound in values["xi_init"]))
-    if "--resume" in words and "--arch" not in words and not row.get("lr"):
-        flags.append(UNKNOWN)
-    return tuple(flags)
+
+
+def _trainings(path: Path) -> dict[str, Training]:
+    """Those in a record, by run."""
+    told = [name for name, flag in OWN.items() if flag.default is not None]
+    found = {}
+    for row in records.read(path, (*TRAINED, *told), TRAINED[1:]):
+        try:
+            found[row["run"]] = Training(Settings.of_cells(row), row)
+        except (KeyError, ValueError) as error:
+            raise InputError(
+                f"{path}: the settings of {row['run']} are damaged or missing ({error}); mend them"
+                " or move the file away"
+            ) from None
+    return found
+
+
+def grouped(found: Iterable[Result]) -> Groups:
+    """Runs by what they must share; of those that share all, one for each seed, in order."""
+    groups: dict[Group, dict[Variant, dict[int, Result]]] = {}
+    for result in found:
+        group, variant = result.experiment
+        groups.setdefault(group, {}).setdefault(variant, {})[result.settings.seed] = result
+    return {
+        group: {
+            variant: [variants[variant][seed] for seed in sorted(variants[variant])]
+            for variant in sorted(variants, key=lambda variant: variant.place)
+        }
+        for group, variants in groups.items()
+    }

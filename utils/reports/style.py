@@ -7,10 +7,8 @@ from utils.console import InputError
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; dashes, markers and shades differ
 # as well, for prints in grey.
-BLACK, BLUE, ORANGE, GREEN, RED, SKY, PURPLE = (
-    "#000000", "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"
-)  # fmt: skip
-GREY = "#D9D9D9"
+BLACK, BLUE, ORANGE, GREEN = "#000000", "#0072B2", "#E69F00", "#009E73"
+RED, SKY, PURPLE, GREY = "#D55E00", "#56B4E9", "#CC79A7", "#D9D9D9"
 WIDTH = 10  # inches, which a README shows 830 pixels wide
 STYLE = {
     "font.size": 10.5,

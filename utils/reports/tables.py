@@ -10,20 +10,17 @@ import argparse
 import csv
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from utils import console
+from utils import arguments, console
 from utils.atomic import check_writable
-from utils.flags import types
-from utils.paper.published import NETWORKS, TABLES, Table, numbers
-from utils.paper.settings import EPOCHS, recipe
+from utils.methods import METHODS
+from utils.paper.published import TABLES, Column, Table, numbers
 from utils.reports import results
-from utils.reports.results import Result
-
-Groups = Mapping[tuple, Mapping[tuple, Sequence[Result]]]
+from utils.reports.results import Group, Groups, Result, Variant, words
 
 DASH = "—"
 LEGEND = """\
@@ -75,8 +72,7 @@ class Cell:
 
     @cached_property
     def values(self) -> list[float]:
-        found = (run.value(self.quantity, self.share) for run in self.runs)
-        return [value for value in found if value is not None]
+        return results.values(self.runs, self.quantity, self.share)
 
     def text(self, n: int) -> str:
         """Mean and spread, and over how many runs where these are not the line's ``n``."""
@@ -100,7 +96,7 @@ class Cell:
         """Ours − the paper's, None where that means nothing."""
         if self.published is None or not self.values or self.quantity not in COMPARED:
             return None
-        if self.quantity == "channels" and self.runs[0].train["method"] == "subgradient":
+        if self.quantity == "channels" and METHODS[self.runs[0].settings.method].prune_flags:
             return None  # chosen, not found
         return statistics.fmean(self.values) - self.published
 
@@ -114,15 +110,12 @@ class Cell:
     def csv(self) -> dict[str, object]:
         """Its part of a line in a CSV file."""
         mean = statistics.fmean(self.values) if self.values else None
-        values = {"published": self.published, "ours": mean, "standard_deviation": self.spread,
-                  "difference": self.difference}  # fmt: skip
+        values = {"published": self.published, "ours": mean}
+        values |= {"standard_deviation": self.spread, "difference": self.difference}
         row = {key: "" if v is None else self.format(v) for key, v in values.items()}
-        return row | {
-            "quantity": self.quantity,
-            "dataset": self.dataset,
-            "seeds": len(self.values),
-            "within_spread": {"within": "yes", "outside": "no"}.get(self.within, ""),
-        }
+        within = {"within": "yes", "outside": "no"}.get(self.within, "")
+        row |= {"quantity": self.quantity, "dataset": self.dataset, "within_spread": within}
+        return row | {"seeds": len(self.values)}
 
 
 def compare(table: Table, row: Sequence[str], groups: Groups) -> list[list[Cell]]:
@@ -131,25 +124,21 @@ def compare(table: Table, row: Sequence[str], groups: Groups) -> list[list[Cell]
     share = table.share(row)
     columns = []
     for column, printed in zip(table.columns, row, strict=True):
-        group, setting = key_of(table, row, column.dataset)
-        runs = groups.get(group, {}).get(setting, [])
+        key = key_of(table, row, column)
+        runs = groups.get(key[0], {}).get(key[1], []) if key else []
         # The baseline is not pruned, and the paper writes its accuracy in that place.
-        whole = {"pruned": "trained"} if table.method(row) == "baseline" else {}
-        columns.append([
-            Cell(whole.get(quantity, quantity), column.dataset, runs, published, share)
-            for quantity, published in zip(
-                column.quantities, [*numbers(printed), None], strict=False
-            )
-        ])  # fmt: skip
+        whole = {"pruned": "trained"} if key and not METHODS[key[1].method].prunes() else {}
+        published = zip(column.quantities, [*numbers(printed), None], strict=False)
+        columns.append(
+            [Cell(whole.get(q, q), column.dataset, runs, number, share) for q, number in published]
+        )
     return columns
 
 
-def key_of(table: Table, row: Sequence[str], dataset: str) -> tuple[tuple, tuple]:
-    """Group and setting of the runs that a row of the paper's is about."""
-    arch, depth = NETWORKS[row[0]]
-    method = table.method(row)
-    setting = recipe(arch, depth).setting(method) if method else ()
-    return (arch, depth, dataset, EPOCHS, ()), setting
+def key_of(table: Table, row: Sequence[str], column: Column) -> tuple[Group, Variant] | None:
+    """Which runs of ours a cell of the paper's is about."""
+    settings = results.settings_of_paper(table, row, column.dataset)
+    return settings and results.experiment_of(settings)
 
 
 def paper_table(name: str, groups: Groups) -> tuple[str, list[dict[str, object]]]:
@@ -167,8 +156,8 @@ def paper_table(name: str, groups: Groups) -> tuple[str, list[dict[str, object]]
             ours = [joined(column, n) for column in columns[2:]]
             verdicts = ", ".join(filter(None, map(verdict, cells)))
             lines.append(["", "", f"ours, n = {n}" if n else "ours", *ours, verdicts or DASH])
-        method = printed[1] if headings[1] == "Method" else "Proximal NS (ours)"
-        what = {"table": name, "network": printed[0], "method": method, "settings": "the paper's"}
+        what = {"table": name, "network": printed[0], "settings": "the paper's"}
+        what["method"] = table.method_as_printed(printed)
         rows += [what | cell.csv() for cell in cells]
     note = f"\n{table.note}\n" if table.note else ""
     return f"## {table.title}\n\n{markdown(lines)}{note}", rows
@@ -189,73 +178,65 @@ def verdict(cell: Cell) -> str:
 
 def runs_table(groups: Groups) -> tuple[str, list[dict[str, object]]]:
     """All runs that the paper's tables have not, as Markdown and as lines of a CSV file."""
-    known = {
-        key_of(t, row, c.dataset): t.share(row)
-        for t in TABLES.values()
-        for row in t.rows
-        for c in t.columns
+    shares = {
+        key_of(table, row, column): table.share(row)
+        for table in TABLES.values()
+        for row in table.rows
+        for column in table.columns
     }
     text, rows = "## Other runs, in the shape of Table 2\n", []
-    for group, settings in groups.items():
-        *_, dataset, epochs, flags = group
-        more = [f"{epochs} epochs", *flags]
-        lines, listed = [["Method", "λ", "β", "n", *RUNS_COLUMNS]], []
-        for setting, runs in settings.items():
-            if (group, setting) in known:  # the tables miss those of other shares only
-                share = known[group, setting]
+    for group, variants in groups.items():
+        terms, listed = group.terms.words(), []
+        lines = [["Method", "Settings", "n", *RUNS_COLUMNS]]
+        for variant, runs in variants.items():
+            if (group, variant) in shares:  # the tables miss those of other shares only
+                share = shares[group, variant]
                 runs = [run for run in runs if run.pruning() and not run.pruning(share)]
             if not runs:
                 continue
-            method, s, beta, every = setting
-            name = results.METHODS.get(method, method)
-            name += ", ξ once an epoch" if every == "epoch" else ""
-            columns = [[Cell(q, dataset, runs) for q in column] for column in RUNS_COLUMNS.values()]
-            penalty = [DASH if value is None else f"{value:g}" for value in (s, beta)]
-            lines.append([name, *penalty, str(len(runs)), *(joined(c, len(runs)) for c in columns)])
-            settings_ = f"λ {penalty[0]}, β {penalty[1]}, {', '.join(more)}"
-            what = {"table": RUNS, "network": runs[0].network, "method": name}
-            what["settings"] = settings_
-            rows += [what | cell.csv() for column in columns for cell in column]
             listed += runs
+            n, method, options = len(runs), METHODS[variant.method].title, words(variant.options)
+            columns = [
+                [Cell(quantity, group.terms.dataset, runs) for quantity in column]
+                for column in RUNS_COLUMNS.values()
+            ]
+            settings = " ".join(options) or DASH
+            lines.append([method, settings, str(n), *(joined(column, n) for column in columns)])
+            what = {"table": RUNS, "network": group.network, "method": method}
+            what["settings"] = ", ".join([*options, *terms])
+            rows += [what | cell.csv() for column in columns for cell in column]
         if listed:
-            title = ", ".join([f"{listed[0].network} on {dataset}", *more])
+            title = ", ".join([f"{group.network} on {group.terms.dataset}", *terms])
             text += f"\n### {title}\n\n{markdown(lines)}\n{circumstances(listed)}\n"
     return text, rows
 
 
 def circumstances(runs: Sequence[Result]) -> str:
     """Seeds, and on what the runs were made as far as the record says."""
-    seeds = sorted({int(run.train["seed"]) for run in runs})
+    seeds = sorted({run.settings.seed for run in runs})
     words = [f"Seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"]
     for column in CIRCUMSTANCES:
-        told = dict.fromkeys(run.train.get(column) for run in runs)
-        if any(told):
-            words.append(f"{column} {', '.join(filter(None, told))}")
+        if told := dict.fromkeys(filter(None, (run.row.get(column) for run in runs))):
+            words.append(f"{column} {', '.join(told)}")
     return "; ".join(words) + "."
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
     """A Markdown table, the first of ``lines`` being its head, aligned to be read as it is."""
-    lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = (
-        [
-            cell.ljust(width, "-" if number == 1 else " ")
-            for cell, width in zip(line, widths, strict=True)
-        ]
-        for number, line in enumerate(lines)
-    )
-    return "".join(f"| {' | '.join(line)} |\n" for line in padded)
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+    rows = [*lines[:1], ["-" * width for width in widths], *lines[1:]]
+    padded = ([c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in rows)
+    return "".join(f"| {' | '.join(row)} |\n" for row in padded)
 
 
 def parser() -> argparse.ArgumentParser:
-    p = types.Parser(
+    p = arguments.Parser(
         prog="python -m utils.reports.tables",
         description="The paper's tables from the record files, ours beside the published numbers.",
     )
     p.add_argument("--save", default="logs", metavar="DIR", help="where the records are (logs)")
-    p.add_argument("--only", nargs="+", choices=[*TABLES, RUNS], default=[*TABLES, RUNS],
-                   metavar="TABLE", help=f"{', '.join(TABLES)}, {RUNS} (default: all)")  # fmt: skip
+    names, whole = [*TABLES, RUNS], f"{', '.join(TABLES)}, {RUNS} (default: all)"
+    p.add_argument("--only", nargs="+", choices=names, default=names, metavar="TABLE", help=whole)
     p.add_argument("--csv", metavar="DIR", help="write DIR/<table>.csv, a line for each number")
     return p
 
@@ -264,15 +245,15 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     found = results.load(Path(args.save))
     groups = results.grouped(found)
-    shown = [run for settings in groups.values() for runs in settings.values() for run in runs]
+    shown = [run for variants in groups.values() for runs in variants.values() for run in runs]
     for result in found:
-        run = result.train["run"]
+        run = result.row["run"]
         if result not in shown:
             console.note(f"note: {run} is left out: a later run has its settings and its seed")
         elif result.refine and result.value("tuned") is None:
             console.note(
-                f"note: {run}_refine is left out: it did not train as {run} did but for the"
-                " penalty, or not what a pruning on record left of it"
+                f"note: {result.refine.row['run']} is left out: it did not train as {run} did but"
+                " for the penalty, or not what a pruning on record left of it"
             )
     if args.csv is not None:
         check_writable(Path(args.csv))

@@ -1,87 +1,37 @@
-"""What a training run keeps on disk: checkpoints, its log, its row in the record."""
+"""A training run: its step, its cuts, and what it keeps on disk."""
 
 import platform
 import shlex
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from models import Network, restore
+from models import Network
 from models.cost import cost
 from models.surgery import norms, put_back, slim, whereabouts
-from utils.console import Diverged, InputError, Stopped, note
-from utils.data.datasets import Batches, Dataset
-from utils.device import Execution, Group
+from utils.console import Diverged, InputError, Lost, Stopped, note
+from utils.data.batches import Batches
+from utils.data.datasets import Dataset
+from utils.device import Execution
 from utils.files import checkpoint, records
+from utils.files.checkpoint import Checkpoint
+from utils.files.names import Files
 from utils.flags.settings import Settings
-from utils.methods.slimming import METHODS
+from utils.methods import METHODS
+from utils.paper.settings import learning_rate
 from utils.training.cutting import worth_cutting
 from utils.training.graph import Graphs
-from utils.training.step import Step, learning_rate
+from utils.training.group import Group
+from utils.training.step import Step
 
 WRITES = 20  # writing checkpoints takes at most about one part in so many of the time
-
-
-@dataclass(frozen=True)
-class Files:
-    """Paths of a run's files in ``folder``."""
-
-    folder: Path
-    run: str
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / f"{self.run}checkpoint.pth.tar"
-
-    @property
-    def best(self) -> Path:
-        return self.folder / f"{self.run}model_best.pth.tar"
-
-    @property
-    def log(self) -> Path:
-        return self.folder / f"{self.run}log.csv"
-
-    @property
-    def record(self) -> Path:
-        refined = self.run.endswith("_refine")
-        return self.folder / ("refine_record.csv" if refined else "train_record.csv")
-
-    def check(self, resumed: Path | None) -> None:
-        """Raise InputError if a run would overwrite another's files, or cannot write its own.
-
-        ``resumed`` is the checkpoint that is resumed, if one is.
-        """
-        own = resumed is not None and resumed.resolve() in (
-            self.checkpoint.resolve(),
-            self.best.resolve(),
-        )
-        there = [path for path in (self.checkpoint, self.best) if path.exists()]
-        if there and not own:
-            raise InputError(
-                f"{there[0]} is there already: go on with it by --resume {there[0]}, or, if it is"
-                " damaged or another run, move it away or give this run another --name"
-            )
-        records.read(self.log, records.LOG)
-        records.read(self.record, records.TRAINED)
-
-    def newest(self) -> tuple[Path, dict[str, Any], Network] | None:
-        """The run's checkpoint of the latest epoch that can be read, and what it holds."""
-        found = []
-        for path in (self.best, self.checkpoint):
-            if path.exists():
-                try:
-                    found.append((path, *checkpoint.load(path, restore)))
-                except InputError as error:
-                    note(f"note: passed over: {error}")
-        found = [each for each in found if isinstance(each[1].get("epoch"), int)]
-        return max(found, key=lambda each: each[1]["epoch"], default=None)
 
 
 @dataclass
@@ -100,6 +50,7 @@ class Run:
     batches: Batches
     execution: Execution
     group: Group
+    alternate: Callable[[Step, Tensor], None]
     graphs: bool  # whether steps are captured as CUDA graphs
     epoch: int = 0
     best: float = 0.0
@@ -120,9 +71,9 @@ class Run:
     def _widths(self) -> list[int]:
         return [bn.num_features for bn in norms(self.network.model).values()]
 
-    def _whereabouts(self) -> dict[str, tuple]:
-        """Where in ``network`` the tensors are that train."""
-        return whereabouts(self.network.model, (~self.cut).split(self._widths()))
+    def lr(self, epoch: int) -> float:
+        """The learning rate of an epoch, counted from 0."""
+        return learning_rate(epoch, self.settings.epochs, self.settings.lr)
 
     def _build(self) -> None:
         """The step that trains what ``cut`` leaves of ``network``, with the method's own start."""
@@ -130,8 +81,6 @@ class Run:
         model = slim(self.network.model, (~self.cut).split(self._widths()))
         self.flops = cost(model).flops
         self.execution.place(model)
-        method = METHODS[s.method]
-        names = {"s": "lambda_"}
         optimizer = torch.optim.SGD(
             model.parameters(),
             lr=s.lr,
@@ -140,37 +89,16 @@ class Run:
             nesterov=s.nesterov and s.momentum > 0,
             fused=True,
         )
+        method = METHODS[s.method].of(model, s.options)
         self.step = Step(
-            model,
-            self.batches,
-            optimizer,
-            method(model, **{names.get(k, k): getattr(s, k) for k in method.settings}),
-            self.execution,
-            self.group,
+            model, self.batches, optimizer, method, self.execution, self.alternate, self.group
         )
         if self.graphs:
             self.step.launch = Graphs(self.step)
 
-    def cut_dead(self, lr: float) -> int:
-        """Go on without the channels that have died, if these are enough; how many were cut.
-
-        ``lr`` is the largest learning rate still to come. What trains on is what would train on
-        after a resume from here: the same content, taken up by the same code.
-        """
-        if self.settings.keep_dead:
-            return 0
-        step = self.step
-        dead = step.method.dead(step.optimizer, lr)
-        masks = worth_cutting(step.model, step.method.split(dead))
-        gone = torch.cat(masks)
-        self.group.take_from_first([gone])
-        if count := int(gone.sum()):
-            cut = self.cut.clone()
-            cut[~self.cut] = gone.cpu()
-            content = checkpoint.snapshot(self._content()) | {"cut": cut}
-            step.launch = step.eager  # a CUDA graph goes before what it works on
-            self._take_up(content)
-        return count
+    def _whereabouts(self) -> dict[str, tuple]:
+        """Where in ``network`` the tensors are that train."""
+        return whereabouts(self.network.model, (~self.cut).split(self._widths()))
 
     def full(self, flat: Tensor) -> Tensor:
         """A vector over the channels that train, with 0 for those that were cut; on the CPU."""
@@ -178,14 +106,45 @@ class Run:
         whole[~self.cut] = flat.detach().cpu()
         return whole
 
-    def zeros(self) -> dict[str, int | None]:
-        """How many γ and ξ are zero, of all channels that the run began with."""
-        method, gone = self.step.method, int(self.cut.sum())
-        xi = method.xi_zeros()
-        return {
-            "gamma_zeros": method.gamma_zeros() + gone,
-            "xi_zeros": None if xi is None else xi + gone,
-        }
+    def factors(self) -> dict[str, list[Tensor]]:
+        """The method's scaling factors of every layer that the run began with."""
+        method = self.step.method
+        full = {name: self.full(method.factor(name)) for name in method.factors}
+        return {name: list(factor.split(self._widths())) for name, factor in full.items()}
+
+    def zeros(self) -> dict[str, int]:
+        """How many of the method's factors are zero, of all channels that the run began with."""
+        gone = int(self.cut.sum())
+        return {name: count + gone for name, count in self.step.method.zeros().items()}
+
+    def cut_dead(self) -> int:
+        """Go on without the channels that have died, if these are enough; how many were cut.
+
+        What trains on is what would train on after a resume from here: the same content, taken up
+        by the same code.
+        """
+        step = self.step
+        dead = step.method.dead(step.optimizer, self.lr(self.epoch))  # the largest still to come
+        gone = torch.cat(worth_cutting(step.model, step.method.split(dead)))
+        self.group.take_from_first([gone])
+        if count := int(gone.sum()):
+            cut = self.cut.clone()
+            cut[~self.cut] = gone.cpu()
+            now = replace(self.checkpoint(), cut=cut)
+            step.launch = step.eager  # a CUDA graph goes before what it works on
+            self._take_up(now)
+        return count
+
+    def check(self, test_loss: float) -> None:
+        """Raise Diverged if the epoch's end is not fit to be saved, Lost if processes disagree."""
+        method = self.step.method
+        if not torch.tensor(test_loss).isfinite():
+            raise Diverged("the test loss is not finite")
+        if not self.group.agree([self.cut, method.gamma, *method.tensors().values()]):
+            raise Lost(
+                f"the processes' scaling factors differ after epoch {self.epoch + 1}: it is not"
+                " saved"
+            )
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -210,43 +169,55 @@ class Run:
         finally:
             self.write()
 
-    def keep_log(self) -> list[dict[str, str]]:
+    def keep_log(self) -> list[records.Row]:
         """The log's lines of the finished epochs; what is beyond them is dropped."""
         if self.group.rank > 0:
             return []
         self.files.folder.mkdir(parents=True, exist_ok=True)
         return records.keep_epochs(self.files.log, self.epoch)
 
-    def log(self, train_loss: float, values: Mapping[str, object]) -> dict[str, Any]:
-        """Append the line of the epoch just finished to the log."""
-        method = self.step.method
-        penalty, ns_penalty = method.penalty(), method.ns_penalty()
+    def log(
+        self,
+        train_loss: float,
+        test_loss: float,
+        accuracy: float,
+        seconds: tuple[float, float],
+        change: float,
+    ) -> records.Row:
+        """Append the line of the epoch just finished to the log.
+
+        ``accuracy`` is in percent; ``seconds`` are those of training and test.
+        """
+        figures = self.step.method.figures(train_loss)
         row = {
             "epoch": self.epoch,
+            "lr": f"{1 / self.step.alpha:.6g}",
             "alpha": f"{self.step.alpha:.6g}",
             "train_loss": f"{train_loss:.6f}",
-            # F of eq. (5), and what eq. (2) minimises.
-            "objective": None if penalty is None else f"{train_loss + penalty:.6f}",
-            "ns_objective": None if ns_penalty is None else f"{train_loss + ns_penalty:.6f}",
-            **self.zeros(),
-            "channels": len(method.gamma),
+            **{name: f"{value:.6f}" for name, value in figures.items()},
+            "test_loss": f"{test_loss:.6f}",
+            "test_accuracy": f"{accuracy:.4f}",
+            **{f"{name}_zeros": count for name, count in self.zeros().items()},
+            "train_seconds": f"{seconds[0]:.3f}",
+            "test_seconds": f"{seconds[1]:.3f}",
+            "change": f"{change:.6g}",
+            "channels": len(self.step.method.gamma),
             "flops": self.flops,
-            **values,
         }
         if self.group.rank == 0:
-            records.append(self.files.log, records.LOG, row)
-        return row
+            records.append(self.files.log, row)
+        return {key: str(value) for key, value in row.items()}
 
     def save(self, accuracy: float, now: bool) -> None:
         """Keep the epoch just finished, whose test accuracy in percent is ``accuracy``.
 
         It is written ``now``, or else when the clock says so: short epochs would drown in writes.
         """
-        content = None
-        if accuracy >= self.best:
-            self.best = accuracy
-            content = self._unsaved_best = checkpoint.snapshot(self._content())
-        self._unsaved = content or checkpoint.snapshot(self._content())
+        best = accuracy >= self.best
+        self.best = max(self.best, accuracy)
+        self._unsaved = checkpoint.snapshot(self.checkpoint().content())
+        if best:
+            self._unsaved_best = self._unsaved
         if now or time.monotonic() - self._written >= WRITES * self._seconds:
             self.write()
 
@@ -264,138 +235,111 @@ class Run:
         self._written = time.monotonic()
         self._seconds = self._written - start
 
-    def _content(self) -> dict[str, Any]:
-        model, index = self.network.model, self._whereabouts()
-        put_back(self.step.model.state_dict(), model.state_dict(), index)
-        state = model.state_dict()
-        if self.network.is_full:
-            state = checkpoint.to_released(state, model)
-        return {
-            # What the earlier programs keep, ...
-            "epoch": self.epoch,
-            "state_dict": state,
-            "best_prec1": torch.tensor(self.best / 100, dtype=torch.float64),
-            "optimizer": self._optimizer_state(index),
-            # ... and what else it takes to go on exactly, and to prune.
-            "layout": "released" if self.network.is_full else "compact",
-            "cfg": self.network.cfg,
-            "best_accuracy": self.best,  # in percent: 100 · best_prec1 is it only to rounding
-            "xi": None if self.step.method.xi is None else self.full(self.step.method.xi),
-            "cut": self.cut,
-            "run": self.files.run,
-            "settings": asdict(self.settings),
-            "precision": self.execution.precision,
-            "channels_last": self.execution.channels_last,
-            "pictures": self.pictures,
-            "classes": list(self.data.classes),
-            "mean": list(self.data.mean),
-            "std": list(self.data.std),
-        }
-
-    def _optimizer_state(self, index: Mapping[str, tuple]) -> dict[str, Any]:
-        """The optimiser's state dict as of ``network``'s parameters; momentum of cut ones is 0."""
-        optimizer = self.step.optimizer
-        named = dict(self.step.model.named_parameters())
-        momentum = {n: optimizer.state[p]["momentum_buffer"] for n, p in named.items()
-                    if "momentum_buffer" in optimizer.state[p]}  # fmt: skip
-        full = {n: torch.zeros_like(p) for n, p in self.network.model.named_parameters()}
-        put_back(momentum, full, index)
-        state = {i: {"momentum_buffer": full[n]} for i, n in enumerate(named) if n in momentum}
-        return {**optimizer.state_dict(), "state": state}
-
-    def resume(self, content: Mapping[str, Any], path: str) -> None:
-        """Go on from ``content``, read from ``path``: all that it holds beside the weights."""
-        try:
-            self.epoch = int(content["epoch"])
-            self.best = float(content.get("best_accuracy", 100 * float(content["best_prec1"])))
-            if self.epoch < 0 or not 0 <= self.best <= 100:
-                raise ValueError("its epoch or best_prec1 is out of range")
-            if content.get("pictures", self.pictures) != self.pictures:
-                raise ValueError("its run was started with other pictures than these")
-            self._take_up(content)
-        except (
-            KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError
-        ) as error:  # fmt: skip
-            raise InputError(f"{path} cannot be resumed: {error}") from None
-        if self.step.method.xi is not None and content.get("xi") is None:
-            note(f"note: {path} has no ξ: it starts again at ξ = γ")
-        if Path(path).resolve() != self.files.checkpoint.resolve():
-            # The run's own checkpoint is elsewhere or damaged, and there may be no epoch left.
-            self._unsaved = checkpoint.snapshot(self._content())
-
-    def _take_up(self, content: Mapping[str, Any]) -> None:
-        """Build the step of ``content``, whose weights ``network`` has. Raises ValueError."""
+    def checkpoint(self) -> Checkpoint:
+        """Everything that it takes to go on from here, as wide as the run began."""
+        index, step = self._whereabouts(), self.step
+        put_back(step.model.state_dict(), self.network.model.state_dict(), index)
+        buffers = step.momentum()
         parameters = dict(self.network.model.named_parameters())
-        momentum = checkpoint.momentum(content, parameters)
-        self.cut = content.get("cut", torch.zeros_like(self.cut))
+        momentum = {name: torch.zeros_like(parameters[name]) for name in buffers}
+        put_back(buffers, momentum, index)
+        group = {k: v for k, v in step.optimizer.param_groups[0].items() if k != "params"}
+        return Checkpoint(
+            self.network,
+            self.files.run,
+            self.settings,
+            list(self.data.classes),
+            list(self.data.mean),
+            list(self.data.std),
+            self.epoch,
+            self.best,
+            momentum,
+            group,
+            {name: self._whole(x) for name, x in step.method.tensors().items()},
+            self.cut,
+            self.execution.precision,
+            self.execution.channels_last,
+            self.pictures,
+        )
+
+    def _whole(self, tensor: Tensor) -> Tensor:
+        """A tensor of the method's, as a checkpoint has it: what is cut is over the channels."""
+        return self.full(tensor) if self.cut.any() else tensor.detach().cpu()
+
+    def resume(self, found: Checkpoint, path: Path) -> None:
+        """Go on from what was ``found`` at ``path``: all of it beside the weights."""
+        if found.pictures not in (None, self.pictures):
+            raise InputError(
+                f"{path} cannot be resumed: its run was started with other pictures than these"
+            )
+        self.epoch, self.best = found.epoch or 0, found.best
+        try:
+            if said := self._take_up(found):
+                note(f"note: {path} does not say all of the method's state: {said}")
+        except ValueError as error:
+            raise InputError(f"{path} cannot be resumed: {error}") from None
+        if path.resolve() != self.files.checkpoint.resolve():
+            # The run's own checkpoint is elsewhere or damaged, and there may be no epoch left.
+            self._unsaved = checkpoint.snapshot(self.checkpoint().content())
+
+    def _take_up(self, found: Checkpoint) -> str:
+        """Build the step of ``found``, whose weights ``network`` has; what it had to make up.
+
+        Raises ValueError.
+        """
+        if found.cut is not None:
+            self.cut = found.cut
         self._build()
         index, step = self._whereabouts(), self.step
-        for name, parameter in step.model.named_parameters():
-            if name in momentum and "momentum_buffer" in step.optimizer.state[parameter]:
-                buffer = momentum[name][index[name]]
-                step.optimizer.state[parameter]["momentum_buffer"].copy_(buffer)
+        for name, buffer in step.momentum().items():
+            if name in found.momentum:
+                buffer.copy_(found.momentum[name][index[name]])
         # As the last epoch left it: where none is left to train, nothing else sets it.
         for group in step.optimizer.param_groups if self.epoch else ():
-            group["lr"] = learning_rate(self.epoch - 1, self.settings.epochs, self.settings.lr)
-        method, xi = step.method, content.get("xi")
-        if method.xi is not None and xi is None:
-            method.xi.copy_(method.gamma)
-        elif method.xi is not None:
-            if not isinstance(xi, Tensor) or xi.shape != self.cut.shape:
-                raise ValueError("its ξ is not as long as its γ")
-            if not xi.isfinite().all():
-                raise ValueError("its ξ is not finite")
-            method.xi.copy_(xi[~self.cut])
+            group["lr"] = self.lr(self.epoch - 1)
+        own = step.method.tensors()
+        if own.keys() - found.tensors.keys():
+            return step.method.forget()
+        for name, tensor in own.items():
+            value = found.tensors[name]
+            value = value[~self.cut] if value.shape == self.cut.shape else value
+            if value.shape != tensor.shape:
+                raise ValueError(
+                    f"its {step.method.factors.get(name, name)} is not as long as its γ"
+                )
+            tensor.copy_(value)
+        return ""
 
     def is_recorded(self) -> bool:
-        rows = records.read(self.files.record, records.TRAINED)
-        return any(row["run"] == self.files.run for row in rows)
+        return any(row["run"] == self.files.run for row in records.read(self.files.record))
 
     def record(self, accuracy: float, seconds: Sequence[float], argv: Sequence[str]) -> None:
         """Append the finished run's row to the record.
 
         ``accuracy`` is in percent, ``seconds`` what the epochs' training took.
         """
-        s, device = self.settings, self.execution.device
+        device = self.execution.device
         on_cpu = device.type == "cpu"
         row = {
             "run": self.files.run,
-            "method": s.method,
-            "arch": s.arch,
-            "depth": s.depth,
-            "dataset": s.dataset,
-            "seed": s.seed,
-            "epochs": s.epochs,
-            "s": s.s,
-            "beta": s.beta,
-            "prox_every": s.prox_every,
-            "precision": self.execution.precision,
+            **replace(self.settings, precision=self.execution.precision).cells(),
             "channels": len(self.cut),
-            **self.zeros(),
+            **{f"{name}_zeros": count for name, count in self.zeros().items()},
             "test_accuracy": f"{accuracy:.4f}",
             "best_accuracy": f"{self.best:.4f}",
             "seconds_per_epoch": f"{sum(seconds) / len(seconds):.3f}",
+            "train_seconds": f"{sum(seconds):.3f}",
             "checkpoint": self.files.checkpoint.name,
             "command": shlex.join(["python", "main.py", *argv]),
-            "subset": s.subset,
-            "batch_size": s.batch_size,
             "commit": commit(),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "device": platform.machine() if on_cpu else torch.cuda.get_device_name(device),
             "threads": torch.get_num_threads(),
             "processes": self.group.size,
-            "test_subset": s.test_subset,
-            "lr": s.lr,
-            "momentum": s.momentum,
-            "weight_decay": s.weight_decay,
-            "nesterov": s.nesterov,
-            "xi_init": None if s.xi_init is None else " ".join(map(str, s.xi_init)),
             "source": self.data.source,
-            "train_seconds": f"{sum(seconds):.3f}",
-            "keep_dead": s.keep_dead,
         }
-        records.append(self.files.record, records.TRAINED, row)
+        records.append(self.files.record, row)
 
 
 def commit() -> str | None:

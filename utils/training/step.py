@@ -1,4 +1,4 @@
-"""An epoch of training, and testing."""
+"""One step of training, and testing."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -7,16 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.console import Diverged, Progress, Signals
-from utils.data.datasets import Batches
-from utils.device import ALONE, Execution, Group
-from utils.methods.slimming import Baseline
-
-
-def learning_rate(epoch: int, epochs: int, initial: float) -> float:
-    """``initial``, ×0.1 at ⌊epochs/2⌋ and ×0.1 again at ⌊3·epochs/4⌋ (section 5.1)."""
-    drops = (epoch >= epochs // 2) + (epoch >= 3 * epochs // 4)
-    return initial / 10**drops
+from utils.console import Diverged
+from utils.data.batches import Batches
+from utils.device import Execution
+from utils.methods.base import Method
+from utils.training.group import ALONE, Group
 
 
 class Tally:
@@ -47,20 +42,22 @@ class Tally:
 
 @dataclass
 class Step:
-    """One mini-batch of Algorithm 1. All of it happens on the device, and nothing waits for it.
+    """What one mini-batch of Algorithm 1 works on: all on the device, and nothing waits for it.
 
+    ``alternate`` makes the step, as ``main.py`` has it; ``launch`` is that, or a graph of it.
     A step whose loss, or whose γ, is not finite sets ``method.halted``: it and all later ones
-    change no parameter, γ or ξ. (Batch norm's running statistics still move.)
+    change no parameter and no tensor of the method's. (Batch norm's running statistics still move.)
     """
 
     model: nn.Module
     batches: Batches
     optimizer: torch.optim.SGD
-    method: Baseline
+    method: Method
     execution: Execution
+    alternate: Callable[["Step", Tensor], None]
     group: Group = ALONE
     forward: nn.Module = field(init=False)  # the model, or what averages its gradients
-    launch: Callable[[Tensor], None] = field(init=False)  # the step, or a captured graph of it
+    launch: Callable[[Tensor], None] = field(init=False)
     alpha: float = field(init=False)
     tally: Tally = field(init=False)
     good: Tensor = field(init=False)  # how many steps of the epoch were finite
@@ -88,17 +85,20 @@ class Step:
 
     def eager(self, where: Tensor) -> None:
         """``where`` says which pictures, and how to crop them: see :meth:`Batches.order`."""
+        self.alternate(self, where)
+
+    def loss(self, where: Tensor) -> Tensor:
+        """Mean loss of this process's part of a mini-batch, weighted as the whole needs it.
+
+        Halts the training where it is not finite.
+        """
         where, weight = self.group.share(where)
         images, labels = self.batches.cut(where)
         logits = self.execution.logits(self.forward, images)
         loss = F.cross_entropy(logits, labels)
         self._halt_unless_finite(loss.detach())
-        (loss if weight == 1 else loss * weight).backward()
-        self.method.on_gradient()
-        self.optimizer.step()  # (8a), and the SGD part of (8b)
-        self.method.on_step(self.alpha)
-        self.optimizer.zero_grad()
-        self.tally.add(logits, labels, loss)
+        self.tally.add(logits.detach(), labels, loss.detach())
+        return loss if weight == 1 else loss * weight
 
     @torch.no_grad()
     def _halt_unless_finite(self, loss: Tensor) -> None:
@@ -106,18 +106,21 @@ class Step:
         self.method.halted.masked_fill_(finite.logical_not(), 1)
         self.good += self.method.halted == 0
 
+    def momentum(self) -> dict[str, Tensor]:
+        """The optimiser's buffers by parameter, {} without momentum."""
+        state = self.optimizer.state
+        named = self.model.named_parameters()
+        return {n: state[p]["momentum_buffer"] for n, p in named if "momentum_buffer" in state[p]}
+
     def state(self) -> list[Tensor]:
         """Every tensor that a step changes, gradients apart."""
-        optimizer = (x for state in self.optimizer.state.values() for x in state.values())
-        own = [self.method.halted, self.good, self.tally.sums]
-        tensors = [*self.model.state_dict().values(), *optimizer, *own]
-        return tensors if self.method.xi is None else [*tensors, self.method.xi]
+        method = [self.method.halted, *self.method.tensors().values()]
+        own = [self.good, self.tally.sums, *self.momentum().values()]
+        return [*self.model.state_dict().values(), *own, *method]
 
     def z(self) -> list[Tensor]:
         """Copies of Z = (W, γ, ξ), Algorithm 1's iterate."""
-        tensors = list(self.model.parameters())
-        if self.method.xi is not None:
-            tensors.append(self.method.xi)
+        tensors = [*self.model.parameters(), *self.method.tensors().values()]
         return [x.detach().clone() for x in tensors]
 
     def change(self, before: list[Tensor]) -> float:
@@ -160,21 +163,6 @@ class Step:
         for hook in hooks:
             hook.remove()
         return next(iter(bad), "the loss" if logits.isfinite().all() else "the logits")
-
-
-def train_epoch(step: Step, order: Sequence[Tensor], progress: Progress, signals: Signals) -> None:
-    """One pass over the mini-batches in ``order``: lines 2 to 4 of Algorithm 1.
-
-    The losses that the step's tally gathers are those of the steps themselves. Raises Diverged if
-    one is not finite, and Stopped after the step in which a signal came.
-    """
-    for where in order:
-        step.launch(where)
-        if progress.step():
-            step.check(order)
-        signals.check()
-    step.method.on_epoch(step.alpha)
-    step.group.sum_(step.tally.sums)
 
 
 @torch.no_grad()

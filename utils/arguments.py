@@ -1,0 +1,146 @@
+"""What a user may say on a command line: flags, their types, a parser whose errors are one line."""
+
+import argparse
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from utils.console import printable
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, but its errors are one line whatever was typed."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One thing that may be said of a run.
+
+    The same definition makes the flag on the command line, its default, the entry in a checkpoint,
+    the check on resuming, the column in the record and what tables compare by.
+    """
+
+    name: str
+    help: str | None = None
+    type: Callable[[str], Any] = str
+    default: Any = None  # or a function of the architecture and the depth
+    choices: tuple[str, ...] | None = None
+    metavar: str | tuple[str, ...] | None = None
+    nargs: int | None = None
+    words: tuple[str, ...] = ()  # what is typed, where that is not --name
+    group: str = "slimming"  # in -h
+    parameter: str = ""  # what the method's constructor calls it, where that is not ``name``
+    of_fresh: bool = False  # None by default where the network has been trained before
+    fixed: bool = True  # whether a run that is resumed must keep it
+    compared: bool = True  # whether runs that differ in it are different experiments
+
+    @property
+    def typed(self) -> tuple[str, ...]:
+        """What is typed for it."""
+        return self.words or ("--" + self.name.replace("_", "-"),)
+
+    def add_to(self, parser: argparse._ArgumentGroup) -> None:
+        """As an argument without a default: what was given can be told from what was not."""
+        more: dict[str, Any] = {"help": self.help, "dest": self.name}
+        if isinstance(self.default, bool):
+            more["action"] = "store_false" if self.default else "store_true"
+        else:
+            given = {"choices": self.choices, "metavar": self.metavar, "nargs": self.nargs}
+            more |= {key: value for key, value in given.items() if value is not None}
+            more |= {"type": self.type}
+        parser.add_argument(*self.typed, **more)
+
+    def default_for(self, arch: str, depth: int, refines: bool = False) -> Any:
+        if self.of_fresh and refines:
+            return None
+        return self.default(arch, depth) if callable(self.default) else self.default
+
+    def parse(self, text: str) -> Any:
+        """The value that a cell of a record says. Raises ValueError where it cannot be."""
+        if text == "":
+            return None
+        if isinstance(self.default, bool):
+            value: Any = {"True": True, "False": False}.get(text)
+        elif self.nargs is not None:
+            value = tuple(self._convert(word) for word in text.split())
+        else:
+            value = self._convert(text)
+        if not self.accepts(value):
+            raise ValueError(f"{self.name} is {text!r}")
+        return value
+
+    def _convert(self, word: str) -> Any:
+        try:
+            return self.type(word)
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(f"{self.name}: {error}") from None
+
+    def accepts(self, value: Any) -> bool:
+        """Whether ``value``, from anywhere, could have been given."""
+        if value is None:
+            return True
+        if isinstance(self.default, bool) or isinstance(value, bool):
+            return isinstance(self.default, bool) and isinstance(value, bool)
+        if self.choices is not None:
+            return value in (*self.choices, self.default)
+        values = value if self.nargs is not None else (value,)
+        if not isinstance(values, tuple) or len(values) != (self.nargs or 1):
+            return False
+        try:
+            return all(self.type(str(v)) == v for v in values)
+        except (argparse.ArgumentTypeError, ValueError):
+            return False
+
+    def cell(self, value: Any) -> Any:
+        """``value`` as a record has it."""
+        return " ".join(map(str, value)) if isinstance(value, tuple) else value
+
+    def argv(self, value: Any) -> list[str]:
+        """What to type for ``value``."""
+        word = self.typed[-1]
+        if isinstance(self.default, bool):
+            return [word] if value != self.default else []
+        if self.nargs is not None:
+            return [word, *map(str, value)]
+        text = str(value)
+        return [f"{word}={text}"] if text.startswith("-") else [word, text]
+
+
+def _number(
+    convert: Callable[[str], Any], description: str, accept: Callable[[Any], bool]
+) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            value = convert(text)
+        except ValueError:
+            value = math.nan
+        if not accept(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {description}")
+        return value
+
+    return parse
+
+
+# Bounds keep everything within 64-bit integers and float32.
+positive_int = _number(int, "a whole number from 1 to 2**31", lambda x: 1 <= x <= 2**31)
+epochs = _number(int, "a whole number from 1 to 10**6", lambda x: 1 <= x <= 10**6)
+natural = _number(int, "a whole number, 0 or more", lambda x: 0 <= x <= 2**31)
+seed = _number(int, "a whole number from 0 to 2**63 - 1", lambda x: 0 <= x < 2**63)
+positive = _number(float, "a number above 0 (1e-30 to 1e30)", lambda x: 1e-30 <= x <= 1e30)
+not_negative = _number(float, "a number from 0 to 1e30", lambda x: 0 <= x <= 1e30)
+number = _number(float, "a number from -1e30 to 1e30", lambda x: abs(x) <= 1e30)
+fraction = _number(float, "a fraction from 0 to 1", lambda x: 0 <= x <= 1)
+momentum = _number(float, "a number from 0 to below 1", lambda x: 0 <= x < 1)
+
+
+def file_name(text: str) -> str:
+    """A name that files begin with: no path separator, not empty, not too long for a file."""
+    bad = not text or "/" in text or os.sep in text or "\0" in text or text.startswith(".")
+    if bad or len(os.fsencode(text)) > 150:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a name that files can begin with")
+    return text

@@ -1,0 +1,101 @@
+"""The checkpoint that a training goes on with or starts from, and what need not be said again."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.atomic import check_writable
+from utils.console import InputError, note
+from utils.files import records
+from utils.files.checkpoint import Checkpoint, load
+from utils.files.names import Files
+from utils.flags.parser import resolve
+from utils.flags.settings import Settings
+
+
+@dataclass(frozen=True)
+class Start:
+    """A checkpoint that a run goes on with (``resumes``) or starts from, if there is one."""
+
+    path: Path | None = None
+    checkpoint: Checkpoint | None = None
+    resumes: bool = False
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> "Start":
+        """What ``--resume``, ``--refine`` or ``--evaluate`` say."""
+        resume = given.get("resume")
+        if resume not in (None, "auto"):
+            start = cls(Path(resume), load(Path(resume)), resumes=True)
+            if start.checkpoint and start.checkpoint.unresumable:
+                raise InputError(f"{resume} cannot be resumed: {start.checkpoint.unresumable}")
+            return start
+        path = given.get("refine", given.get("evaluate"))
+        start = cls() if path is None else cls(Path(path), load(Path(path)))
+        if resume != "auto" or "seeds" in given:
+            return start
+        found = newest(start.files(given, start.settings(given)))
+        if found is None:
+            return start
+        note(f"going on with {found[0]}")
+        return cls(*found, resumes=True)
+
+    def settings(self, given: Mapping[str, Any]) -> Settings:
+        """The run's. Raises InputError where ``given`` contradicts what is known."""
+        if self.checkpoint is None or self.path is None:
+            return resolve(given, None, {})
+        known = known_of(self.checkpoint, given, self.path)
+        return resolve(given, self.checkpoint.settings if self.resumes else None, known)
+
+    def files(self, given: Mapping[str, Any], settings: Settings) -> Files:
+        folder = "logs" if self.path is None else self.path.parent
+        return Files(Path(given.get("save", folder)), settings.run)
+
+
+def known_of(checkpoint: Checkpoint, given: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What the checkpoint at ``path`` knows of its network and data.
+
+    Raises InputError where a flag that was ``given`` contradicts it.
+    """
+    values = {} if checkpoint.settings is None else checkpoint.settings.values()
+    kept = ("name", "dataset", "data", "subset", "test_subset", "seed")
+    known = {key: values[key] for key in kept if values.get(key) is not None}
+    known |= {"arch": checkpoint.network.arch, "depth": checkpoint.network.depth}
+    for key in ("arch", "depth", "dataset"):
+        if None not in (given.get(key), known.get(key)) and given[key] != known[key]:
+            raise InputError(f"{path} has {key} {known[key]}, not {given[key]}")
+    return known
+
+
+def newest(files: Files) -> tuple[Path, Checkpoint] | None:
+    """The run's checkpoint of the latest epoch that can be read."""
+    found = []
+    for path in (files.best, files.checkpoint):
+        if path.exists():
+            try:
+                found.append((path, load(path)))
+            except InputError as error:
+                note(f"note: passed over: {error}")
+    return max(
+        ((path, each) for path, each in found if not each.unresumable),
+        key=lambda pair: pair[1].epoch or 0,
+        default=None,
+    )
+
+
+def check_free(files: Files, resumed: Path | None) -> None:
+    """Raise InputError if a run would overwrite another's files, or cannot write its own.
+
+    ``resumed`` is the checkpoint that is resumed, if one is.
+    """
+    own = [path.resolve() for path in (files.checkpoint, files.best)]
+    there = [path for path in (files.checkpoint, files.best) if path.exists()]
+    if there and (resumed is None or resumed.resolve() not in own):
+        raise InputError(
+            f"{there[0]} is there already: go on with it by --resume {there[0]}, or, if it is"
+            " damaged or another run, move it away or give this run another --name"
+        )
+    check_writable(files.folder)
+    records.read(files.log, ("epoch",))
+    records.read(files.record, ("run",))

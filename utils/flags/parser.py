@@ -1,0 +1,109 @@
+"""The command line of ``main.py``, and how it meets what a checkpoint already knows."""
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from utils import arguments
+from utils.arguments import Parser
+from utils.console import InputError, note
+from utils.flags.settings import FILES, FLAGS, NETWORK, OWN, SLIMMING, TRAINING, Settings
+from utils.methods import METHODS
+
+
+def parser() -> argparse.ArgumentParser:
+    # Every default is suppressed, so that what was given can be told from what was not: a
+    # checkpoint's settings stand between the two.
+    p = Parser(
+        prog="main.py",
+        description="Train a network by proximal network slimming, or fine-tune a slim one.",
+        argument_default=argparse.SUPPRESS,
+    )
+    groups = {name: p.add_argument_group(name) for name in (NETWORK, SLIMMING, TRAINING, FILES)}
+    groups[SLIMMING].add_argument(
+        "-sr",
+        "--sparsity-regularization",
+        action="store_true",
+        help="train towards zero scaling factors; without it, the baseline",
+    )
+    for flag in FLAGS.values():
+        if flag.name != "seed":
+            flag.add_to(groups[flag.group])
+
+    seeds = groups[TRAINING].add_mutually_exclusive_group()
+    FLAGS["seed"].add_to(seeds)
+    seeds.add_argument(
+        "--seeds",
+        nargs="+",
+        type=arguments.seed,
+        metavar="N",
+        help="a run for each of these, named NAME_seedN: side by side on a GPU, else in turn",
+    )
+    training, files = groups[TRAINING], groups[FILES]
+    training.add_argument(
+        "--start-epoch",
+        type=arguments.natural,
+        metavar="N",
+        help="number of the first epoch (default 0)",
+    )
+    training.add_argument(
+        "--test-batch-size", type=arguments.positive_int, metavar="N", help="default 256"
+    )
+    training.add_argument("--no-cuda", action="store_true", help="train on the CPU")
+    training.add_argument(
+        "--no-graph", action="store_true", help="on a GPU: launch every kernel, to debug"
+    )
+    files.add_argument(
+        "--save",
+        metavar="DIR",
+        help="where all files go (default logs, or the folder of the checkpoint)",
+    )
+    files.add_argument(
+        "--log-interval", type=arguments.positive_int, metavar="N", help="in steps (default 50)"
+    )
+    files.add_argument(
+        "--resume",
+        metavar="CHECKPOINT",
+        help="go on with this run; auto: with the one of this name, or start it",
+    )
+    files.add_argument("--evaluate", metavar="CHECKPOINT", help="only test this network")
+    return p
+
+
+def resolve(
+    given: Mapping[str, Any], stored: Settings | None, inherited: Mapping[str, Any]
+) -> Settings:
+    """Settings from the flags ``given``, else what a resumed run ``stored``, else the defaults.
+
+    ``inherited`` is what a slim network to be fine-tuned knows of itself and its data.
+
+    Raises InputError where flags contradict ``stored``, or one another.
+    """
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    try:
+        for each in METHODS.values():
+            each.check(given)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if "sparsity_regularization" in given:
+        given.setdefault("method", next(m.name for m in METHODS.values() if m.prunes()))
+    elif "method" in given and stored is None:
+        raise InputError(f"--method {given['method']} needs -sr")
+    before = {} if stored is None else stored.values()
+    known = {k: v for k, v in {**inherited, **before, **given}.items() if k in FLAGS}
+    method = known.get("method", OWN["method"].default)
+    own = {flag.name for flag in METHODS[method].flags}
+    others = given.keys() & FLAGS.keys() - OWN.keys() - own
+    if idle := sorted(FLAGS[key].typed[-1] for key in others):
+        note(f"note: {method} training does not use {', '.join(idle)}")
+    try:
+        settings = Settings.of(known)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    for key, value in settings.values().items():
+        if stored is not None and FLAGS[key].fixed and value != before[key]:
+            raise InputError(
+                f"this run was started with {key} {before[key]}, not {value}: leave the flag out to"
+                " go on, or start another run with another --name"
+            )
+    return settings

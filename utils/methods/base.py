@@ -1,0 +1,142 @@
+"""What every method is, and plain training, which is the least of them.
+
+A method is one class: its flags, the tensors it keeps, what it does around an SGD step, what it
+adds to the log, and what the prune commands may mask by. Nothing else knows any of that.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils.arguments import Flag
+from utils.paper.settings import Schedule
+
+TINY = torch.finfo(torch.float32).tiny
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+
+
+def batch_norms(model: nn.Module) -> list[BatchNorm]:
+    """All batch norms of ``model`` that have scaling factors, in module order."""
+    return [m for m in model.modules() if isinstance(m, BatchNorm) and m.affine]
+
+
+def is_zero(factor: Tensor) -> Tensor:
+    """Where a scaling factor (γ or ξ) is zero; a subnormal one is. Elementwise, bool."""
+    return factor.abs() < TINY
+
+
+class Method:
+    """No penalty on γ: plain training, and the hooks that every method has.
+
+    The γ of all batch norms are moved into one flat buffer of which ``bn.weight`` are views, so
+    that a method is a handful of operations on one vector of length ``channels``. Build it when
+    the model is on its device; moving the model afterwards breaks the views.
+
+    Raises ValueError for a model without batch norms.
+    """
+
+    name = "baseline"
+    title = "Baseline"  # in tables
+    help = ""  # in -h
+    flags: tuple[Flag, ...] = ()
+    # The vectors over all channels that tell which are needed, and their symbols: γ, and what else.
+    factors: dict[str, str] = {"gamma": "γ"}  # noqa: RUF012
+    columns: tuple[str, ...] = ()  # what :meth:`figures` adds to a line of the log
+    # What a prune command is given: None where nothing is to be pruned.
+    prune_flags: tuple[str, ...] | None = None
+
+    def __init__(self, model: nn.Module) -> None:
+        self.norms = batch_norms(model)
+        if not self.norms:
+            raise ValueError("the model has no batch norm, so there are no scaling factors to slim")
+        self.weights = [bn.weight for bn in self.norms]
+        self.gamma = torch.cat([w.detach() for w in self.weights])
+        for weight, part in zip(self.weights, self.split(self.gamma), strict=True):
+            weight.data = part
+        # 0 or 1, where an optimiser's ``found_inf`` would be: at 1, nothing changes a parameter or
+        # a tensor of the method's.
+        self.halted = torch.zeros((), device=self.gamma.device)
+
+    @classmethod
+    def of(cls, model: nn.Module, options: Mapping[str, Any]) -> "Method":
+        """With its flags' values in ``options``."""
+        return cls(model, **{flag.parameter or flag.name: options[flag.name] for flag in cls.flags})
+
+    @classmethod
+    def check(cls, options: Mapping[str, Any]) -> None:
+        """Raise ValueError where ``options``, those that were given, contradict one another."""
+
+    @classmethod
+    def prunes(cls) -> bool:
+        """Whether it trains towards channels that can go."""
+        return cls.prune_flags is not None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What it keeps beside the weights, by name: saved, restored, captured, compared, in Z.
+
+        Each is a vector over the channels, or does not follow when channels are cut.
+        """
+        return {}
+
+    def forget(self) -> str:
+        """Start :meth:`tensors` again from the weights, for a file has none; say how."""
+        return ""
+
+    def factor(self, name: str) -> Tensor:
+        """One of ``factors``, [channels]."""
+        return self.gamma if name == "gamma" else self.tensors()[name]
+
+    def zeros(self) -> dict[str, int]:
+        """How many of each of the ``factors`` are zero."""
+        return {name: int(is_zero(self.factor(name)).sum()) for name in self.factors}
+
+    def figures(self, loss: float) -> dict[str, float]:
+        """Its ``columns`` at the end of an epoch whose mean training loss is ``loss``."""
+        return {}
+
+    def split(self, flat: Tensor) -> tuple[Tensor, ...]:
+        """A vector as long as γ, cut into the batch norms' parts."""
+        return flat.split([w.numel() for w in self.weights])
+
+    def check_views(self) -> None:
+        """Raise RuntimeError if the model was moved, so that γ is its weights no more."""
+        if self.weights[0].data_ptr() != self.gamma.data_ptr():
+            raise RuntimeError("the model was moved after its method was made: make it again")
+
+    def on_gradient(self) -> None:
+        """After the backward pass, before the SGD step: may change the gradients."""
+
+    def on_step(self, alpha: float) -> None:
+        """After an SGD step with learning rate 1/``alpha``."""
+
+    def on_epoch(self, alpha: float) -> None:
+        """After the last step of an epoch."""
+
+    def solution(self) -> AbstractContextManager[None]:
+        """Within, the model has the weights that are tested and saved."""
+        return nullcontext()
+
+    def dead(self, optimizer: torch.optim.SGD, lr: float) -> Tensor:
+        """Which channels change nothing any more, bool [channels], at learning rates up to ``lr``.
+
+        None of them here: nothing holds a γ at 0.
+        """
+        return torch.zeros_like(self.gamma, dtype=torch.bool)
+
+    def warnings(self, schedule: Schedule, arch: str, depth: int) -> Iterable[str]:
+        """What to say before a training with this ``schedule`` of such a network."""
+        return ()
+
+    def set_(self, target: Tensor, value: Tensor) -> None:
+        """``target`` becomes ``value``, unless the training is halted."""
+        target.copy_(torch.where(self.halted > 0, target, value))
+
+
+def momentum_of(optimizer: torch.optim.SGD, parameters: Sequence[Tensor]) -> Tensor:
+    """The momentum buffers of ``parameters`` in one vector, 0 where there are none."""
+    buffers = [optimizer.state[p].get("momentum_buffer") for p in parameters]
+    pairs = zip(buffers, parameters, strict=True)
+    return torch.cat([torch.zeros_like(p) if b is None else b for b, p in pairs]).detach()
