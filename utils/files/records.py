@@ -31,21 +31,20 @@ def read(path: Path, needs: Iterable[str] = (), numbers: Iterable[str] = ()) -> 
     Every row has what it ``needs``, and what is in ``numbers`` is one or empty. Raises InputError
     when the file is not one of ours, or damaged.
     """
+    needs, numbers = tuple(needs), tuple(numbers)
     try:
-        rows = _parse(path, path.read_bytes())
+        rows = _parse(path, path.read_bytes(), (*needs, *numbers))
     except FileNotFoundError:
         return []
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error}): move it away") from None
     for number, row in enumerate(rows, 2):
         for column in dict.fromkeys((*needs, *numbers)):
-            cell = row.get(column)
-            if cell is None:
-                raise InputError(f"{path} is none of this program's: it has no column {column}")
-            if (column in needs and not cell) or (column in numbers and not _is_number(cell)):
+            empty = column in needs and not row[column]
+            if empty or (column in numbers and not _is_number(row[column])):
                 raise InputError(
-                    f"{path}, line {number}: {column} is {cell!r}; mend that line or move the file"
-                    " away"
+                    f"{path}, line {number}: {column} is {row[column]!r}; mend that line or move"
+                    " the file away"
                 )
     return rows
 
@@ -68,7 +67,7 @@ def append(path: Path, row: Mapping[str, object]) -> None:
         with _locked(path) as file:
             file.seek(0)
             content = file.read()
-            rows = _parse(path, content)
+            rows = _parse(path, content, list(row)[:1])
             whole = content.rfind(b"\n") + 1
             columns = list(dict.fromkeys([*_header(content), *row]))
             if whole and columns != _header(content):
@@ -105,15 +104,17 @@ def _header(content: bytes) -> list[str]:
     return next(csv.reader([line.decode().rstrip("\r")]), []) if end else []
 
 
-def _parse(path: Path, content: bytes) -> list[Row]:
-    """The rows in a file's ``content``."""
-    rows = []
+def _parse(path: Path, content: bytes, needs: Sequence[str]) -> list[Row]:
+    """The rows in a file's ``content``, which has the columns that it ``needs``."""
+    other, rows = f"{path} has other columns than this program writes", []
     try:
         header = _header(content)
         whole = content[: content.rfind(b"\n") + 1].decode()
         # Without a line end it may be a header that was cut off, or anything.
         if not re.fullmatch(rb"[a-z_,]*\r?", content.partition(b"\n")[0]):
-            raise InputError(f"{path} has other columns than this program writes: move it away")
+            raise InputError(f"{other}: move it away")
+        if missing := [column for column in needs if header and column not in header]:
+            raise InputError(f"{other} (it has no column {missing[0]}): move it away")
         reader = csv.reader(io.StringIO(whole, newline=""))
         next(reader, [])
         for values in filter(None, reader):
