@@ -165,6 +165,8 @@ def load(path: Path) -> Checkpoint:
     for key, value in ours.items():
         if not OURS[key](value):
             raise InputError(f"{path} is damaged: its {key} is not what it should be")
+    if ("precision" in ours) != ("channels_last" in ours):
+        raise InputError(f"{path} is damaged: it has only one of precision and channels_last")
     state = {key.removeprefix("module."): value for key, value in state.items()}
     try:
         network = restore(to_compact(state))
