@@ -17,7 +17,7 @@ import mutations
 import resnet_prune
 import vgg_prune
 from models import build_model, full_cfg
-from test_checkpoint import released_training_checkpoint
+from released import training_checkpoint
 from utils import arguments, export
 from utils.bench import __main__ as bench
 from utils.data import datasets
@@ -80,7 +80,7 @@ def make_goods(folder: Path, run: Callable[[str, list[str]], tuple[Any, str]]) -
         torch.save(content, path)
         path.with_name(path.name.replace("checkpoint", "model_best")).unlink()
     best = np.float64(0.5)
-    content = released_training_checkpoint(Path("released.pth"), "resnet", 11, best)
+    content = training_checkpoint(Path("released.pth"), "resnet", 11, best)
     mutations.old_format(Path("old.pth"), {k: v for k, v in content.items() if k != "names"})
 
 

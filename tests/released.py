@@ -4,9 +4,14 @@ Written from the description of their layout alone: batch norm at full width, th
 that ``select.indexes`` makes, ReLU, and a convolution with the kept inputs.
 """
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from models import build_model
+from utils.methods.base import batch_norms
 
 State = dict[str, Tensor]
 
@@ -95,3 +100,41 @@ def densenet(state: State, x: Tensor) -> Tensor:
 def _head(state: State, x: Tensor) -> Tensor:
     x = _select(state, "select", _norm(state, "bn", x))
     return F.linear(F.avg_pool2d(x, 8).flatten(1), state["fc.weight"], state["fc.bias"])
+
+
+def trained(arch: str, depth: int) -> nn.Module:
+    """A network of two classes with statistics, and a third of its channels dead."""
+    torch.manual_seed(0)
+    model = build_model(arch, depth, 2).eval()
+    with torch.no_grad():
+        for bn in batch_norms(model):
+            bn.weight.uniform_(0.5, 1)
+            bn.bias.uniform_(-0.2, 0.2)
+            bn.running_mean.normal_(0, 0.1)
+            bn.running_var.uniform_(0.5, 2)
+            dead = torch.rand(bn.num_features) < 1 / 3
+            bn.weight[dead] = 0
+            bn.bias[dead] = -0.1
+    return model
+
+
+def training_checkpoint(path: Path, arch: str, depth: int, best: object) -> dict:
+    """What the earlier main.py saves, data-parallel prefix and optimiser state included."""
+    model = trained(arch, depth)
+    state = add_indexes(model.state_dict())
+    names = [k for k in state if not k.endswith(("running_mean", "running_var", "batches_tracked"))]
+    torch.manual_seed(1)
+    buffers = {i: {"momentum_buffer": torch.randn_like(state[k])} for i, k in enumerate(names)
+               if not k.endswith("indexes")}  # fmt: skip
+    group = {"lr": 0.1, "momentum": 0.9, "dampening": 0, "weight_decay": 1e-4, "nesterov": False}
+    content = {
+        "epoch": 1,
+        "state_dict": {f"module.{key}": value for key, value in state.items()},
+        "best_prec1": best,
+        "optimizer": {
+            "state": buffers,
+            "param_groups": [{**group, "params": list(range(len(names)))}],
+        },
+    }
+    torch.save(content, path)
+    return {**content, "state_dict": state, "names": names}

@@ -53,7 +53,7 @@ def test_its_tensors_are_part_of_what_a_step_changes(tmp_path):
     code = """
 import sys; sys.path[:0] = ["tests"]
 import toy, torch
-from test_training import make_step
+from steps import make_step
 step = make_step(method=lambda model: toy.Toy(model, 0.1))
 known = {x.data_ptr() for x in step.state()}
 assert step.method.count.data_ptr() in known

@@ -52,8 +52,8 @@ def test_the_pictures_are_the_known_ones() -> None:
 
 def test_same_bits_in_a_fresh_process() -> None:
     np.random.seed(7)  # The global state must not matter.
-    code = "from tests.test_shapes import digest; print(digest(450, 3))"
-    root = Path(__file__).parent.parent
+    code = "from tests.data.test_shapes import digest; print(digest(450, 3))"
+    root = Path(__file__).parents[2]
     fresh = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )

@@ -1,7 +1,6 @@
 """Checkpoints of the earlier programs load, prune and resume; ours say all it takes to go on."""
 
 import importlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,48 +13,9 @@ from models import build_model
 from utils import console
 from utils.files import checkpoint
 from utils.files.layouts import to_released
-from utils.methods.base import batch_norms
 
 NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 10)]
 x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-def trained(arch: str, depth: int) -> nn.Module:
-    """A network of two classes with statistics, and a third of its channels dead."""
-    torch.manual_seed(0)
-    model = build_model(arch, depth, 2).eval()
-    with torch.no_grad():
-        for bn in batch_norms(model):
-            bn.weight.uniform_(0.5, 1)
-            bn.bias.uniform_(-0.2, 0.2)
-            bn.running_mean.normal_(0, 0.1)
-            bn.running_var.uniform_(0.5, 2)
-            dead = torch.rand(bn.num_features) < 1 / 3
-            bn.weight[dead] = 0
-            bn.bias[dead] = -0.1
-    return model
-
-
-def released_training_checkpoint(path: Path, arch: str, depth: int, best: object) -> dict:
-    """What the earlier main.py saves, data-parallel prefix and optimiser state included."""
-    model = trained(arch, depth)
-    state = released.add_indexes(model.state_dict())
-    names = [k for k in state if not k.endswith(("running_mean", "running_var", "batches_tracked"))]
-    torch.manual_seed(1)
-    buffers = {i: {"momentum_buffer": torch.randn_like(state[k])} for i, k in enumerate(names)
-               if not k.endswith("indexes")}  # fmt: skip
-    group = {"lr": 0.1, "momentum": 0.9, "dampening": 0, "weight_decay": 1e-4, "nesterov": False}
-    content = {
-        "epoch": 1,
-        "state_dict": {f"module.{key}": value for key, value in state.items()},
-        "best_prec1": best,
-        "optimizer": {
-            "state": buffers,
-            "param_groups": [{**group, "params": list(range(len(names)))}],
-        },
-    }
-    torch.save(content, path)
-    return {**content, "state_dict": state, "names": names}
 
 
 @pytest.mark.parametrize(("arch", "depth"), NETWORKS)
@@ -63,7 +23,7 @@ def test_a_released_checkpoint_prunes_and_its_slim_twin_gives_the_same_answers(
     arch, depth, tmp_path, pictures
 ):
     path = tmp_path / f"net_{arch}_{depth}_foldercheckpoint.pth.tar"
-    content = released_training_checkpoint(path, arch, depth, torch.tensor(0.5))
+    content = released.training_checkpoint(path, arch, depth, torch.tensor(0.5))
     command = importlib.import_module(f"{arch}_prune").main
     data = ["--dataset", "folder", "--data", str(pictures)]
     assert console.run(command, ["--model", str(path), *data, "--name", "small_"]) == 0
@@ -78,7 +38,7 @@ def test_a_released_checkpoint_prunes_and_its_slim_twin_gives_the_same_answers(
 
 @pytest.mark.parametrize(("arch", "depth"), NETWORKS[1:])
 def test_a_released_slim_checkpoint_loads_in_the_compact_layout(arch, depth, tmp_path):
-    state = released.add_indexes(trained(arch, depth).state_dict())
+    state = released.add_indexes(released.trained(arch, depth).state_dict())
     torch.manual_seed(2)
     for key in [key for key in state if key.endswith("select.indexes")]:
         indexes = (torch.rand(len(state[key])) < 0.5).float()
@@ -108,7 +68,7 @@ def test_a_released_slim_checkpoint_loads_in_the_compact_layout(arch, depth, tmp
 def test_a_released_optimiser_state_finds_its_parameters(arch, depth, tmp_path):
     """Selections are numbered among the parameters there, and have no state."""
     path = tmp_path / "c.pth.tar"
-    content = released_training_checkpoint(path, arch, depth, 0.5)
+    content = released.training_checkpoint(path, arch, depth, 0.5)
     loaded = checkpoint.load(path)
     network, buffers = loaded.network, loaded.momentum
     assert buffers.keys() == {name for name, _ in network.model.named_parameters()}
@@ -120,7 +80,7 @@ def test_a_released_optimiser_state_finds_its_parameters(arch, depth, tmp_path):
 @pytest.mark.parametrize("best", [0.5, torch.tensor(0.5), np.float64(0.5), np.float32(0.5)])
 def test_a_released_run_resumes(best, tmp_path, pictures, capsys):
     path = tmp_path / "released.pth.tar"
-    released_training_checkpoint(path, "vgg", 11, best)
+    released.training_checkpoint(path, "vgg", 11, best)
     flags = ["--dataset", "folder", "--data", str(pictures), "--save", str(tmp_path)]
     argv = ["-sr", "--resume", str(path), "--epochs", "2", "--precision", "fp32", "--no-cuda"]
     assert console.run(main.main, [*argv, *flags]) == 0

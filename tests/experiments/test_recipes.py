@@ -28,7 +28,7 @@ from utils.methods.slimming import shrinkage
 from utils.paper.settings import recipe, schedule
 from utils.reports import results
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def command(*arguments: object) -> int | str | None:

@@ -15,7 +15,7 @@ from utils.paper.published import TABLES, numbers
 from utils.paper.settings import recipe
 from utils.reports import tables
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAPERS = [os.environ.get("PAPER_TEXT"), *(ROOT / "../shared/seeds").glob("004_*.txt")]
 PAPER = next((Path(path) for path in PAPERS if path), None)
 VGG = {"s": 0.0045, "beta": 100.0}
