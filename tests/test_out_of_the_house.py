@@ -71,15 +71,6 @@ def test_a_checkpoint_without_normalisation_says_so(checkpoint, tmp_path, capsys
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-def test_slim_networks_train_as_one_graph(checkpoint):
-    """Nothing in a slim network's forward breaks the graph that torch.compile takes."""
-    _, model, _ = checkpoint
-    compiled = torch.compile(model.train(), backend="aot_eager", fullgraph=True)
-    x = torch.randn(2, 3, 32, 32)
-    compiled(x).square().sum().backward()
-    assert all(p.grad is not None for p in model.parameters())
-
-
 def test_bench_prints_speed_beside_flops(checkpoint, tmp_path, capsys):
     path, *_ = checkpoint
     argv = ["--compare", str(path), str(path), "--batch-size", "2", "--repeats", "2", "--no-cuda"]
