@@ -5,15 +5,12 @@ channels, one proximal update per layer with a round trip through the host, and 
 gradient-tracking pass over the training set for its loss.
 """
 
-import math
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 from torchvision import transforms
 
 from models import SIZE, build_model
@@ -21,38 +18,32 @@ from models.channel_selection import ChannelSelection
 from utils.data.batches import PAD
 from utils.data.datasets import Dataset
 from utils.methods.base import batch_norms
-from utils.paper.settings import LEARNING_RATE, recipe
+from utils.paper.settings import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, recipe
 
 
-class PictureList(torch.utils.data.Dataset):
-    """Training pictures as torchvision's data sets give them: PIL, transformed one by one."""
+def pictures(data: Dataset, batch_size: int, on_gpu: bool) -> DataLoader:
+    """Training batches of PIL pictures, transformed one by one as torchvision's data sets do."""
+    augment = [transforms.RandomCrop(SIZE, padding=PAD), transforms.RandomHorizontalFlip()]
+    to_input = [transforms.ToTensor(), transforms.Normalize(data.mean, data.std)]
+    transform = transforms.Compose([*(augment if data.augment else []), *to_input])
 
-    def __init__(self, data: Dataset) -> None:
-        self.images, self.labels = data.train.images.numpy(), data.train.labels.tolist()
-        augment = [transforms.RandomCrop(SIZE, padding=PAD), transforms.RandomHorizontalFlip()]
-        self.transform = transforms.Compose(
-            [
-                *(augment if data.augment else []),
-                transforms.ToTensor(),
-                transforms.Normalize(data.mean, data.std),
-            ]
-        )
+    def batch(picked: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        return default_collate([(transform(Image.fromarray(x.numpy())), y) for x, y in picked])
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        return self.transform(Image.fromarray(self.images[i])), self.labels[i]
+    return DataLoader(
+        TensorDataset(data.train.images, data.train.labels),
+        batch_size,
+        shuffle=True,
+        collate_fn=batch,
+        num_workers=int(on_gpu),
+        pin_memory=on_gpu,
+        persistent_workers=on_gpu,
+    )
 
 
-def gather(layer: ChannelSelection) -> None:
-    """Make ``layer`` gather all its channels, after asking on the host which they are."""
-    layer.register_buffer("ones", torch.ones(layer.channels), persistent=False)
-
-    def select(layer: nn.Module, _: object, x: Tensor) -> Tensor:
-        return x[:, np.flatnonzero(layer.ones.cpu().numpy())]
-
-    layer.register_forward_hook(select)
+def gather(layer: nn.Module, _: object, x: Tensor) -> Tensor:
+    """A selection layer's output: all its channels, after asking on the host which they are."""
+    return x[:, np.flatnonzero(layer.get_buffer("ones").cpu().numpy())]
 
 
 class Reference:
@@ -64,42 +55,31 @@ class Reference:
         self.model = build_model(arch, depth, len(data.classes))
         for layer in self.model.modules():
             if isinstance(layer, ChannelSelection):
-                gather(layer)
+                layer.register_buffer("ones", torch.ones(layer.channels), persistent=False)
+                layer.register_forward_hook(gather)
         self.model.to(device)
         self.paper, self.device = recipe(arch, depth), device
-        on_gpu = device.type == "cuda"
         torch.backends.cudnn.allow_tf32 = True  # as torch has it unless told otherwise
-        self.loader = DataLoader(
-            PictureList(data),
-            batch_size,
-            shuffle=True,
-            num_workers=int(on_gpu),
-            pin_memory=on_gpu,
-            persistent_workers=on_gpu,
-        )
+        self.loader, self.count = pictures(data, batch_size, device.type == "cuda"), len(data.train)
+        weights, norms = self.model.parameters(), batch_norms(self.model)
         self.optimizer = torch.optim.SGD(
-            self.model.parameters(), LEARNING_RATE, momentum=0.9, weight_decay=1e-4
+            weights, LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY
         )
-        norms = batch_norms(self.model)
         self.xi = [torch.empty(len(bn.weight)).uniform_(0.47, 0.53) for bn in norms]
-        self.loss = math.nan
 
-    def epoch(self) -> None:
+    def epoch(self) -> float:
         """Train on every picture, then compute the loss on every picture."""
         self.model.train()
-        for images, labels in self._batches():
+        for images, labels in self.loader:
             self.optimizer.zero_grad()
-            F.cross_entropy(self.model(images), labels).backward()
+            self._loss(images, labels).backward()
             self.optimizer.step()
             self._proximal_update(1 / LEARNING_RATE)
-        total = 0.0
-        for images, labels in self._batches():
-            total += F.cross_entropy(self.model(images), labels).item() * len(labels)
-        self.loss = total / len(self.loader.dataset)
+        losses = (self._loss(x, labels).item() * len(labels) for x, labels in self.loader)
+        return sum(losses) / self.count
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in self.loader:
-            yield images.to(self.device), labels.to(self.device)
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(self.model(images.to(self.device)), labels.to(self.device))
 
     def _proximal_update(self, alpha: float) -> None:
         beta = self.paper.beta

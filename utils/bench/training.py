@@ -1,0 +1,176 @@
+"""Epochs of this program and of the reference in turn, each in a process and memory of its own."""
+
+import argparse
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from main import alternate, fresh
+from models import full_cfg
+from utils.bench.released import Reference
+from utils.bench.timing import in_turn, quartiles, seconds, timed
+from utils.console import InputError
+from utils.data.batches import Batches
+from utils.data.datasets import Dataset, Pictures, load
+from utils.device import fastest, pick_device
+from utils.files.names import Files
+from utils.flags.settings import Settings
+from utils.methods import METHODS
+from utils.paper.settings import BATCH_SIZE
+from utils.training.group import ALONE
+from utils.training.run import Run
+from utils.training.step import evaluate
+
+
+class Ours:
+    """This program's training, as ``main.py`` builds it."""
+
+    def __init__(
+        self, arch: str, depth: int, data: Dataset, batch_size: int, device: torch.device
+    ) -> None:
+        method = next(m.name for m in METHODS.values() if m.prunes())
+        known = {"arch": arch, "depth": depth, "batch_size": batch_size, "method": method}
+        settings, files = Settings.of(known), Files(Path(), "bench")
+        network, batches = fresh(settings, data), Batches(data, "train", batch_size, device)
+        self.tests = Batches(data, "test", 256, device)
+        self.first = batches.cut(batches.order(0)[0])
+        execution = fastest(network.model, *self.first, device, settings.precision)
+        graphs = device.type == "cuda"
+        self.run = Run(settings, files, network, data, batches, execution, ALONE, alternate, graphs)
+
+    def epoch(self) -> None:
+        """Train on every picture, and make up a line of the log."""
+        run, step = self.run, self.run.step
+        before = step.z()
+        step.begin(run.lr(0))
+        order = step.batches.order(run.epoch)
+        for where in order:
+            step.launch(where)
+        step.check(order)
+        self.line = (step.method.figures(step.tally.mean_loss()), step.change(before), run.zeros())
+        run.epoch += 1
+
+    def figures(self) -> dict[str, Any]:
+        """Beside the epoch: seconds of a test pass and of the method's update, FLOPs of a picture.
+
+        And the precision, with the FLOP/s of a large matrix product in it: the machine's ``peak``.
+        """
+        how, step = self.run.execution, self.run.step
+        images, labels = self.first
+        with FlopCounterMode(display=False) as counter:
+            F.cross_entropy(how.logits(step.model, images), labels).backward()
+        size = 4096 if how.device.type == "cuda" else 2048
+        dtype = torch.bfloat16 if how.precision == "bf16" else torch.float32
+        a, b = torch.randn(2, size, size, device=how.device).to(dtype)
+        return {
+            "precision": how.precision + (", channels last" * how.channels_last),
+            "test": timed(lambda: evaluate(step.model, self.tests, how), how.device, 1),
+            "update": timed(lambda: step.method.on_step(10.0), how.device, 200),
+            "flops": counter.get_total_flops() / len(labels),
+            "peak": 2 * size**3 / timed(lambda: a @ b, how.device, 5),
+        }
+
+
+def train(args: argparse.Namespace, device: torch.device, machine: str) -> None:
+    """Print a row per network: seconds per epoch, this program's and the reference's."""
+    networks = []
+    for name in args.networks:
+        arch, _, depth = name.partition("-")
+        try:
+            full_cfg(arch, int(depth))
+        except ValueError as error:
+            raise InputError(f"--networks {name}: give ARCH-DEPTH, as vgg-19 ({error})") from None
+        networks.append((arch, int(depth)))
+    data = load(vars(args))
+    count, repeats = len(data.train), args.repeats or 5
+    data = replace(data, test=Pictures(data.test.images[:count], data.test.labels[:count]))
+    print(
+        f"{machine}\n{count} pictures of {args.dataset}; seconds of a training epoch, medians of"
+        f" {repeats}; ratio with its quartiles; a test pass of {len(data.test)} pictures\n"
+        "reference: float32, PIL transforms in the training process (on a GPU in one worker),"
+        " selection layers that gather, the proximal update layer by layer through the host, a"
+        " second pass for the loss\n"
+        "| network | batch | precision | reference, s | here, s | ratio | pictures/s | test pass, s"
+        " | proximal update | GFLOP/s | of peak | peak memory, reference and here |\n"
+        f"|{' --- |' * 12}",
+        flush=True,
+    )
+    for (arch, depth), batch_size in product(networks, args.batch_size or [BATCH_SIZE]):
+        setting = (arch, depth, data, batch_size, device)
+        with _beside(Ours, *setting) as here, _beside(Reference, *setting) as there:
+            ours, theirs = in_turn([partial(side, "epoch") for side in (here, there)], repeats)
+            memory = [side("memory") / 2**20 for side in (here, there)]
+            figures = here("figures")
+        low, ratio, high = quartiles(theirs, ours)
+        epoch, steps = median(ours), -(-count // batch_size)
+        flops = figures["flops"] * count / epoch
+        print(
+            f"| {arch}-{depth} | {batch_size} | {figures['precision']}"
+            f" | {median(theirs):.2f} | {epoch:.2f} | {ratio:.2f} ({low:.2f} to {high:.2f})"
+            f" | {count / epoch:.0f} | {figures['test']:.2f}"
+            f" | {100 * figures['update'] * steps / epoch:.2f} % | {flops / 1e9:.0f}"
+            f" | {100 * flops / figures['peak']:.0f} % | {memory[1]:.0f} and {memory[0]:.0f} MiB |",
+            flush=True,
+        )
+
+
+@contextmanager
+def _beside(side: type, *setting: Any) -> Iterator[Callable[[str], Any]]:
+    """Within, one of the two in a process and memory of its own, idle unless asked."""
+    context = get_context("spawn")
+    connection, other = context.Pipe()
+    process = context.Process(target=_serve, args=(other, side, *setting))
+    process.start()
+    other.close()  # the process has its own
+
+    def ask(what: str) -> Any:
+        try:
+            connection.send(what)
+            answer = connection.recv()
+        except (EOFError, OSError):
+            answer = "its process is gone"
+        if isinstance(answer, str):
+            raise InputError(f"the benchmark stopped: {answer}")
+        return answer
+
+    try:
+        ask("memory")  # it is there: what it measures of itself, it has measured alone
+        yield ask
+    finally:
+        connection.close()
+        process.join()
+
+
+def _serve(connection: Connection, side: type, *setting: Any) -> None:
+    """Answer seconds of an epoch, bytes of memory at their peak, or other figures."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the asking process ends, and this one with it
+    try:
+        device = pick_device(setting[-1].type == "cpu")
+        subject: Any = side(*setting)
+        while True:
+            what = connection.recv()
+            if what == "epoch":
+                connection.send(seconds(subject.epoch, device))
+            elif what == "figures":
+                connection.send(subject.figures())
+            elif device.type == "cuda":
+                connection.send(torch.cuda.max_memory_allocated())
+            else:  # KiB on Linux
+                connection.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    except (EOFError, BrokenPipeError):  # nothing more is asked
+        return
+    except Exception as error:  # of all kinds: it is said by the process that asks
+        connection.send(" ".join(str(error).split()) or type(error).__name__)
