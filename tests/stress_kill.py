@@ -15,9 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 from conftest import draw_pictures  # noqa: E402
-from runs import QUICK, assert_same_run, dies_at, kill_and_resume, train  # noqa: E402
-
-FLAGS = ["--arch", "resnet", "--depth", "11", "-sr", "--s", "1", "--beta", "100"]
+from runs import DYING, QUICK, assert_same_run, dies_at, kill_and_resume, train  # noqa: E402
 
 
 def main() -> None:
@@ -35,10 +33,10 @@ def main() -> None:
         for part in range(0, at_random, 10):
             own = folder / str(part)
             count = min(10, at_random - part)
-            kill_and_resume(own, pictures, [*FLAGS, "--epochs", "40"], count, moments)
+            kill_and_resume(own, pictures, DYING, count, moments)
             print(f"{part + count} kills at random moments", flush=True)
         whole, killed, call = folder / "whole", 0, 0
-        flags = [*FLAGS, "--epochs", "3"]
+        flags = [*DYING, "--epochs", "3"]
         assert train(whole, pictures, *flags) == 0
         while killed < args.kills - at_random:
             call += 1

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from models import build_model, full_cfg
 from models.surgery import norms, put_back, slim, whereabouts
-from runs import assert_same_run, kill_and_resume, rows, start, train
+from runs import DYING, assert_same_run, kill_and_resume, rows, start, train
 from utils.data.batches import Batches
 from utils.data.datasets import load_dataset
 from utils.files import checkpoint
@@ -26,10 +26,6 @@ from utils.methods.slimming import ProximalSlimming
 from utils.training.cutting import worth_cutting
 
 NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 10)]
-# Channels die in the first epochs: so large a λ brings ξ to 0 in a few of an epoch's four steps,
-# and with little momentum γ follows within some dozen.
-DYING = ["-sr", "--arch", "resnet", "--depth", "11", "--s", "6", "--beta", "30"]
-DYING += ["--momentum", "0.3", "--epochs", "60"]
 
 
 LR = 0.02
