@@ -1,5 +1,6 @@
 """A training run: its step, its cuts, and what it keeps on disk."""
 
+import math
 import platform
 import shlex
 import subprocess
@@ -138,7 +139,7 @@ class Run:
     def check(self, test_loss: float) -> None:
         """Raise Diverged if the epoch's end is not fit to be saved, Lost if processes disagree."""
         method = self.step.method
-        if not torch.tensor(test_loss).isfinite():
+        if not math.isfinite(test_loss):
             raise Diverged("the test loss is not finite")
         if not self.group.agree([self.cut, method.gamma, *method.tensors().values()]):
             raise Lost(
