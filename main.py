@@ -59,7 +59,7 @@ def train(run: Run, test_batch_size: int, log_interval: int, argv: Sequence[str]
                 len(order),
                 f"epoch {epoch + 1}/{s.epochs}",
                 log_interval,
-                lambda tally=step.tally: f"{tally}, {zeros(run)}",
+                lambda: f"{run.step.tally}, {zeros(run)}",
                 epochs_left=s.epochs - epoch - 1,
             )
             start, z = time.perf_counter(), step.z()

@@ -62,6 +62,7 @@ run_tests() {
     python_with requirements-dev.txt
     "$PYTHON" -m ruff check .
     "$PYTHON" -m ruff format --check .
+    "$PYTHON" -m mypy
     "$PYTHON" -m pytest "$@"
 }
 

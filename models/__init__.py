@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from models import densenet, resnet, vgg
 from models.channel_selection import ChannelSelection
+from models.surgery import Slimmable
 from models.vgg import SIZE
 
 __all__ = [
@@ -36,7 +37,7 @@ def full_cfg(arch: str, depth: int) -> list[int | str]:
 
 def build_model(
     arch: str, depth: int, num_classes: int, cfg: Sequence[int | str] | None = None
-) -> nn.Module:
+) -> Slimmable:
     """Build a freshly initialised network that maps [n, 3, 32, 32] to [n, num_classes] logits.
 
     ``cfg`` counts the kept channels of every batch norm (default: all, :func:`full_cfg`). Initial
@@ -47,7 +48,7 @@ def build_model(
     full = full_cfg(arch, depth)
     cfg = full if cfg is None else list(cfg)
     fits = len(cfg) == len(full) and all(
-        kept == width if width == "M" else type(kept) is int and 1 <= kept <= width
+        kept == width if isinstance(width, str) else type(kept) is int and 1 <= kept <= width
         for kept, width in zip(cfg, full, strict=False)
     )
     if not fits:
@@ -58,11 +59,10 @@ def build_model(
     if num_classes < 1:
         raise ValueError(f"a classifier needs at least one class, not {num_classes}")
     if arch == "vgg":
-        model = vgg.VGG(num_classes, cfg)
-    elif arch == "resnet":
-        model = resnet.ResNet(depth, num_classes, cfg)
+        model: Slimmable = vgg.VGG(num_classes, cfg)
     else:
-        model = densenet.DenseNet(depth, num_classes, cfg)
+        network = resnet.ResNet if arch == "resnet" else densenet.DenseNet
+        model = network(num_classes, [width for width in cfg if isinstance(width, int)])
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             k_h, k_w = module.kernel_size
@@ -76,7 +76,7 @@ def build_model(
 class Network:
     """A network and the words that build it again."""
 
-    model: nn.Module
+    model: Slimmable
     arch: str
     depth: int
     num_classes: int

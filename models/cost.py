@@ -42,8 +42,8 @@ def cost(model: nn.Module) -> Cost:
                 extra_flops += 2 * output.numel()
             case nn.ReLU():
                 extra_flops += output.numel()
-            case nn.MaxPool2d() | nn.AvgPool2d():
-                extra_flops += output.numel() * module.kernel_size**2
+            case nn.MaxPool2d(kernel_size=int(k)) | nn.AvgPool2d(kernel_size=int(k)):
+                extra_flops += output.numel() * k**2
             case ChannelSelection():
                 removed = inputs[0].numel() - output.numel()
                 extra_flops += 2 * removed

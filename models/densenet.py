@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.channel_selection import ChannelSelection
-from models.surgery import State, Wiring, offset
+from models.surgery import Slimmable, State, Wiring, offset
 
 GROWTH = 12
 STEM = 2 * GROWTH
@@ -52,23 +52,23 @@ class Transition(nn.Module):
         return F.avg_pool2d(self.conv1(self.relu(self.bn1(self.select(x)))), 2)
 
 
-class DenseNet(nn.Module):
+class DenseNet(Slimmable):
     """[n, 3, 32, 32] pictures to [n, num_classes] logits; ``cfg`` as from :func:`full_cfg`."""
 
-    def __init__(self, depth: int, num_classes: int, cfg: Sequence[int]) -> None:
+    def __init__(self, num_classes: int, cfg: Sequence[int]) -> None:
         super().__init__()
-        layers = (depth - 4) // 3
-        kept = iter(cfg)
-        width = STEM
+        layers, kept, width = len(cfg) // 3 - 1, iter(cfg), STEM
+        parts: list[nn.Module] = []
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         for block in (1, 2, 3):
             dense = nn.Sequential()
             for _ in range(layers):
                 dense.append(DenseLayer(width, next(kept)))
                 width += GROWTH
-            self.add_module(f"dense{block}", dense)
+            parts.append(dense)
             if block < 3:
-                self.add_module(f"trans{block}", Transition(width, next(kept)))
+                parts.append(Transition(width, next(kept)))
+        self.dense1, self.trans1, self.dense2, self.trans2, self.dense3 = parts
         self.bn = nn.BatchNorm2d(cfg[-1])
         self.select = ChannelSelection(width, cfg[-1])
         self.relu = nn.ReLU(inplace=True)
@@ -105,4 +105,4 @@ class DenseNet(nn.Module):
         return {**offsets, "fc.bias": self.fc.weight @ emitted["bn"]}
 
     def narrowed(self, widths: Sequence[int]) -> "DenseNet":
-        return DenseNet(3 * len(self.dense1) + 4, self.fc.out_features, widths)
+        return DenseNet(self.fc.out_features, widths)

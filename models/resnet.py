@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import Tensor, nn
 
 from models.channel_selection import ChannelSelection
-from models.surgery import State, Wiring, offset
+from models.surgery import Slimmable, State, Wiring, offset
 
 EXPANSION = 4
 PLANES = (16, 32, 64)
@@ -57,22 +57,21 @@ class Bottleneck(nn.Module):
         return out + (x if self.downsample is None else self.downsample(x))
 
 
-class ResNet(nn.Module):
+class ResNet(Slimmable):
     """[n, 3, 32, 32] pictures to [n, num_classes] logits; ``cfg`` as from :func:`full_cfg`."""
 
-    def __init__(self, depth: int, num_classes: int, cfg: Sequence[int]) -> None:
+    def __init__(self, num_classes: int, cfg: Sequence[int]) -> None:
         super().__init__()
-        blocks = (depth - 2) // 9
+        blocks = len(cfg) // 9
         self.conv1 = nn.Conv2d(3, PLANES[0], 3, padding=1, bias=False)
         width = PLANES[0]
-        for stage, planes in enumerate(PLANES):
-            layer = nn.Sequential()
-            for i in range(blocks):
-                at = 3 * (stage * blocks + i)
-                stride = 2 if stage > 0 and i == 0 else 1
-                layer.append(Bottleneck(width, planes, stride, cfg[at : at + 3]))
-                width = planes * EXPANSION
-            self.add_module(f"layer{stage + 1}", layer)
+        layers = [nn.Sequential() for _ in PLANES]
+        for i in range(3 * blocks):
+            planes = PLANES[i // blocks]
+            stride = 2 if i in (blocks, 2 * blocks) else 1
+            layers[i // blocks].append(Bottleneck(width, planes, stride, cfg[3 * i : 3 * i + 3]))
+            width = planes * EXPANSION
+        self.layer1, self.layer2, self.layer3 = layers
         self.bn = nn.BatchNorm2d(cfg[-1])
         self.select = ChannelSelection(width, cfg[-1])
         self.relu = nn.ReLU(inplace=True)
@@ -110,11 +109,11 @@ class ResNet(nn.Module):
             offsets[f"{bn1}.running_mean"] = -missing[block.select.positions()]
             offsets[f"{bn2}.running_mean"] = -offset(block.conv1, emitted[bn1])
             offsets[f"{bn3}.running_mean"] = -offset(block.conv2, emitted[bn2])
-            if block.downsample is not None:
-                missing = offset(block.downsample[0], missing)
+            if block.downsample and isinstance(conv := block.downsample[0], nn.Conv2d):
+                missing = offset(conv, missing)
             missing = missing + offset(block.conv3, emitted[bn3])
         offsets["bn.running_mean"] = -missing[self.select.positions()]
         return {**offsets, "fc.bias": self.fc.weight @ emitted["bn"]}
 
     def narrowed(self, widths: Sequence[int]) -> "ResNet":
-        return ResNet(9 * len(self.layer1) + 2, self.fc.out_features, widths)
+        return ResNet(self.fc.out_features, widths)

@@ -5,7 +5,6 @@ All that must follow when channels go comes from there: which rows and columns o
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +13,17 @@ from models.channel_selection import ChannelSelection
 
 Wiring = dict[str, tuple[str | None, str | None]]
 State = dict[str, Tensor]
-Slimmable = TypeVar("Slimmable", bound="HasWiring")
 
 
-class HasWiring(Protocol):
-    """What a network must know of itself for its channels to be cut."""
+class Slimmable(nn.Module):
+    """A network that knows of itself what it takes to cut its channels."""
 
     def wiring(self) -> Wiring:
         """Of every layer but batch norms: the one whose channels it writes, and reads (or None).
 
         A selection writes the channels of the batch norm behind it.
         """
+        raise NotImplementedError
 
     def offsets(self, emitted: Mapping[str, Tensor]) -> State:
         """What to add to entries of the state dict so that ``emitted`` constants are still felt.
@@ -32,9 +31,11 @@ class HasWiring(Protocol):
         ``emitted`` has for every batch norm what its removed channels give behind their ReLU: 0 for
         those that stay, [channels].
         """
+        raise NotImplementedError
 
-    def narrowed(self, widths: Sequence[int]) -> Any:
+    def narrowed(self, widths: Sequence[int]) -> "Slimmable":
         """A fresh network of this shape, whose batch norms have these ``widths``."""
+        raise NotImplementedError
 
 
 def norms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
@@ -42,7 +43,7 @@ def norms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
     return {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
 
 
-def whereabouts(model: Any, masks: Sequence[Tensor]) -> dict[str, tuple]:
+def whereabouts(model: Slimmable, masks: Sequence[Tensor]) -> dict[str, tuple]:
     """Of every parameter and buffer, the index of what stays in it: ``tensor[index]``.
 
     ``masks`` has one bool tensor per batch norm, True where a channel is kept. The index serves for
@@ -54,15 +55,15 @@ def whereabouts(model: Any, masks: Sequence[Tensor]) -> dict[str, tuple]:
     for name, (writes, reads) in wiring.items():
         layer = model.get_submodule(name)
         for key, tensor in layer.state_dict().items():
-            rows = kept.get(writes) if tensor.dim() > 0 else None
-            columns = kept.get(reads) if tensor.dim() > 1 else None
+            rows = kept[writes] if writes and tensor.dim() > 0 else None
+            columns = kept[reads] if reads and tensor.dim() > 1 else None
             if rows is not None and columns is not None:
                 index[f"{name}.{key}"] = (rows[:, None], columns)
             elif columns is not None:
                 index[f"{name}.{key}"] = (slice(None), columns)
             else:
                 index[f"{name}.{key}"] = (... if rows is None else rows,)
-        if isinstance(layer, ChannelSelection):
+        if isinstance(layer, ChannelSelection) and writes:
             index[f"{name}.index"] = (kept[writes],)
     return index
 

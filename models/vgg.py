@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.surgery import State, Wiring, offset
+from models.surgery import Slimmable, State, Wiring, offset
 
 SIZE = 32  # pixels of a picture's side
 M = "M"  # a 2×2 max-pool
@@ -24,7 +24,7 @@ def full_cfg(depth: int) -> list[int | str]:
     return list(WIDTHS[depth])
 
 
-class VGG(nn.Module):
+class VGG(Slimmable):
     """Convolution, batch norm, ReLU; [n, 3, 32, 32] pictures to [n, num_classes] logits.
 
     ``cfg`` has one width per convolution and ``'M'`` per max-pool, as :func:`full_cfg` does.
@@ -35,7 +35,7 @@ class VGG(nn.Module):
         layers: list[nn.Module] = []
         width = 3
         for out in cfg:
-            if out == M:
+            if isinstance(out, str):
                 layers.append(nn.MaxPool2d(2))
             else:
                 layers += [

@@ -4,7 +4,7 @@ import argparse
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, NoReturn
 
 from utils.console import printable
@@ -29,6 +29,7 @@ class Flag:
     help: str | None = None
     type: Callable[[str], Any] = str
     default: Any = None  # or a function of the architecture and the depth
+    _: KW_ONLY
     choices: tuple[str, ...] | None = None
     metavar: str | tuple[str, ...] | None = None
     nargs: int | None = None

@@ -28,7 +28,7 @@ class Execution:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def place(self, model: nn.Module) -> nn.Module:
-        return model.to(self.device, memory_format=self.memory_format)
+        return model.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
         """``model``'s answers in this precision and memory format, as float32 [n, classes]."""

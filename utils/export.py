@@ -28,8 +28,8 @@ class Normalised(nn.Module):
     def __init__(self, model: nn.Module, mean: list[float], std: list[float]) -> None:
         super().__init__()
         self.model = model
-        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
-        self.register_buffer("std", torch.tensor(std)[:, None, None])
+        self.mean = nn.Buffer(torch.tensor(mean)[:, None, None])
+        self.std = nn.Buffer(torch.tensor(std)[:, None, None])
 
     def forward(self, pictures: Tensor) -> Tensor:
         return self.model((pictures - self.mean) / self.std)
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     check_writable(output.parent)
     known = {"classes": given.classes, "mean": given.mean, "std": given.std}
     metadata: dict[str, Any] = {key: value for key, value in known.items() if value is not None}
-    model = given.network.model.eval()
+    model: nn.Module = given.network.model.eval()
     if not args.normalised:
         if given.mean is None or given.std is None:
             raise InputError(

@@ -59,7 +59,7 @@ class Dataset:
         """CRC-32 of all pictures and labels: what tells one set of pictures from another."""
         crc = 0
         for part in (self.train, self.test):
-            crc = zlib.crc32(part.labels.numpy(), zlib.crc32(part.images.numpy(), crc))
+            crc = zlib.crc32(part.labels.numpy().data, zlib.crc32(part.images.numpy().data, crc))
         return crc
 
 
@@ -144,7 +144,8 @@ def _torchvision(name: str, folder: Path | None) -> Dataset:
             parts = [get(split=split) for split in ("train", "extra", "test")]
             classes = tuple("0123456789")
             arrays = [(x.data.transpose(0, 2, 3, 1), np.asarray(x.labels)) for x in parts]
-            arrays = [tuple(map(np.concatenate, zip(*arrays[:2], strict=True))), arrays[2]]
+            images, labels = map(np.concatenate, zip(*arrays[:2], strict=True))
+            arrays = [(images, labels), arrays[2]]
         else:
             parts = [get(train=train) for train in (True, False)]
             classes = tuple(parts[0].classes)

@@ -10,13 +10,12 @@ programs read as well.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from models import ChannelSelection
-from models.surgery import State
+from models.surgery import Slimmable, State
 
 # A batch norm's entries, and what a removed channel has there in the released layout.
 REMOVED = {"weight": 0.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
@@ -50,7 +49,7 @@ def to_compact(state: Mapping[str, Tensor]) -> State:
     return compact
 
 
-def to_released(state: Mapping[str, Tensor], model: Any) -> State:
+def to_released(state: Mapping[str, Tensor], model: Slimmable) -> State:
     """``state``, a state dict of ``model``'s in the compact layout, in the released one."""
     wiring = model.wiring()
     released = {key: value for key, value in state.items() if not key.endswith("select.index")}

@@ -17,11 +17,6 @@ from typing import BinaryIO
 from utils.atomic import replacing
 from utils.console import InputError
 
-try:
-    import fcntl
-except ImportError:  # Windows: rows that are appended at the same moment may mix there
-    fcntl = None
-
 Row = dict[str, str]
 
 
@@ -153,9 +148,11 @@ def _locked(path: Path) -> Iterator[BinaryIO]:
     """``path`` opened to read and append, alone among the processes that do so by this function."""
     while True:
         with path.open("a+b", buffering=0) as file:
-            with suppress(OSError):  # some network file systems know no locks
-                if fcntl is not None:
-                    fcntl.flock(file, fcntl.LOCK_EX)
+            # Windows and some network file systems know no locks: rows of one moment may mix there.
+            with suppress(ImportError, OSError):
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX)
             # Another process may have replaced the file while this one waited.
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 yield file

@@ -128,11 +128,11 @@ def _names_in_pickle(stream: BinaryIO) -> set[str]:
     """Every name that the next pickle in ``stream`` asks for. Nothing of it is run."""
     names, texts = set(), ["", ""]
     start = stream.tell()
-    for opcode, value, position in pickletools.genops(stream):
-        if position - start > MOST_BYTES or (isinstance(value, str) and len(value) > MOST_TEXT):
+    for opcode, value, at in pickletools.genops(stream):
+        if (at or 0) - start > MOST_BYTES or (isinstance(value, str) and len(value) > MOST_TEXT):
             raise ValueError("its pickle is too large")
         if opcode.name in ("GLOBAL", "INST"):
-            names.add(value.replace(" ", "."))
+            names.add(str(value).replace(" ", "."))
         elif opcode.name == "STACK_GLOBAL":
             names.add(".".join(texts))
         elif opcode.name.startswith("EXT"):

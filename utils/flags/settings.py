@@ -132,9 +132,9 @@ class Settings:
     @classmethod
     def of(cls, known: Mapping[str, Any]) -> "Settings":
         """What is ``known``, by name, and the defaults. Raises ValueError where it cannot be."""
-        for name, value in known.items():
-            if name not in FLAGS or not FLAGS[name].accepts(value):
-                raise ValueError(f"{name} is {value!r}")
+        for name, said in known.items():
+            if name not in FLAGS or not FLAGS[name].accepts(said):
+                raise ValueError(f"{name} is {said!r}")
         known = {name: value for name, value in known.items() if value is not None}
         method = known.get("method", OWN["method"].default)
         arch = known.get("arch", OWN["arch"].default)

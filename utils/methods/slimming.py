@@ -64,9 +64,8 @@ class Subgradient(Method):
     def on_gradient(self) -> None:
         self.check_views()
         # (3b): the subgradient of λ‖γ‖₁, 0 where γ = 0.
-        torch._foreach_add_(
-            [w.grad for w in self.weights], self.split(self.gamma.sign()), alpha=self.lambda_
-        )
+        grads = [w.grad for w in self.weights if w.grad is not None]
+        torch._foreach_add_(grads, self.split(self.gamma.sign()), alpha=self.lambda_)
 
     def figures(self, loss: float) -> dict[str, float]:
         return {"ns_objective": loss + ns_penalty(self)}

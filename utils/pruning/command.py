@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models import restore
 from models.cost import cost
-from models.surgery import norms, slim
+from models.surgery import Slimmable, norms, slim
 from utils import arguments
 from utils.atomic import check_writable
 from utils.console import InputError, note
@@ -116,7 +116,7 @@ def prune(arch: str, name: str, argv: list[str] | None) -> None:
     device = pick_device(args.no_cuda)
     tests = Batches(data, "test", args.test_batch_size, device)
 
-    def carry_out(plan: Plan) -> tuple[nn.Module, Tensor, Tensor]:
+    def carry_out(plan: Plan) -> tuple[Slimmable, Tensor, Tensor]:
         """The slim network, and what the masked and the slim one answer."""
         masked = copy.deepcopy(model)
         apply_plan(masked, plan)
@@ -164,7 +164,7 @@ def prune(arch: str, name: str, argv: list[str] | None) -> None:
 
 def channels_to_prune(
     args: argparse.Namespace,
-    model: nn.Module,
+    model: Slimmable,
     gammas: Sequence[Tensor],
     biases: Sequence[Tensor],
     zeros: Sequence[Tensor],
@@ -191,11 +191,11 @@ def channels_to_prune(
 
 
 def slim_content(
-    small: nn.Module, layout: str, source: Checkpoint, row: Mapping[str, Any]
+    small: Slimmable, layout: str, source: Checkpoint, row: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The slim checkpoint of ``small``, pruned from the network of ``source``."""
     state = small.state_dict()
-    kept = {"classes": source.classes, "mean": source.mean, "std": source.std}
+    kept: dict[str, object] = {"classes": source.classes, "mean": source.mean, "std": source.std}
     if source.settings is not None:
         kept["settings"] = source.settings.values()
     return {

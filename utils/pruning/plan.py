@@ -74,5 +74,5 @@ def smallest_count(channels: int, enough: Callable[[int], bool]) -> int | None:
 def apply_plan(model: nn.Module, plan: Plan) -> None:
     """Mask in place: γ = 0 for removed channels, and no bias for those dropped while alive."""
     for bn, mask, zero in zip(batch_norms(model), plan.masks, plan.zeros, strict=True):
-        bn.weight *= mask
-        bn.bias *= mask | zero
+        bn.weight.mul_(mask)
+        bn.bias.mul_(mask | zero)

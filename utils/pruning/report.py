@@ -59,7 +59,7 @@ def differences(before: Tensor, masked: Tensor, slim: Tensor) -> dict[str, int |
 
     A prediction between two logits that are equal to rounding counts as a near-tie, not as changed.
     """
-    values = {}
+    values: dict[str, int | str] = {}
     for step, old, new in (("masked", before, masked), ("slim", masked, slim)):
         changed = old.argmax(1) != new.argmax(1)
         best = old.topk(2).values if old.shape[1] > 1 else old.expand(-1, 2)

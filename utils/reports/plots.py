@@ -40,7 +40,7 @@ LEAST = -6  # log10 of the |γ| below which the histogram does not tell sizes ap
 
 def column(log: Sequence[Row], name: str) -> list[float]:
     """A column of the log, [] where it is missing or has empty cells."""
-    cells = [row.get(name) for row in log]
+    cells = [row.get(name, "") for row in log]
     try:
         return list(map(float, cells)) if all(cells) else []
     except ValueError:

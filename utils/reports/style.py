@@ -10,7 +10,7 @@ from utils.console import InputError
 BLACK, BLUE, ORANGE, GREEN = "#000000", "#0072B2", "#E69F00", "#009E73"
 RED, SKY, PURPLE, GREY = "#D55E00", "#56B4E9", "#CC79A7", "#D9D9D9"
 WIDTH = 10  # inches, which a README shows 830 pixels wide
-STYLE = {
+STYLE: dict[str, Any] = {
     "font.size": 10.5,
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
@@ -36,7 +36,7 @@ def pyplot() -> Any:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    pyplot.rcParams.update(STYLE)
+    pyplot.style.use(STYLE)
     return pyplot
 
 

@@ -138,7 +138,7 @@ def compare(table: Table, row: Sequence[str], groups: Groups) -> list[list[Cell]
 def key_of(table: Table, row: Sequence[str], column: Column) -> tuple[Group, Variant] | None:
     """Which runs of ours a cell of the paper's is about."""
     settings = results.settings_of_paper(table, row, column.dataset)
-    return settings and results.experiment_of(settings)
+    return None if settings is None else results.experiment_of(settings)
 
 
 def paper_table(name: str, groups: Groups) -> tuple[str, list[dict[str, object]]]:
@@ -186,7 +186,7 @@ def runs_table(groups: Groups) -> tuple[str, list[dict[str, object]]]:
     }
     text, rows = "## Other runs, in the shape of Table 2\n", []
     for group, variants in groups.items():
-        terms, listed = group.terms.words(), []
+        terms, listed = group.terms.words(), list[Result]()
         lines = [["Method", "Settings", "n", *RUNS_COLUMNS]]
         for variant, runs in variants.items():
             if (group, variant) in shares:  # the tables miss those of other shares only

@@ -1,13 +1,12 @@
 """When channels that died are cut out of a network in training."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from models import ChannelSelection
-from models.surgery import norms
+from models.surgery import Slimmable, norms
 
 # Both are measured on a CPU. Building the step anew is not worth less than this share of channels;
 LEAST = 0.01
@@ -15,7 +14,7 @@ LEAST = 0.01
 LEAST_SELECTED = 0.5
 
 
-def worth_cutting(model: Any, dead: Sequence[Tensor]) -> list[Tensor]:
+def worth_cutting(model: Slimmable, dead: Sequence[Tensor]) -> list[Tensor]:
     """Which of the channels of ``model`` to cut now, one bool tensor per batch norm.
 
     ``dead`` says which have died. A pure function of these and of the batch norms' biases: a run

@@ -29,7 +29,7 @@ class Graphs:
     """
 
     def __init__(self, step: Step) -> None:
-        self.step, self.alpha = step, None
+        self.step, self.alpha = step, 0.0
         self.captured: dict[int, tuple[Tensor, torch.cuda.CUDAGraph]] = {}
 
     def __call__(self, where: Tensor) -> None:

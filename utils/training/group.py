@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -69,7 +69,7 @@ class Group:
             return value()
         said = [value() if self.rank == 0 else None]
         dist.broadcast_object_list(said)
-        return said[0]
+        return cast(T, said[0])
 
     def take_from_first(self, tensors: Sequence[Tensor]) -> None:
         """Set ``tensors`` to what the first process has, in place."""

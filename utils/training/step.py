@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.surgery import Slimmable
 from utils.console import Diverged
 from utils.data.batches import Batches
 from utils.device import Execution
@@ -49,7 +50,7 @@ class Step:
     change no parameter and no tensor of the method's. (Batch norm's running statistics still move.)
     """
 
-    model: nn.Module
+    model: Slimmable
     batches: Batches
     optimizer: torch.optim.SGD
     method: Method
@@ -66,7 +67,8 @@ class Step:
         self.launch = self.eager
         self.tally = Tally(self.execution.device)
         self.good = torch.zeros((), dtype=torch.int64, device=self.execution.device)
-        self.optimizer.found_inf = self.method.halted  # what a fused optimiser obeys
+        # What a fused optimiser obeys, and torch's stubs do not know.
+        self.optimizer.found_inf = self.method.halted  # type: ignore[attr-defined]
         self.forward = self.group.replicate(self.model)
         for group in self.optimizer.param_groups:
             for parameter in group["params"] if group["momentum"] else ():
