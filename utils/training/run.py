@@ -72,6 +72,10 @@ class Run:
     def _widths(self) -> list[int]:
         return [bn.num_features for bn in norms(self.network.model).values()]
 
+    def _masks(self) -> tuple[Tensor, ...]:
+        """Which channels of ``network`` train, a batch norm each."""
+        return (~self.cut).split(self._widths())
+
     def lr(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 0."""
         return learning_rate(epoch, self.settings.epochs, self.settings.lr)
@@ -79,7 +83,7 @@ class Run:
     def _build(self) -> None:
         """The step that trains what ``cut`` leaves of ``network``, with the method's own start."""
         s = self.settings
-        model = slim(self.network.model, (~self.cut).split(self._widths()))
+        model = slim(self.network.model, self._masks())
         self.flops = cost(model).flops
         self.execution.place(model)
         optimizer = torch.optim.SGD(
@@ -99,7 +103,7 @@ class Run:
 
     def _whereabouts(self) -> dict[str, tuple]:
         """Where in ``network`` the tensors are that train."""
-        return whereabouts(self.network.model, (~self.cut).split(self._widths()))
+        return whereabouts(self.network.model, self._masks())
 
     def full(self, flat: Tensor) -> Tensor:
         """A vector over the channels that train, with 0 for those that were cut; on the CPU."""
