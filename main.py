@@ -206,17 +206,20 @@ def begin(start: Start, settings: Settings, given: Mapping[str, Any]) -> Run:
     batches = Batches(data, "train", settings.batch_size, device, settings.seed)
     execution = choose_execution(start, settings, network, batches, group)
     graphs = device.type == "cuda" and group.size == 1 and "no_graph" not in given
-    run = Run(
-        settings, files, network, data, batches, execution, group, alternate, graphs,
-        epoch=given.get("start_epoch", 0),
-    )  # fmt: skip
-    if start.resumes and start.checkpoint is not None and start.path is not None:
-        run.resume(start.checkpoint, start.path)
-    else:
+    found = start.checkpoint if start.resumes else None
+    epoch = given.get("start_epoch", 0)
+    how = execution, group, alternate, graphs
+    try:
+        run = Run(settings, files, network, data, batches, *how, found, epoch=epoch)
+    except ValueError as error:
+        raise InputError(f"{start.path} cannot be resumed: {error}") from None
+    if found is None:
         steps = -(-len(data.train) // settings.batch_size)
-        left = schedule(settings.epochs, steps, settings.lr)[run.epoch :]
+        left = schedule(settings.epochs, steps, settings.lr)[epoch:]
         for line in run.step.method.warnings(left, settings.arch, settings.depth):
             note(line)
+    elif start.path is not None and start.path.resolve() != files.checkpoint.resolve():
+        run.keep()  # its own checkpoint is elsewhere or damaged, and there may be no epoch left
     return run
 
 

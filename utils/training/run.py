@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from models import Network
 from models.cost import cost
 from models.surgery import norms, put_back, slim, whereabouts
-from utils.console import Diverged, InputError, Lost, Stopped, note
+from utils.console import Diverged, Lost, Stopped, note
 from utils.data.batches import Batches
 from utils.data.datasets import Dataset
 from utils.device import Execution
@@ -42,6 +42,9 @@ class Run:
     ``network`` is as wide as the run began, and so is every checkpoint; ``step`` trains what is
     left of it when the channels in ``cut`` are gone, and ``network`` keeps what these had then.
     ``epoch`` counts the finished epochs; ``best`` is the best test accuracy so far, in percent.
+    A run that is resumed has the weights that were ``found`` in ``network``, and the rest from it.
+
+    Raises ValueError where what was ``found`` is another run's.
     """
 
     settings: Settings
@@ -53,6 +56,7 @@ class Run:
     group: Group
     alternate: Callable[[Step, Tensor], None]
     graphs: bool  # whether steps are captured as CUDA graphs
+    found: InitVar[Checkpoint | None] = None
     epoch: int = 0
     best: float = 0.0
     cut: Tensor = field(init=False)  # bool [channels]
@@ -64,10 +68,15 @@ class Run:
     _written: float = -float("inf")  # when the last checkpoint was, and how long it took
     _seconds: float = 0.0
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, found: Checkpoint | None) -> None:
         self.pictures = self.data.checksum()
         self.cut = torch.zeros(sum(self._widths()), dtype=torch.bool)
-        self._build()
+        if found is None:
+            self._build()
+        elif found.pictures not in (None, self.pictures):
+            raise ValueError("its run was started with other pictures than these")
+        else:
+            self._take_up(found)
 
     def _widths(self) -> list[int]:
         return [bn.num_features for bn in norms(self.network.model).values()]
@@ -220,11 +229,15 @@ class Run:
         """
         best = accuracy >= self.best
         self.best = max(self.best, accuracy)
-        self._unsaved = checkpoint.snapshot(self.checkpoint().content())
+        self.keep()
         if best:
             self._unsaved_best = self._unsaved
         if now or time.monotonic() - self._written >= WRITES * self._seconds:
             self.write()
+
+    def keep(self) -> None:
+        """Have the state of now written before the program ends, if not earlier."""
+        self._unsaved = checkpoint.snapshot(self.checkpoint().content())
 
     def write(self) -> None:
         """Bring to the disk what is not there yet."""
@@ -271,27 +284,9 @@ class Run:
         """A tensor of the method's, as a checkpoint has it: what is cut is over the channels."""
         return self.full(tensor) if self.cut.any() else tensor.detach().cpu()
 
-    def resume(self, found: Checkpoint, path: Path) -> None:
-        """Go on from what was ``found`` at ``path``: all of it beside the weights."""
-        if found.pictures not in (None, self.pictures):
-            raise InputError(
-                f"{path} cannot be resumed: its run was started with other pictures than these"
-            )
+    def _take_up(self, found: Checkpoint) -> None:
+        """Go on from ``found``, whose weights ``network`` has."""
         self.epoch, self.best = found.epoch or 0, found.best
-        try:
-            if said := self._take_up(found):
-                note(f"note: {path} does not say all of the method's state: {said}")
-        except ValueError as error:
-            raise InputError(f"{path} cannot be resumed: {error}") from None
-        if path.resolve() != self.files.checkpoint.resolve():
-            # The run's own checkpoint is elsewhere or damaged, and there may be no epoch left.
-            self._unsaved = checkpoint.snapshot(self.checkpoint().content())
-
-    def _take_up(self, found: Checkpoint) -> str:
-        """Build the step of ``found``, whose weights ``network`` has; what it had to make up.
-
-        Raises ValueError.
-        """
         if found.cut is not None:
             self.cut = found.cut
         self._build()
@@ -304,7 +299,9 @@ class Run:
             group["lr"] = self.lr(self.epoch - 1)
         own = step.method.tensors()
         if own.keys() - found.tensors.keys():
-            return step.method.forget()
+            said = step.method.forget()
+            note(f"note: the checkpoint does not say all of the method's state: {said}")
+            return
         for name, tensor in own.items():
             value = found.tensors[name]
             value = value[~self.cut] if value.shape == self.cut.shape else value
@@ -313,7 +310,6 @@ class Run:
                     f"its {step.method.factors.get(name, name)} is not as long as its γ"
                 )
             tensor.copy_(value)
-        return ""
 
     def is_recorded(self) -> bool:
         return any(row["run"] == self.files.run for row in records.read(self.files.record))
