@@ -4,17 +4,13 @@ python densenet_prune.py --model logs/proximal_densenet_40_cifar10checkpoint.pth
 """
 
 import sys
+from functools import partial
 
-from models.surgery import slim
+from models.surgery import slim as slim  # README: this is where to import it from
 from utils.console import run
 from utils.pruning.command import prune
 
-__all__ = ["slim"]
-
-
-def main(argv: list[str] | None = None) -> None:
-    prune("densenet", "densenet", argv)
-
+main = partial(prune, "densenet", "densenet")
 
 if __name__ == "__main__":
     sys.exit(run(main))

@@ -64,7 +64,7 @@ def train(run: Run, test_batch_size: int, log_interval: int, argv: Sequence[str]
             )
             start, z = time.perf_counter(), step.z()
             step.begin(run.lr(epoch))
-            with progress:
+            with progress.bar:
                 for where in order:
                     step.launch(where)  # lines 2 to 4: alternate, or a captured graph of it
                     if progress.step():
@@ -169,9 +169,8 @@ def test(start: Start, given: Mapping[str, Any], device: torch.device) -> None:
 
 def fresh(settings: Settings, data: Dataset) -> Network:
     """The network of ``settings``, with its initial values."""
-    cfg = full_cfg(settings.arch, settings.depth)
     model = build_model(settings.arch, settings.depth, len(data.classes))
-    return Network(model, settings.arch, settings.depth, len(data.classes), cfg)
+    return Network(model, settings.arch, settings.depth)
 
 
 def begin(start: Start, settings: Settings, given: Mapping[str, Any]) -> Run:

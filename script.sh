@@ -21,28 +21,11 @@ TEXT
 # it does, else that of .venv, which is made where it is missing.
 python_with() {
     PYTHON=python3
-    if ! has "$1"; then
-        [ -x .venv/bin/python ] || python3 -m venv .venv
+    if ! "$PYTHON" -m pip install --dry-run --no-index -r "$1" >/dev/null 2>&1; then
         PYTHON=.venv/bin/python
-        has "$1" || "$PYTHON" -m pip install --quiet -r "$1"
+        [ -x "$PYTHON" ] || python3 -m venv .venv
+        "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$1"
     fi
-}
-
-has() {
-    "$PYTHON" - "$1" <<'CODE' 2>/dev/null
-import importlib.metadata, re, sys
-def check(path):
-    for line in open(path):
-        line = line.strip()
-        if line.startswith("-r "):
-            check(line[3:])
-        elif line:
-            name, least = re.fullmatch(r"([\w-]+)>=([\d.]+)", line).groups()
-            numbers = [[int(x) for x in re.findall(r"\d+", v)[:2]]
-                       for v in (importlib.metadata.version(name), least)]
-            assert numbers[0] >= numbers[1]
-check(sys.argv[1])
-CODE
 }
 
 # The paper's recipe for network $1 on data set $2, with a seed or not, and flags.

@@ -4,17 +4,13 @@ python vgg_prune.py --model logs/proximal_vgg_19_cifar10checkpoint.pth.tar
 """
 
 import sys
+from functools import partial
 
-from models.surgery import slim
+from models.surgery import slim as slim  # README: this is where to import it from
 from utils.console import run
 from utils.pruning.command import prune
 
-__all__ = ["slim"]
-
-
-def main(argv: list[str] | None = None) -> None:
-    prune("vgg", "vggnet", argv)
-
+main = partial(prune, "vgg", "vggnet")
 
 if __name__ == "__main__":
     sys.exit(run(main))

@@ -7,22 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models import densenet, resnet, vgg
 from models.channel_selection import ChannelSelection
-from models.surgery import Slimmable
-from models.vgg import SIZE
+from models.densenet import DenseNet
+from models.resnet import ResNet
+from models.surgery import Slimmable, norms
+from models.vgg import SIZE, VGG
 
-__all__ = [
-    "ARCHITECTURES",
-    "SIZE",
-    "ChannelSelection",
-    "Network",
-    "build_model",
-    "full_cfg",
-    "restore",
-]
+__all__ = ["SIZE", "ChannelSelection", "Network", "build_model", "full_cfg", "restore"]
 
-ARCHITECTURES = {"vgg": vgg, "resnet": resnet, "densenet": densenet}
+ARCHITECTURES: dict[str, type[Slimmable]] = {"vgg": VGG, "resnet": ResNet, "densenet": DenseNet}
 
 
 def full_cfg(arch: str, depth: int) -> list[int | str]:
@@ -32,7 +25,7 @@ def full_cfg(arch: str, depth: int) -> list[int | str]:
     """
     if arch not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {arch!r}: choose {', '.join(ARCHITECTURES)}")
-    return ARCHITECTURES[arch].full_cfg(depth)
+    return list(ARCHITECTURES[arch].full_cfg(depth))
 
 
 def build_model(
@@ -46,27 +39,16 @@ def build_model(
     Raises ValueError for an unknown ``arch``, ``depth`` or a ``cfg`` that does not fit them.
     """
     full = full_cfg(arch, depth)
-    cfg = full if cfg is None else list(cfg)
-    fits = len(cfg) == len(full) and all(
+    cfg = full if cfg is None else cfg
+    if len(cfg) != len(full) or not all(
         kept == width if isinstance(width, str) else type(kept) is int and 1 <= kept <= width
-        for kept, width in zip(cfg, full, strict=False)
-    )
-    if not fits:
-        raise ValueError(
-            f"this cfg does not fit {arch}-{depth}: it takes {len(full)} entries,"
-            " each from 1 to the full width" + (", 'M' where the pools are" * (arch == "vgg"))
-        )
-    if num_classes < 1:
-        raise ValueError(f"a classifier needs at least one class, not {num_classes}")
-    if arch == "vgg":
-        model: Slimmable = vgg.VGG(num_classes, cfg)
-    else:
-        network = resnet.ResNet if arch == "resnet" else densenet.DenseNet
-        model = network(num_classes, [width for width in cfg if isinstance(width, int)])
+        for kept, width in zip(cfg, full, strict=True)
+    ):
+        raise ValueError(f"this cfg does not fit {arch}-{depth}: at full width it is {full}")
+    model = ARCHITECTURES[arch](num_classes, cfg)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            k_h, k_w = module.kernel_size
-            nn.init.normal_(module.weight, 0, math.sqrt(2 / (k_h * k_w * module.out_channels)))
+            nn.init.normal_(module.weight, 0, math.sqrt(2 / module.weight[:, 0].numel()))
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.constant_(module.weight, 0.5)
     return model
@@ -79,13 +61,11 @@ class Network:
     model: Slimmable
     arch: str
     depth: int
-    num_classes: int
-    cfg: list[int | str]
 
     @property
     def is_full(self) -> bool:
         """Whether nothing is pruned."""
-        return self.cfg == full_cfg(self.arch, self.depth)
+        return self.model.cfg == full_cfg(self.arch, self.depth)
 
 
 def restore(state: Mapping[str, Tensor]) -> Network:
@@ -97,15 +77,13 @@ def restore(state: Mapping[str, Tensor]) -> Network:
     head = "classifier.weight" if arch == "vgg" else "fc.weight"
     # On the meta device a network takes no memory, however wide the file says that it is.
     with torch.device("meta"):
-        full = build_model(arch, depth, 1)
-        norms = [name for name, m in full.named_modules() if isinstance(m, nn.BatchNorm2d)]
-        for key in (head, *(f"{name}.weight" for name in norms)):
+        gammas = [f"{name}.weight" for name in norms(build_model(arch, depth, 1))]
+        for key in (head, *gammas):
             if key not in state or state[key].dim() == 0 or state[key].numel() == 0:
                 raise ValueError(f"{key} is missing or has no length")
-        num_classes = len(state[head])
-        kept = iter(len(state[f"{name}.weight"]) for name in norms)
+        kept = iter(len(state[gamma]) for gamma in gammas)
         cfg = [width if width == "M" else next(kept) for width in full_cfg(arch, depth)]
-        model = build_model(arch, depth, num_classes, cfg)
+        model = build_model(arch, depth, len(state[head]), cfg)
     expected = model.state_dict()
     # Checkpoints of before torch 0.4.1 do not count batches.
     counters = [k for k in expected if k.endswith("num_batches_tracked")]
@@ -114,30 +92,24 @@ def restore(state: Mapping[str, Tensor]) -> Network:
         where = "missing" if odd[0] in expected else "not expected"
         raise ValueError(f"{odd[0]} is {where} in {arch}-{depth}")
     for key, value in state.items():
-        if value.shape != expected[key].shape:
-            shapes = f"{tuple(value.shape)}, not {tuple(expected[key].shape)}"
-            raise ValueError(f"{key} has shape {shapes}")
-        if value.is_floating_point() != expected[key].is_floating_point():
-            raise ValueError(f"{key} is of type {value.dtype}, not {expected[key].dtype}")
-    own = {
-        key: torch.empty_like(expected[key], device="cpu").copy_(value)
-        for key, value in state.items()
-    }
+        due = expected[key]
+        if value.shape != due.shape or value.is_floating_point() != due.is_floating_point():
+            has, needs = (f"{tuple(x.shape)} of {x.dtype}" for x in (value, due))
+            raise ValueError(f"{key} has shape {has}, not {needs}")
+    model.to_empty(device="cpu").load_state_dict(state)
     for name, module in model.named_modules():
-        if isinstance(module, ChannelSelection) and module.index is not None:
-            index = own[f"{name}.index"]
+        if isinstance(module, ChannelSelection) and (index := module.index) is not None:
             outside = (index < 0) | (index >= module.channels)
             if outside.any() or (index.diff() <= 0).any():
                 raise ValueError(f"{name} selects channels that are not there")
-    model.load_state_dict(own, assign=True)
-    return Network(model, arch, depth, num_classes, cfg)
+    return Network(model, arch, depth)
 
 
 def _identify(state: Mapping[str, Tensor]) -> tuple[str, int]:
     """Architecture and depth, by the names of the layers."""
 
-    def count(prefix: str, suffix: str = ".conv1.weight") -> int:
-        return sum(key.startswith(prefix) and key.endswith(suffix) for key in state)
+    def count(prefix: str) -> int:
+        return sum(key.startswith(prefix) and key.endswith(".conv1.weight") for key in state)
 
     if convolutions := sum(k.startswith("feature.") and v.dim() == 4 for k, v in state.items()):
         return "vgg", convolutions + 3

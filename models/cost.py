@@ -36,17 +36,14 @@ def cost(model: nn.Module) -> Cost:
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal extra_parameters, extra_flops
         match module:
-            case nn.Linear() if module.bias is not None:
+            case nn.Linear() | nn.ReLU():
                 extra_flops += output.numel()
             case nn.BatchNorm2d():
                 extra_flops += 2 * output.numel()
-            case nn.ReLU():
-                extra_flops += output.numel()
             case nn.MaxPool2d(kernel_size=int(k)) | nn.AvgPool2d(kernel_size=int(k)):
                 extra_flops += output.numel() * k**2
             case ChannelSelection():
-                removed = inputs[0].numel() - output.numel()
-                extra_flops += 2 * removed
+                extra_flops += 2 * (inputs[0].numel() - output.numel())
                 extra_parameters += module.channels + 2 * (module.channels - output.shape[1])
 
     for module in model.modules():

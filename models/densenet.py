@@ -13,52 +13,39 @@ GROWTH = 12
 STEM = 2 * GROWTH
 
 
-def full_cfg(depth: int) -> list[int]:
-    """Widths of the unpruned network's batch norms: n layers and the batch norm after each block.
-
-    Raises ValueError unless ``depth`` is 3n + 4 with n from 1 to 82.
-    """
-    if not 7 <= depth <= 250 or (depth - 4) % 3:
-        raise ValueError(f"densenet has no depth {depth}: choose 3n + 4 (7, 10, 22, 40, ..., 250)")
-    layers = (depth - 4) // 3
-    return [STEM + GROWTH * (block * layers + i) for block in range(3) for i in range(layers + 1)]
-
-
 class DenseLayer(nn.Module):
-    """Append to the stream ``GROWTH`` channels computed from ``kept`` of its ``width``."""
+    """Append to the stream ``out`` channels computed from ``kept`` of its ``width``."""
 
-    def __init__(self, width: int, kept: int) -> None:
+    def __init__(self, width: int, kept: int, out: int = GROWTH, kernel: int = 3) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(kept)
         self.select = ChannelSelection(width, kept)
-        self.conv1 = nn.Conv2d(kept, GROWTH, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(kept, out, kernel, padding=kernel // 2, bias=False)
         self.relu = nn.ReLU(inplace=True)
 
+    def computed(self, x: Tensor) -> Tensor:
+        return self.conv1(self.relu(self.bn1(self.select(x))))
+
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat((x, self.conv1(self.relu(self.bn1(self.select(x))))), 1)
+        return torch.cat((x, self.computed(x)), 1)
 
 
-class Transition(nn.Module):
+class Transition(DenseLayer):
     """1×1 convolution from ``kept`` channels back to the stream's ``width``, and a 2×2 mean."""
 
     def __init__(self, width: int, kept: int) -> None:
-        super().__init__()
-        self.bn1 = nn.BatchNorm2d(kept)
-        self.select = ChannelSelection(width, kept)
-        self.conv1 = nn.Conv2d(kept, width, 1, bias=False)
-        self.relu = nn.ReLU(inplace=True)
+        super().__init__(width, kept, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(self.conv1(self.relu(self.bn1(self.select(x)))), 2)
+        return F.avg_pool2d(self.computed(x), 2)
 
 
 class DenseNet(Slimmable):
-    """[n, 3, 32, 32] pictures to [n, num_classes] logits; ``cfg`` as from :func:`full_cfg`."""
+    """``cfg``: of each block, the batch norms of its layers and the one after it."""
 
     def __init__(self, num_classes: int, cfg: Sequence[int]) -> None:
-        super().__init__()
-        layers, kept, width = len(cfg) // 3 - 1, iter(cfg), STEM
-        parts: list[nn.Module] = []
+        super().__init__(num_classes, cfg)
+        layers, kept, width, parts = len(cfg) // 3 - 1, iter(cfg), STEM, list[nn.Module]()
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         for block in (1, 2, 3):
             dense = nn.Sequential()
@@ -75,14 +62,22 @@ class DenseNet(Slimmable):
         self.avgpool = nn.AvgPool2d(8)
         self.fc = nn.Linear(cfg[-1], num_classes)
 
+    @staticmethod
+    def full_cfg(depth: int) -> list[int]:
+        layers, rest = divmod(depth - 4, 3)
+        if rest or not 1 <= layers <= 82:
+            known = "3n + 4 (7, 10, 22, 40, ..., 250)"
+            raise ValueError(f"densenet has no depth {depth}: choose {known}")
+        return [STEM + GROWTH * (part * layers + i) for part in range(3) for i in range(layers + 1)]
+
     def forward(self, x: Tensor) -> Tensor:
         x = self.trans1(self.dense1(self.conv1(x)))
         x = self.trans2(self.dense2(x))
         x = self.avgpool(self.relu(self.bn(self.select(self.dense3(x)))))
         return self.fc(x.flatten(1))
 
-    def _readers(self) -> Iterator[tuple[str, DenseLayer | Transition]]:
-        return ((n, m) for n, m in self.named_modules() if isinstance(m, DenseLayer | Transition))
+    def _readers(self) -> Iterator[tuple[str, DenseLayer]]:
+        return ((n, m) for n, m in self.named_modules() if isinstance(m, DenseLayer))
 
     def wiring(self) -> Wiring:
         wiring: Wiring = {"conv1": (None, None), "select": ("bn", None), "fc": (None, "bn")}
@@ -92,17 +87,14 @@ class DenseNet(Slimmable):
         return wiring
 
     def offsets(self, emitted: Mapping[str, Tensor]) -> State:
-        offsets: State = {}
+        offsets = State()
         # What the slim network's dense stream lacks, all over the picture.
         missing = self.conv1.weight.new_zeros(self.conv1.out_channels)
         for name, reader in self._readers():
             offsets[f"{name}.bn1.running_mean"] = -missing[reader.select.positions()]
             written = offset(reader.conv1, emitted[f"{name}.bn1"])
             # A layer appends to the stream; a transition writes it anew: its mean keeps constants.
-            appends = isinstance(reader, DenseLayer)
-            missing = torch.cat((missing, written)) if appends else written
+            rewrites = isinstance(reader, Transition)
+            missing = written if rewrites else torch.cat((missing, written))
         offsets["bn.running_mean"] = -missing[self.select.positions()]
         return {**offsets, "fc.bias": self.fc.weight @ emitted["bn"]}
-
-    def narrowed(self, widths: Sequence[int]) -> "DenseNet":
-        return DenseNet(self.fc.out_features, widths)

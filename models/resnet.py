@@ -11,23 +11,6 @@ EXPANSION = 4
 PLANES = (16, 32, 64)
 
 
-def full_cfg(depth: int) -> list[int]:
-    """Widths of the unpruned network's batch norms, three a block and the last one.
-
-    Raises ValueError unless ``depth`` is 9n + 2 with n from 1 to 111.
-    """
-    if not 11 <= depth <= 1001 or (depth - 2) % 9:
-        raise ValueError(
-            f"resnet has no depth {depth}: choose 9n + 2 (11, 20, 56, 110, 164, ..., 1001)"
-        )
-    cfg, width = [], PLANES[0]
-    for planes in PLANES:
-        for _ in range((depth - 2) // 9):
-            cfg += [width, planes, planes]
-            width = planes * EXPANSION
-    return [*cfg, width]
-
-
 class Bottleneck(nn.Module):
     """1×1, 3×3, 1×1 convolutions, a batch norm and a ReLU before each, and a shortcut.
 
@@ -58,13 +41,12 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(Slimmable):
-    """[n, 3, 32, 32] pictures to [n, num_classes] logits; ``cfg`` as from :func:`full_cfg`."""
+    """``cfg``: three batch norms a block, and the last one."""
 
     def __init__(self, num_classes: int, cfg: Sequence[int]) -> None:
-        super().__init__()
-        blocks = len(cfg) // 9
-        self.conv1 = nn.Conv2d(3, PLANES[0], 3, padding=1, bias=False)
-        width = PLANES[0]
+        super().__init__(num_classes, cfg)
+        blocks, width = len(cfg) // 9, PLANES[0]
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         layers = [nn.Sequential() for _ in PLANES]
         for i in range(3 * blocks):
             planes = PLANES[i // blocks]
@@ -77,6 +59,19 @@ class ResNet(Slimmable):
         self.relu = nn.ReLU(inplace=True)
         self.avgpool = nn.AvgPool2d(8)
         self.fc = nn.Linear(cfg[-1], num_classes)
+
+    @staticmethod
+    def full_cfg(depth: int) -> list[int]:
+        blocks, rest = divmod(depth - 2, 9)
+        if rest or not 1 <= blocks <= 111:
+            known = "9n + 2 (11, 20, 56, 110, 164, ..., 1001)"
+            raise ValueError(f"resnet has no depth {depth}: choose {known}")
+        cfg, width = [], PLANES[0]
+        for planes in PLANES:
+            for _ in range(blocks):
+                cfg += [width, planes, planes]
+                width = planes * EXPANSION
+        return [*cfg, width]
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
@@ -101,7 +96,7 @@ class ResNet(Slimmable):
         return wiring
 
     def offsets(self, emitted: Mapping[str, Tensor]) -> State:
-        offsets: State = {}
+        offsets = State()
         # What the slim network's residual stream lacks, all over the picture.
         missing = self.conv1.weight.new_zeros(self.conv1.out_channels)
         for name, block in self._blocks():
@@ -114,6 +109,3 @@ class ResNet(Slimmable):
             missing = missing + offset(block.conv3, emitted[bn3])
         offsets["bn.running_mean"] = -missing[self.select.positions()]
         return {**offsets, "fc.bias": self.fc.weight @ emitted["bn"]}
-
-    def narrowed(self, widths: Sequence[int]) -> "ResNet":
-        return ResNet(self.fc.out_features, widths)

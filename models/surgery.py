@@ -16,7 +16,19 @@ State = dict[str, Tensor]
 
 
 class Slimmable(nn.Module):
-    """A network that knows of itself what it takes to cut its channels."""
+    """[n, 3, 32, 32] pictures to [n, num_classes] logits; knows what it takes to cut its channels.
+
+    ``cfg`` has the width of every batch norm, in module order, and ``'M'`` for VGG's max-pools.
+    """
+
+    def __init__(self, num_classes: int, cfg: Sequence[int | str]) -> None:
+        super().__init__()
+        self.num_classes, self.cfg = num_classes, list(cfg)
+
+    @staticmethod
+    def full_cfg(depth: int) -> Sequence[int | str]:
+        """``cfg`` of the unpruned network; ValueError for a ``depth`` it does not come in."""
+        raise NotImplementedError
 
     def wiring(self) -> Wiring:
         """Of every layer but batch norms: the one whose channels it writes, and reads (or None).
@@ -35,7 +47,9 @@ class Slimmable(nn.Module):
 
     def narrowed(self, widths: Sequence[int]) -> "Slimmable":
         """A fresh network of this shape, whose batch norms have these ``widths``."""
-        raise NotImplementedError
+        rest = iter(widths)
+        cfg = [width if width == "M" else next(rest) for width in self.cfg]
+        return type(self)(self.num_classes, cfg)
 
 
 def norms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
@@ -55,14 +69,11 @@ def whereabouts(model: Slimmable, masks: Sequence[Tensor]) -> dict[str, tuple]:
     for name, (writes, reads) in wiring.items():
         layer = model.get_submodule(name)
         for key, tensor in layer.state_dict().items():
-            rows = kept[writes] if writes and tensor.dim() > 0 else None
-            columns = kept[reads] if reads and tensor.dim() > 1 else None
-            if rows is not None and columns is not None:
-                index[f"{name}.{key}"] = (rows[:, None], columns)
-            elif columns is not None:
-                index[f"{name}.{key}"] = (slice(None), columns)
-            else:
-                index[f"{name}.{key}"] = (... if rows is None else rows,)
+            rows = kept[writes] if writes else slice(None)
+            columns = kept[reads] if reads else slice(None)
+            if tensor.dim() > 1 and writes and reads:
+                rows = kept[writes][:, None]
+            index[f"{name}.{key}"] = (rows, columns)[: tensor.dim()]
         if isinstance(layer, ChannelSelection) and writes:
             index[f"{name}.index"] = (kept[writes],)
     return index

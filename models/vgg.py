@@ -17,45 +17,35 @@ WIDTHS: dict[int, tuple[int | str, ...]] = {
 }
 
 
-def full_cfg(depth: int) -> list[int | str]:
-    """Widths of the unpruned network, ``'M'`` for its max-pools; ValueError on other depths."""
-    if depth not in WIDTHS:
-        raise ValueError(f"vgg has no depth {depth}: choose 11, 13, 16 or 19")
-    return list(WIDTHS[depth])
-
-
 class VGG(Slimmable):
-    """Convolution, batch norm, ReLU; [n, 3, 32, 32] pictures to [n, num_classes] logits.
-
-    ``cfg`` has one width per convolution and ``'M'`` per max-pool, as :func:`full_cfg` does.
-    """
+    """Convolution, batch norm, ReLU."""
 
     def __init__(self, num_classes: int, cfg: Sequence[int | str]) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        width = 3
+        super().__init__(num_classes, cfg)
+        layers, width = list[nn.Module](), 3
         for out in cfg:
             if isinstance(out, str):
                 layers.append(nn.MaxPool2d(2))
             else:
-                layers += [
-                    nn.Conv2d(width, out, 3, padding=1, bias=False),
-                    nn.BatchNorm2d(out),
-                    nn.ReLU(inplace=True),
-                ]
+                conv = nn.Conv2d(width, out, 3, padding=1, bias=False)
+                layers += [conv, nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
                 width = out
         self.feature = nn.Sequential(*layers)
         self.classifier = nn.Linear(width, num_classes)
         nn.init.normal_(self.classifier.weight, 0, 0.01)
         nn.init.zeros_(self.classifier.bias)
 
+    @staticmethod
+    def full_cfg(depth: int) -> Sequence[int | str]:
+        if depth not in WIDTHS:
+            raise ValueError(f"vgg has no depth {depth}: choose 11, 13, 16 or 19")
+        return WIDTHS[depth]
+
     def forward(self, x: Tensor) -> Tensor:
-        x = F.avg_pool2d(self.feature(x), 2)
-        return self.classifier(x.flatten(1))
+        return self.classifier(F.avg_pool2d(self.feature(x), 2).flatten(1))
 
     def wiring(self) -> Wiring:
-        wiring: Wiring = {}
-        reads = None
+        wiring, reads = Wiring(), None
         for i, layer in enumerate(self.feature):
             if isinstance(layer, nn.Conv2d):
                 writes = f"feature.{i + 1}"
@@ -64,9 +54,7 @@ class VGG(Slimmable):
         return {**wiring, "classifier": (None, reads)}
 
     def offsets(self, emitted: Mapping[str, Tensor]) -> State:
-        offsets: State = {}
-        constants = self.classifier.weight.new_zeros(3)
-        size = SIZE
+        offsets, constants, size = State(), self.classifier.weight.new_zeros(3), SIZE
         for i, layer in enumerate(self.feature):
             if isinstance(layer, nn.Conv2d):
                 # Maps of 2×2 are nothing but border: there the constants count in the mean.
@@ -76,12 +64,3 @@ class VGG(Slimmable):
             elif isinstance(layer, nn.MaxPool2d):
                 size //= 2
         return {**offsets, "classifier.bias": self.classifier.weight @ constants}
-
-    def narrowed(self, widths: Sequence[int]) -> "VGG":
-        rest = iter(widths)
-        cfg = [
-            M if isinstance(layer, nn.MaxPool2d) else next(rest)
-            for layer in self.feature
-            if isinstance(layer, nn.MaxPool2d | nn.BatchNorm2d)
-        ]
-        return VGG(self.classifier.out_features, cfg)

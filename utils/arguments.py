@@ -19,14 +19,10 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Flag:
-    """One thing that may be said of a run.
-
-    The same definition makes the flag on the command line, its default, the entry in a checkpoint,
-    the check on resuming, the column in the record and what tables compare by.
-    """
+    """One thing that may be said of a run: on command lines, in checkpoints, records and tables."""
 
     name: str
-    help: str | None = None
+    help: str | None = None  # if None, the default is told
     type: Callable[[str], Any] = str
     default: Any = None  # or a function of the architecture and the depth
     _: KW_ONLY
@@ -42,54 +38,50 @@ class Flag:
 
     @property
     def typed(self) -> tuple[str, ...]:
-        """What is typed for it."""
         return self.words or ("--" + self.name.replace("_", "-"),)
 
     def add_to(self, parser: argparse._ArgumentGroup) -> None:
         """As an argument without a default: what was given can be told from what was not."""
-        more: dict[str, Any] = {"help": self.help, "dest": self.name}
         if isinstance(self.default, bool):
-            more["action"] = "store_false" if self.default else "store_true"
-        else:
-            given = {"choices": self.choices, "metavar": self.metavar, "nargs": self.nargs}
-            more |= {key: value for key, value in given.items() if value is not None}
-            more |= {"type": self.type}
-        parser.add_argument(*self.typed, **more)
+            action = "store_false" if self.default else "store_true"
+            parser.add_argument(*self.typed, dest=self.name, help=self.help, action=action)
+            return
+        parser.add_argument(
+            *self.typed,
+            dest=self.name,
+            help=self.help or f"default {self.default}",
+            type=self.type,
+            choices=self.choices,
+            metavar=self.metavar,
+            nargs=self.nargs,
+        )
 
-    def default_for(self, arch: str, depth: int, refines: bool = False) -> Any:
+    def default_for(self, arch: str, depth: int, refines: bool) -> Any:
         if self.of_fresh and refines:
             return None
         return self.default(arch, depth) if callable(self.default) else self.default
 
     def parse(self, text: str) -> Any:
-        """The value that a cell of a record says. Raises ValueError where it cannot be."""
+        """The value in a cell of a record; the text itself, not accepted, where it is none."""
         if text == "":
             return None
         if isinstance(self.default, bool):
-            value: Any = {"True": True, "False": False}.get(text)
-        elif self.nargs is not None:
-            value = tuple(self._convert(word) for word in text.split())
-        else:
-            value = self._convert(text)
-        if not self.accepts(value):
-            raise ValueError(f"{self.name} is {text!r}")
-        return value
-
-    def _convert(self, word: str) -> Any:
+            return {"True": True, "False": False}.get(text, text)
         try:
-            return self.type(word)
-        except argparse.ArgumentTypeError as error:
-            raise ValueError(f"{self.name}: {error}") from None
+            values = tuple(self.type(word) for word in (text.split() if self.nargs else [text]))
+        except (argparse.ArgumentTypeError, ValueError):
+            return text
+        return values if self.nargs else values[0]
 
     def accepts(self, value: Any) -> bool:
         """Whether ``value``, from anywhere, could have been given."""
         if value is None:
             return True
         if isinstance(self.default, bool) or isinstance(value, bool):
-            return isinstance(self.default, bool) and isinstance(value, bool)
+            return type(value) is type(self.default)
         if self.choices is not None:
             return value in (*self.choices, self.default)
-        values = value if self.nargs is not None else (value,)
+        values = value if self.nargs else (value,)
         if not isinstance(values, tuple) or len(values) != (self.nargs or 1):
             return False
         try:
@@ -97,19 +89,14 @@ class Flag:
         except (argparse.ArgumentTypeError, ValueError):
             return False
 
-    def cell(self, value: Any) -> Any:
-        """``value`` as a record has it."""
-        return " ".join(map(str, value)) if isinstance(value, tuple) else value
-
     def argv(self, value: Any) -> list[str]:
         """What to type for ``value``."""
         word = self.typed[-1]
         if isinstance(self.default, bool):
             return [word] if value != self.default else []
-        if self.nargs is not None:
+        if self.nargs:
             return [word, *map(str, value)]
-        text = str(value)
-        return [f"{word}={text}"] if text.startswith("-") else [word, text]
+        return [f"{word}={value}"] if str(value).startswith("-") else [word, str(value)]
 
 
 def _number(
@@ -141,7 +128,7 @@ momentum = _number(float, "a number from 0 to below 1", lambda x: 0 <= x < 1)
 
 def file_name(text: str) -> str:
     """A name that files begin with: no path separator, not empty, not too long for a file."""
-    bad = not text or "/" in text or os.sep in text or "\0" in text or text.startswith(".")
+    bad = not text or text.startswith(".") or {"/", os.sep, "\0"} & {*text}
     if bad or len(os.fsencode(text)) > 150:
         raise argparse.ArgumentTypeError(f"{text!r} is not a name that files can begin with")
     return text

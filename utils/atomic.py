@@ -44,15 +44,11 @@ def _sync(path: Path) -> None:
 
 def check_writable(folder: Path) -> None:
     """Raise InputError unless files can be made in ``folder``, or it can be made itself."""
-    existing = folder
-    while not os.path.lexists(existing) and existing != existing.parent:
-        existing = existing.parent
+    found = (path for path in (folder, *folder.parents) if os.path.lexists(path))
+    existing = next(found, folder)
     if not existing.is_dir():
         raise InputError(f"cannot save in {folder}: {existing} is not a folder")
     try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
+        tempfile.TemporaryFile(dir=existing).close()
     except OSError:
-        raise InputError(
-            f"cannot save in {folder}: {existing} is not writable; choose --save"
-        ) from None
+        raise InputError(f"cannot save in {folder}: {existing} is not writable") from None

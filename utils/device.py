@@ -38,10 +38,6 @@ class Execution:
         ):
             return model(images.contiguous(memory_format=self.memory_format)).float()
 
-    def synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
 
 def pick_device(no_cuda: bool) -> torch.device:
     """The GPU where there is one and it is wanted, else the CPU. float32 is float32 on both."""
@@ -49,7 +45,12 @@ def pick_device(no_cuda: bool) -> torch.device:
     # Speed only: nothing relies on subnormals being flushed, or not. Before threads are made.
     torch.set_flush_denormal(True)
     if no_cuda or not torch.cuda.is_available():
-        _keep_memory()
+        if mallopt := getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None:
+            # Have glibc keep what is freed: each step wants the same large pieces again, and to
+            # map them anew is a tenth to a quarter of a step on the CPU. Numbers of its malloc.h.
+            m_trim_threshold, m_mmap_max = -1, -4
+            mallopt(m_mmap_max, 0)
+            mallopt(m_trim_threshold, 2**31 - 1)
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     if device.index >= torch.cuda.device_count():
@@ -60,16 +61,14 @@ def pick_device(no_cuda: bool) -> torch.device:
     return device
 
 
-def _keep_memory() -> None:
-    """Have malloc keep what is freed: each step wants the same large pieces again.
-
-    Else it maps them anew, and a tenth to a quarter of a step on the CPU is page faults.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is not None:  # glibc's, by the numbers in its malloc.h
-        m_trim_threshold, m_mmap_max = -1, -4
-        mallopt(m_mmap_max, 0)
-        mallopt(m_trim_threshold, 2**31 - 1)
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """What ``work`` takes, until an idle ``device`` is idle again."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - start
 
 
 def fastest(
@@ -80,11 +79,12 @@ def fastest(
     Takes a few steps of each, on a GPU as a graph; ``model`` is left as it is. What comes out
     flips with noise where two are alike, so decide once per run and keep it.
     """
-    seconds: dict[Execution, float] = {}
-    for execution in _candidates(device, precision):
-        trial = execution.place(copy.deepcopy(model)).train()
-        seconds[execution] = _step_seconds(trial, images, labels, execution)
-    return min(seconds, key=seconds.__getitem__)
+    precisions = ["fp32", "bf16"] if precision == "auto" else [precision]
+    emulated = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "auto" and emulated:
+        precisions.remove("bf16")
+    candidates = [Execution(device, p, last) for p in precisions for last in (False, True)]
+    return min(candidates, key=lambda execution: _step_seconds(execution, model, images, labels))
 
 
 def capture(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
@@ -100,30 +100,16 @@ def capture(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
     return graph
 
 
-def _candidates(device: torch.device, precision: str) -> list[Execution]:
-    precisions = ["fp32", "bf16"] if precision == "auto" else [precision]
-    emulated = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
-    if precision == "auto" and emulated:
-        precisions.remove("bf16")
-    return [Execution(device, p, last) for p in precisions for last in (False, True)]
-
-
-def _step_seconds(model: nn.Module, images: Tensor, labels: Tensor, execution: Execution) -> float:
-    """The fewest seconds of a few training steps, after one that warms up."""
+def _step_seconds(execution: Execution, model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """The fewest seconds of a few training steps of a copy, after one that warms up."""
+    trial = execution.place(copy.deepcopy(model)).train()
 
     def step() -> None:
-        F.cross_entropy(execution.logits(model, images), labels).backward()
-        model.zero_grad()
+        F.cross_entropy(execution.logits(trial, images), labels).backward()
+        trial.zero_grad()
 
     work = step
     if execution.device.type == "cuda":
         with suppress(Exception):  # it runs without a graph then, as the training will
             work = capture(step).replay
-    seconds = []
-    for _ in range(4):
-        execution.synchronize()
-        start = time.perf_counter()
-        work()
-        execution.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
+    return min([seconds(work, execution.device) for _ in range(4)][1:])

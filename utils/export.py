@@ -20,6 +20,7 @@ from utils.console import InputError, note
 from utils.files import checkpoint
 
 TOLERANCE = 1e-3  # of a logit
+SHAPES = ({0: torch.export.Dim("n", min=1)},)
 
 
 class Normalised(nn.Module):
@@ -41,14 +42,10 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--model", required=True, metavar="CHECKPOINT", help="full or slim")
     p.add_argument("--format", choices=("onnx", "pt2"), default="onnx", help="default onnx")
-    p.add_argument(
-        "--normalised",
-        action="store_true",
-        help="the program takes pictures that are normalised already, instead of from 0 to 1",
-    )
-    p.add_argument(
-        "--output", metavar="FILE", help="default: the checkpoint's name with the format's ending"
-    )
+    said = "the program takes pictures that are normalised already, instead of from 0 to 1"
+    p.add_argument("--normalised", action="store_true", help=said)
+    said = "default: the checkpoint's name with the format's ending"
+    p.add_argument("--output", metavar="FILE", help=said)
     return p
 
 
@@ -60,85 +57,70 @@ def main(argv: list[str] | None = None) -> None:
     if output.resolve() == Path(args.model).resolve():
         raise InputError(f"{output} is what is to be exported: choose another --output")
     check_writable(output.parent)
-    known = {"classes": given.classes, "mean": given.mean, "std": given.std}
-    metadata: dict[str, Any] = {key: value for key, value in known.items() if value is not None}
-    model: nn.Module = given.network.model.eval()
+    takes = "normalised" if args.normalised else "RGB from 0 to 1"
+    said = {"classes": given.classes, "mean": given.mean, "std": given.std, "input": takes}
+    metadata = {key: json.dumps(value) for key, value in said.items() if value is not None}
+    model: nn.Module = given.network.model
     if not args.normalised:
         if given.mean is None or given.std is None:
             raise InputError(
                 f"{args.model} does not say how its pictures were normalised: export it with"
                 " --normalised and normalise in front of it"
             )
-        model = Normalised(model, given.mean, given.std).eval()
-    metadata["input"] = "normalised" if args.normalised else "RGB from 0 to 1"
-    write = write_onnx if args.format == "onnx" else write_pt2
+        model = Normalised(model, given.mean, given.std)
+    model.eval()
+    pictures = torch.rand(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     with replacing(output) as new:
-        difference = write(model, new, {key: json.dumps(value) for key, value in metadata.items()})
-        if difference is not None and not difference <= TOLERANCE:
+        write = write_onnx if args.format == "onnx" else write_pt2
+        answers = write(model, pictures, new, metadata)
+        difference = 0.0 if answers is None else (answers - model(pictures[:3])).abs().max().item()
+        if not difference <= TOLERANCE:
             raise InputError(
-                f"the exported network does not give the same answers: they differ by"
-                f" {difference:.2g}; try another --format, or another version of torch or"
-                " onnxruntime"
+                "the exported network does not give the same answers: they differ by"
+                f" {difference:.2g}; try another --format, or another torch or onnxruntime"
             )
-    print(f"{output}: input {metadata['input']}, [n, 3, {SIZE}, {SIZE}]")
-    if difference is None:
+    print(f"{output}: input {takes}, [n, 3, {SIZE}, {SIZE}]")
+    if answers is None:
         note("onnxruntime is not installed, so the file was not checked against the network")
     else:
         print(f"checked: answers differ from the network's by {difference:.2g} at most")
 
 
-def example() -> Tensor:
-    return torch.rand(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
-
-
-def write_pt2(model: nn.Module, output: Path, metadata: dict[str, str]) -> float:
-    """Write with ``torch.export``; returns the largest difference of an answer."""
-    batch = torch.export.Dim("n", min=1)
-    program = torch.export.export(model, (example(),), dynamic_shapes=({0: batch},))
-    with output.open("wb") as file:
+def write_pt2(
+    model: nn.Module, pictures: Tensor, output: Path, metadata: dict[str, str]
+) -> Tensor | None:
+    """Write with ``torch.export``, traced with ``pictures``; returns the answers to the first 3."""
+    program = torch.export.export(model, (pictures,), dynamic_shapes=SHAPES)
+    with output.open("w+b") as file:
         torch.export.save(program, file, extra_files=metadata)
-    with output.open("rb") as file:
-        loaded = torch.export.load(file).module()
-    pictures = example()[:3]  # another batch size than it was traced with
-    with torch.no_grad():
-        return (loaded(pictures) - model(pictures)).abs().max().item()
+        file.seek(0)
+        return torch.export.load(file).module()(pictures[:3])
 
 
-def write_onnx(model: nn.Module, output: Path, metadata: dict[str, str]) -> float | None:
-    """Write with ``torch.onnx``; returns the largest difference under onnxruntime, if installed.
+def write_onnx(
+    model: nn.Module, pictures: Tensor, output: Path, metadata: dict[str, str]
+) -> Tensor | None:
+    """As :func:`write_pt2`, with ``torch.onnx``; None where onnxruntime is not installed.
 
     Raises InputError where the optional packages that torch's exporter needs are missing.
     """
+    names: Any = {"input_names": ["pictures"], "output_names": ["logits"]}
     try:
-        import onnx
-        import onnxscript  # noqa: F401  torch's exporter needs it
+        program = torch.onnx.export(
+            model, (pictures,), dynamic_shapes=SHAPES, dynamo=True, verbose=False, **names
+        )
     except ImportError:
-        raise InputError(
-            "ONNX export needs two more packages: pip install onnx onnxscript"
-        ) from None
-    torch.onnx.export(
-        model,
-        (example(),),
-        output,
-        input_names=["pictures"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("n", min=1)},),
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
-    written = onnx.load(output)
-    onnx.helper.set_model_props(written, metadata)
-    onnx.save(written, output)
+        raise InputError("ONNX export needs more packages: pip install onnx onnxscript") from None
+    assert program is not None
+    program.model.metadata_props.update(metadata)
+    program.save(output)
     try:
         import onnxruntime
     except ImportError:
         return None
     session = onnxruntime.InferenceSession(output, providers=["CPUExecutionProvider"])
-    pictures: Any = example()[:3]  # another batch size than it was traced with
-    (answers,) = session.run(None, {"pictures": pictures.numpy()})
-    with torch.no_grad():
-        return (torch.from_numpy(answers) - model(pictures)).abs().max().item()
+    (answers,) = session.run(None, {"pictures": pictures[:3].numpy()})
+    return torch.from_numpy(answers)
 
 
 if __name__ == "__main__":

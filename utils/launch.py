@@ -5,10 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -21,9 +20,7 @@ Task = TypeVar("Task")
 
 
 def start(
-    words: Sequence[str],
-    output: int | IO[str] | None = None,
-    environment: Mapping[str, str] | None = None,
+    words: Sequence[str], output: int | IO[str] | None, environment: Mapping[str, str] | None = None
 ) -> subprocess.Popen[str]:
     """A script and its flags, in a process that prints into ``output``."""
     # In a session of its own, so that a signal from the terminal comes once: through this process.
@@ -51,7 +48,9 @@ def run(
     waiting, free, lost = list(tasks), list(slots), list[Task]()
     running: dict[subprocess.Popen[str], tuple[Task, str, float]] = {}
     told = 0
-    with _signals() as signals:
+    hang_up = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
+    # A terminal that goes away asks for an end too, unless under nohup.
+    with Signals(*([hang_up] if signal.getsignal(hang_up) != signal.SIG_IGN else [])) as signals:
         try:
             while running or (waiting and not signals.received):
                 for task in [] if signals.received else list(waiting):
@@ -83,21 +82,6 @@ def run(
                 process.wait()
 
 
-@contextmanager
-def _signals() -> Iterator[Signals]:
-    """As Signals; and a terminal that goes away asks for an end too, unless under nohup."""
-    hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
-    with Signals() as signals:
-        if hang_up is None or signal.getsignal(hang_up) == signal.SIG_IGN:
-            yield signals
-            return
-        before = signal.signal(hang_up, lambda *_: signal.raise_signal(signal.SIGTERM))
-        try:
-            yield signals
-        finally:
-            signal.signal(hang_up, before)
-
-
 def run_seeds(argv: Sequence[str], name: str, no_cuda: bool) -> None:
     """Run ``main.py`` with ``argv``, once for each of its ``--seeds``, as ``name``_seedN.
 
@@ -108,27 +92,21 @@ def run_seeds(argv: Sequence[str], name: str, no_cuda: bool) -> None:
     p = argparse.ArgumentParser(allow_abbrev=False)
     p.add_argument("--seeds", nargs="+")
     given, rest = p.parse_known_args(argv)
-    seeds = list(dict.fromkeys(given.seeds))
+    seeds = dict.fromkeys(given.seeds)
     together = len(seeds) if torch.cuda.is_available() and not no_cuda else 1
-    readers: list[threading.Thread] = []
+
+    def say(seed: str, process: subprocess.Popen[str]) -> None:
+        for line in process.stdout or ():
+            note(f"seed {seed}: {line.rstrip()}")
 
     def begin(seed: str, slot: str) -> subprocess.Popen[str]:
         words = ["main.py", *rest, "--seed", seed, "--name", f"{name}_seed{seed}"]
         process = start(words, subprocess.PIPE)
-
-        def say() -> None:
-            for line in process.stdout or ():
-                note(f"seed {seed}: {line.rstrip()}")
-
-        readers.append(threading.Thread(target=say))
-        readers[-1].start()
+        readers.submit(say, seed, process)
         return process
 
-    try:
+    with ThreadPoolExecutor(len(seeds)) as readers:  # all that was printed is said before it ends
         ends = run(seeds, [""] * together, lambda seed, other: False, begin)
-        statuses = [status or 0 for _, status, _ in ends]
-    finally:
-        for reader in readers:
-            reader.join()
-    if failed := next(filter(None, statuses), 0):
+        failed = next(filter(None, [status for _, status, _ in ends]), 0)
+    if failed:
         sys.exit(failed if failed > 0 else 128 - failed)

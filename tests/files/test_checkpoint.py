@@ -29,7 +29,7 @@ def test_a_released_checkpoint_prunes_and_its_slim_twin_gives_the_same_answers(
     assert console.run(command, ["--model", str(path), *data, "--name", "small_"]) == 0
     saved = torch.load(tmp_path / "small_pruned.pth.tar", weights_only=True)
     network = checkpoint.load(tmp_path / "small_pruned.pth.tar").network
-    assert saved["cfg"] == network.cfg
+    assert saved["cfg"] == network.model.cfg
     assert not network.is_full
     with torch.no_grad():
         expected = getattr(released, arch)(content["state_dict"], x)
@@ -53,7 +53,7 @@ def test_a_released_slim_checkpoint_loads_in_the_compact_layout(arch, depth, tmp
             cfg.append(int((state[select] if has_select else everything).sum()))
     torch.save({"cfg": cfg, "state_dict": state}, tmp_path / "slim.pth.tar")
     network = checkpoint.load(tmp_path / "slim.pth.tar").network
-    assert network.cfg == cfg
+    assert network.model.cfg == cfg
     with torch.no_grad():
         expected = getattr(released, arch)(state, x)
         torch.testing.assert_close(network.model.eval()(x), expected, rtol=1e-4, atol=1e-5)

@@ -1,5 +1,4 @@
-"""Time training here and in the released program's structure, in turn; or inference of two
-networks."""
+"""Time training here and in the released program's structure; or inference of two networks."""
 
 import argparse
 import copy
@@ -14,10 +13,9 @@ from models import SIZE
 from models.cost import cost
 from utils import arguments, console
 from utils.arguments import positive_int
-from utils.bench.timing import in_turn, quartiles, seconds
-from utils.bench.training import train
+from utils.bench.training import in_turn, quartiles, train
 from utils.data.datasets import DATASETS
-from utils.device import Execution, pick_device
+from utils.device import Execution, pick_device, seconds
 from utils.files import checkpoint
 from utils.paper.settings import BATCH_SIZE
 
@@ -70,7 +68,7 @@ def compare(args: argparse.Namespace, device: torch.device, machine: str) -> Non
     for batch_size in args.batch_size or [1, 64]:
         pictures = torch.randn(batch_size, 3, SIZE, SIZE, device=device)
         passes = [partial(m, pictures.contiguous(memory_format=f)) for m, f in placed]
-        measures = [partial(seconds, forward, device) for forward in passes]
+        measures = [partial(seconds, each, device) for each in passes]
         with torch.inference_mode():
             times = in_turn(measures, args.repeats or 30, warm_up=3)
         full, slim = (min(each, key=statistics.median) for each in (times[:2], times[2:]))

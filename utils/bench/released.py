@@ -5,11 +5,14 @@ channels, one proximal update per layer with a round trip through the host, and 
 gradient-tracking pass over the training set for its loss.
 """
 
+from functools import partial
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.optim import SGD
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 from torchvision import transforms
 
@@ -30,15 +33,9 @@ def pictures(data: Dataset, batch_size: int, on_gpu: bool) -> DataLoader:
     def batch(picked: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
         return default_collate([(transform(Image.fromarray(x.numpy())), y) for x, y in picked])
 
-    return DataLoader(
-        TensorDataset(data.train.images, data.train.labels),
-        batch_size,
-        shuffle=True,
-        collate_fn=batch,
-        num_workers=int(on_gpu),
-        pin_memory=on_gpu,
-        persistent_workers=on_gpu,
-    )
+    raw = TensorDataset(data.train.images, data.train.labels)
+    shuffled = partial(DataLoader, raw, batch_size, shuffle=True, collate_fn=batch)
+    return shuffled(num_workers=int(on_gpu), pin_memory=on_gpu, persistent_workers=on_gpu)
 
 
 def gather(layer: nn.Module, _: object, x: Tensor) -> Tensor:
@@ -62,9 +59,7 @@ class Reference:
         torch.backends.cudnn.allow_tf32 = True  # as torch has it unless told otherwise
         self.loader, self.count = pictures(data, batch_size, device.type == "cuda"), len(data.train)
         weights, norms = self.model.parameters(), batch_norms(self.model)
-        self.optimizer = torch.optim.SGD(
-            weights, LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY
-        )
+        self.optimizer = SGD(weights, LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
         self.xi = [torch.empty(len(bn.weight)).uniform_(0.47, 0.53) for bn in norms]
 
     def epoch(self) -> float:

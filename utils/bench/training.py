@@ -3,7 +3,7 @@
 import argparse
 import resource
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -11,7 +11,7 @@ from itertools import product
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -21,11 +21,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from main import alternate, fresh
 from models import full_cfg
 from utils.bench.released import Reference
-from utils.bench.timing import in_turn, quartiles, seconds, timed
 from utils.console import InputError
 from utils.data.batches import Batches
 from utils.data.datasets import Dataset, Pictures, load
-from utils.device import fastest, pick_device
+from utils.device import fastest, pick_device, seconds
 from utils.files.names import Files
 from utils.flags.settings import Settings
 from utils.methods import METHODS
@@ -33,6 +32,20 @@ from utils.paper.settings import BATCH_SIZE
 from utils.training.group import ALONE
 from utils.training.run import Run
 from utils.training.step import evaluate
+
+
+def in_turn(
+    measures: Sequence[Callable[[], float]], repeats: int, warm_up: int = 1
+) -> list[list[float]]:
+    """What each of ``measures`` gives, in ``repeats`` rounds of all, after some to warm up."""
+    rounds = [[measure() for measure in measures] for _ in range(warm_up + repeats)]
+    return [list(figures) for figures in zip(*rounds[warm_up:], strict=True)]
+
+
+def quartiles(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    """Those of the ratio, round by round."""
+    ratios = [a / b for a, b in zip(above, below, strict=True)]
+    return quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
 
 
 class Ours:
@@ -64,12 +77,16 @@ class Ours:
         run.epoch += 1
 
     def figures(self) -> dict[str, Any]:
-        """Beside the epoch: seconds of a test pass and of the method's update, FLOPs of a picture.
+        """Seconds of a test pass and of the method's update, FLOPs of a picture, the precision.
 
-        And the precision, with the FLOP/s of a large matrix product in it: the machine's ``peak``.
+        And the FLOP/s of a large matrix product in it: the machine's ``peak``.
         """
         how, step = self.run.execution, self.run.step
         images, labels = self.first
+
+        def timed(work: Callable[[], object], repeats: int) -> float:
+            return median(in_turn([lambda: seconds(work, how.device)], repeats)[0])
+
         with FlopCounterMode(display=False) as counter:
             F.cross_entropy(how.logits(step.model, images), labels).backward()
         size = 4096 if how.device.type == "cuda" else 2048
@@ -77,10 +94,10 @@ class Ours:
         a, b = torch.randn(2, size, size, device=how.device).to(dtype)
         return {
             "precision": how.precision + (", channels last" * how.channels_last),
-            "test": timed(lambda: evaluate(step.model, self.tests, how), how.device, 1),
-            "update": timed(lambda: step.method.on_step(10.0), how.device, 200),
+            "test": timed(lambda: evaluate(step.model, self.tests, how), 1),
+            "update": timed(lambda: step.method.on_step(10.0), 200),
             "flops": counter.get_total_flops() / len(labels),
-            "peak": 2 * size**3 / timed(lambda: a @ b, how.device, 5),
+            "peak": 2 * size**3 / timed(lambda: a @ b, 5),
         }
 
 
@@ -90,10 +107,10 @@ def train(args: argparse.Namespace, device: torch.device, machine: str) -> None:
     for name in args.networks:
         arch, _, depth = name.partition("-")
         try:
-            full_cfg(arch, int(depth))
+            networks.append((arch, int(depth)))
+            full_cfg(*networks[-1])
         except ValueError as error:
             raise InputError(f"--networks {name}: give ARCH-DEPTH, as vgg-19 ({error})") from None
-        networks.append((arch, int(depth)))
     data = load(vars(args))
     count, repeats = len(data.train), args.repeats or 5
     data = replace(data, test=Pictures(data.test.images[:count], data.test.labels[:count]))

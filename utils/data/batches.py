@@ -23,8 +23,8 @@ def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Te
     along = torch.arange(SIZE, device=images.device)
     rows = top[:, None] + along
     columns = left[:, None] + torch.where(flip[:, None], along.flip(0), along)
-    picture = torch.arange(len(images), device=images.device)
-    return padded[picture[:, None, None], rows[:, :, None], columns[:, None, :]]
+    picture = torch.arange(len(images), device=images.device)[:, None, None]
+    return padded[picture, rows[:, :, None], columns[:, None, :]]
 
 
 class Batches:

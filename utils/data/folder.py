@@ -4,6 +4,7 @@ import hashlib
 import os
 import warnings
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -27,37 +28,30 @@ def read_folder(folder: Path) -> tuple[tuple[str, ...], list[tuple[np.ndarray, n
     """Class names, and the training and test set as (uint8 [n, 32, 32, 3], int64 [n]).
 
     Decodes once and caches: in ``folder`` where that is writable, else in the user's cache folder.
-
     Raises InputError, one line, when something is missing or is not a picture.
     """
     listings = [_list_pictures(folder / part) for part in PARTS]
-    classes, test_classes = map(tuple, listings)
-    if classes != test_classes:
-        only = sorted(set(classes) ^ set(test_classes))
-        raise InputError(
-            f"{folder}/train and {folder}/test must have the same classes,"
-            f" but only one of them has {', '.join(only[:5])}"
-        )
+    if only := sorted(listings[0].keys() ^ listings[1].keys()):
+        some = ", ".join(only[:5])
+        raise InputError(f"only one of {folder}/train and {folder}/test has the classes {some}")
     files = [file for listing in listings for names in listing.values() for file in names]
     fingerprint = _fingerprint(folder, files)
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder_id = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    caches = (
-        folder / f"pictures-{SIZE}x{SIZE}.npz",
-        user_cache / "proximal-network-slimming" / f"{folder_id}.npz",
-    )
+    own_cache = user_cache / "proximal-network-slimming" / f"{folder_id}.npz"
+    caches = (folder / f"pictures-{SIZE}x{SIZE}.npz", own_cache)
     stored = (_read_cache(cache, fingerprint, len(files)) for cache in caches)
     images = next((x for x in stored if x is not None), None)
     if images is None:
         images = _decode(files)
-        # any() stops at the first that could be written
-        any(_write_cache(cache, fingerprint, images) for cache in caches)
-    labels = [
-        np.repeat(np.arange(len(classes)), [len(names) for names in listing.values()])
-        for listing in listings
-    ]
+        for cache in caches:  # the first that can be written
+            with suppress(OSError), replacing(cache) as new, new.open("wb") as file:
+                np.savez(file, images=images, fingerprint=fingerprint)
+                break
+    sizes = [[len(names) for names in listing.values()] for listing in listings]
+    labels = [np.repeat(np.arange(len(counts)), counts) for counts in sizes]
     split = np.split(images, [len(labels[0])])
-    return classes, list(zip(split, labels, strict=True))
+    return tuple(listings[0]), list(zip(split, labels, strict=True))
 
 
 def _list_pictures(part: Path) -> dict[str, list[Path]]:
@@ -66,24 +60,16 @@ def _list_pictures(part: Path) -> dict[str, list[Path]]:
         raise InputError(f"{part} is a link, which is not followed: put the folder itself there")
     if not part.is_dir():
         raise InputError(f"{part} is missing: it holds one folder of pictures per class")
-    with os.scandir(part) as entries:
-        classes = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
+    classes = sorted(e.name for e in os.scandir(part) if e.is_dir(follow_symlinks=False))
     if not classes:
         raise InputError(f"{part} is empty: it needs one folder of pictures per class")
     listing = {}
     for name in classes:
-        with os.scandir(part / name) as entries:
-            files = sorted(
-                e.name
-                for e in entries
-                if e.is_file(follow_symlinks=False) and e.name.lower().endswith(IMG_EXTENSIONS)
-            )
-        if not files:
-            raise InputError(
-                f"{part / name} has no pictures: put some there ({' '.join(IMG_EXTENSIONS)}),"
-                " or remove the folder"
-            )
-        listing[name] = [part / name / file for file in files]
+        files = (e.name for e in os.scandir(part / name) if e.is_file(follow_symlinks=False))
+        pictures = sorted(file for file in files if file.lower().endswith(IMG_EXTENSIONS))
+        if not pictures:
+            raise InputError(f"{part / name} has no pictures ({' '.join(IMG_EXTENSIONS)})")
+        listing[name] = [part / name / picture for picture in pictures]
     return listing
 
 
@@ -123,12 +109,9 @@ def _read_picture(file: Path) -> Image.Image:
 
 def _fingerprint(folder: Path, files: list[Path]) -> str:
     """Changes when a picture is added, removed, renamed or written again."""
-    digest = hashlib.sha256()
-    for file in files:
-        stat = file.stat()
-        digest.update(os.fsencode(file.relative_to(folder)))
-        digest.update(f"\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+    stats = ((file.relative_to(folder), file.stat()) for file in files)
+    said = "".join(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n" for name, stat in stats)
+    return hashlib.sha256(os.fsencode(said)).hexdigest()
 
 
 def _read_cache(cache: Path, fingerprint: str, count: int) -> np.ndarray | None:
@@ -137,24 +120,11 @@ def _read_cache(cache: Path, fingerprint: str, count: int) -> np.ndarray | None:
         return None
     try:
         with zipfile.ZipFile(cache) as archive:  # np.load takes the memory that a file claims
-            claimed = sum(entry.file_size for entry in archive.infolist())
-        if claimed > count * SIZE * SIZE * 3 + 10_000:
-            return None
-        with np.load(cache, allow_pickle=False) as stored:
-            if str(stored["fingerprint"]) != fingerprint:
+            if sum(x.file_size for x in archive.infolist()) > count * SIZE * SIZE * 3 + 10_000:
                 return None
-            images = stored["images"]
+        with np.load(cache, allow_pickle=False) as stored:
+            same, images = str(stored["fingerprint"]) == fingerprint, stored["images"]
         good = images.dtype == np.uint8 and images.shape == (count, SIZE, SIZE, 3)
     except Exception:  # whatever is wrong with a cache, the pictures themselves are there
         return None
-    return images if good else None
-
-
-def _write_cache(cache: Path, fingerprint: str, images: np.ndarray) -> bool:
-    """False where the folder cannot be written to."""
-    try:
-        with replacing(cache) as new, new.open("wb") as file:
-            np.savez(file, images=images, fingerprint=fingerprint)
-    except OSError:
-        return False
-    return True
+    return images if same and good else None

@@ -86,9 +86,9 @@ class Job:
         """The command; a training that was begun is resumed."""
         settings = self.experiment.training(self.seed)
         if self.stage == "prune":
+            data = [] if settings.data is None else FLAGS["data"].argv(settings.data)
             words = [f"{settings.arch}_prune.py", "--model", str(self.files.checkpoint)]
-            words += ["--name", f"{self.run}_", "--percent", self.percent()]
-            words += [] if settings.data is None else FLAGS["data"].argv(settings.data)
+            words += ["--name", f"{self.run}_", "--percent", self.percent(), *data]
             return [*words, *self.flags]
         if self.stage == "refine":
             settings = self.experiment.refining(self.seed, self.files.slim())
@@ -100,8 +100,7 @@ class Job:
         if self.experiment.share is not None:
             return f"{self.experiment.share / 100:.6g}"
         like = recorded(self.folder).get(self.experiment.like(self.seed))
-        row = like and like.pruning()
-        if not row:
+        if not like or not (row := like.pruning()):
             return "SHARE"
         removed = 1 - float(row["channels_kept"]) / float(row["channels"])
         return f"{math.ceil(1e6 * removed) / 1e6:g}"  # up: ⌊percent · channels⌋ is then that many

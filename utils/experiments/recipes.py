@@ -37,9 +37,10 @@ SMALL = {("vgg", 11): {"s": 0.015, "beta": 10.0}, ("resnet", 20): {"s": 0.018, "
 QUICKSTART = {"arch": "vgg", "depth": 11, "dataset": "shapes", "epochs": 5, "batch_size": 32}
 QUICKSTART |= {"method": "proximal", "s": 0.085, "beta": 80.0}
 # One network by proximal slimming, as script.sh calls it.
+ALONE_NAMES = ("vgg", "densenet", "resnet110", "resnet164")
 ALONE = {
-    f"{name}-{dataset}": (network, dataset)
-    for name, network in zip(("vgg", "densenet", "resnet110", "resnet164"), NETWORKS, strict=True)
+    f"{name}-{dataset}": {"arch": arch, "depth": depth, "dataset": dataset}
+    for name, (arch, depth) in zip(ALONE_NAMES, NETWORKS.values(), strict=True)
     for dataset in ("cifar10", "cifar100")
 }
 PARTS = (*TABLES, "small", "quickstart", *ALONE)
@@ -56,14 +57,12 @@ def experiments(part: str, scale: int | None = None) -> list[Experiment]:
         return [replace(_stages(Settings.of(QUICKSTART)), refine_epochs=1)]
     if part == "small":
         return [
-            _stages(Settings.of(SMALL_DATA | _known(network, method) | options))
-            for network, proximal in SMALL.items()
-            for method, options in (("baseline", {}), ("proximal", proximal), ("subgradient", {}))
+            _stages(Settings.of({**SMALL_DATA, "arch": arch, "depth": depth, **told}))
+            for (arch, depth), proximal in SMALL.items()
+            for told in ({}, {"method": "proximal", **proximal}, {"method": "subgradient"})
         ]
     if part in ALONE:
-        network, dataset = ALONE[part]
-        known = _known(NETWORKS[network], "proximal") | {"dataset": dataset}
-        return [_of_paper(Settings.of(known), None, scale)]
+        return [_of_paper(Settings.of(ALONE[part] | {"method": "proximal"}), None, scale)]
     table = TABLES[part]
     found = [
         _of_paper(settings, table.share(row), scale)
@@ -73,10 +72,6 @@ def experiments(part: str, scale: int | None = None) -> list[Experiment]:
     ]
     # Table 1 counts zeros at the end of training.
     return [replace(e, prunes=False, refine_epochs=0) for e in found] if part == "table1" else found
-
-
-def _known(network: tuple[str, int], method: str) -> dict[str, Any]:
-    return {"arch": network[0], "depth": network[1], "method": method}
 
 
 def _of_paper(settings: Settings, share: float | None, scale: int | None) -> Experiment:
@@ -113,20 +108,14 @@ def parser() -> argparse.ArgumentParser:
         description="Train, prune and fine-tune what the paper's tables still lack.",
     )
     p.add_argument("parts", nargs="+", choices=PARTS, metavar="PART", help=", ".join(PARTS))
-    p.add_argument(
-        "--seeds", nargs="+", type=arguments.seed, default=[1], metavar="N", help="default 1"
-    )
-    p.add_argument(
-        "--scale",
-        type=arguments.epochs,
-        metavar="EPOCHS",
-        help="so many epochs instead of 160, with λ raised to shrink as much in total",
-    )
+    seeds: dict[str, Any] = {"nargs": "+", "type": arguments.seed, "default": [1], "metavar": "N"}
+    p.add_argument("--seeds", **seeds, help="default 1")
+    scale = "so many epochs instead of 160, with λ raised to shrink as much in total"
+    p.add_argument("--scale", type=arguments.epochs, metavar="EPOCHS", help=scale)
     p.add_argument("--save", default="logs", metavar="DIR", help="where all files go (logs)")
     p.add_argument("--data", metavar="DIR", help="where the data set is, as for main.py")
-    p.add_argument(
-        "--precision", choices=OWN["precision"].choices, default="auto", help="as for main.py"
-    )
+    precisions = OWN["precision"].choices
+    p.add_argument("--precision", choices=precisions, default="auto", help="as for main.py")
     p.add_argument("--no-cuda", action="store_true", help="on the CPU")
     p.add_argument("--dry-run", action="store_true", help="show what is left, as commands")
     return p
@@ -138,14 +127,12 @@ def main(argv: list[str] | None = None) -> None:
     for experiment in (e for part in args.parts for e in experiments(part, args.scale)):
         told = replace(experiment.settings, data=args.data, precision=args.precision)
         experiment = replace(experiment, settings=told)
-        same = chosen.setdefault(experiment.run(0), experiment)
-        if experiment.prunes and not same.prunes:  # Table 1 asks for less than Table 2
+        if experiment.prunes or experiment.run(0) not in chosen:  # Table 1 asks for less than 2
             chosen[experiment.run(0)] = experiment
     folder = Path(args.save)
     check_writable(folder)
-    flags = ["--no-cuda"] if args.no_cuda else []
+    flags, gpus = (["--no-cuda"], []) if args.no_cuda else ([], jobs.visible_gpus())
     agenda = Agenda(list(chosen.values()), dict.fromkeys(args.seeds), folder, flags)
-    gpus = [] if args.no_cuda else jobs.visible_gpus()
     print(agenda.overview(len(gpus)), flush=True)
     if args.dry_run:
         print("\n".join("python " + shlex.join(job.argv()) for job in agenda.jobs))

@@ -19,48 +19,40 @@ SPENT = ("train_seconds", "test_seconds")
 class Agenda:
     """The ``jobs`` that ``experiments`` lack in ``folder`` for each of ``seeds``, in order.
 
-    ``flags`` go to all commands.
-
-    Raises InputError where a run has the name of another with other settings, or where the records
-    cannot be read.
+    ``flags`` go to all commands. Raises InputError where a run has the name of another with other
+    settings, or where the records cannot be read.
     """
 
     def __init__(
-        self,
-        experiments: Sequence[Experiment],
-        seeds: Iterable[int],
-        folder: Path,
-        flags: Sequence[str] = (),
+        self, experiments: list[Experiment], seeds: Iterable[int], folder: Path, flags: list[str]
     ) -> None:
         self.folder, self.flags = folder, tuple(flags)
         self.results = recorded(folder)
         # Seed by seed: the first whole rows of a table come early.
         runs = [(e, seed) for seed in seeds for e in experiments]
-        self.seconds = self._measured(s for e, seed in runs for s in self._trainings(e, seed) if s)
+        # Seconds that epochs took, by run and by what takes as long.
+        self.seconds = defaultdict[Hashable, list[float]](list)
+        for result in self.results.values():
+            for training in filter(None, (result, result.refine)):
+                self._measured(training.settings, float(training.row["seconds_per_epoch"]))
+        for settings in (s for e, seed in runs for s in self._trainings(e, seed) if s):
+            log = self._log(settings)
+            if log and settings.run not in self.seconds:
+                # The latest epoch's: a network gets cheaper while it trains.
+                self._measured(settings, sum(float(log[-1][column]) for column in SPENT))
         self.jobs: list[Job] = []
         self.lines = [["run", "train", "prune", "fine-tune", "left"]]
         for e, seed in runs:
             self._add(e, seed)
 
+    def _measured(self, settings: Settings, seconds: float) -> None:
+        for key in _keys(settings)[:2]:
+            self.seconds[key].append(seconds)
+
     def _trainings(self, e: Experiment, seed: int) -> tuple[Settings, Settings | None]:
         """The training and the fine-tuning, if there is to be one."""
         slim = Files(self.folder, e.run(seed)).slim()
         return e.training(seed), e.refining(seed, slim) if e.refine_epochs else None
-
-    def _measured(self, planned: Iterable[Settings]) -> dict[Hashable, list[float]]:
-        """Seconds that epochs took, by run and by what takes as long."""
-        seconds = defaultdict(list)
-        for result in self.results.values():
-            for training in filter(None, (result, result.refine)):
-                for key in _keys(training.settings)[:2]:
-                    seconds[key].append(float(training.row["seconds_per_epoch"]))
-        for settings in planned:
-            log = self._log(settings)
-            if log and settings.run not in seconds:
-                # The latest epoch's: a network gets cheaper while it trains.
-                for key in _keys(settings)[:2]:
-                    seconds[key].append(sum(float(log[-1][column]) for column in SPENT))
-        return seconds
 
     def _log(self, settings: Settings) -> list[records.Row]:
         """The epochs so far of a training that has a checkpoint to go on from."""
@@ -79,22 +71,19 @@ class Agenda:
         # A slim network that was fine-tuned may be gone.
         slim = refine is not None or files.slim().exists()
         pruned = slim and result is not None and result.pruning(e.share) is not None
+        stages = (train, result), (e.prunes, pruned), (tune, refine)
         cells, left = [], []
-        for stage, needed, done, settings in (
-            ("train", True, result, train),
-            ("prune", e.prunes, pruned, None),
-            ("refine", tune, refine, tune),
-        ):
+        for stage, (needed, done) in zip(STAGES, stages, strict=True):
             if not needed or done:
                 cells.append("done" if needed else "-")
                 continue
             seconds: float | None = 0.0
             cells.append("to do")
-            if settings is not None:
-                begun = len(self._log(settings))
-                rest = max(settings.epochs - begun, 0)
-                cells[-1] = f"{rest} of {settings.epochs} epochs" if begun else f"{rest} epochs"
-                known = (self.seconds[key] for key in _keys(settings) if key in self.seconds)
+            if isinstance(needed, Settings):
+                begun = len(self._log(needed))
+                rest = max(needed.epochs - begun, 0)
+                cells[-1] = f"{rest} of {needed.epochs} epochs" if begun else f"{rest} epochs"
+                known = (self.seconds[key] for key in _keys(needed) if key in self.seconds)
                 seconds = next((rest * fmean(spent) for spent in known), None)
             left.append(Job(e, seed, stage, self.folder, self.flags, seconds))
         self.jobs += left
@@ -102,21 +91,18 @@ class Agenda:
 
     def overview(self, gpus: int) -> str:
         """What is done and what is left, run by run, and the whole cost."""
-        trainings, prunings, refinings = (
-            sum(job.stage == stage for job in self.jobs) for stage in STAGES
-        )
-        where = f"{gpus} GPUs" if gpus > 1 else "one GPU" if gpus else "the CPU, one at a time"
-        left = (
-            f"left: {trainings} trainings, {prunings} prunings, {refinings} fine-tunings,"
-            f" on {where}: {_cost(self.jobs)}"
-            + (f" in all, divided by {gpus} GPUs" if gpus > 1 else "")
-        )
         width = max(len(run) for run, *_ in self.lines)
         lines = [
             (f"{run:<{width}}" + "".join(f"  {cell:<15}" for cell in cells)).rstrip()
             for run, *cells in self.lines
         ]
-        return "\n".join([*lines, left if self.jobs else "all is done"])
+        if not self.jobs:
+            return "\n".join([*lines, "all is done"])
+        train, prune, refine = (sum(job.stage == stage for job in self.jobs) for stage in STAGES)
+        where = f"{gpus} GPUs" if gpus > 1 else "one GPU" if gpus else "the CPU, one at a time"
+        left = f"left: {train} trainings, {prune} prunings, {refine} fine-tunings, on {where}"
+        shared = f" in all, divided by {gpus} GPUs" if gpus > 1 else ""
+        return "\n".join([*lines, f"{left}: {_cost(self.jobs)}{shared}"])
 
 
 def _keys(settings: Settings) -> list[Hashable]:
@@ -138,6 +124,6 @@ def _check_same(record: Path, planned: Settings, found: Training) -> None:
 
 def _cost(jobs: Sequence[Job]) -> str:
     """Seconds per epoch × epochs left. Prunings take seconds each, and count for nothing."""
-    known = [job.seconds for job in jobs if job.seconds is not None]
-    unknown = "" if len(known) == len(jobs) else "unknown"
-    return " + ".join(filter(None, [clock(sum(known)) if sum(known) else "", unknown])) or "0:00"
+    known = sum(job.seconds for job in jobs if job.seconds is not None)
+    unknown = ["unknown"] if any(job.seconds is None for job in jobs) else []
+    return " + ".join([*([clock(known)] if known else []), *unknown]) or "0:00"

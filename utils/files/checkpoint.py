@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models import Network, restore
-from models.surgery import State, norms
+from models.surgery import Slimmable, State, norms
 from utils.atomic import replacing
 from utils.console import InputError
 from utils.data.datasets import Dataset
@@ -20,11 +20,7 @@ from utils.flags.settings import Settings
 
 @dataclass
 class Checkpoint:
-    """A network, what its file says of it, and how far its training is, if it is in training.
-
-    ``network`` is as wide as the run began. Everything else is as far as the file, which may be an
-    earlier program's, has it.
-    """
+    """A network, as wide as its run began, and what its file, maybe an earlier program's, says."""
 
     network: Network
     run: str | None = None
@@ -66,7 +62,7 @@ class Checkpoint:
             "optimizer": {"state": buffers, "param_groups": [group]},
             # ... and what else it takes to go on exactly, and to prune.
             "layout": "released" if full else "compact",
-            "cfg": self.network.cfg,
+            "cfg": self.network.model.cfg,
             "best_accuracy": self.best,  # in percent: 100 · best_prec1 is it only to rounding
             "method": self.tensors,
             "cut": self.cut,
@@ -82,7 +78,7 @@ class Checkpoint:
 
     def check_classes(self, data: Dataset, path: Path) -> None:
         """Raise InputError where the network at ``path`` knows other classes than ``data`` has."""
-        count, classes = self.network.num_classes, self.classes or list(data.classes)
+        count, classes = self.network.model.num_classes, self.classes or list(data.classes)
         if count != len(data.classes) or classes != list(data.classes):
             raise InputError(
                 f"{path} tells {count} classes apart ({', '.join(classes[:3])}, ...), but"
@@ -115,16 +111,17 @@ def snapshot(value: Any) -> Any:
     return [snapshot(item) for item in value] if isinstance(value, list) else value
 
 
-def _list_of(*types: type) -> Callable[[Any], bool]:
-    return lambda x: isinstance(x, list) and all(isinstance(item, types) for item in x)
+def _is_list(x: Any, *types: type) -> bool:
+    return isinstance(x, list) and all(isinstance(item, types) for item in x)
 
 
-def _rgb(low: float) -> Callable[[Any], bool]:
-    """Three floats above ``low``."""
-    return lambda x: _list_of(float)(x) and len(x) == 3 and all(low < v < 1e30 for v in x)
+def _is_rgb(x: Any, low: float) -> bool:
+    """Whether it is three floats above ``low``."""
+    return _is_list(x, float) and len(x) == 3 and all(low < value < 1e30 for value in x)
 
 
 def _are_tensors(x: Any) -> bool:
+    """Whether it is a dict of finite tensors, by name."""
     return isinstance(x, dict) and all(
         isinstance(key, str) and isinstance(value, Tensor) and bool(value.isfinite().all())
         for key, value in x.items()
@@ -133,10 +130,10 @@ def _are_tensors(x: Any) -> bool:
 
 # What our own checkpoints add to those of the earlier programs, where it is there: how it must be.
 OURS: dict[str, Callable[[Any], bool]] = {
-    "cfg": _list_of(int, str),
-    "classes": _list_of(str),
-    "mean": _rgb(-1e30),
-    "std": _rgb(0),
+    "cfg": lambda x: _is_list(x, int, str),
+    "classes": lambda x: _is_list(x, str),
+    "mean": lambda x: _is_rgb(x, -1e30),
+    "std": lambda x: _is_rgb(x, 0),
     "settings": lambda x: isinstance(x, dict),
     "run": lambda x: isinstance(x, str),
     "precision": lambda x: isinstance(x, str) and x in ("fp32", "bf16"),
@@ -153,18 +150,11 @@ def load(path: Path) -> Checkpoint:
     """
     content = untrusted.read(path)
     state = content.get("state_dict") if isinstance(content, dict) else None
-    good = isinstance(state, dict) and all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
-    )
-    if not good or not state:
-        raise InputError(f"{path} is not a checkpoint: it has no state_dict of tensors")
-    for key, value in state.items():
-        if not value.isfinite().all():
-            raise InputError(f"{path} is of no use: its {key} has values that are not finite")
+    if not state or not _are_tensors(state):
+        raise InputError(f"{path} is not a checkpoint: it has no state_dict of finite tensors")
     ours = {key: content[key] for key in OURS if content.get(key) is not None}
-    for key, value in ours.items():
-        if not OURS[key](value):
-            raise InputError(f"{path} is damaged: its {key} is not what it should be")
+    if bad := [key for key, value in ours.items() if not OURS[key](value)]:
+        raise InputError(f"{path} is damaged: its {bad[0]} is not what it should be")
     if ("precision" in ours) != ("channels_last" in ours):
         raise InputError(f"{path} is damaged: it has only one of precision and channels_last")
     state = {key.removeprefix("module."): value for key, value in state.items()}
@@ -172,21 +162,19 @@ def load(path: Path) -> Checkpoint:
         network = restore(to_compact(state))
     except ValueError as error:
         raise InputError(f"{path} does not fit a network of this program: {error}") from None
-    if ours.pop("cfg", network.cfg) != network.cfg:
+    if ours.pop("cfg", network.model.cfg) != network.model.cfg:
         raise InputError(f"{path} contradicts itself: its cfg does not fit its weights")
-    settings = ours.pop("settings", None)
     try:
-        known = None if settings is None else Settings.of(settings)
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} cannot be resumed or pruned: its settings are damaged: {error}"
-        ) from None
-    checkpoint = Checkpoint(network, settings=known, **ours)
+        if "settings" in ours:
+            ours["settings"] = Settings.of(ours["settings"])
+    except ValueError as error:
+        raise InputError(f"{path} cannot be resumed: its settings are damaged: {error}") from None
+    checkpoint = Checkpoint(network, **ours)
     try:
         _add_progress(checkpoint, content, state)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         checkpoint.unresumable = str(error) if isinstance(error, ValueError) else f"no {error}"
-    if checkpoint.cut is not None and not _was_dead(checkpoint):
+    if checkpoint.cut is not None and not _was_dead(checkpoint.cut, checkpoint):
         raise InputError(f"{path} is damaged: its cut has channels that were not dead")
     return checkpoint
 
@@ -203,25 +191,22 @@ def _add_progress(checkpoint: Checkpoint, content: Mapping[str, Any], state: Sta
     checkpoint.best = float(content.get("best_accuracy", 100 * float(content["best_prec1"])))
     if checkpoint.epoch < 0 or not 0 <= checkpoint.best <= 100:
         raise ValueError("its epoch or best_prec1 is out of range")
-    parameters = dict(checkpoint.network.model.named_parameters())
-    checkpoint.momentum = _momentum(content.get("optimizer"), state, parameters)
+    checkpoint.momentum = _momentum(content.get("optimizer"), state, checkpoint.network.model)
 
 
-def _was_dead(checkpoint: Checkpoint) -> bool:
+def _was_dead(cut: Tensor, checkpoint: Checkpoint) -> bool:
     """Whether what was cut may be: all factors 0, no bias above 0, no layer emptied."""
     layers = list(norms(checkpoint.network.model).values())
-    cut, factors = checkpoint.cut, checkpoint.factors
-    assert cut is not None
+    factors = checkpoint.factors
     if cut.shape != factors["gamma"].shape or (cut.any() and len(factors) == 1):
         return False
+    bias = torch.cat([bn.bias.detach() for bn in layers])
+    dead = torch.stack([bias <= 0, *(factor == 0 for factor in factors.values())]).all(0)
     emptied = any(part.all() for part in cut.split([bn.num_features for bn in layers]))
-    alive = torch.cat([bn.bias.detach() for bn in layers]) > 0
-    for factor in factors.values():
-        alive |= factor != 0
-    return not emptied and not bool((alive & cut).any())
+    return not emptied and bool(dead[cut].all())
 
 
-def _momentum(saved: Any, state: State, parameters: Mapping[str, Tensor]) -> State:
+def _momentum(saved: Any, state: State, model: Slimmable) -> State:
     """Momentum buffers by parameter name, from the optimiser's state ``saved``; {} where none.
 
     The earlier programs number ``select.indexes`` among the parameters, and batch norms before a
@@ -229,6 +214,7 @@ def _momentum(saved: Any, state: State, parameters: Mapping[str, Tensor]) -> Sta
     """
     if saved is None:
         return {}
+    parameters = dict(model.named_parameters())
     numbers = [number for group in saved["param_groups"] for number in group["params"]]
     not_trained = ("running_mean", "running_var", "num_batches_tracked", "select.index")
     released = [key for key in state if not key.endswith(not_trained)]

@@ -21,12 +21,6 @@ from models.surgery import Slimmable, State
 REMOVED = {"weight": 0.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
 
 
-def _batch_norm_of(select: str, state: Mapping[str, Tensor]) -> str:
-    """The batch norm beside the selection layer with this prefix: a block's bn1, or the last bn."""
-    prefix = select.removesuffix("select")
-    return prefix + ("bn1" if f"{prefix}bn1.weight" in state else "bn")
-
-
 def to_compact(state: Mapping[str, Tensor]) -> State:
     """A state dict in the compact layout, from either one. Raises ValueError if it is neither."""
     compact = dict(state)
@@ -34,18 +28,18 @@ def to_compact(state: Mapping[str, Tensor]) -> State:
         if not key.endswith("select.indexes"):
             continue
         del compact[key]
-        select = key.removesuffix(".indexes")
         if indexes.dim() != 1 or not ((indexes == 0) | (indexes == 1)).all():
             raise ValueError(f"{key} is not a vector of zeros and ones")
         index = indexes.nonzero().flatten()
-        bn = _batch_norm_of(select, state)
+        block = key.removesuffix("select.indexes")
+        bn = f"{block}bn1" if block else "bn"
         for entry in REMOVED:
             full = state.get(f"{bn}.{entry}")
             if full is None or full.shape != indexes.shape:
                 raise ValueError(f"{bn}.{entry} is missing or not as long as {key}")
             compact[f"{bn}.{entry}"] = full[index]
         if len(index) < len(indexes):
-            compact[f"{select}.index"] = index
+            compact[f"{block}select.index"] = index
     return compact
 
 

@@ -1,39 +1,21 @@
 """What the files are called that runs and prunings leave in a folder. Nothing else spells one."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 CHECKPOINT = "checkpoint.pth.tar"
 TRAINED, REFINED, PRUNED = "train_record.csv", "refine_record.csv", "pruned_record.csv"
 
 
-@dataclass(frozen=True)
 class Files:
     """Paths of a run's files in ``folder``, which begin with ``run``."""
 
-    folder: Path
-    run: str
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / f"{self.run}{CHECKPOINT}"
-
-    @property
-    def best(self) -> Path:
-        return self.folder / f"{self.run}model_best.pth.tar"
-
-    @property
-    def log(self) -> Path:
-        return self.folder / f"{self.run}log.csv"
-
-    @property
-    def record(self) -> Path:
-        return self.folder / (REFINED if self.run.endswith("_refine") else TRAINED)
-
-    @property
-    def plot(self) -> Path:
-        """Without its ending: a figure is written in several formats."""
-        return self.folder / f"{self.run}plot"
+    def __init__(self, folder: Path, run: str) -> None:
+        self.folder, self.run = folder, run
+        self.checkpoint = folder / f"{run}{CHECKPOINT}"
+        self.best = folder / f"{run}model_best.pth.tar"
+        self.log = folder / f"{run}log.csv"
+        self.record = folder / (REFINED if run.endswith("_refine") else TRAINED)
+        self.plot = folder / f"{run}plot"  # without its ending: there are several formats
 
     @property
     def refined(self) -> "Files":

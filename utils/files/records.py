@@ -5,7 +5,6 @@ as not there, and the next row takes its place.
 """
 
 import csv
-import errno
 import io
 import os
 import re
@@ -26,29 +25,12 @@ def read(path: Path, needs: Iterable[str] = (), numbers: Iterable[str] = ()) -> 
     Every row has what it ``needs``, and what is in ``numbers`` is one or empty. Raises InputError
     when the file is not one of ours, or damaged.
     """
-    needs, numbers = tuple(needs), tuple(numbers)
     try:
-        rows = _parse(path, path.read_bytes(), (*needs, *numbers))
+        return _parse(path, path.read_bytes(), tuple(needs), tuple(numbers))[1]
     except FileNotFoundError:
         return []
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error}): move it away") from None
-    for number, row in enumerate(rows, 2):
-        for column in dict.fromkeys((*needs, *numbers)):
-            empty = column in needs and not row[column]
-            if empty or (column in numbers and not _is_number(row[column])):
-                raise InputError(
-                    f"{path}, line {number}: {column} is {row[column]!r}; mend that line or move"
-                    " the file away"
-                )
-    return rows
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        return not cell or abs(float(cell)) < 1e30
-    except ValueError:
-        return False
 
 
 def append(path: Path, row: Mapping[str, object]) -> None:
@@ -62,17 +44,17 @@ def append(path: Path, row: Mapping[str, object]) -> None:
         with _locked(path) as file:
             file.seek(0)
             content = file.read()
-            rows = _parse(path, content, list(row)[:1])
+            header, rows = _parse(path, content, list(row)[:1])
             whole = content.rfind(b"\n") + 1
-            columns = list(dict.fromkeys([*_header(content), *row]))
-            if whole and columns != _header(content):
+            columns = list(dict.fromkeys([*header, *row]))
+            if whole and columns != header:
                 _write(path, columns, [*rows, row])
                 return
             file.truncate(whole)
-            line = _text([row], columns, header=not whole)
+            line = _text(columns, [row], header=not whole)
             try:
                 if file.write(line) < len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    raise OSError("no space left")
                 os.fsync(file.fileno())
             except OSError:
                 file.truncate(whole)
@@ -88,59 +70,65 @@ def keep_epochs(path: Path, done: int) -> list[Row]:
     """
     needs = ("epoch", "train_seconds", "test_accuracy", "flops")
     rows = [row for row in read(path, needs, needs) if float(row["epoch"]) <= done]
-    if path.exists():
-        _write(path, list(rows[0]) if rows else _header(path.read_bytes()), rows)
+    if rows:
+        _write(path, list(rows[0]), rows)
+    else:
+        path.unlink(missing_ok=True)
     return rows
 
 
-def _header(content: bytes) -> list[str]:
-    """The columns of a file, [] where its first line is not whole."""
-    line, end, _ = content.partition(b"\n")
-    return next(csv.reader([line.decode().rstrip("\r")]), []) if end else []
-
-
-def _parse(path: Path, content: bytes, needs: Sequence[str]) -> list[Row]:
-    """The rows in a file's ``content``, which has the columns that it ``needs``."""
-    other, rows = f"{path} has other columns than this program writes", []
+def _parse(
+    path: Path, content: bytes, needs: Sequence[str], numbers: Sequence[str] = ()
+) -> tuple[list[str], list[Row]]:
+    """The columns and the rows in a file's ``content``, checked as :func:`read` says."""
+    other = f"{path} has other columns than this program writes"
     try:
-        header = _header(content)
         whole = content[: content.rfind(b"\n") + 1].decode()
         # Without a line end it may be a header that was cut off, or anything.
         if not re.fullmatch(rb"[a-z_,]*\r?", content.partition(b"\n")[0]):
             raise InputError(f"{other}: move it away")
-        if missing := [column for column in needs if header and column not in header]:
-            raise InputError(f"{other} (it has no column {missing[0]}): move it away")
-        reader = csv.reader(io.StringIO(whole, newline=""))
-        next(reader, [])
-        for values in filter(None, reader):
-            if len(values) != len(header):
-                raise InputError(f"{path} is damaged in line {reader.line_num}: move it away")
-            rows.append(dict(zip(header, values, strict=True)))
+        reader = csv.DictReader(io.StringIO(whole, newline=""), restkey="beyond the last column")
+        rows, header = list(reader), list(reader.fieldnames or [])
     except (ValueError, csv.Error) as error:
         raise InputError(f"{path} cannot be read ({error}): move it away") from None
-    return rows
+    if missing := [column for column in (*needs, *numbers) if header and column not in header]:
+        raise InputError(f"{other} (it has no column {missing[0]}): move it away")
+    for number, row in enumerate(rows, 2):
+        for column, cell in row.items():
+            fits = isinstance(cell, str) and (cell or column not in needs)  # neither none nor more
+            if not fits or (column in numbers and not _is_number(cell)):
+                raise InputError(
+                    f"{path}, line {number}: {column} is {cell!r}; mend that line or move the file"
+                    " away"
+                )
+    return header, rows
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        return not cell or abs(float(cell)) < 1e30
+    except ValueError:
+        return False
 
 
 def _text(
-    rows: Iterable[Mapping[str, object]], columns: Sequence[str], header: bool = False
+    columns: Sequence[str], rows: Iterable[Mapping[str, object]], header: bool = True
 ) -> bytes:
     """A line for each of ``rows``, whatever characters are in them."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="")
+    writer = csv.writer(text)
     if header:
-        writer.writeheader()
+        writer.writerow(columns)
     for row in rows:
-        values = {key: "" if value is None else str(value) for key, value in row.items()}
-        writer.writerow(
-            {k: "".join(c if c.isprintable() else " " for c in v) for k, v in values.items()}
-        )
+        cells = ["" if row.get(column) is None else str(row[column]) for column in columns]
+        writer.writerow("".join(c if c.isprintable() else " " for c in cell) for cell in cells)
     return text.getvalue().encode()
 
 
 def _write(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
     """Replace the whole file."""
     with replacing(path) as new:
-        new.write_bytes(_text(rows, columns, header=True))
+        new.write_bytes(_text(columns, rows))
 
 
 @contextmanager

@@ -27,19 +27,18 @@ class Start:
         """What ``--resume``, ``--refine`` or ``--evaluate`` say."""
         resume = given.get("resume")
         if resume not in (None, "auto"):
-            start = cls(Path(resume), load(Path(resume)), resumes=True)
-            if start.checkpoint and start.checkpoint.unresumable:
-                raise InputError(f"{resume} cannot be resumed: {start.checkpoint.unresumable}")
-            return start
+            checkpoint = load(Path(resume))
+            if checkpoint.unresumable:
+                raise InputError(f"{resume} cannot be resumed: {checkpoint.unresumable}")
+            return cls(Path(resume), checkpoint, resumes=True)
         path = given.get("refine", given.get("evaluate"))
         start = cls() if path is None else cls(Path(path), load(Path(path)))
-        if resume != "auto" or "seeds" in given:
-            return start
-        found = newest(start.files(given, start.settings(given)))
-        if found is None:
-            return start
-        note(f"going on with {found[0]}")
-        return cls(*found, resumes=True)
+        if resume == "auto" and "seeds" not in given:
+            found = newest(start.files(given, start.settings(given)))
+            if found is not None:
+                note(f"going on with {found[0]}")
+                return cls(*found, resumes=True)
+        return start
 
     def settings(self, given: Mapping[str, Any]) -> Settings:
         """The run's. Raises InputError where ``given`` contradicts what is known."""
@@ -71,17 +70,15 @@ def known_of(checkpoint: Checkpoint, given: Mapping[str, Any], path: Path) -> di
 def newest(files: Files) -> tuple[Path, Checkpoint] | None:
     """The run's checkpoint of the latest epoch that can be read."""
     found = []
-    for path in (files.best, files.checkpoint):
-        if path.exists():
-            try:
-                found.append((path, load(path)))
-            except InputError as error:
-                note(f"note: passed over: {error}")
-    return max(
-        ((path, each) for path, each in found if not each.unresumable),
-        key=lambda pair: pair[1].epoch or 0,
-        default=None,
-    )
+    for path in filter(Path.exists, (files.best, files.checkpoint)):
+        try:
+            checkpoint = load(path)
+        except InputError as error:
+            note(f"note: passed over: {error}")
+        else:
+            if not checkpoint.unresumable:
+                found.append((path, checkpoint))
+    return max(found, key=lambda pair: pair[1].epoch or 0, default=None)
 
 
 def check_free(files: Files, resumed: Path | None) -> None:
@@ -89,9 +86,9 @@ def check_free(files: Files, resumed: Path | None) -> None:
 
     ``resumed`` is the checkpoint that is resumed, if one is.
     """
-    own = [path.resolve() for path in (files.checkpoint, files.best)]
-    there = [path for path in (files.checkpoint, files.best) if path.exists()]
-    if there and (resumed is None or resumed.resolve() not in own):
+    own = (files.checkpoint, files.best)
+    there = [path for path in own if path.exists()]
+    if there and (resumed is None or resumed.resolve() not in [path.resolve() for path in own]):
         raise InputError(
             f"{there[0]} is there already: go on with it by --resume {there[0]}, or, if it is"
             " damaged or another run, move it away or give this run another --name"

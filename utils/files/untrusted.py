@@ -58,10 +58,8 @@ NAMES = {
     "torch._utils._rebuild_parameter",
     "_codecs.encode",  # a scalar's bytes
     *(name for _, name in SCALARS),
-    *(
-        f"torch.{kind}Storage"
-        for kind in "Double Float Half BFloat16 Long Int Short Char Byte Bool".split()
-    ),
+    *(f"torch.{kind}Storage" for kind in "Double Float Half BFloat16 Long Int".split()),
+    *(f"torch.{kind}Storage" for kind in "Short Char Byte Bool".split()),
 }
 
 
@@ -82,8 +80,8 @@ def read(path: Path) -> Any:
                 content = torch.load(path, map_location="cpu", weights_only=True)
             return _plain(content, 0, iter(range(MOST_VALUES)))
     except Exception as error:  # zipfile, pickletools and torch raise of all kinds on damaged files
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:150]
-        if isinstance(error, pickle.UnpicklingError):  # torch's advice is to trust the file
+        reason = str(error).partition("\n")[0][:150]
+        if not reason or isinstance(error, pickle.UnpicklingError):  # torch's advice is to trust it
             reason = "its pickle is damaged"
         raise InputError(f"{path} is not a whole checkpoint ({reason})") from None
     raise InputError(

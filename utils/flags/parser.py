@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from utils import arguments
-from utils.arguments import Parser
+from utils.arguments import Parser, positive_int
 from utils.console import InputError, note
 from utils.flags.settings import FILES, FLAGS, NETWORK, OWN, SLIMMING, TRAINING, Settings
 from utils.methods import METHODS
@@ -29,7 +29,6 @@ def parser() -> argparse.ArgumentParser:
     for flag in FLAGS.values():
         if flag.name != "seed":
             flag.add_to(groups[flag.group])
-
     seeds = groups[TRAINING].add_mutually_exclusive_group()
     FLAGS["seed"].add_to(seeds)
     seeds.add_argument(
@@ -39,34 +38,17 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="a run for each of these, named NAME_seedN: side by side on a GPU, else in turn",
     )
-    training, files = groups[TRAINING], groups[FILES]
-    training.add_argument(
-        "--start-epoch",
-        type=arguments.natural,
-        metavar="N",
-        help="number of the first epoch (default 0)",
-    )
-    training.add_argument(
-        "--test-batch-size", type=arguments.positive_int, metavar="N", help="default 256"
-    )
-    training.add_argument("--no-cuda", action="store_true", help="train on the CPU")
-    training.add_argument(
-        "--no-graph", action="store_true", help="on a GPU: launch every kernel, to debug"
-    )
-    files.add_argument(
-        "--save",
-        metavar="DIR",
-        help="where all files go (default logs, or the folder of the checkpoint)",
-    )
-    files.add_argument(
-        "--log-interval", type=arguments.positive_int, metavar="N", help="in steps (default 50)"
-    )
-    files.add_argument(
-        "--resume",
-        metavar="CHECKPOINT",
-        help="go on with this run; auto: with the one of this name, or start it",
-    )
-    files.add_argument("--evaluate", metavar="CHECKPOINT", help="only test this network")
+    add = groups[TRAINING].add_argument
+    add("--start-epoch", type=arguments.natural, metavar="N", help="the first one (default 0)")
+    add("--test-batch-size", type=positive_int, metavar="N", help="default 256")
+    add("--no-cuda", action="store_true", help="train on the CPU")
+    add("--no-graph", action="store_true", help="on a GPU: launch every kernel, to debug")
+    add = groups[FILES].add_argument
+    add("--save", metavar="DIR", help="for all files (default logs, or the checkpoint's folder)")
+    add("--log-interval", type=positive_int, metavar="N", help="in steps (default 50)")
+    said = "go on with this run; auto: with the one of this name, or start it"
+    add("--resume", metavar="CHECKPOINT", help=said)
+    add("--evaluate", metavar="CHECKPOINT", help="only test this network")
     return p
 
 
@@ -80,26 +62,21 @@ def resolve(
     Raises InputError where flags contradict ``stored``, or one another.
     """
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    try:
-        for each in METHODS.values():
-            each.check(given)
-    except ValueError as error:
-        raise InputError(str(error)) from None
     if "sparsity_regularization" in given:
         given.setdefault("method", next(m.name for m in METHODS.values() if m.prunes()))
     elif "method" in given and stored is None:
         raise InputError(f"--method {given['method']} needs -sr")
     before = {} if stored is None else stored.values()
     known = {k: v for k, v in {**inherited, **before, **given}.items() if k in FLAGS}
-    method = known.get("method", OWN["method"].default)
-    own = {flag.name for flag in METHODS[method].flags}
-    others = given.keys() & FLAGS.keys() - OWN.keys() - own
-    if idle := sorted(FLAGS[key].typed[-1] for key in others):
-        note(f"note: {method} training does not use {', '.join(idle)}")
     try:
+        for each in METHODS.values():  # what the run's own method does not use must make sense too
+            each.check(given)
         settings = Settings.of(known)
     except ValueError as error:
         raise InputError(str(error)) from None
+    if others := given.keys() & FLAGS.keys() - OWN.keys() - settings.options.keys():
+        idle = sorted(FLAGS[key].typed[-1] for key in others)
+        note(f"note: {settings.method} training does not use {', '.join(idle)}")
     for key, value in settings.values().items():
         if stored is not None and FLAGS[key].fixed and value != before[key]:
             raise InputError(

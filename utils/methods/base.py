@@ -38,9 +38,7 @@ class Method:
     Raises ValueError for a model without batch norms.
     """
 
-    name = "baseline"
-    title = "Baseline"  # in tables
-    help = ""  # in -h
+    name, title, help = "baseline", "Baseline", ""  # typed, in tables, in -h
     flags: tuple[Flag, ...] = ()
     # The vectors over all channels that tell which are needed, and their symbols: γ, and what else.
     factors: dict[str, str] = {"gamma": "γ"}  # noqa: RUF012
@@ -62,7 +60,7 @@ class Method:
 
     @classmethod
     def of(cls, model: nn.Module, options: Mapping[str, Any]) -> "Method":
-        """With its flags' values in ``options``."""
+        """For ``model``, with its flags' values in ``options``."""
         return cls(model, **{flag.parameter or flag.name: options[flag.name] for flag in cls.flags})
 
     @classmethod
@@ -137,6 +135,5 @@ class Method:
 
 def momentum_of(optimizer: torch.optim.SGD, parameters: Sequence[Tensor]) -> Tensor:
     """The momentum buffers of ``parameters`` in one vector, 0 where there are none."""
-    buffers = [optimizer.state[p].get("momentum_buffer") for p in parameters]
-    pairs = zip(buffers, parameters, strict=True)
-    return torch.cat([torch.zeros_like(p) if b is None else b for b, p in pairs]).detach()
+    buffers = [optimizer.state[p].get("momentum_buffer", torch.zeros_like(p)) for p in parameters]
+    return torch.cat(buffers)

@@ -5,27 +5,27 @@ weight of the ℓ1 penalty, β of the quadratic one, α the reciprocal of the le
 """
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from utils import arguments
-from utils.arguments import Flag
+from utils.arguments import Flag, not_negative, number, positive
 from utils.methods.base import TINY, Method, is_zero, momentum_of
 from utils.paper.settings import XI_INIT, Schedule, recipe
 from utils.paper.settings import schedule as papers_schedule
 
-LAMBDA = Flag(
-    "s",
-    "λ, the weight of the ℓ1 penalty (default: the paper's for the network)",
-    arguments.not_negative,
-    lambda arch, depth: recipe(arch, depth).lambda_,
-    metavar="LAMBDA",
-    parameter="lambda_",
-)
+# What -h says of the flags.
+LAMBDA = "λ, the weight of the ℓ1 penalty (default: the paper's for the network)"
+BETA = "β, the weight of the quadratic penalty (default: the paper's for the network)"
+EVERY = "update ξ after every mini-batch (default), or as Algorithm 1 is printed"
+INIT = "ξ starts uniform in this range (default 0.47 0.50; fine-tuning: ξ = γ)"
+KEEP = "train channels on that have died: the same result, later (default: cut them out)"
+
+
+def lambda_flag(default: Callable[[str, int], float]) -> Flag:
+    return Flag("s", LAMBDA, not_negative, default, metavar="LAMBDA", parameter="lambda_")
 
 
 def soft_threshold(x: Tensor, threshold: float) -> Tensor:
@@ -41,18 +41,17 @@ def shrinkage(lambda_: float, beta: float, schedule: Schedule) -> float:
     return lambda_ * sum(count / (2 / lr + beta) for count, lr in schedule)
 
 
-def ns_penalty(method: "Subgradient | ProximalSlimming") -> float:
-    """λ‖γ‖₁, which eq. (2) adds to the loss."""
-    return method.lambda_ * method.gamma.abs().sum().item()
+def ns_objective(loss: float, lambda_: float, gamma: Tensor) -> dict[str, float]:
+    """Eq. (2): the loss and λ‖γ‖₁."""
+    return {"ns_objective": loss + lambda_ * gamma.abs().sum().item()}
 
 
 class Subgradient(Method):
     """Original network slimming (Liu et al., 2017): subgradient descent on eq. (2)."""
 
-    name = "subgradient"
-    title = "Original NS"
+    name, title = "subgradient", "Original NS"
     help = "original network slimming, eq. (3b)"
-    flags = (replace(LAMBDA, default=lambda arch, depth: recipe(arch, depth).subgradient_lambda),)
+    flags = (lambda_flag(lambda arch, depth: recipe(arch, depth).subgradient_lambda),)
     columns = ("ns_objective",)
     prune_flags = ("--percent", "0.5")  # its factors come near zero only: choose a share
 
@@ -68,14 +67,14 @@ class Subgradient(Method):
         torch._foreach_add_(grads, self.split(self.gamma.sign()), alpha=self.lambda_)
 
     def figures(self, loss: float) -> dict[str, float]:
-        return {"ns_objective": loss + ns_penalty(self)}
+        return ns_objective(loss, self.lambda_, self.gamma)
 
 
 class ProximalSlimming(Method):
     """Proximal network slimming: minimise L(W, γ) + λ‖ξ‖₁ + (β/2)‖γ − ξ‖² (eq. 5).
 
-    Works on any model with batch-norm layers and any optimiser that makes plain SGD's
-    step. Call :meth:`on_step` after every optimiser step, and :meth:`on_epoch` after every epoch.
+    Works on any model with batch norms and any optimiser that makes plain SGD's step. Call
+    :meth:`on_step` after every step of it, and :meth:`on_epoch` after every epoch.
 
     With momentum μ the fixed point satisfies β(γ − ξ) = −∇L/(1 − μ): the run approaches a
     critical point of eq. (5) with (1 − μ)λ and (1 − μ)β, not with λ and β as given.
@@ -88,38 +87,13 @@ class ProximalSlimming(Method):
     Raises ValueError unless λ ≥ 0, β > 0 and ``prox_every`` is one of the two.
     """
 
-    name = "proximal"
-    title = "Proximal NS"
-    help = "the paper's algorithm"
+    name, title, help = "proximal", "Proximal NS", "the paper's algorithm"
     flags = (
-        LAMBDA,
-        Flag(
-            "beta",
-            "β, the weight of the quadratic penalty (default: the paper's for the network)",
-            arguments.positive,
-            lambda arch, depth: recipe(arch, depth).beta,
-        ),
-        Flag(
-            "prox_every",
-            "update ξ after every mini-batch (default), or as Algorithm 1 is printed",
-            default="step",
-            choices=("step", "epoch"),
-        ),
-        Flag(
-            "xi_init",
-            "ξ starts uniform in this range (default 0.47 0.50; fine-tuning: ξ = γ)",
-            arguments.number,
-            XI_INIT,
-            metavar=("LOW", "HIGH"),
-            nargs=2,
-            of_fresh=True,
-        ),
-        Flag(
-            "keep_dead",
-            "train channels on that have died: the same result, later (default: cut them out)",
-            default=False,
-            compared=False,
-        ),
+        lambda_flag(lambda arch, depth: recipe(arch, depth).lambda_),
+        Flag("beta", BETA, positive, lambda arch, depth: recipe(arch, depth).beta),
+        Flag("prox_every", EVERY, default="step", choices=("step", "epoch")),
+        Flag("xi_init", INIT, number, XI_INIT, metavar=("LOW", "HIGH"), nargs=2, of_fresh=True),
+        Flag("keep_dead", KEEP, default=False, compared=False),
     )
     factors = {"gamma": "γ", "xi": "ξ"}  # noqa: RUF012
     columns = ("objective", "ns_objective")
@@ -137,13 +111,12 @@ class ProximalSlimming(Method):
         super().__init__(model)
         if not (lambda_ >= 0 and beta > 0 and prox_every in ("step", "epoch")):
             raise ValueError("proximal slimming takes λ ≥ 0, β > 0, prox_every 'step' or 'epoch'")
-        self.lambda_, self.beta, self.prox_every = lambda_, beta, prox_every
-        self.keep_dead = keep_dead
-        if xi_init is None:
-            self.xi = self.gamma.clone()
-        else:
+        self.lambda_, self.beta = lambda_, beta
+        self.prox_every, self.keep_dead = prox_every, keep_dead
+        self.xi = self.gamma.clone()
+        if xi_init is not None:
             # Drawn on the CPU, so that a seed means the same ξ on every device.
-            self.xi = torch.empty(self.gamma.numel()).uniform_(*xi_init).to(self.gamma)
+            self.xi.copy_(torch.empty(self.gamma.numel()).uniform_(*xi_init))
 
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> None:
@@ -208,22 +181,16 @@ class ProximalSlimming(Method):
         return stays_zero & (bias <= 0) & (bias + c * bias_v.double() <= 0)
 
     def figures(self, loss: float) -> dict[str, float]:
-        return {
-            "objective": loss + self.penalty(),  # F of eq. (5),
-            "ns_objective": loss + ns_penalty(self),  # and eq. (2)
-        }
-
-    def penalty(self) -> float:
-        """λ‖ξ‖₁ + (β/2)‖γ − ξ‖², which eq. (5) adds to the loss."""
         distance = (self.gamma - self.xi).square().sum()
-        return (self.lambda_ * self.xi.abs().sum() + self.beta / 2 * distance).item()
+        penalty = (self.lambda_ * self.xi.abs().sum() + self.beta / 2 * distance).item()
+        # F of eq. (5), and eq. (2)
+        return {"objective": loss + penalty, **ns_objective(loss, self.lambda_, self.gamma)}
 
     def warnings(self, schedule: Schedule, arch: str, depth: int) -> Iterable[str]:
         """Say so when the penalty alone cannot bring a factor to zero."""
         if self.prox_every == "epoch":
             schedule = [(1, lr) for _, lr in schedule]
-        reach = shrinkage(self.lambda_, self.beta, schedule)
-        start = self.xi.abs().min().item()
+        reach, start = shrinkage(self.lambda_, self.beta, schedule), self.xi.abs().min().item()
         if reach < start:
             paper = recipe(arch, depth)
             total = shrinkage(paper.lambda_, paper.beta, papers_schedule())

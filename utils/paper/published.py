@@ -41,7 +41,6 @@ class Table:
     note: str = ""
 
     def method_as_printed(self, row: Sequence[str]) -> str:
-        """The paper's words for the method that the ``row`` is about."""
         return row[1] if self.columns[1].heading == "Method" else "Proximal NS (ours)"
 
     def method(self, row: Sequence[str]) -> str | None:
@@ -64,19 +63,19 @@ def _rows(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("|")] for line in text.strip().splitlines()]
 
 
+WHAT = (Column("Architecture"), Column("Method"))
+SECONDS = "Avg. Training Time per Epoch (s) Pre-Pruned/Fine Tuned"
+ACCURACY = "Test Accuracy (%) Post Pruned/Fine Tuned"
+
+
 def _table_2(dataset: str) -> tuple[Column, ...]:
     return (
-        Column("Architecture"),
-        Column("Method"),
-        Column(
-            "Avg. Training Time per Epoch (s) Pre-Pruned/Fine Tuned",
-            ("train_seconds", "tune_seconds"),
-            dataset,
-        ),
+        *WHAT,
+        Column(SECONDS, ("train_seconds", "tune_seconds"), dataset),
         Column("% Channels Pruned", ("channels",), dataset),
         Column("% Param. Pruned", ("parameters",), dataset),
         Column("% FLOPS Pruned", ("flops",), dataset),
-        Column("Test Accuracy (%) Post Pruned/Fine Tuned", ("pruned", "tuned"), dataset),
+        Column(ACCURACY, ("pruned", "tuned"), dataset),
     )
 
 
@@ -135,10 +134,9 @@ TABLES = {
     "table3": Table(
         "Table 3. Proximal NS and other pruning methods on CIFAR 10",
         (
-            Column("Architecture"),
-            Column("Method"),
+            *WHAT,
             Column("% Param./FLOPs Pruned", ("parameters", "flops"), "cifar10"),
-            Column("Test Accuracy (%) Post Pruned/Fine Tuned", ("pruned", "tuned"), "cifar10"),
+            Column(ACCURACY, ("pruned", "tuned"), "cifar10"),
         ),
         _rows("""
             DenseNet-40 | Hrank [21]         | 53.80/61.00 | —/93.68

@@ -3,14 +3,12 @@
 import argparse
 import copy
 import shlex
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models import restore
 from models.cost import cost
 from models.surgery import Slimmable, norms, slim
 from utils import arguments
@@ -20,12 +18,14 @@ from utils.data.batches import Batches
 from utils.data.datasets import DATASETS, load
 from utils.device import pick_device
 from utils.files import checkpoint, records
-from utils.files.checkpoint import Checkpoint
 from utils.files.layouts import to_released
 from utils.files.names import PRUNED, Files, run_of
 from utils.files.start import known_of
-from utils.pruning.plan import Plan, apply_plan, count_of, plan, smallest_count, zero_channels
+from utils.methods.base import is_zero
+from utils.pruning.plan import apply_plan, count_of, plan
 from utils.pruning.report import accuracy, differences, kinds, print_comparison, print_report, sizes
+
+TARGETS = {"flops": "flops", "params": "parameters"}  # flags, and entries of a Cost
 
 
 def parser(arch: str, name: str) -> argparse.ArgumentParser:
@@ -36,59 +36,31 @@ def parser(arch: str, name: str) -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
     )
     p.add_argument("--model", required=True, metavar="CHECKPOINT", help="what to prune")
-    p.add_argument(
-        "--mask",
-        default="gamma",
-        help="prune where this factor is 0: gamma (default), or another that the checkpoint has,"
-        " as xi of proximal training: more, and not always for free",
-    )
-    share = p.add_mutually_exclusive_group()
-    share.add_argument(
-        "--percent",
-        type=arguments.fraction,
-        default=0.0,
-        help="share of all channels to prune, the smallest |γ| first, from 0 to 1; channels that"
-        " are zero go in any case (default 0: these only)",
-    )
-    share.add_argument(
-        "--target-flops", type=arguments.fraction, metavar="P", help="share of the FLOPs to remove"
-    )
-    share.add_argument(
-        "--target-params",
-        type=arguments.fraction,
-        metavar="P",
-        help="share of the parameters to remove",
-    )
+    other = "another that the checkpoint has, as xi: more, and not always for free"
+    p.add_argument("--mask", default="gamma", help=f"prune where gamma (default) is 0, or {other}")
+    share, fraction = p.add_mutually_exclusive_group(), arguments.fraction
+    smallest = "share of channels to prune, smallest |γ| first; zeros go in any case (default 0)"
+    share.add_argument("--percent", type=fraction, default=0.0, help=smallest)
+    for flag, what in TARGETS.items():
+        text = f"share of the {what} to remove, from 0 to 1"
+        share.add_argument(f"--target-{flag}", type=fraction, default=None, metavar="P", help=text)
     p.add_argument("--save", metavar="DIR", help="where to write (default: the folder of --model)")
-    p.add_argument(
-        "--name",
-        type=arguments.file_name,
-        default=name,
-        help=f"the slim checkpoint is NAMEpruned.pth.tar (default {name})",
-    )
-    p.add_argument(
-        "--layout",
-        choices=("compact", "released"),
-        default="compact",
-        help="of the slim checkpoint: batch norms on the kept channels only (default), or as the"
-        " earlier network-slimming programs read it",
-    )
+    slim_name = f"the slim checkpoint is NAMEpruned.pth.tar (default {name})"
+    p.add_argument("--name", type=arguments.file_name, default=name, help=slim_name)
+    layouts = "of the slim checkpoint: kept channels only (default), or as earlier programs read it"
+    names = ("compact", "released")
+    p.add_argument("--layout", choices=names, default="compact", help=layouts)
     p.add_argument("--dataset", choices=DATASETS, help="default: the checkpoint's")
     p.add_argument("--data", metavar="DIR", help="where it is (default: the checkpoint's)")
-    p.add_argument("--test-subset", type=arguments.positive_int, metavar="N", help="test pictures")
-    p.add_argument(
-        "--test-batch-size",
-        type=arguments.positive_int,
-        metavar="N",
-        default=256,
-        help="default 256",
-    )
-    p.add_argument("--depth", type=arguments.positive_int, help="default: the checkpoint's")
+    count = arguments.positive_int
+    p.add_argument("--test-subset", type=count, metavar="N", help="test pictures")
+    p.add_argument("--test-batch-size", type=count, metavar="N", default=256, help="default 256")
+    p.add_argument("--depth", type=count, help="default: the checkpoint's")
     p.add_argument("--no-cuda", action="store_true", default=False, help="test on the CPU")
     return p
 
 
-def prune(arch: str, name: str, argv: list[str] | None) -> None:
+def prune(arch: str, name: str, argv: list[str] | None = None) -> None:
     """Prune, test and write one network of architecture ``arch``."""
     args = parser(arch, name).parse_args(argv)
     path = Path(args.model)
@@ -102,111 +74,92 @@ def prune(arch: str, name: str, argv: list[str] | None) -> None:
     records.read(folder / PRUNED, ("run",))
 
     model = given.network.model.eval()
-    layers = norms(model)
-    gammas = [bn.weight.detach() for bn in layers.values()]
-    biases = [bn.bias.detach() for bn in layers.values()]
-    if args.mask not in given.factors:
-        has = ", ".join(given.factors)
+    layers, factors = list(norms(model).values()), given.factors
+    if args.mask not in factors:
+        has = ", ".join(factors)
         raise InputError(f"{path} has no {args.mask}: --mask takes what it has, {has}")
-    zeros = zero_channels(given.factors[args.mask].split([len(gamma) for gamma in gammas]))
-    count = channels_to_prune(args, model, gammas, biases, zeros)
+    zeros = is_zero(factors[args.mask])
+    count = channels_to_prune(args, model, zeros)
 
     data = load({**known, **vars(args)})
     given.check_classes(data, path)
-    device = pick_device(args.no_cuda)
-    tests = Batches(data, "test", args.test_batch_size, device)
-
-    def carry_out(plan: Plan) -> tuple[Slimmable, Tensor, Tensor]:
-        """The slim network, and what the masked and the slim one answer."""
-        masked = copy.deepcopy(model)
-        apply_plan(masked, plan)
-        small = slim(masked, plan.masks)
-        return small, predict(masked, tests), predict(small, tests)
-
-    chosen = plan(gammas, biases, zeros, count)
-    small, of_masked, of_slim = carry_out(chosen)
-    before = predict(model, tests)
+    tests = Batches(data, "test", args.test_batch_size, pick_device(args.no_cuda))
     labels, full_cost = tests.labels.cpu(), cost(model)
+
+    def carry_out(zeros: Tensor) -> tuple[list[Tensor], Slimmable, Tensor, Tensor]:
+        """The masks, the slim network, and what the masked and the slim one answer."""
+        masks, masked = plan(layers, zeros, count), copy.deepcopy(model)
+        apply_plan(masked, masks, zeros)
+        small = slim(masked, masks)
+        return masks, small, predict(masked, tests), predict(small, tests)
+
+    masks, small, of_masked, of_slim = carry_out(zeros)
+    before = predict(model, tests)
+    settings, targeted = given.settings, (args.target_flops, args.target_params) != (None, None)
     row = {
         "model": out.name,
         "run": given.run or run_of(path),
-        **({} if given.settings is None else given.settings.cells()),
+        **({} if settings is None else settings.cells()),
         "arch": arch,
         "depth": given.network.depth,
         "dataset": data.name,
-        "percent": None if "target_flops" in args or "target_params" in args else args.percent,
-        **sizes(chosen.masks, full_cost, cost(small)),
+        "percent": None if targeted else args.percent,
+        **sizes(masks, full_cost, cost(small)),
         "accuracy_before": accuracy(before, labels),
         "accuracy_masked": accuracy(of_masked, labels),
         "accuracy_slim": accuracy(of_slim, labels),
         "mask": args.mask,
-        **kinds(chosen, gammas, biases),
+        **kinds(masks, layers),
         **differences(before, of_masked, of_slim),
-        "target_flops": getattr(args, "target_flops", None),
-        "target_params": getattr(args, "target_params", None),
+        "target_flops": args.target_flops,
+        "target_params": args.target_params,
     }
-    print_report(row, list(layers), chosen.masks)
+    print_report(row, list(norms(model)), masks)
     if args.mask != "gamma":
-        by_gamma = plan(gammas, biases, zero_channels(gammas), count)
-        other, _, answers = carry_out(by_gamma)
-        other_row = sizes(by_gamma.masks, full_cost, cost(other))
-        print_comparison(row, {**other_row, "accuracy_slim": accuracy(answers, labels)})
-    if not count and not any(zero.any() for zero in zeros):
+        masks, other, _, answers = carry_out(is_zero(factors["gamma"]))
+        by_gamma = sizes(masks, full_cost, cost(other))
+        print_comparison(row, {**by_gamma, "accuracy_slim": accuracy(answers, labels)})
+    if not count and not zeros.any():
         note(
             "no scaling factor is zero, so nothing was pruned: train with -sr and a larger --s or"
             " more epochs, or choose a share of the channels with --percent"
         )
-    checkpoint.save(out, slim_content(small, args.layout, given, row))
+    state = small.state_dict()
+    content = {
+        "cfg": small.cfg,
+        "state_dict": to_released(state, small) if args.layout == "released" else state,
+        "layout": args.layout,
+        "classes": given.classes,
+        "mean": given.mean,
+        "std": given.std,
+        "settings": None if settings is None else settings.values(),
+        **{key: row[key] for key in ("run", "percent", "mask")},
+    }
+    checkpoint.save(out, content)
     records.append(folder / PRUNED, row)
     print(f"slim network: {out}")
     print(f"to fine-tune it: python main.py --refine {shlex.quote(str(out))}")
 
 
-def channels_to_prune(
-    args: argparse.Namespace,
-    model: Slimmable,
-    gammas: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    zeros: Sequence[Tensor],
-) -> int:
+def channels_to_prune(args: argparse.Namespace, model: Slimmable, zeros: Tensor) -> int:
     """How many of the smallest |γ| go: as --percent says, or the fewest that reach the target."""
-    channels = sum(map(len, gammas))
-    kind = next((kind for kind in ("flops", "params") if f"target_{kind}" in args), None)
-    if kind is None:
-        return count_of(args.percent, channels)
-    target, what = getattr(args, f"target_{kind}"), {"params": "parameters"}.get(kind, kind)
-    full = getattr(cost(model), what)
+    flag = next((flag for flag in TARGETS if getattr(args, f"target_{flag}") is not None), None)
+    if flag is None:
+        return count_of(args.percent, len(zeros))
+    target, what = getattr(args, f"target_{flag}"), TARGETS[flag]
+    layers, full = list(norms(model).values()), getattr(cost(model), what)
 
     def saved(count: int) -> float:
-        small = slim(model, plan(gammas, biases, zeros, count).masks)
-        return 1 - getattr(cost(small), what) / full
+        return 1 - getattr(cost(slim(model, plan(layers, zeros, count))), what) / full
 
-    count = smallest_count(channels, lambda count: saved(count) >= target)
-    if count is None:
+    # Pruning more never costs more, so this is a binary search.
+    count = bisect_left(range(len(zeros) + 1), target, key=saved)
+    if count > len(zeros):
         raise InputError(
-            f"--target-{kind} {target:g} is out of reach: with one channel left in every layer"
-            f" {saved(channels):.4f} of the {what} are gone"
+            f"--target-{flag} {target:g} is out of reach: with one channel left in every layer"
+            f" {saved(len(zeros)):.4f} of the {what} are gone"
         )
     return count
-
-
-def slim_content(
-    small: Slimmable, layout: str, source: Checkpoint, row: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The slim checkpoint of ``small``, pruned from the network of ``source``."""
-    state = small.state_dict()
-    kept: dict[str, object] = {"classes": source.classes, "mean": source.mean, "std": source.std}
-    if source.settings is not None:
-        kept["settings"] = source.settings.values()
-    return {
-        "cfg": restore(state).cfg,
-        "state_dict": to_released(state, small) if layout == "released" else state,
-        "layout": layout,
-        **{key: value for key, value in kept.items() if value is not None},
-        "run": row["run"],
-        "percent": row["percent"],
-        "mask": row["mask"],
-    }
 
 
 @torch.no_grad()

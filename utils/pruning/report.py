@@ -1,13 +1,14 @@
 """What a pruning won and what it cost: the record's figures, and their printing."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.cost import Cost
-from utils.pruning.plan import Plan, zero_channels
+from utils.methods.base import is_zero
 
 # Below this share of the largest logit, a difference is rounding.
 ROUNDING = 1e-4
@@ -18,40 +19,24 @@ def accuracy(logits: Tensor, labels: Tensor) -> str:
     return f"{100 * (logits.argmax(1) == labels).double().mean().item():.4f}"
 
 
-def _percent_less(before: int, after: int) -> str:
-    return f"{100 * (1 - after / before):.2f}"
-
-
-def sizes(masks: Sequence[Tensor], before: Cost, after: Cost) -> dict[str, int | str]:
+def sizes(masks: list[Tensor], before: Cost, after: Cost) -> dict[str, int | str]:
     """Channels, parameters and FLOPs, and what share of them is pruned."""
-    channels, kept = sum(map(len, masks)), sum(int(mask.sum()) for mask in masks)
-    return {
-        "channels": channels,
-        "channels_kept": kept,
-        "channels_pruned_percent": _percent_less(channels, kept),
-        "parameters": before.parameters,
-        "parameters_kept": after.parameters,
-        "parameters_pruned_percent": _percent_less(before.parameters, after.parameters),
-        "flops": before.flops,
-        "flops_kept": after.flops,
-        "flops_pruned_percent": _percent_less(before.flops, after.flops),
-        "paper_parameters_pruned_percent": _percent_less(
-            before.paper_parameters, after.paper_parameters
-        ),
-        "paper_flops_pruned_percent": _percent_less(before.paper_flops, after.paper_flops),
-    }
+    full = {"channels": sum(map(len, masks)), **asdict(before)}
+    kept = {"channels": int(torch.cat(masks).sum()), **asdict(after)}
+    row: dict[str, int | str] = {}
+    for what in full:
+        if not what.startswith("paper_"):
+            row |= {what: full[what], f"{what}_kept": kept[what]}
+        row[f"{what}_pruned_percent"] = f"{100 * (1 - kept[what] / full[what]):.2f}"
+    return row
 
 
-def kinds(plan: Plan, gammas: Sequence[Tensor], biases: Sequence[Tensor]) -> dict[str, int]:
+def kinds(masks: list[Tensor], norms: Sequence[nn.BatchNorm2d]) -> dict[str, int]:
     """How many of the removed channels were silent, emitted a constant, or were alive."""
-    removed = ~torch.cat(plan.masks)
-    dead = torch.cat(zero_channels(gammas))
-    silent = dead & (torch.cat(list(biases)) <= 0)
-    return {
-        "silent": int((removed & silent).sum()),
-        "constant": int((removed & dead & ~silent).sum()),
-        "alive": int((removed & ~dead).sum()),
-    }
+    removed, dead = ~torch.cat(masks), is_zero(torch.cat([bn.weight for bn in norms]))
+    silent = dead & (torch.cat([bn.bias for bn in norms]) <= 0)
+    found = {"silent": silent, "constant": dead & ~silent, "alive": ~dead}
+    return {kind: int((removed & which).sum()) for kind, which in found.items()}
 
 
 def differences(before: Tensor, masked: Tensor, slim: Tensor) -> dict[str, int | str]:
@@ -67,8 +52,7 @@ def differences(before: Tensor, masked: Tensor, slim: Tensor) -> dict[str, int |
         values[f"difference_{step}"] = f"{(old - new).abs().max().item():.3g}"
         values[f"changed_{step}"] = int((changed & ~near_tie).sum())
         values[f"near_ties_{step}"] = int((changed & near_tie).sum())
-    values["largest_logit"] = f"{before.abs().max().item():.4g}"
-    return values
+    return values | {"largest_logit": f"{before.abs().max().item():.4g}"}
 
 
 def print_report(row: Mapping[str, Any], names: Sequence[str], masks: Sequence[Tensor]) -> None:
@@ -77,15 +61,11 @@ def print_report(row: Mapping[str, Any], names: Sequence[str], masks: Sequence[T
     for name, mask in zip(names, masks, strict=True):
         print(f"{name:<24}{len(mask):8}{int(mask.sum()):6}")
     for what in ("channels", "parameters", "flops"):
-        print(
-            f"{what}: {row[what]:,} -> {row[f'{what}_kept']:,},"
-            f" {row[f'{what}_pruned_percent']} % pruned"
-        )
+        kept, share = row[f"{what}_kept"], row[f"{what}_pruned_percent"]
+        print(f"{what}: {row[what]:,} -> {kept:,}, {share} % pruned")
     print(
         f"removed channels: {row['silent']} silent, {row['constant']} emitting a constant (folded),"
-        f" {row['alive']} alive"
-    )
-    print(
+        f" {row['alive']} alive\n"
         f"test accuracy: {row['accuracy_before']} % before, {row['accuracy_masked']} % masked,"
         f" {row['accuracy_slim']} % slim"
     )
@@ -99,9 +79,8 @@ def print_report(row: Mapping[str, Any], names: Sequence[str], masks: Sequence[T
             + (", border of 3×3 convolutions included" * (step == "slim" and folded))
         )
     if row["silent"] and row["constant"] == row["alive"] == 0:
-        rounding = ROUNDING * float(row["largest_logit"])
         same = row["difference_masked"] == "0" and row["changed_slim"] == 0
-        same = same and float(row["difference_slim"]) <= rounding
+        same &= float(row["difference_slim"]) <= ROUNDING * float(row["largest_logit"])
         print("lossless: every removed channel was silent" if same else "NOT LOSSLESS: report this")
 
 

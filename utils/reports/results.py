@@ -36,31 +36,16 @@ PRUNED = (
     "run mask channels channels_kept channels_pruned_percent paper_parameters_pruned_percent"
     " paper_flops_pruned_percent accuracy_before accuracy_slim"
 ).split()
-
-
 Told = tuple[tuple[str, Any], ...]  # flags by name, and their values
 
 
-class Terms(NamedTuple):
-    """On what, how long and how else runs trained, whatever the network and the method."""
-
-    dataset: str
-    epochs: int
-    others: Told = ()
-    copied: bool = False  # whether on picture files in place of the public data set
-
-    def words(self) -> list[str]:
-        """All but the data set, to be read."""
-        copied = [PICTURES] if self.copied else []
-        return [f"{self.epochs} epochs", *words(self.others), *copied]
-
-
 class Group(NamedTuple):
-    """What runs must share to be compared."""
+    """What runs must share to be compared. ``terms`` are to be read: how they trained."""
 
     arch: str
     depth: int
-    terms: Terms
+    dataset: str
+    terms: tuple[str, ...]
 
     @property
     def network(self) -> str:
@@ -72,11 +57,6 @@ class Variant(NamedTuple):
 
     method: str
     options: Told
-
-    @property
-    def place(self) -> tuple[object, ...]:
-        """Where it stands in a table: small values first."""
-        return ORDER.index(self.method), *((name, v is not None, v) for name, v in self.options)
 
 
 def words(told: Told) -> list[str]:
@@ -96,9 +76,11 @@ def experiment_of(settings: Settings, source: str | None = "") -> tuple[Group, V
         return tuple((f.name, known[f.name]) for f in compared if known[f.name] != f.default)
 
     apart = ("arch", "depth", "dataset", "epochs", "method")
-    others = told(flag for flag in OWN.values() if flag.name not in apart)
-    group = Group(s.arch, s.depth, Terms(s.dataset, s.epochs, others, source == PICTURES))
-    return group, Variant(s.method, told(METHODS[s.method].flags))
+    others = words(told(flag for flag in OWN.values() if flag.name not in apart))
+    terms = f"{s.epochs} epochs", *others, *([PICTURES] if source == PICTURES else [])
+    return Group(s.arch, s.depth, s.dataset, terms), Variant(
+        s.method, told(METHODS[s.method].flags)
+    )
 
 
 def settings_of_paper(table: published.Table, row: Sequence[str], dataset: str) -> Settings | None:
@@ -128,13 +110,16 @@ class Result(Training):
     prunings: Sequence[Row]
     refine: Training | None
 
-    @property
-    def tuned(self) -> Row | None:
-        """The fine-tuning if it went as the training did, but for the penalty: section 5.2's."""
-        if self.refine is None or METHODS[self.refine.settings.method].prunes():
+    def tuned(self, pruning: Row | None) -> Row | None:
+        """The fine-tuning of what a ``pruning`` left, as far as its width tells.
+
+        It counts if it went as the training did, but for the penalty: section 5.2's.
+        """
+        if not pruning or not self.refine or METHODS[self.refine.settings.method].prunes():
             return None
+        row = self.refine.row
         same = self.refine.experiment[0] == self.experiment[0]
-        return self.refine.row if same else None
+        return row if same and float(row["channels"]) == float(pruning["channels_kept"]) else None
 
     def pruning(self, share: float | None = None) -> Row | None:
         """The last pruning by γ: at percent 0, or where a share is chosen, near ``share`` or any.
@@ -145,16 +130,11 @@ class Result(Training):
         fits = [row for row in self.prunings if row["mask"] == "gamma" and row["percent"]]
         if METHODS[self.settings.method].prune_flags == ():
             fits = [row for row in fits if float(row["percent"]) == 0]
-            return fits[-1] if fits else None
-        if share is not None:
-            fits = [row for row in fits if abs(100 * float(row["percent"]) - share) < 0.5]
-        fits = [row for row in fits if self._is_tuned(row)] or fits
+        else:
+            if share is not None:
+                fits = [row for row in fits if abs(100 * float(row["percent"]) - share) < 0.5]
+            fits = [row for row in fits if self.tuned(row)] or fits
         return fits[-1] if fits else None
-
-    def _is_tuned(self, pruning: Row) -> bool:
-        """Whether it is what was fine-tuned, as far as its width tells."""
-        refine = self.tuned
-        return refine is not None and float(refine["channels"]) == float(pruning["channels_kept"])
 
     def value(self, quantity: str, share: float | None = None) -> float | None:
         """One of QUANTITIES, None where the run did not come so far. ``share``: see pruning."""
@@ -162,18 +142,11 @@ class Result(Training):
         pruning = self.pruning(share)
         if quantity == "trained" and pruning:  # as the other two are measured: in float32
             kind, column = "prune", "accuracy_before"
-        tuned = self.tuned if pruning and self._is_tuned(pruning) else None
-        row = {"train": self.row, "prune": pruning, "refine": tuned}[kind]
+        row = {"train": self.row, "prune": pruning, "refine": self.tuned(pruning)}[kind]
         return float(row[column]) if row else None
 
 
 Groups = Mapping[Group, Mapping[Variant, Sequence[Result]]]
-
-
-def values(runs: Iterable[Result], quantity: str, share: float | None = None) -> list[float]:
-    """One of QUANTITIES of all ``runs`` that came so far."""
-    found = (run.value(quantity, share) for run in runs)
-    return [value for value in found if value is not None]
 
 
 def load(folder: Path) -> list[Result]:
@@ -184,16 +157,13 @@ def load(folder: Path) -> list[Result]:
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}: give the one that --save named")
     trained, refined = (_trainings(folder / name) for name in (names.TRAINED, names.REFINED))
-    pruned = records.read(folder / names.PRUNED, PRUNED, ("percent", *PRUNED[2:]))
-    return [
-        Result(
-            training.settings,
-            training.row,
-            [row for row in pruned if row["run"] == run],
-            refined.get(names.Files(folder, run).refined.run),
-        )
-        for run, training in trained.items()
-    ]
+    prunings = records.read(folder / names.PRUNED, PRUNED, ("percent", *PRUNED[2:]))
+    found = []
+    for run, training in trained.items():
+        own = [row for row in prunings if row["run"] == run]
+        refine = refined.get(names.Files(folder, run).refined.run)
+        found.append(Result(training.settings, training.row, own, refine))
+    return found
 
 
 def _trainings(path: Path) -> dict[str, Training]:
@@ -212,15 +182,24 @@ def _trainings(path: Path) -> dict[str, Training]:
 
 
 def grouped(found: Iterable[Result]) -> Groups:
-    """Runs by what they must share; of those that share all, one for each seed, in order."""
+    """Runs by what they must share; of those that share all, one for each seed, in order.
+
+    Variants stand in the order of tables, small values first.
+    """
+
     groups: dict[Group, dict[Variant, dict[int, Result]]] = {}
     for result in found:
         group, variant = result.experiment
         groups.setdefault(group, {}).setdefault(variant, {})[result.settings.seed] = result
+
+    def place(item: tuple[Variant, object]) -> tuple[Any, ...]:
+        method, options = item[0]
+        return ORDER.index(method), [(name, value is not None, value) for name, value in options]
+
     return {
         group: {
-            variant: [variants[variant][seed] for seed in sorted(variants[variant])]
-            for variant in sorted(variants, key=lambda variant: variant.place)
+            variant: [runs[seed] for seed in sorted(runs)]
+            for variant, runs in sorted(variants.items(), key=place)
         }
         for group, variants in groups.items()
     }

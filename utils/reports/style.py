@@ -1,34 +1,28 @@
-"""What all figures share: matplotlib where it is installed, colours, files."""
+"""What all figures share: matplotlib where it is installed, and how it draws."""
 
-from pathlib import Path
 from typing import Any
 
 from utils.console import InputError
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; dashes, markers and shades differ
-# as well, for prints in grey.
-BLACK, BLUE, ORANGE, GREEN = "#000000", "#0072B2", "#E69F00", "#009E73"
-RED, SKY, PURPLE, GREY = "#D55E00", "#56B4E9", "#CC79A7", "#D9D9D9"
-WIDTH = 10  # inches, which a README shows 830 pixels wide
-STYLE: dict[str, Any] = {
-    "font.size": 10.5,
-    "axes.titlesize": 11,
+# Okabe and Ito's colours, which colour-blind readers tell apart: C0 is blue, C1 red.
+COLOURS = "'#0072B2', '#D55E00', '#009E73', '#E69F00', '#CC79A7', '#56B4E9', '#000000'"
+STYLE = {
+    "axes.prop_cycle": f"cycler('color', [{COLOURS}])",
     "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
     "axes.grid": True,
     "axes.grid.axis": "y",
     "axes.axisbelow": True,
-    "grid.color": "#E6E6E6",
-    "legend.edgecolor": "none",
-    "legend.fontsize": 9.5,
-    "svg.hashsalt": "utils.reports.plots",  # the same figure gives the same file
     "figure.constrained_layout.use": True,
+    "savefig.dpi": 166,
+    "svg.hashsalt": "utils.reports.plots",  # the same figure gives the same file
 }
 
 
-def pyplot() -> Any:
-    """matplotlib's pyplot, drawing into files. Raises InputError where it is not installed."""
+def subplots(rows: int, height: float, **more: Any) -> Any:
+    """A figure ``height`` inches high, and its axes [``rows``, 2], to be drawn into files.
+
+    Raises InputError where matplotlib is not installed.
+    """
     try:
         import matplotlib
     except ImportError:
@@ -37,11 +31,4 @@ def pyplot() -> Any:
     from matplotlib import pyplot
 
     pyplot.style.use(STYLE)
-    return pyplot
-
-
-def save(figure: Any, path: Path) -> None:
-    """Write ``path``.png and ``path``.svg, and say so."""
-    for suffix, metadata in ((".png", None), (".svg", {"Date": None})):
-        figure.savefig(f"{path}{suffix}", dpi=166, metadata=metadata)
-        print(f"{path}{suffix}")
+    return pyplot.subplots(rows, 2, figsize=(10, height), squeeze=False, **more)

@@ -33,15 +33,8 @@ baselines and after fine-tuning in the precision of the training. A run on pictu
 record says so, is no run on the data set they were made of: it stands among the others.
 """
 # How the differences are called; what is not here is not compared.
-COMPARED = {
-    "zeros": "zeros",
-    "channels": "channels",
-    "parameters": "param.",
-    "flops": "FLOPs",
-    "trained": "accuracy",
-    "pruned": "post pruned",
-    "tuned": "fine tuned",
-}
+COMPARED = {"zeros": "zeros", "channels": "channels", "parameters": "param.", "flops": "FLOPs"}
+COMPARED |= {"trained": "accuracy", "pruned": "post pruned", "tuned": "fine tuned"}
 RUNS = "runs"  # the table of what the paper's tables have not
 RUNS_COLUMNS = {
     "Time per Epoch (s) Pre-Pruned/Fine Tuned": ("train_seconds", "tune_seconds"),
@@ -72,19 +65,13 @@ class Cell:
 
     @cached_property
     def values(self) -> list[float]:
-        return results.values(self.runs, self.quantity, self.share)
+        """Of all runs that came so far."""
+        found = (run.value(self.quantity, self.share) for run in self.runs)
+        return [value for value in found if value is not None]
 
-    def text(self, n: int) -> str:
-        """Mean and spread, and over how many runs where these are not the line's ``n``."""
-        if not self.values:
-            return DASH
-        text = self.format(statistics.fmean(self.values))
-        if self.spread is not None:
-            text += f" ± {self.format(self.spread)}"
-        return text if len(self.values) == n else f"{text} (n = {len(self.values)})"
-
-    def format(self, value: float, sign: str = "") -> str:
-        return f"{value:{sign}.{1 if self.quantity == 'zeros' else 2}f}"
+    @property
+    def mean(self) -> float | None:
+        return statistics.fmean(self.values) if self.values else None
 
     @property
     def spread(self) -> float | None:
@@ -94,11 +81,11 @@ class Cell:
     @property
     def difference(self) -> float | None:
         """Ours − the paper's, None where that means nothing."""
-        if self.published is None or not self.values or self.quantity not in COMPARED:
+        if self.published is None or self.mean is None or self.quantity not in COMPARED:
             return None
         if self.quantity == "channels" and METHODS[self.runs[0].settings.method].prune_flags:
             return None  # chosen, not found
-        return statistics.fmean(self.values) - self.published
+        return self.mean - self.published
 
     @property
     def within(self) -> str:
@@ -107,15 +94,38 @@ class Cell:
             return ""
         return "within" if abs(self.difference) <= 2 * self.spread else "outside"
 
+    def format(self, value: float | None, sign: str = "") -> str:
+        digits = 1 if self.quantity == "zeros" else 2
+        return "" if value is None else f"{value:{sign}.{digits}f}"
+
+    def text(self, n: int) -> str:
+        """Mean and spread, and over how many runs where these are not the line's ``n``."""
+        if not self.values:
+            return DASH
+        spread = f" ± {self.format(self.spread)}" if self.spread is not None else ""
+        count = f" (n = {len(self.values)})" if len(self.values) != n else ""
+        return self.format(self.mean) + spread + count
+
+    def verdict(self) -> str:
+        """How much ours differs, and whether within the spread, '' where nothing is compared."""
+        if self.difference is None:
+            return ""
+        where = f" on {self.dataset}" if self.quantity == "zeros" else ""
+        text = f"{COMPARED[self.quantity]}{where} {self.format(self.difference, '+')}"
+        return f"{text} {self.within}".rstrip()
+
     def csv(self) -> dict[str, object]:
         """Its part of a line in a CSV file."""
-        mean = statistics.fmean(self.values) if self.values else None
-        values = {"published": self.published, "ours": mean}
-        values |= {"standard_deviation": self.spread, "difference": self.difference}
-        row = {key: "" if v is None else self.format(v) for key, v in values.items()}
-        within = {"within": "yes", "outside": "no"}.get(self.within, "")
-        row |= {"quantity": self.quantity, "dataset": self.dataset, "within_spread": within}
-        return row | {"seeds": len(self.values)}
+        return {
+            "dataset": self.dataset,
+            "quantity": self.quantity,
+            "published": self.format(self.published),
+            "ours": self.format(self.mean),
+            "standard_deviation": self.format(self.spread),
+            "seeds": len(self.values),
+            "difference": self.format(self.difference),
+            "within_spread": {"within": "yes", "outside": "no"}.get(self.within, ""),
+        }
 
 
 def compare(table: Table, row: Sequence[str], groups: Groups) -> list[list[Cell]]:
@@ -154,7 +164,7 @@ def paper_table(name: str, groups: Groups) -> tuple[str, list[dict[str, object]]
         if table.method(printed):
             n = max(len(cell.runs) for cell in cells)
             ours = [joined(column, n) for column in columns[2:]]
-            verdicts = ", ".join(filter(None, map(verdict, cells)))
+            verdicts = ", ".join(filter(None, (cell.verdict() for cell in cells)))
             lines.append(["", "", f"ours, n = {n}" if n else "ours", *ours, verdicts or DASH])
         what = {"table": name, "network": printed[0], "settings": "the paper's"}
         what["method"] = table.method_as_printed(printed)
@@ -167,15 +177,6 @@ def joined(cells: Sequence[Cell], n: int) -> str:
     return " / ".join(cell.text(n) for cell in cells) if any(c.values for c in cells) else DASH
 
 
-def verdict(cell: Cell) -> str:
-    """How much ours differs, and whether within the spread."""
-    if cell.difference is None:
-        return ""
-    where = f" on {cell.dataset}" if cell.quantity == "zeros" else ""
-    text = f"{COMPARED[cell.quantity]}{where} {cell.format(cell.difference, '+')}"
-    return f"{text} {cell.within}".rstrip()
-
-
 def runs_table(groups: Groups) -> tuple[str, list[dict[str, object]]]:
     """All runs that the paper's tables have not, as Markdown and as lines of a CSV file."""
     shares = {
@@ -186,7 +187,7 @@ def runs_table(groups: Groups) -> tuple[str, list[dict[str, object]]]:
     }
     text, rows = "## Other runs, in the shape of Table 2\n", []
     for group, variants in groups.items():
-        terms, listed = group.terms.words(), list[Result]()
+        listed = list[Result]()
         lines = [["Method", "Settings", "n", *RUNS_COLUMNS]]
         for variant, runs in variants.items():
             if (group, variant) in shares:  # the tables miss those of other shares only
@@ -196,17 +197,14 @@ def runs_table(groups: Groups) -> tuple[str, list[dict[str, object]]]:
                 continue
             listed += runs
             n, method, options = len(runs), METHODS[variant.method].title, words(variant.options)
-            columns = [
-                [Cell(quantity, group.terms.dataset, runs) for quantity in column]
-                for column in RUNS_COLUMNS.values()
-            ]
-            settings = " ".join(options) or DASH
-            lines.append([method, settings, str(n), *(joined(column, n) for column in columns)])
+            columns = [[Cell(q, group.dataset, runs) for q in qs] for qs in RUNS_COLUMNS.values()]
+            ours = [joined(column, n) for column in columns]
+            lines.append([method, " ".join(options) or DASH, str(n), *ours])
             what = {"table": RUNS, "network": group.network, "method": method}
-            what["settings"] = ", ".join([*options, *terms])
+            what["settings"] = ", ".join([*options, *group.terms])
             rows += [what | cell.csv() for column in columns for cell in column]
         if listed:
-            title = ", ".join([f"{group.network} on {group.terms.dataset}", *terms])
+            title = ", ".join([f"{group.network} on {group.dataset}", *group.terms])
             text += f"\n### {title}\n\n{markdown(lines)}\n{circumstances(listed)}\n"
     return text, rows
 
@@ -214,17 +212,17 @@ def runs_table(groups: Groups) -> tuple[str, list[dict[str, object]]]:
 def circumstances(runs: Sequence[Result]) -> str:
     """Seeds, and on what the runs were made as far as the record says."""
     seeds = sorted({run.settings.seed for run in runs})
-    words = [f"Seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"]
+    said = [f"Seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"]
     for column in CIRCUMSTANCES:
         if told := dict.fromkeys(filter(None, (run.row.get(column) for run in runs))):
-            words.append(f"{column} {', '.join(told)}")
-    return "; ".join(words) + "."
+            said.append(f"{column} {', '.join(told)}")
+    return "; ".join(said) + "."
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
     """A Markdown table, the first of ``lines`` being its head, aligned to be read as it is."""
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
-    rows = [*lines[:1], ["-" * width for width in widths], *lines[1:]]
+    rows = [lines[0], ["-" * width for width in widths], *lines[1:]]
     padded = ([c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in rows)
     return "".join(f"| {' | '.join(row)} |\n" for row in padded)
 
