@@ -138,6 +138,7 @@ UNRESUMABLE = {
     "epoch is a word": _set("epoch", "three"),
     "no best_prec1": lambda content: content.pop("best_prec1"),
     "optimizer is a number": _set("optimizer", 5),
+    "optimizer has a tensor": _set("optimizer", {"param_groups": [torch.ones(3)]}),
     "optimizer of another": lambda content: content["optimizer"]["param_groups"][0]["params"].pop(),
     "momentum of another shape": lambda content: _first_state(content).update(
         momentum_buffer=torch.ones(3)

@@ -168,11 +168,12 @@ def load(path: Path) -> Checkpoint:
         if "settings" in ours:
             ours["settings"] = Settings.of(ours["settings"])
     except ValueError as error:
-        raise InputError(f"{path} cannot be resumed: its settings are damaged: {error}") from None
+        why = f"its settings are damaged: {error}"
+        raise InputError(f"{path} cannot be resumed or pruned: {why}") from None
     checkpoint = Checkpoint(network, **ours)
     try:
         _add_progress(checkpoint, content, state)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
+    except Exception as error:  # of all kinds, where the file lacks it or has something else
         checkpoint.unresumable = str(error) if isinstance(error, ValueError) else f"no {error}"
     if checkpoint.cut is not None and not _was_dead(checkpoint.cut, checkpoint):
         raise InputError(f"{path} is damaged: its cut has channels that were not dead")
@@ -180,7 +181,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def _add_progress(checkpoint: Checkpoint, content: Mapping[str, Any], state: State) -> None:
-    """What it takes to go on. Raises all kinds of errors where the file lacks it."""
+    """What it takes to go on."""
     tensors = content.get("method") or {}
     if not _are_tensors(tensors):
         raise ValueError("its method's tensors are damaged")
