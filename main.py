@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models import Network, build_model, full_cfg
+from models import Network, build_model, family, full_cfg
 from models.cost import cost
 from models.surgery import norms
 from utils import console
@@ -127,7 +127,7 @@ def summary(run: Run, accuracy: float) -> str:
     )
     flags = METHODS[run.settings.method].prune_flags
     if flags is not None:
-        command = [f"{run.settings.arch}_prune.py", "--model", str(run.files.checkpoint)]
+        command = [f"{family(run.settings.arch)}_prune.py", "--model", str(run.files.checkpoint)]
         lines.append(
             f"next: python {shlex.join([*command, '--name', f'{run.files.run}_', *flags])}"
         )

@@ -1,4 +1,4 @@
-"""Cut the channels with zero scaling factors out of a pre-activation ResNet.
+"""Cut the channels with zero scaling factors out of a ResNet, pre-activation or with basic blocks.
 
 python resnet_prune.py --model logs/proximal_resnet_164_cifar10checkpoint.pth.tar
 """

@@ -1,4 +1,4 @@
-"""The paper's three networks, full or slim, behind one :func:`build_model`."""
+"""The paper's three networks and a fourth, full or slim, behind one :func:`build_model`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,16 +10,29 @@ from torch import Tensor, nn
 from models.channel_selection import ChannelSelection
 from models.densenet import DenseNet
 from models.resnet import ResNet
+from models.resnet_basic import ResNetBasic
 from models.surgery import Slimmable, norms
 from models.vgg import SIZE, VGG
 
-__all__ = ["SIZE", "ChannelSelection", "Network", "build_model", "full_cfg", "restore"]
+__all__ = ["SIZE", "ChannelSelection", "Network", "build_model", "family", "full_cfg", "restore"]
 
-ARCHITECTURES: dict[str, type[Slimmable]] = {"vgg": VGG, "resnet": ResNet, "densenet": DenseNet}
+ARCHITECTURES: dict[str, type[Slimmable]] = {
+    "vgg": VGG,
+    "resnet": ResNet,
+    "resnet-basic": ResNetBasic,
+    "densenet": DenseNet,
+}
+
+
+def family(arch: str) -> str:
+    """What the command is called after that prunes networks of this architecture."""
+    return arch.partition("-")[0]
 
 
 def full_cfg(arch: str, depth: int) -> list[int | str]:
-    """Channels of every batch norm of the unpruned network, in module order (VGG: with ``'M'``).
+    """Channels of every batch norm that can be slimmed, unpruned and in module order.
+
+    VGG has ``'M'`` among them.
 
     Raises ValueError for an unknown ``arch`` or a ``depth`` it does not come in.
     """
@@ -74,10 +87,11 @@ def restore(state: Mapping[str, Tensor]) -> Network:
     Raises ValueError, naming the first thing that does not fit.
     """
     arch, depth = _identify(state)
-    head = "classifier.weight" if arch == "vgg" else "fc.weight"
     # On the meta device a network takes no memory, however wide the file says that it is.
     with torch.device("meta"):
-        gammas = [f"{name}.weight" for name in norms(build_model(arch, depth, 1))]
+        full = build_model(arch, depth, 1)
+        head = next(f"{n}.weight" for n, m in full.named_modules() if isinstance(m, nn.Linear))
+        gammas = [f"{name}.weight" for name in norms(full)]
         for key in (head, *gammas):
             if key not in state or state[key].dim() == 0 or state[key].numel() == 0:
                 raise ValueError(f"{key} is missing or has no length")
@@ -114,7 +128,8 @@ def _identify(state: Mapping[str, Tensor]) -> tuple[str, int]:
     if convolutions := sum(k.startswith("feature.") and v.dim() == 4 for k, v in state.items()):
         return "vgg", convolutions + 3
     if blocks := count("layer1."):
-        return "resnet", 9 * blocks + 2
+        bottleneck = "layer1.0.conv3.weight" in state
+        return ("resnet", 9 * blocks + 2) if bottleneck else ("resnet-basic", 6 * blocks + 2)
     if layers := count("dense1."):
         return "densenet", 3 * layers + 4
     raise ValueError("no layer of a vgg, resnet or densenet is in it")

@@ -13,12 +13,14 @@ from models.channel_selection import ChannelSelection
 
 Wiring = dict[str, tuple[str | None, str | None]]
 State = dict[str, Tensor]
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 
 class Slimmable(nn.Module):
     """[n, 3, 32, 32] pictures to [n, num_classes] logits; knows what it takes to cut its channels.
 
-    ``cfg`` has the width of every batch norm, in module order, and ``'M'`` for VGG's max-pools.
+    ``cfg`` has the width of every batch norm whose channels can go, in module order, and ``'M'``
+    for VGG's max-pools.
     """
 
     def __init__(self, num_classes: int, cfg: Sequence[int | str]) -> None:
@@ -31,9 +33,10 @@ class Slimmable(nn.Module):
         raise NotImplementedError
 
     def wiring(self) -> Wiring:
-        """Of every layer but batch norms: the one whose channels it writes, and reads (or None).
+        """Of every layer: the batch norm whose channels it writes, and reads (or None).
 
-        A selection writes the channels of the batch norm behind it.
+        A selection writes the channels of the batch norm behind it. A batch norm stands here only
+        if its own channels cannot go.
         """
         raise NotImplementedError
 
@@ -52,9 +55,11 @@ class Slimmable(nn.Module):
         return type(self)(self.num_classes, cfg)
 
 
-def norms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
-    """The batch norms of ``model`` by name, in module order."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+def norms(model: nn.Module) -> dict[str, BatchNorm]:
+    """The batch norms of ``model`` whose channels can go, by name, in module order."""
+    fixed = model.wiring() if isinstance(model, Slimmable) else {}
+    named = model.named_modules()
+    return {n: m for n, m in named if isinstance(m, BatchNorm) and m.affine and n not in fixed}
 
 
 def whereabouts(model: Slimmable, masks: Sequence[Tensor]) -> dict[str, tuple]:

@@ -8,13 +8,21 @@ from models import ChannelSelection, build_model, full_cfg, restore
 from models.cost import Cost, cost
 from utils.methods.base import batch_norms
 
-SMALL = [("vgg", 11), ("resnet", 11), ("densenet", 10)]
+SMALL = [("vgg", 11), ("resnet", 11), ("densenet", 10), ("resnet-basic", 8)]
 PAPER = {
     # (arch, depth): channels, then torch's and the paper's parameters and FLOPs
     ("vgg", 19): (5504, Cost(20_035_018, 796_272_640, 20_035_018, 797_304_842)),
     ("densenet", 40): (9360, Cost(1_059_298, 565_834_656, 1_068_658, 573_052_330)),
     ("resnet", 110): (8080, Cost(1_146_842, 334_861_312, 1_152_234, 341_230_602)),
     ("resnet", 164): (12112, Cost(1_703_258, 495_293_440, 1_711_338, 504_759_306)),
+}
+# ResNets with basic blocks: channels that can go, parameters, FLOPs.
+BASIC = {
+    20: (336, 269_722, 81_102_080),
+    32: (560, 464_154, 137_725_184),
+    44: (784, 658_586, 194_348_288),
+    56: (1008, 853_018, 250_971_392),
+    110: (2016, 1_727_962, 505_775_360),
 }
 
 
@@ -24,6 +32,25 @@ def test_the_papers_networks_come_out_to_the_last_digit(network, numbers):
     channels, expected = numbers
     assert sum(bn.num_features for bn in batch_norms(model)) == channels
     assert cost(model) == expected
+
+
+@pytest.mark.parametrize(("depth", "numbers"), BASIC.items())
+def test_resnets_with_basic_blocks_come_out_to_the_last_digit(depth, numbers):
+    model = build_model("resnet-basic", depth, num_classes=10)
+    costs = cost(model)
+    channels = sum(bn.num_features for bn in batch_norms(model))
+    assert (channels, costs.parameters, costs.flops) == numbers
+
+
+@torch.no_grad()
+def test_a_shortcut_takes_every_other_pixel_and_puts_zeros_around_the_channels():
+    """Option A of He et al.: what a block adds to it is taken away here."""
+    block = build_model("resnet-basic", 8, 10).layer2[0].eval()
+    block.bn2.weight.zero_()
+    x = torch.rand(2, 16, 8, 8)
+    y = block(x)
+    assert torch.equal(y[:, 8:24], x[:, :, ::2, ::2])
+    assert not y[:, :8].any() and not y[:, 24:].any()
 
 
 def test_slim_networks_cost_the_papers_way_keeps_full_width_batch_norms():
@@ -38,7 +65,8 @@ def test_slim_networks_cost_the_papers_way_keeps_full_width_batch_norms():
 
 
 @pytest.mark.parametrize(("arch", "depths"), [("vgg", (11, 13, 16, 19)), ("resnet", (11, 20, 56)),
-                                              ("densenet", (7, 22))])  # fmt: skip
+                                              ("densenet", (7, 22)),
+                                              ("resnet-basic", (8, 20, 110))])  # fmt: skip
 @torch.no_grad()
 def test_every_depth_maps_pictures_to_logits(arch, depths):
     for depth in depths:
@@ -49,7 +77,7 @@ def test_every_depth_maps_pictures_to_logits(arch, depths):
 @pytest.mark.parametrize(
     ("arch", "depth"),
     [("vgg", 12), ("vgg", 0), ("resnet", 2), ("resnet", 18), ("densenet", 4), ("densenet", 41),
-     ("mlp", 3)],
+     ("resnet-basic", 18), ("mlp", 3)],
 )  # fmt: skip
 def test_depths_that_do_not_exist_are_refused(arch, depth):
     with pytest.raises(ValueError, match="choose"):
@@ -88,6 +116,8 @@ def test_initial_values_are_section_5_1s(arch, depth):
 NAMES = {
     ("vgg", 11): "feature.0.weight feature.1.running_var feature.26.bias classifier.bias",
     ("resnet", 20): "conv1.weight layer3.1.bn3.weight layer2.0.downsample.0.weight bn.bias fc.bias",
+    ("resnet-basic", 20): "conv1.weight bn1.bias layer3.2.bn2.running_mean layer1.0.conv2.weight"
+    " linear.weight linear.bias",
     ("densenet", 10): "conv1.weight dense3.1.bn1.bias dense1.0.conv1.weight trans2.conv1.weight"
     " bn.bias fc.weight",
 }

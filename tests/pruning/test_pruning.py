@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from models import build_model, full_cfg, restore
+from models import ARCHITECTURES, build_model, family, full_cfg, restore
 from utils.methods.base import batch_norms, is_zero
 from utils.pruning.plan import apply_plan, count_of, plan
 
-SLIM = {a: importlib.import_module(f"{a}_prune").slim for a in ("vgg", "resnet", "densenet")}
-DEPTHS = {"vgg": (11, 13), "resnet": (11, 20), "densenet": (7, 10, 13)}
+SLIM = {a: importlib.import_module(f"{family(a)}_prune").slim for a in ARCHITECTURES}
+NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 10), ("resnet-basic", 8)]
+DEPTHS = {"vgg": (11, 13), "resnet": (11, 20), "densenet": (7, 10, 13), "resnet-basic": (8, 20)}
 
 
 def masks_of(
@@ -156,7 +157,9 @@ def test_pruning_twice_is_pruning_once(case, data):
     assert all(torch.equal(state[k], v) for k, v in at_once.state_dict().items())
 
 
-@pytest.mark.parametrize(("arch", "depth"), [("vgg", 11), ("resnet", 20), ("densenet", 10)])
+@pytest.mark.parametrize(
+    ("arch", "depth"), [("vgg", 11), ("resnet", 20), ("densenet", 10), ("resnet-basic", 8)]
+)
 def test_masking_dead_channels_changes_no_bit(arch, depth):
     torch.manual_seed(0)
     model = build_model(arch, depth, 10).eval()
@@ -176,7 +179,7 @@ def test_masking_dead_channels_changes_no_bit(arch, depth):
     assert sum(int((~mask).sum()) for mask in masks) > 0.4 * sum(map(len, masks))
 
 
-@pytest.mark.parametrize(("arch", "depth"), [("vgg", 11), ("resnet", 11), ("densenet", 10)])
+@pytest.mark.parametrize(("arch", "depth"), NETWORKS)
 def test_gradients_of_the_surviving_weights_agree(arch, depth):
     torch.manual_seed(0)
     model = build_model(arch, depth, 10).double().eval()
@@ -220,7 +223,7 @@ def test_constants_of_removed_channels_are_folded_into_what_follows(case):
         torch.testing.assert_close(slim(x), model(x), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("arch", "depth"), [("vgg", 11), ("resnet", 11), ("densenet", 7)])
+@pytest.mark.parametrize(("arch", "depth"), NETWORKS)
 def test_with_3x3_convolutions_folding_is_exact_inside_the_border(arch, depth):
     """What the first convolution behind removed channels gives differs at the border only."""
     torch.manual_seed(0)
@@ -229,7 +232,7 @@ def test_with_3x3_convolutions_folding_is_exact_inside_the_border(arch, depth):
         for bn in batch_norms(model):
             bn.bias.uniform_(-0.5, 1)
     masks = [torch.ones(bn.num_features, dtype=torch.bool) for bn in batch_norms(model)]
-    layer = {"vgg": 0, "resnet": 1, "densenet": 0}[arch]  # its channels go into a 3×3 convolution
+    layer = 1 if arch == "resnet" else 0  # its channels go into a 3×3 convolution
     masks[layer][::2] = False
     apply_plan(model, masks, torch.ones_like(torch.cat(masks)))
     slim = SLIM[arch](model, masks)
@@ -237,6 +240,8 @@ def test_with_3x3_convolutions_folding_is_exact_inside_the_border(arch, depth):
     seen = []
     for network in (model, slim):
         norm = batch_norms(network)[layer + 1]
+        if arch == "resnet-basic":  # the block's other one, whose own channels stay
+            norm = network.layer1[0].bn2
         norm.register_forward_hook(lambda _, inputs, output: seen.append(output.detach()))
         with torch.no_grad():
             network(torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)).double())

@@ -25,7 +25,7 @@ from utils.methods.base import Method
 from utils.methods.slimming import ProximalSlimming
 from utils.training.cutting import worth_cutting
 
-NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 10)]
+NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 10), ("resnet-basic", 8)]
 
 
 LR = 0.02

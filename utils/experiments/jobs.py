@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from models import family
 from utils import launch
 from utils.console import clock
 from utils.files.names import Files
@@ -87,7 +88,7 @@ class Job:
         settings = self.experiment.training(self.seed)
         if self.stage == "prune":
             data = [] if settings.data is None else FLAGS["data"].argv(settings.data)
-            words = [f"{settings.arch}_prune.py", "--model", str(self.files.checkpoint)]
+            words = [f"{family(settings.arch)}_prune.py", "--model", str(self.files.checkpoint)]
             words += ["--name", f"{self.run}_", "--percent", self.percent(), *data]
             return [*words, *self.flags]
         if self.stage == "refine":

@@ -14,7 +14,7 @@ from utils.atomic import replacing
 from utils.console import InputError
 from utils.data.datasets import Dataset
 from utils.files import untrusted
-from utils.files.layouts import to_compact, to_released
+from utils.files.layouts import of_admm_programs, to_compact, to_released
 from utils.flags.settings import Settings
 
 
@@ -149,7 +149,10 @@ def load(path: Path) -> Checkpoint:
     Raises InputError when the file is missing, damaged, not a checkpoint, or does not fit itself.
     """
     content = untrusted.read(path)
-    state = content.get("state_dict") if isinstance(content, dict) else None
+    # The ADMM programs save a bare state_dict, or call it so.
+    content = content if isinstance(content, dict) else {}
+    kinds = ("state_dict", "model_state_dict")
+    state = next((content[kind] for kind in kinds if kind in content), content)
     if not state or not _are_tensors(state):
         raise InputError(f"{path} is not a checkpoint: it has no state_dict of finite tensors")
     ours = {key: content[key] for key in OURS if content.get(key) is not None}
@@ -159,7 +162,7 @@ def load(path: Path) -> Checkpoint:
         raise InputError(f"{path} is damaged: it has only one of precision and channels_last")
     state = {key.removeprefix("module."): value for key, value in state.items()}
     try:
-        network = restore(to_compact(state))
+        network = restore(to_compact(of_admm_programs(state)))
     except ValueError as error:
         raise InputError(f"{path} does not fit a network of this program: {error}") from None
     if ours.pop("cfg", network.model.cfg) != network.model.cfg:

@@ -6,9 +6,10 @@
   convolution at the kept width. This is the layout of the models in memory.
 
 They compute the same function. A full network is saved in the released layout, which the earlier
-programs read as well.
+programs read as well. The two ADMM programs have no selections, and names of their own.
 """
 
+import re
 from collections.abc import Mapping
 
 import torch
@@ -56,3 +57,33 @@ def to_released(state: Mapping[str, Tensor], model: Slimmable) -> State:
                 kept = state[key].cpu()
                 released[key] = kept.new_full((width,), removed).index_copy_(0, index, kept)
     return released
+
+
+# What the Lp program calls the layers of a ResNet with basic blocks and of a VGG, and what they are
+# called here.
+RENAMED = {
+    r"^conv_bn\.(conv|bn)\.": r"\g<1>1.",
+    r"^(layer\d)\.block_(\d+)\.conv_bn(\d)\.(conv|bn)\.": r"\1.\2.\4\3.",
+    r"^features\.": "feature.",
+}
+
+
+def of_admm_programs(state: Mapping[str, Tensor]) -> State:
+    """A state dict of the ADMM programs' as one of ours; any other one as it is.
+
+    A convolution's bias goes into the running mean of the batch norm behind it, which is what it
+    is subtracted from: the function stays the same.
+
+    Raises ValueError where there is no such batch norm.
+    """
+    named = dict(state)
+    for pattern, name in RENAMED.items():
+        named = {re.sub(pattern, name, key): value for key, value in named.items()}
+    for key in [key for key in named if re.fullmatch(r"feature\.\d+\.bias", key)]:
+        layer = int(key.split(".")[1])
+        if named.get(f"feature.{layer}.weight", named[key]).dim() == 4:
+            mean = f"feature.{layer + 1}.running_mean"
+            if mean not in named or named[mean].shape != named[key].shape:
+                raise ValueError(f"{mean} is missing or not as long as {key}")
+            named[mean] = named[mean] - named.pop(key)
+    return named

@@ -29,7 +29,8 @@ class Settings:
     arch: str = _said_by(NETWORK, default="vgg", choices=tuple(ARCHITECTURES))
     depth: int = _said_by(
         NETWORK,
-        "vgg: 11, 13, 16, 19; resnet: 9n+2; densenet: 3n+4 (default 19, 164, 40)",
+        "vgg: 11, 13, 16, 19; resnet: 9n+2; resnet-basic: 6n+2; densenet: 3n+4 (default 19, 164,"
+        " 32, 40)",
         positive_int,
         lambda arch, depth: DEPTHS[arch],
     )

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.surgery import BatchNorm, norms
 from utils.arguments import Flag
 from utils.paper.settings import Schedule
 
 TINY = torch.finfo(torch.float32).tiny
-BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 
 def batch_norms(model: nn.Module) -> list[BatchNorm]:
-    """All batch norms of ``model`` that have scaling factors, in module order."""
-    return [m for m in model.modules() if isinstance(m, BatchNorm) and m.affine]
+    """All batch norms of ``model`` that have scaling factors to slim, in module order."""
+    return list(norms(model).values())
 
 
 def is_zero(factor: Tensor) -> Tensor:
@@ -31,9 +31,10 @@ def is_zero(factor: Tensor) -> Tensor:
 class Method:
     """No penalty on γ: plain training, and the hooks that every method has.
 
-    The γ of all batch norms are moved into one flat buffer of which ``bn.weight`` are views, so
-    that a method is a handful of operations on one vector of length ``channels``. Build it when
-    the model is on its device; moving the model afterwards breaks the views.
+    The γ of all batch norms that can be slimmed are moved into one flat buffer of which
+    ``bn.weight`` are views, so that a method is a handful of operations on one vector of length
+    ``channels``. Build it when the model is on its device; moving the model afterwards breaks the
+    views.
 
     Raises ValueError for a model without batch norms.
     """

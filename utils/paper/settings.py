@@ -8,7 +8,7 @@ BATCH_SIZE = 64
 MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4
 STEPS = 782  # mini-batches of 64 in the 50,000 pictures of CIFAR
-DEPTHS = {"vgg": 19, "resnet": 164, "densenet": 40}
+DEPTHS = {"vgg": 19, "resnet": 164, "resnet-basic": 32, "densenet": 40}
 XI_INIT = (0.47, 0.50)
 
 Schedule = list[tuple[int, float]]  # mini-batches and learning rate of every epoch
@@ -40,4 +40,5 @@ def recipe(arch: str, depth: int) -> Recipe:
         return Recipe(lambda_=0.0045, beta=100.0, subgradient_lambda=1e-4)
     if arch == "densenet":
         return Recipe(lambda_=0.004, beta=100.0, subgradient_lambda=1e-5)
-    return Recipe(lambda_=0.002, beta=1.0 if depth < 164 else 0.25, subgradient_lambda=1e-5)
+    beta = 0.25 if arch == "resnet" and depth >= 164 else 1.0
+    return Recipe(lambda_=0.002, beta=beta, subgradient_lambda=1e-5)

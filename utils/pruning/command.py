@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from models import family
 from models.cost import cost
 from models.surgery import Slimmable, norms, slim
 from utils import arguments
@@ -61,10 +62,12 @@ def parser(arch: str, name: str) -> argparse.ArgumentParser:
 
 
 def prune(arch: str, name: str, argv: list[str] | None = None) -> None:
-    """Prune, test and write one network of architecture ``arch``."""
+    """Prune, test and write one network of ``arch`` or an architecture of its family."""
     args = parser(arch, name).parse_args(argv)
     path = Path(args.model)
     given = checkpoint.load(path)
+    if family(given.network.arch) == arch:
+        arch = given.network.arch
     known = known_of(given, {**vars(args), "arch": arch}, path)
     folder = Path(getattr(args, "save", path.parent))
     out = Files(folder, "").slim(args.name)

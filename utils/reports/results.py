@@ -27,7 +27,12 @@ QUANTITIES = {
     "pruned": ("prune", "accuracy_slim"),
     "tuned": ("refine", "test_accuracy"),
 }
-ARCHITECTURES = {"vgg": "VGG", "densenet": "DenseNet", "resnet": "ResNet"}
+ARCHITECTURES = {
+    "vgg": "VGG",
+    "densenet": "DenseNet",
+    "resnet": "ResNet",
+    "resnet-basic": "ResNet-basic",
+}
 # Methods in the order of tables: the paper's, then others.
 ORDER = [*dict.fromkeys([*published.METHODS.values(), *METHODS])]
 # What is read of the records, beside the settings. All but run and mask are numbers.
