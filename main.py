@@ -34,6 +34,7 @@ from utils.methods.base import is_zero
 from utils.paper.settings import schedule
 from utils.training.group import Group
 from utils.training.run import Run
+from utils.training.statistics import retake
 from utils.training.step import Step, evaluate
 
 TEST_BATCH_SIZE = 256
@@ -54,7 +55,7 @@ def train(run: Run, test_batch_size: int, log_interval: int, argv: Sequence[str]
                     f" {len(run.cut)} train on, at {run.flops / full_flops:.0%} of the FLOPs"
                 )
             step = run.step
-            order = step.batches.order(epoch)
+            order = step.batches.order(epoch, step.method.steps(epoch))
             progress = Progress(
                 len(order),
                 f"epoch {epoch + 1}/{s.epochs}",
@@ -64,6 +65,7 @@ def train(run: Run, test_batch_size: int, log_interval: int, argv: Sequence[str]
             )
             start, z = time.perf_counter(), step.z()
             step.begin(run.lr(epoch))
+            step.method.begin(epoch)
             with progress.bar:
                 for where in order:
                     step.launch(where)  # lines 2 to 4: alternate, or a captured graph of it
@@ -75,7 +77,7 @@ def train(run: Run, test_batch_size: int, log_interval: int, argv: Sequence[str]
             train_loss = step.tally.mean_loss()
             train_seconds = time.perf_counter() - start
             group.take_from_first(list(step.model.buffers()))
-            with step.method.solution():
+            with step.method.solution(lambda: retake(run.step.model, run.batches)):
                 test_loss, accuracy = evaluate(step.model, tests, step.execution, group)
                 run.check(test_loss)
                 test_seconds = time.perf_counter() - start - train_seconds
@@ -85,8 +87,9 @@ def train(run: Run, test_batch_size: int, log_interval: int, argv: Sequence[str]
                 log.append(row)
                 last = run.epoch == s.epochs
                 run.save(accuracy, now=last or run.lr(run.epoch) != run.lr(epoch))
+            rate = "" if "lr" in step.method.idle else f"lr {run.lr(epoch):g}, "
             print(
-                f"epoch {epoch + 1}/{s.epochs}: lr {run.lr(epoch):g}, {step.tally}, test accuracy"
+                f"epoch {epoch + 1}/{s.epochs}: {rate}{step.tally}, test accuracy"
                 f" {accuracy:.2f} %, {zeros(run)}, {train_seconds:.1f} s + {test_seconds:.1f} s",
                 flush=True,
             )
@@ -102,16 +105,19 @@ def train(run: Run, test_batch_size: int, log_interval: int, argv: Sequence[str]
 
 def alternate(step: Step, where: Tensor) -> None:
     """Lines 2 to 4 of Algorithm 1, on the mini-batch that ``where`` names."""
+    step.method.before_forward()
     step.loss(where).backward()
     step.method.on_gradient()  # (3b) of original network slimming
     step.optimizer.step()  # (8a): line 2, and the SGD part of (8b)
     step.method.on_step(step.alpha)  # (8b): line 3, and (9): line 4
-    step.optimizer.zero_grad()
+    step.model.zero_grad()
 
 
 def zeros(run: Run) -> str:
     symbols = run.step.method.factors
-    return ", ".join(f"{symbols[name]} = 0: {count}" for name, count in run.zeros().items())
+    return ", ".join(
+        f"{symbols.get(name, name)} = 0: {count}" for name, count in run.zeros().items()
+    )
 
 
 def summary(run: Run, accuracy: float) -> str:
@@ -121,16 +127,28 @@ def summary(run: Run, accuracy: float) -> str:
     for name, *parts in zip(norms(run.network.model), *factors.values(), strict=True):
         counts = "".join(f"{int(is_zero(part).sum()):7}" for part in parts)
         lines.append(f"{name:<24}{len(parts[0]):8}{counts}")
+    totals = [f"{symbols[name]} = 0: {run.zeros()[name]}" for name in factors]
     lines.append(
         f"test accuracy {accuracy:.2f} % (best {run.best:.2f} %),"
-        f" {zeros(run)} of {len(run.cut)}; checkpoint {run.files.checkpoint}"
+        f" {', '.join(totals)} of {len(run.cut)}; checkpoint {run.files.checkpoint}"
     )
-    flags = METHODS[run.settings.method].prune_flags
+    if found := run.compression():
+        lines.append(
+            f"weights: {found['weights']:,} -> {found['weights_kept']:,}, {found['compression']}"
+            f" times fewer; of all parameters {found['compression_all']} times;"
+            f" {found['bytes']:,} bytes dense, {found['bytes_sparse']:,} sparse"
+        )
+        command = ["-m", "utils.export", "--format", "sparse", "--model", str(run.files.checkpoint)]
+        lines.append(f"to keep it small: python {shlex.join(command)}")
+    flags = run.step.method.prune_flags
     if flags is not None:
         command = [f"{family(run.settings.arch)}_prune.py", "--model", str(run.files.checkpoint)]
         lines.append(
             f"next: python {shlex.join([*command, '--name', f'{run.files.run}_', *flags])}"
         )
+    if (flags := run.step.method.refine_flags) is not None:
+        command = ["main.py", "--refine", str(run.files.checkpoint), *flags]
+        lines.append(f"next: python {shlex.join(command)}")
     return "\n".join(lines)
 
 
@@ -170,6 +188,7 @@ def test(start: Start, given: Mapping[str, Any], device: torch.device) -> None:
 def fresh(settings: Settings, data: Dataset) -> Network:
     """The network of ``settings``, with its initial values."""
     model = build_model(settings.arch, settings.depth, len(data.classes))
+    METHODS[settings.method].initialise(model)
     return Network(model, settings.arch, settings.depth)
 
 

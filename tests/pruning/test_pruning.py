@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models import ARCHITECTURES, build_model, family, full_cfg, restore
-from utils.methods.base import batch_norms, is_zero
-from utils.pruning.plan import apply_plan, count_of, plan
+from utils.methods.base import batch_norms, count_of, is_zero
+from utils.pruning.plan import apply_plan, plan
 
 SLIM = {a: importlib.import_module(f"{family(a)}_prune").slim for a in ARCHITECTURES}
 NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 10), ("resnet-basic", 8)]

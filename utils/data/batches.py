@@ -47,17 +47,24 @@ class Batches:
     def _normalised(self, images: Tensor) -> Tensor:
         return images.float().div_(255).sub_(self.mean).div_(self.std).permute(0, 3, 1, 2)
 
-    def order(self, epoch: int) -> tuple[Tensor, ...]:
+    def order(self, epoch: int, steps: int | None = None) -> tuple[Tensor, ...]:
         """What training epoch ``epoch`` sees, batch by batch: a pure function of it and the seed.
+
+        Every picture once; or so many ``steps``, drawn with replacement.
 
         A batch is int64 [4, n] on the device: which pictures, the top and the left of their crops,
         and whether they are mirrored. All is drawn on the CPU and uploaded once, so that a CPU and
         a GPU, an interrupted and a resumed run see the same batches.
         """
-        count = len(self.labels)
+        pictures = len(self.labels)
         state = np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(state))
-        chosen = torch.randperm(count, generator=generator)
+        if steps is None:
+            count = pictures
+            chosen = torch.randperm(count, generator=generator)
+        else:
+            count = steps * self.batch_size
+            chosen = torch.randint(pictures, (count,), generator=generator)
         top, left = torch.randint(2 * PAD + 1, (2, count), generator=generator)
         flip = torch.randint(2, (count,), generator=generator)
         where = torch.stack((chosen, top, left, flip)).to(self.images.device)

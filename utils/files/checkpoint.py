@@ -15,6 +15,7 @@ from utils.console import InputError
 from utils.data.datasets import Dataset
 from utils.files import untrusted
 from utils.files.layouts import of_admm_programs, to_compact, to_released
+from utils.files.sparse import unpack
 from utils.flags.settings import Settings
 
 
@@ -153,6 +154,11 @@ def load(path: Path) -> Checkpoint:
     content = content if isinstance(content, dict) else {}
     kinds = ("state_dict", "model_state_dict")
     state = next((content[kind] for kind in kinds if kind in content), content)
+    if "sparse" in content and isinstance(state, dict):
+        try:
+            state = {**state, **unpack(content["sparse"])}
+        except ValueError as error:
+            raise InputError(f"{path} is damaged: {error}") from None
     if not state or not _are_tensors(state):
         raise InputError(f"{path} is not a checkpoint: it has no state_dict of finite tensors")
     ours = {key: content[key] for key in OURS if content.get(key) is not None}

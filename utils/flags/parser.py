@@ -74,7 +74,8 @@ def resolve(
         settings = Settings.of(known)
     except ValueError as error:
         raise InputError(str(error)) from None
-    if others := given.keys() & FLAGS.keys() - OWN.keys() - settings.options.keys():
+    not_its_own = FLAGS.keys() - OWN.keys() - settings.options.keys()
+    if others := given.keys() & (not_its_own | set(METHODS[settings.method].idle)):
         idle = sorted(FLAGS[key].typed[-1] for key in others)
         note(f"note: {settings.method} training does not use {', '.join(idle)}")
     for key, value in settings.values().items():

@@ -8,7 +8,7 @@ from models import ARCHITECTURES
 from utils import arguments
 from utils.arguments import Flag, positive_int
 from utils.data.datasets import DATASETS
-from utils.methods import METHODS, flags_of_all
+from utils.methods import METHODS, flags_of_all, method_of
 from utils.paper.settings import BATCH_SIZE, DEPTHS, EPOCHS, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
 
 NETWORK, SLIMMING, TRAINING, FILES = "network and data", "slimming", "training", "files"
@@ -49,7 +49,14 @@ class Settings:
         SLIMMING,
         "with -sr: " + ", or ".join(f"{m.name}, {m.help}" for m in METHODS.values() if m.help),
         default=next(iter(METHODS)),
-        choices=tuple(m.name for m in METHODS.values() if m.prunes()),
+        choices=tuple(m.name for m in METHODS.values() if m.help),
+    )
+    prune_ratio: float | None = _said_by(
+        SLIMMING,
+        "with --refine: cut this share of each convolution's weights, the smallest ones, and train"
+        " on with zeros that stay 0",
+        arguments.fraction,
+        metavar="P",
     )
     epochs: int = _said_by(TRAINING, None, arguments.epochs, EPOCHS)
     batch_size: int = _said_by(TRAINING, None, positive_int, BATCH_SIZE, metavar="N")
@@ -103,9 +110,13 @@ class Settings:
         known = {name: value for name, value in known.items() if value is not None}
         arch, method = (known.get(name, OWN[name].default) for name in ("arch", "method"))
         network = arch, known.get("depth", DEPTHS[arch]), "refine" in known
-        flags = [*OWN.values(), *METHODS[method].flags]
+        if "prune_ratio" in known and "refine" not in known:
+            raise ValueError("--prune-ratio needs --refine: it cuts weights of a trained network")
+        kind = method_of(method, known.get("prune_ratio"))
+        known = {name: value for name, value in known.items() if name not in kind.idle}
+        flags = [*OWN.values(), *kind.flags]
         default = {flag.name: flag.default_for(*network) for flag in flags} | {"name": method}
-        values = default | known
+        values = default | kind.presets(known) | known
         options = {flag.name: values[flag.name] for flag in METHODS[method].flags}
         METHODS[method].check(options)
         return cls(**{name: values[name] for name in OWN}, options=options)
@@ -128,19 +139,20 @@ class Settings:
 
     @classmethod
     def of_cells(cls, row: Mapping[str, str]) -> "Settings":
-        """The settings in a record's row. Raises ValueError or KeyError where they are damaged."""
-        return cls.of({name: flag.parse(row[name]) for name, flag in FLAGS.items()})
+        """The settings in a record's row. Raises ValueError where they are damaged."""
+        return cls.of({name: flag.parse(row.get(name, "")) for name, flag in FLAGS.items()})
 
     def argv(self) -> list[str]:
         """The flags that make these settings, and that refuse to go on with any others."""
         values, words = self.values(), []
+        left_out = ("method", *METHODS[self.method].idle)
         if self.method != OWN["method"].default:
             words = ["-sr", *OWN["method"].argv(self.method)]
         for flag in (*OWN.values(), *METHODS[self.method].flags):
             name, value = flag.name, values[flag.name]
             default = flag.default_for(self.arch, self.depth, self.refine is not None)
             said = flag.compared or name == "name" or value != default
-            if said and value is not None and name != "method":
+            if said and value is not None and name not in left_out:
                 words += flag.argv(value)
         return words
 

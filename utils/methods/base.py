@@ -4,8 +4,9 @@ A method is one class: its flags, the tensors it keeps, what it does around an S
 adds to the log, and what the prune commands may mask by. Nothing else knows any of that.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from decimal import Decimal
 from typing import Any
 
 import torch
@@ -28,6 +29,11 @@ def is_zero(factor: Tensor) -> Tensor:
     return factor.abs() < TINY
 
 
+def count_of(share: float, count: int) -> int:
+    """⌊share · count⌋, exactly: 0.29 of 100 is 29 and not 28."""
+    return int(Decimal(repr(share)) * count)
+
+
 class Method:
     """No penalty on γ: plain training, and the hooks that every method has.
 
@@ -46,6 +52,9 @@ class Method:
     columns: tuple[str, ...] = ()  # what :meth:`figures` adds to a line of the log
     # What a prune command is given: None where nothing is to be pruned.
     prune_flags: tuple[str, ...] | None = None
+    # And fine-tuning of the trained network, where that is what comes next.
+    refine_flags: tuple[str, ...] | None = None
+    idle: tuple[str, ...] = ()  # the flags of all runs that it makes no use of
 
     def __init__(self, model: nn.Module) -> None:
         self.norms = batch_norms(model)
@@ -67,6 +76,15 @@ class Method:
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> None:
         """Raise ValueError where ``options``, those that were given, contradict one another."""
+
+    @classmethod
+    def presets(cls, known: Mapping[str, Any]) -> dict[str, Any]:
+        """Defaults of flags where they are not the flags' own, given what is ``known``."""
+        return {}
+
+    @classmethod
+    def initialise(cls, model: nn.Module) -> None:
+        """Give a new ``model`` other initial values than section 5.1's."""
 
     @classmethod
     def prunes(cls) -> bool:
@@ -105,6 +123,23 @@ class Method:
         if self.weights[0].data_ptr() != self.gamma.data_ptr():
             raise RuntimeError("the model was moved after its method was made: make it again")
 
+    def optimised(self, model: nn.Module) -> list[nn.Parameter]:
+        """The parameters that SGD trains."""
+        return list(model.parameters())
+
+    def steps(self, epoch: int) -> int | None:
+        """How many mini-batches an epoch takes, drawn with replacement; None: every picture once.
+
+        ``epoch`` counts from 0, here as in :meth:`begin`.
+        """
+        return None
+
+    def begin(self, epoch: int) -> None:
+        """Before the first step of an epoch."""
+
+    def before_forward(self) -> None:
+        """Before each forward pass of the training."""
+
     def on_gradient(self) -> None:
         """After the backward pass, before the SGD step: may change the gradients."""
 
@@ -114,8 +149,11 @@ class Method:
     def on_epoch(self, alpha: float) -> None:
         """After the last step of an epoch."""
 
-    def solution(self) -> AbstractContextManager[None]:
-        """Within, the model has the weights that are tested and saved."""
+    def solution(self, retake: Callable[[], None]) -> AbstractContextManager[None]:
+        """Within, the model has the weights that are tested and saved.
+
+        ``retake`` takes the batch norms' statistics anew, for weights that they do not belong to.
+        """
         return nullcontext()
 
     def dead(self, optimizer: torch.optim.SGD, lr: float) -> Tensor:

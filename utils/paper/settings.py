@@ -1,6 +1,7 @@
 """The paper's settings (section 5.1)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 EPOCHS = 160
 LEARNING_RATE = 0.1
@@ -10,6 +11,10 @@ WEIGHT_DECAY = 1e-4
 STEPS = 782  # mini-batches of 64 in the 50,000 pictures of CIFAR
 DEPTHS = {"vgg": 19, "resnet": 164, "resnet-basic": 32, "densenet": 40}
 XI_INIT = (0.47, 0.50)
+
+# Retraining of what SAS-ADMM's program cut, by SGD and by SAS-ADMM itself.
+RETRAINING: dict[str, Any] = {"epochs": 200, "batch_size": 128, "nesterov": False}
+SAS_RETRAINING: dict[str, Any] = {"s": 0.0, "average_from": 151}
 
 Schedule = list[tuple[int, float]]  # mini-batches and learning rate of every epoch
 
@@ -42,3 +47,21 @@ def recipe(arch: str, depth: int) -> Recipe:
         return Recipe(lambda_=0.004, beta=100.0, subgradient_lambda=1e-5)
     beta = 0.25 if arch == "resnet" and depth >= 164 else 1.0
     return Recipe(lambda_=0.002, beta=beta, subgradient_lambda=1e-5)
+
+
+@dataclass(frozen=True)
+class SasRecipe:
+    """SAS-ADMM's settings for ResNet-32 on CIFAR-10, the only ones that its program gives."""
+
+    lambda_: float = 1e-4
+    beta: float = 0.04
+    outer: int = 190
+    inner: int = 50
+    k0: int = 50
+    q: float = 1.1
+    v: float = 25.0
+    average_from: int = 170
+    batch_size: int = 256
+
+
+SAS = SasRecipe()

@@ -22,8 +22,8 @@ from utils.files import checkpoint, records
 from utils.files.layouts import to_released
 from utils.files.names import PRUNED, Files, run_of
 from utils.files.start import known_of
-from utils.methods.base import is_zero
-from utils.pruning.plan import apply_plan, count_of, plan
+from utils.methods.base import count_of, is_zero
+from utils.pruning.plan import apply_plan, plan
 from utils.pruning.report import accuracy, differences, kinds, print_comparison, print_report, sizes
 
 TARGETS = {"flops": "flops", "params": "parameters"}  # flags, and entries of a Cost

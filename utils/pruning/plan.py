@@ -1,7 +1,6 @@
 """Which channels go, by their scaling factors."""
 
 from collections.abc import Sequence
-from decimal import Decimal
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +24,6 @@ def plan(norms: Sequence[BatchNorm], zeros: Tensor, count: int = 0) -> list[Tens
         if not mask.any():
             mask[(bn.bias if is_zero(bn.weight).all() else bn.weight.abs()).argmax()] = True
     return list(masks)
-
-
-def count_of(percent: float, channels: int) -> int:
-    """⌊percent · channels⌋, exactly: 0.29 of 100 is 29 and not 28."""
-    return int(Decimal(repr(percent)) * channels)
 
 
 @torch.no_grad()

@@ -17,15 +17,16 @@ from torch import Tensor
 from models import Network
 from models.cost import cost
 from models.surgery import norms, put_back, slim, whereabouts
+from models.weights import Compression
 from utils.console import Diverged, Lost, Stopped, note
 from utils.data.batches import Batches
 from utils.data.datasets import Dataset
 from utils.device import Execution
-from utils.files import checkpoint, records
+from utils.files import checkpoint, records, sparse
 from utils.files.checkpoint import Checkpoint
 from utils.files.names import Files
 from utils.flags.settings import Settings
-from utils.methods import METHODS
+from utils.methods import method_of
 from utils.paper.settings import learning_rate
 from utils.training.cutting import worth_cutting
 from utils.training.graph import Graphs
@@ -95,15 +96,15 @@ class Run:
         model = slim(self.network.model, self._masks())
         self.flops = cost(model).flops
         self.execution.place(model)
+        method = method_of(s.method, s.prune_ratio).of(model, s.options)
         optimizer = torch.optim.SGD(
-            model.parameters(),
+            [{"params": method.optimised(model)}],
             lr=s.lr,
             momentum=s.momentum,
             weight_decay=s.weight_decay,
             nesterov=s.nesterov and s.momentum > 0,
             fused=True,
         )
-        method = METHODS[s.method].of(model, s.options)
         self.step = Step(
             model, self.batches, optimizer, method, self.execution, self.alternate, self.group
         )
@@ -311,6 +312,21 @@ class Run:
                 )
             tensor.copy_(value)
 
+    def compression(self) -> dict[str, object]:
+        """Of a network whose weights were cut: what is left of them, and bytes in a file."""
+        if self.settings.prune_ratio is None:
+            return {}
+        model = self.step.model
+        found, (dense, packed) = Compression.of(model), sparse.bytes_of(model)
+        return {
+            "weights": found.weights,
+            "weights_kept": found.kept,
+            "compression": f"{found.factor:.4f}",
+            "compression_all": f"{found.factor_all:.4f}",
+            "bytes": dense,
+            "bytes_sparse": packed,
+        }
+
     def is_recorded(self) -> bool:
         return any(row["run"] == self.files.run for row in records.read(self.files.record))
 
@@ -328,6 +344,7 @@ class Run:
             **{f"{name}_zeros": count for name, count in self.zeros().items()},
             "test_accuracy": f"{accuracy:.4f}",
             "best_accuracy": f"{self.best:.4f}",
+            **self.compression(),
             "seconds_per_epoch": f"{sum(seconds) / len(seconds):.3f}",
             "train_seconds": f"{sum(seconds):.3f}",
             "checkpoint": self.files.checkpoint.name,

@@ -123,7 +123,7 @@ class Step:
     def z(self) -> list[Tensor]:
         """Copies of Z = (W, γ, ξ), Algorithm 1's iterate."""
         tensors = [*self.model.parameters(), *self.method.tensors().values()]
-        return [x.detach().clone() for x in tensors]
+        return [x.detach().clone() for x in tensors if x.is_floating_point()]
 
     def change(self, before: list[Tensor]) -> float:
         """‖Zᵗ⁺¹ − Zᵗ‖², Zᵗ being what :meth:`z` said ``before``."""

@@ -1,0 +1,202 @@
+"""SAS-ADMM against what is known: least squares, closed forms, a reference of twenty lines."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from utils.methods.masked import masking
+from utils.methods.sas_admm import SIGMA, TAU, SasAdmm
+from utils.methods.slimming import soft_threshold
+
+Gradient = Callable[[Tensor], Tensor]
+
+
+class Weights(nn.Module):
+    """A network that is a vector of weights."""
+
+    def __init__(self, start: Tensor) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, len(start), 1, bias=False)
+        self.conv.weight.data = start.double()[:, None, None].clone()
+        self.norm = nn.BatchNorm1d(1)  # which a method asks for
+
+
+class Solver:
+    """SAS-ADMM on a function whose gradient is known."""
+
+    def __init__(self, gradient: Gradient, start: Tensor, kind=SasAdmm, **options) -> None:
+        self.gradient, self.model = gradient, Weights(start)
+        self.method = kind(self.model, **options)
+
+    def step(self) -> None:
+        weight = self.model.conv.weight
+        self.method.before_forward()
+        weight.grad = self.gradient(weight.detach().flatten()).view_as(weight)
+        self.method.on_gradient()
+        self.method.on_step(10.0)
+
+    def run(self, outer: int) -> "Solver":
+        for epoch in range(outer):
+            self.method.begin(epoch)
+            for _ in range(self.method.steps(epoch)):
+                self.step()
+            self.method.on_epoch(10.0)
+        return self
+
+
+def least_squares(d: int = 20) -> tuple[Gradient, Tensor, float]:
+    """The gradient of ½‖Aw − b‖²/n, where it is least, and its Lipschitz constant."""
+    random = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(60, k, generator=random, dtype=torch.float64) for k in (d, 1))
+    hessian, right = a.T @ a / 60, (a.T @ b / 60).flatten()
+    smooth = torch.linalg.eigvalsh(hessian)[-1].item()
+    return lambda w: hessian @ w - right, torch.linalg.solve(hessian, right), smooth
+
+
+def separable(d: int = 200) -> tuple[Gradient, Tensor, Tensor]:
+    """The gradient of Σ ½a(w − c)², a and c."""
+    random = torch.Generator().manual_seed(1)
+    a = torch.rand(d, generator=random, dtype=torch.float64) * 1.5 + 0.5
+    c = torch.randn(d, generator=random, dtype=torch.float64)
+    return lambda w: a * (w - c), a, c
+
+
+def test_least_squares():
+    gradient, best, smooth = least_squares()
+    method = Solver(gradient, torch.zeros(20), v=smooth, lambda_=0).run(190).method
+    assert (method.w - best).abs().max() < 5e-6
+    assert (method.average - best).abs().max() < 5e-6
+
+
+def test_least_squares_with_the_l1_norm():
+    gradient, _, smooth = least_squares()
+    method = Solver(gradient, torch.zeros(20), v=smooth, lambda_=0.1).run(190).method
+    w = torch.zeros(20, dtype=torch.float64)
+    for _ in range(20_000):  # ISTA
+        w = soft_threshold(w - gradient(w) / smooth, 0.1 / smooth)
+    assert (method.z - w).abs().max() < 5e-6
+    assert torch.equal(method.z == 0, w == 0)
+    assert 0 < int((w == 0).sum()) < 20
+    # U is the multiplier: the gradient, with this sign.
+    assert (method.u - gradient(method.w)).abs().max() < 1e-6
+
+
+def far(tau: float, sigma: float, outer: int = 400) -> tuple[float, bool]:
+    """How far Z ends from the minimum, and whether its zeros are the right ones."""
+    gradient, a, c = separable()
+    options = {"lambda_": 0.3, "v": 2.0, "inner": 10, "tau": tau, "sigma": sigma}
+    method = Solver(gradient, torch.zeros(200), **options).run(outer).method
+    best = soft_threshold(c, 0.3 / a)
+    return (method.z - best).abs().max().item(), torch.equal(method.z == 0, best == 0)
+
+
+def test_a_closed_form_within_the_region_of_dual_steps_and_not_outside():
+    gap, zeros = far(TAU, SIGMA)
+    assert gap < 1e-8
+    assert zeros
+    assert far(0.9, 1.5, 100)[0] > 1
+
+
+def reference(gradient: Gradient, w: Tensor, outer: int, tau: float, sigma: float) -> list[Tensor]:
+    """Section by section as its paper's program runs, W behind every step, and then Z, U and Wᵃ."""
+    lam, beta, m, k0, q, v, last = 0.1, 0.04, 7, 3, 1.1, 3.0, 4
+    breve, z, u, average, seen = w, w, torch.zeros_like(w), w, []
+    for i in range(1, outer + 1):
+        old = w
+        m_i = m if i < k0 else math.ceil(m / k0**q * i**q - 1e-9)
+        eta = 1 / v if i < k0 else m * (m + 1) / (v * m_i * (m_i + 1))
+        r = beta * old + u - beta * (old - z)
+        for t in range(1, m_i + 1):
+            b, g = 2 / (t + 1), 2 / (eta * t)
+            d = gradient(b * breve + (1 - b) * w)
+            breve = (g * breve + r - d) / (g + beta)
+            w = b * breve + (1 - b) * w
+            seen.append(w)
+        half = u - tau * beta * (w - z)
+        x = w - half / beta
+        z = x.sign() * (x.abs() - lam / beta).clamp(min=0)
+        u = half - sigma * beta * (w - z)
+        average = w if i <= last else average + (w - average) / (i - last + 1)
+    return [*seen, z, u, average]
+
+
+def taken(tau: float = TAU, sigma: float = SIGMA) -> list[Tensor]:
+    """What the reference gives, by the method."""
+    gradient, *_ = least_squares()
+    options = {"lambda_": 0.1, "inner": 7, "k0": 3, "v": 3.0, "average_from": 4}
+    solver = Solver(gradient, torch.ones(20), tau=tau, sigma=sigma, **options)
+    seen, step = [], solver.step
+    solver.step = lambda: (step(), seen.append(solver.method.w.clone()))
+    method = solver.run(8).method
+    return [*seen, method.z, method.u, method.average]
+
+
+def test_every_step_is_the_references():
+    gradient, *_ = least_squares()
+    expected = reference(gradient, torch.ones(20, dtype=torch.float64), 8, TAU, SIGMA)
+    for one, other in zip(taken(), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("tau", "sigma"), [(SIGMA, TAU), (TAU, 0.0), (0.0, SIGMA)])
+def test_other_dual_steps_are_another_algorithm(tau, sigma):
+    assert (taken(tau, sigma)[-3] - taken()[-3]).abs().max() > 1e-6
+
+
+def test_the_inner_loop_grows():
+    method = SasAdmm(Weights(torch.zeros(2)))
+    steps = [method.steps(epoch) for epoch in range(190)]
+    assert steps[:50] == [50] * 50
+    assert steps[50] > 50
+    assert steps[-1] == 218
+    assert sum(steps) == 21_107
+    sizes = []
+    for epoch, m in enumerate(steps):
+        method.begin(epoch)
+        sizes.append(method.eta.item() * m * (m + 1))
+    assert sizes == pytest.approx([50 * 51 / 25] * 190)
+
+
+def test_growing_inner_loops_and_the_average_hold_noise_down():
+    exact, _, c = separable()
+    random = torch.Generator().manual_seed(2)
+
+    def gradient(w: Tensor) -> Tensor:
+        return exact(w) + torch.randn(len(w), generator=random, dtype=torch.float64) / 2
+
+    def errors(**options) -> list[float]:
+        options |= {"lambda_": 0, "v": 2.0, "inner": 20}
+        method = Solver(gradient, torch.zeros(200), **options).run(190).method
+        return [(x - c).square().mean().sqrt().item() for x in (method.w, method.average)]
+
+    last, average = errors()
+    constant, _ = errors(k0=191)
+    assert last < 0.7 * constant
+    assert average < 0.5 * last
+
+
+def masked_run(kind: type) -> tuple[SasAdmm, Tensor]:
+    """λ = 0 on the half of the weights that is left."""
+    gradient, _, c = separable()
+    start = torch.randn(200, generator=torch.Generator().manual_seed(3))
+    method = Solver(gradient, start, kind, lambda_=0, v=2.0, inner=10).run(190).method
+    return method, c
+
+
+def test_zeros_stay_zero_and_the_rest_is_solved():
+    method, c = masked_run(masking(SasAdmm, 0.5))
+    kept = method.mask
+    assert int(kept.sum()) == 100
+    for x in (method.w, method.z, method.breve, method.u, method.average):
+        assert not x[~kept].any()
+    assert (method.average - c)[kept].abs().max() < 1e-4
+
+
+def test_without_the_mask_on_gradients_they_do_not():
+    kind = masking(SasAdmm, 0.5)
+    kind.on_gradient = lambda self: None
+    method, _ = masked_run(kind)
+    assert method.w[~method.mask].all()

@@ -1,0 +1,69 @@
+"""Retraining of a network whose smallest weights were cut: they stay exactly 0."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.weights import Convolution, weights
+from utils.methods.base import Method, count_of
+from utils.paper.settings import RETRAINING, Schedule
+
+
+@torch.no_grad()
+def cut(model: nn.Module, ratio: float) -> Tensor:
+    """Set the ⌊``ratio`` · n⌋ smallest of each convolution's n weights to 0; bool: which are left.
+
+    The mask is over all of :func:`weights`, those of linear layers among them, which all stay.
+    """
+    mask = []
+    for name, weight in weights(model).items():
+        kept = torch.ones(weight.numel(), dtype=torch.bool, device=weight.device)
+        if isinstance(model.get_submodule(name.removesuffix(".weight")), Convolution):
+            order = weight.abs().flatten().argsort(stable=True)
+            kept[order[: count_of(ratio, len(kept))]] = False
+            weight.masked_fill_(~kept.view_as(weight), 0)
+        mask.append(kept)
+    return torch.cat(mask)
+
+
+def masking(kind: type[Method], ratio: float) -> type[Method]:
+    """That method for a network that it cuts first, the share ``ratio`` of each convolution.
+
+    Weights that are 0 stay 0: their gradients are set to 0, and whatever the method or the
+    optimiser keeps of them starts at 0, momentum too. Weight decay of 0 is 0.
+    """
+
+    class Masked(kind):  # type: ignore[valid-type, misc]
+        refine_flags = None
+
+        def __init__(self, model: nn.Module, **options: Any) -> None:
+            self.mask = cut(model, ratio)
+            super().__init__(model, **options)
+            self.cut_weights = list(weights(model).values())
+
+        @classmethod
+        def presets(cls, known: Mapping[str, Any]) -> dict[str, Any]:
+            return RETRAINING | super().presets(known)
+
+        def tensors(self) -> dict[str, Tensor]:
+            return {**super().tensors(), "mask": self.mask}
+
+        @torch.no_grad()
+        def on_gradient(self) -> None:
+            super().on_gradient()
+            parts = self.mask.split([w.numel() for w in self.cut_weights])
+            for weight, part in zip(self.cut_weights, parts, strict=True):
+                if weight.grad is not None:
+                    weight.grad.masked_fill_(~part.view_as(weight), 0)
+
+        def dead(self, optimizer: torch.optim.SGD, lr: float) -> Tensor:
+            return Method.dead(self, optimizer, lr)  # the mask would not follow
+
+        def warnings(self, schedule: Schedule, arch: str, depth: int) -> Iterable[str]:
+            left = int(self.mask.sum())
+            yield f"note: of {len(self.mask):,} weights {left:,} are left, and the others stay 0"
+            yield from super().warnings(schedule, arch, depth)
+
+    return Masked
