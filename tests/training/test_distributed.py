@@ -16,6 +16,7 @@ from models import build_model
 from runs import QUICK, ROOT, assert_same_run, rows
 from utils.data.batches import Batches
 from utils.data.datasets import load_dataset
+from utils.methods.sas_admm import SasAdmm
 from utils.methods.slimming import ProximalSlimming
 from utils.paper.settings import learning_rate
 from utils.training.group import Group
@@ -76,6 +77,38 @@ def test_two_processes_compute_what_one_does_with_two_half_batches(tmp_path, pic
     torch.testing.assert_close(content["method"]["xi"], method.xi, rtol=1e-4, atol=1e-6)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(content["state_dict"][name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_two_processes_run_sas_admm_as_one_does(tmp_path, pictures):
+    """As above: one process that takes the halves in turn must give the same weights."""
+    # Small steps, for batch norm enlarges differences in rounding.
+    flags = "--method sas-admm --arch resnet-basic --depth 8 --batch-size 6 --inner 3".split()
+    flags += ["--v", "1000"]
+    process = torchrun(tmp_path, pictures, *flags, "--outer", 2, "--average-from", 2, "--s", 0.01)
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    content = torch.load(next(tmp_path.glob("*checkpoint.pth.tar")), weights_only=True)
+
+    torch.manual_seed(1)
+    model = build_model("resnet-basic", 8, 2)
+    SasAdmm.initialise(model)
+    method = SasAdmm(model, lambda_=0.01, inner=3, v=1000)
+    start = method.w.clone()
+    batches = Batches(load_dataset("folder", pictures), "train", 6, torch.device("cpu"), 1)
+    model.train()
+    for epoch in range(2):
+        method.begin(epoch)
+        for where in batches.order(epoch, method.steps(epoch)):
+            model.zero_grad()
+            method.before_forward()
+            for half in where.tensor_split(2, dim=1):
+                images, labels = batches.cut(half)
+                (F.cross_entropy(model(images), labels) / 2).backward()
+            method.on_step(10.0)
+        method.on_epoch(10.0)
+    for name, value in method.tensors().items():
+        torch.testing.assert_close(content["method"][name], value, rtol=1e-3, atol=1e-5)
+    assert (method.w - start).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(("count", "size"), [(64, 2), (7, 3), (5, 4), (3, 4), (1, 2)])
