@@ -14,10 +14,11 @@ from models import family
 from utils import launch
 from utils.console import clock
 from utils.files.names import Files
-from utils.flags.settings import FLAGS, OWN, Settings
+from utils.flags.settings import FLAGS, OWN, TRAINING, Settings
 from utils.reports import results
 
 STAGES = ("train", "prune", "refine")
+KEPT = ("seed", "precision", "deterministic")  # from a training to what follows it
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,23 @@ class Experiment:
     # Percent of the channels to prune; None: as many as the proximal run of the same seed lost.
     share: float | None = 0.0
     label: str = ""  # what else is in the run's name
+    # Of the weights of each convolution, which are cut before the fine-tuning: of the run itself.
+    prune_ratio: float | None = None
 
     def training(self, seed: int) -> Settings:
         return replace(self.settings, seed=seed, name=self._name(self.settings.method, seed))
 
-    def refining(self, seed: int, slim: Path) -> Settings:
-        """Those of the fine-tuning: the training's, without a penalty."""
-        shared = {name: getattr(self.training(seed), name) for name in OWN}
-        changed = {"method": "baseline", "epochs": self.refine_epochs, "refine": str(slim)}
+    def refining(self, seed: int, files: Files) -> Settings:
+        """Those of the fine-tuning: the training's, without a penalty.
+
+        Where weights are cut, their retraining has settings of its own.
+        """
+        cuts = self.prune_ratio is not None
+        names = [name for name in OWN if not (cuts and OWN[name].group == TRAINING)]
+        shared = {name: getattr(self.training(seed), name) for name in [*names, *KEPT]}
+        start = files.checkpoint if cuts else files.slim()
+        changed = {"method": "baseline", "epochs": self.refine_epochs, "refine": str(start)}
+        changed |= {"prune_ratio": self.prune_ratio}
         return Settings.of(shared | changed)
 
     def run(self, seed: int) -> str:
@@ -92,7 +102,7 @@ class Job:
             words += ["--name", f"{self.run}_", "--percent", self.percent(), *data]
             return [*words, *self.flags]
         if self.stage == "refine":
-            settings = self.experiment.refining(self.seed, self.files.slim())
+            settings = self.experiment.refining(self.seed, self.files)
         words = ["main.py", *settings.argv(), "--save", str(self.folder), "--resume", "auto"]
         return [*words, *self.flags]
 

@@ -23,7 +23,8 @@ from utils.flags.settings import OWN, Settings
 from utils.methods import METHODS
 from utils.methods.slimming import shrinkage
 from utils.paper.published import NETWORKS, TABLES
-from utils.paper.settings import Recipe, recipe, schedule
+from utils.paper.sas_admm import SHARES
+from utils.paper.settings import RETRAINING, SAS, Recipe, recipe, schedule
 from utils.reports.results import settings_of_paper
 
 # What `small` is: Table 2 for a CPU, on some of CIFAR-10's pictures. Original slimming has its own
@@ -43,7 +44,8 @@ ALONE = {
     for name, (arch, depth) in zip(ALONE_NAMES, NETWORKS.values(), strict=True)
     for dataset in ("cifar10", "cifar100")
 }
-PARTS = (*TABLES, "small", "quickstart", *ALONE)
+SAS_PARTS = {f"sas{depth}": depth for depth in SHARES}
+PARTS = (*TABLES, "small", "quickstart", *ALONE, *SAS_PARTS)
 
 
 def experiments(part: str, scale: int | None = None) -> list[Experiment]:
@@ -61,6 +63,8 @@ def experiments(part: str, scale: int | None = None) -> list[Experiment]:
             for (arch, depth), proximal in SMALL.items()
             for told in ({}, {"method": "proximal", **proximal}, {"method": "subgradient"})
         ]
+    if part in SAS_PARTS:
+        return [_sas_admm(SAS_PARTS[part], scale)]
     if part in ALONE:
         return [_of_paper(Settings.of(ALONE[part] | {"method": "proximal"}), None, scale)]
     table = TABLES[part]
@@ -83,6 +87,21 @@ def _of_paper(settings: Settings, share: float | None, scale: int | None) -> Exp
         options["s"] = scaled(recipe(settings.arch, settings.depth), scale)
     short = _stages(replace(settings, epochs=scale, options=options))
     return replace(short, label=f"_{scale}epochs")
+
+
+def _sas_admm(depth: int, scale: int | None) -> Experiment:
+    """SAS-ADMM, its cut and the retraining by SGD; ``scale``: outer iterations, and epochs after.
+
+    In a shorter run the inner loop grows, and averaging begins, at the same part of it.
+    """
+    known = {"arch": "resnet-basic", "depth": depth, "dataset": "cifar10", "method": "sas-admm"}
+    whole = Experiment(Settings.of(known), False, RETRAINING["epochs"], prune_ratio=SHARES[depth])
+    if scale is None:
+        return whole
+    moments = {"growth_from": SAS.k0, "average_from": SAS.average_from}
+    shorter = {name: max(1, round(at * scale / SAS.outer)) for name, at in moments.items()}
+    settings = Settings.of(known | shorter | {"outer": scale})
+    return replace(whole, settings=settings, refine_epochs=scale, label=f"_{scale}iterations")
 
 
 def scaled(full: Recipe, epochs: int) -> float:

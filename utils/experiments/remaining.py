@@ -51,8 +51,8 @@ class Agenda:
 
     def _trainings(self, e: Experiment, seed: int) -> tuple[Settings, Settings | None]:
         """The training and the fine-tuning, if there is to be one."""
-        slim = Files(self.folder, e.run(seed)).slim()
-        return e.training(seed), e.refining(seed, slim) if e.refine_epochs else None
+        files = Files(self.folder, e.run(seed))
+        return e.training(seed), e.refining(seed, files) if e.refine_epochs else None
 
     def _log(self, settings: Settings) -> list[records.Row]:
         """The epochs so far of a training that has a checkpoint to go on from."""

@@ -45,7 +45,8 @@ def masking(kind: type[Method], ratio: float) -> type[Method]:
 
         @classmethod
         def presets(cls, known: Mapping[str, Any]) -> dict[str, Any]:
-            return RETRAINING | super().presets(known)
+            by_sgd = {k: v for k, v in RETRAINING.items() if k not in cls.idle}
+            return by_sgd | super().presets(known)
 
         def tensors(self) -> dict[str, Tensor]:
             return {**super().tensors(), "mask": self.mask}

@@ -161,7 +161,7 @@ def load(folder: Path) -> list[Result]:
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}: give the one that --save named")
-    trained, refined = (_trainings(folder / name) for name in (names.TRAINED, names.REFINED))
+    trained, refined = (trainings(folder / name) for name in (names.TRAINED, names.REFINED))
     prunings = records.read(folder / names.PRUNED, PRUNED, ("percent", *PRUNED[2:]))
     found = []
     for run, training in trained.items():
@@ -171,7 +171,7 @@ def load(folder: Path) -> list[Result]:
     return found
 
 
-def _trainings(path: Path) -> dict[str, Training]:
+def trainings(path: Path) -> dict[str, Training]:
     """Those in a record, by run."""
     told = [name for name, flag in OWN.items() if flag.default is not None]
     found = {}

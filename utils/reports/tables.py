@@ -19,7 +19,7 @@ from utils import arguments, console
 from utils.atomic import check_writable
 from utils.methods import METHODS
 from utils.paper.published import TABLES, Column, Table, numbers
-from utils.reports import results
+from utils.reports import compressed, results
 from utils.reports.results import Group, Groups, Result, Variant, words
 
 DASH = "—"
@@ -35,6 +35,7 @@ record says so, is no run on the data set they were made of: it stands among the
 # How the differences are called; what is not here is not compared.
 COMPARED = {"zeros": "zeros", "channels": "channels", "parameters": "param.", "flops": "FLOPs"}
 COMPARED |= {"trained": "accuracy", "pruned": "post pruned", "tuned": "fine tuned"}
+COMPRESSED = "compressed"  # the table of networks whose weights were cut
 RUNS = "runs"  # the table of what the paper's tables have not
 RUNS_COLUMNS = {
     "Time per Epoch (s) Pre-Pruned/Fine Tuned": ("train_seconds", "tune_seconds"),
@@ -233,7 +234,8 @@ def parser() -> argparse.ArgumentParser:
         description="The paper's tables from the record files, ours beside the published numbers.",
     )
     p.add_argument("--save", default="logs", metavar="DIR", help="where the records are (logs)")
-    names, whole = [*TABLES, RUNS], f"{', '.join(TABLES)}, {RUNS} (default: all)"
+    names = [*TABLES, COMPRESSED, RUNS]
+    whole = f"{', '.join(names)} (default: all)"
     p.add_argument("--only", nargs="+", choices=names, default=names, metavar="TABLE", help=whole)
     p.add_argument("--csv", metavar="DIR", help="write DIR/<table>.csv, a line for each number")
     return p
@@ -248,7 +250,11 @@ def main(argv: list[str] | None = None) -> None:
         run = result.row["run"]
         if result not in shown:
             console.note(f"note: {run} is left out: a later run has its settings and its seed")
-        elif result.refine and result.value("tuned") is None:
+        elif (
+            result.refine
+            and result.refine.settings.prune_ratio is None
+            and result.value("tuned") is None
+        ):
             console.note(
                 f"note: {result.refine.row['run']} is left out: it did not train as {run} did but"
                 " for the penalty, or not what a pruning on record left of it"
@@ -259,6 +265,14 @@ def main(argv: list[str] | None = None) -> None:
     if args.only != [RUNS]:
         print(LEGEND)
     for name in args.only:
+        if name == COMPRESSED:
+            title, lines = compressed.table(Path(args.save), found)
+            print(f"{title}\n{markdown(lines)}")
+            if args.csv is not None:
+                path = Path(args.csv) / f"{name}.csv"
+                with path.open("w", newline="", encoding="utf-8") as file:
+                    csv.writer(file).writerows(lines)
+            continue
         text, rows = runs_table(groups) if name == RUNS else paper_table(name, groups)
         print(text)
         if args.csv is not None:

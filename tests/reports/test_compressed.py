@@ -1,0 +1,75 @@
+"""The table of networks whose weights were cut, and the recipes behind it."""
+
+import shlex
+
+import pytest
+
+from runs import rows, train
+from utils import console
+from utils.experiments import recipes
+from utils.experiments.jobs import Experiment
+from utils.flags.parser import parser, resolve
+from utils.reports import tables
+
+SAS = "-sr --method sas-admm --arch resnet-basic --depth 8 --batch-size 8 --inner 2".split()
+NAME = "resnet-basic_8_folder"
+
+
+def test_retrainings_stand_beside_what_the_paper_claims(tmp_path, pictures, capsys):
+    for seed in (1, 2):
+        flags = ["--seed", seed, "--name", f"s{seed}"]
+        assert train(tmp_path, pictures, *SAS, "--outer", 2, *flags) == 0
+        path = tmp_path / f"s{seed}_{NAME}checkpoint.pth.tar"
+        assert train(tmp_path, pictures, "--refine", path, "--prune-ratio", 0.85) == 0
+    capsys.readouterr()
+    assert console.run(tables.main, ["--save", str(tmp_path), "--csv", str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    assert "left out" not in printed.err
+    lines = {row["Network"]: row for row in rows(tmp_path / "compressed.csv")}
+    assert lines["ResNet-basic-32"]["Times fewer"] == "6.61"
+    assert lines["ResNet-basic-56"]["Times fewer"] == "9.93"
+    assert not lines["ResNet-basic-32"]["Retrained"]
+    ours = lines["ResNet-basic-8 on folder"]
+    assert (ours["n"], ours["Weights left"]) == ("2", "11255")
+    record = rows(tmp_path / "refine_record.csv")
+    mean = sum(float(row["test_accuracy"]) for row in record) / 2
+    assert ours["Retrained"].startswith(f"{mean:.2f}")
+    assert ours["Test Accuracy (%) Before Cutting"]
+
+
+def told(words: list[str]):
+    return resolve(vars(parser().parse_args(words)), None, {})
+
+
+@pytest.mark.parametrize(("part", "depth", "share"), [("sas32", 32, 0.85), ("sas56", 56, 0.9)])
+def test_the_recipes_are_the_programs_settings(part, depth, share, tmp_path, capsys):
+    argv = [part, "--save", str(tmp_path), "--dry-run"]
+    assert console.run(recipes.main, argv) == 0
+    lines = [shlex.split(x)[2:] for x in capsys.readouterr().out.splitlines() if "main.py" in x]
+    training, retraining = map(told, lines)
+    assert (training.arch, training.depth, training.method) == ("resnet-basic", depth, "sas-admm")
+    assert (training.epochs, training.batch_size) == (190, 256)
+    assert (retraining.prune_ratio, retraining.epochs, retraining.batch_size) == (share, 200, 128)
+    assert (retraining.lr, retraining.nesterov, retraining.method) == (0.1, False, "baseline")
+    assert retraining.refine.endswith(f"{training.run}checkpoint.pth.tar")
+
+    assert console.run(recipes.main, [*argv, "--scale", "19"]) == 0
+    lines = [shlex.split(x)[2:] for x in capsys.readouterr().out.splitlines() if "main.py" in x]
+    training, retraining = map(told, lines)
+    assert training.options["outer"] == 19
+    assert (training.options["growth_from"], training.options["average_from"]) == (5, 17)
+    assert retraining.epochs == 19
+
+
+def test_they_are_carried_out(tmp_path, monkeypatch, capsys):
+    """By the real commands, with other pictures."""
+    short = {"outer": 2, "inner": 1, "dataset": "shapes", "subset": 16, "test_subset": 8}
+    known = {"arch": "resnet-basic", "depth": 8, "method": "sas-admm", "batch_size": 8}
+    tiny = Experiment(recipes.Settings.of(known | short), False, 1, prune_ratio=0.85)
+    monkeypatch.setattr(recipes, "experiments", lambda part, scale: [tiny])
+    argv = ["sas32", "--save", str(tmp_path), "--no-cuda", "--precision", "fp32"]
+    assert console.run(recipes.main, argv) == 0
+    (row,) = rows(tmp_path / "refine_record.csv")
+    assert row["weights_kept"] == "11767"
+    assert console.run(recipes.main, [*argv, "--dry-run"]) == 0
+    assert "all is done" in capsys.readouterr().out

@@ -1,0 +1,68 @@
+"""Networks whose weights were cut and retrained, beside what the SAS-ADMM paper claims."""
+
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+
+from utils.files import names
+from utils.methods import METHODS
+from utils.paper.sas_admm import PUBLISHED
+from utils.reports import results
+from utils.reports.results import Group, Result, Training, Variant, words
+
+COLUMNS = {
+    "Weights left": "weights_kept",
+    "Times fewer": "compression",
+    "Of all parameters": "compression_all",
+    "Bytes, dense": "bytes",
+    "sparse": "bytes_sparse",
+    "Test Accuracy (%) Before Cutting": "before",
+    "Retrained": "test_accuracy",
+}
+HEADINGS = ("Network", "Trained by", "Retrained by", "n")
+NOTE = (
+    "The paper's factor counts the weights of convolutions and linear layers. It gives no accuracy."
+    " Here accuracies are of the last epoch, not the best one."
+)
+
+
+def table(folder: Path, trained: list[Result]) -> tuple[str, list[list[str]]]:
+    """Title and note, and lines: the retrainings in the record, seeds together, by network."""
+    before = {result.row["run"]: result for result in trained}
+    groups: dict[tuple[str, Group, Variant], list[Mapping[str, str]]] = {}
+    for found in results.trainings(folder / names.REFINED).values():
+        if found.settings.prune_ratio is None or not found.row.get("compression"):
+            continue
+        start = before.get(names.run_of(Path(found.settings.refine or "")))
+        row = {**found.row, "before": start.row["test_accuracy"] if start else ""}
+        groups.setdefault((told_of(start), *found.experiment), []).append(row)
+    lines = [[*HEADINGS, *COLUMNS]]
+    for network, factor in PUBLISHED.items():
+        name = Group(*network, "cifar10", ()).network
+        blank = [""] * (len(COLUMNS) - 2)
+        lines.append([name, "SAS-ADMM", "the paper's", "", "", f"{factor:.2f}", *blank])
+    for (start_by, group, variant), rows in groups.items():
+        options = " ".join([*words(variant.options), *group.terms])
+        retrained = f"{METHODS[variant.method].title}, {options}"
+        where = f"{group.network} on {group.dataset}"
+        cells = [mean([row[column] for row in rows]) for column in COLUMNS.values()]
+        lines.append([where, start_by, retrained, str(len(rows)), *cells])
+    return f"## Networks whose weights were cut\n\n{NOTE}\n", lines
+
+
+def told_of(start: Training | None) -> str:
+    """How a network was trained before it was cut."""
+    if start is None:
+        return "another run"
+    group, variant = start.experiment
+    options = [*words(variant.options), *group.terms]
+    return f"{METHODS[variant.method].title}, {' '.join(options)}"
+
+
+def mean(cells: list[str]) -> str:
+    """Mean ± standard deviation of what is a number; one number, or many that agree, as it is."""
+    if len(set(cells)) == 1:
+        return cells[0] or "—"
+    values = [float(cell) for cell in cells if cell]
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{spread}"
