@@ -108,8 +108,8 @@ def thawed(model: nn.Module) -> nn.Module:
     return other
 
 
-def sas_and_sgd(seed: int) -> dict[str, float]:
-    """SAS-ADMM, cut by 85 %, retrained by SGD."""
+def by_sas_admm(seed: int, again: bool) -> dict[str, float]:
+    """SAS-ADMM, cut by 85 %, retrained by SGD; and by SAS-ADMM ``again``."""
     trial, model = Trial(seed), fresh()
     trial.by_sas(model, 12, 8, average_from=10)
     found = {"SAS": trial.accuracy(model)}
@@ -122,10 +122,10 @@ def sas_and_sgd(seed: int) -> dict[str, float]:
     trial.by_sgd(retrained, masking(Method, 0.85), nesterov=False)
     found["retrained by SGD"] = trial.accuracy(retrained)
     found["zeros, SGD"] = zeros(retrained)
-    again = thawed(model)
-    trial.by_sas(again, 6, 4, masking(SasAdmm, 0.85), lambda_=0, average_from=5)
-    found["retrained by SAS"] = trial.accuracy(again)
-    found["zeros, SAS"] = zeros(again)
+    if again:
+        trial.by_sas(model, 6, 4, masking(SasAdmm, 0.85), lambda_=0, average_from=5)
+        found["retrained by SAS"] = trial.accuracy(model)
+        found["zeros, SAS"] = zeros(model)
     return found
 
 
@@ -141,16 +141,15 @@ def control(seed: int) -> dict[str, float]:
 @pytest.mark.skipif(PLACE is None, reason="CIFAR10_JPEG names no folder of pictures")
 def test_it_learns_and_what_is_cut_is_learnt_again():
     """Bands about what was seen, 5 points either way."""
-    found = sas_and_sgd(1)
+    found = by_sas_admm(1, again=False)
     assert found["SAS"] > 33
     assert found["cut"] < found["cut, statistics retaken"]
     assert found["cut, statistics retaken"] < found["SAS"] - 5, "cutting costs nothing"
-    for way in ("SGD", "SAS"):
-        assert found[f"retrained by {way}"] > found["cut, statistics retaken"] + 10
-        assert found[f"zeros, {way}"] == 63_033
+    assert found["retrained by SGD"] > found["cut, statistics retaken"] + 10
+    assert found["zeros, SGD"] == 63_033
 
 
 if __name__ == "__main__":
     for seed in map(int, sys.argv[1:]):
-        for name, value in (sas_and_sgd(seed) | control(seed)).items():
+        for name, value in (by_sas_admm(seed, again=True) | control(seed)).items():
             print(f"{seed}  {name:<30} {value:g}", flush=True)

@@ -4,11 +4,13 @@ import shlex
 
 import pytest
 
+import main
 from runs import rows, train
 from utils import console
 from utils.experiments import recipes
 from utils.experiments.jobs import Experiment
 from utils.flags.parser import parser, resolve
+from utils.flags.settings import Settings
 from utils.reports import tables
 
 SAS = "-sr --method sas-admm --arch resnet-basic --depth 8 --batch-size 8 --inner 2".split()
@@ -61,15 +63,18 @@ def test_the_recipes_are_the_programs_settings(part, depth, share, tmp_path, cap
     assert retraining.epochs == 19
 
 
-def test_they_are_carried_out(tmp_path, monkeypatch, capsys):
-    """By the real commands, with other pictures."""
+def test_what_they_are_made_of_is_found_done(tmp_path, monkeypatch, capsys):
     short = {"outer": 2, "inner": 1, "dataset": "shapes", "subset": 16, "test_subset": 8}
     known = {"arch": "resnet-basic", "depth": 8, "method": "sas-admm", "batch_size": 8}
-    tiny = Experiment(recipes.Settings.of(known | short), False, 1, prune_ratio=0.85)
+    tiny = Experiment(Settings.of(known | short), False, 1, prune_ratio=0.85)
     monkeypatch.setattr(recipes, "experiments", lambda part, scale: [tiny])
-    argv = ["sas32", "--save", str(tmp_path), "--no-cuda", "--precision", "fp32"]
-    assert console.run(recipes.main, argv) == 0
+    argv = ["sas32", "--save", str(tmp_path), "--no-cuda", "--precision", "fp32", "--dry-run"]
+    for _ in range(2):
+        assert console.run(recipes.main, argv) == 0
+        commands = [x for x in capsys.readouterr().out.splitlines() if x.startswith("python")]
+        assert console.run(main.main, shlex.split(commands[0])[2:]) == 0
     (row,) = rows(tmp_path / "refine_record.csv")
     assert row["weights_kept"] == "11767"
-    assert console.run(recipes.main, [*argv, "--dry-run"]) == 0
+    capsys.readouterr()
+    assert console.run(recipes.main, argv) == 0
     assert "all is done" in capsys.readouterr().out
