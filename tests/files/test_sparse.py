@@ -70,7 +70,7 @@ LIES = {
     "values of another type": (part("values", torch.ones(5, dtype=torch.int64)), "damaged"),
     "one value": (part("values", torch.ones(1)), "its mask keeps"),
     "values in a square": (part("values", torch.ones(2, 2)), "damaged"),
-    "nan": (lambda x: x["sparse"]["values"].fill_(float("nan")), "not finite"),
+    "nan": (lambda x: x["sparse"]["values"].fill_(float("nan")), "finite tensors"),
     "no values": (lambda x: x["sparse"].pop("values"), "has not shapes"),
     "no parts": (lambda x: x.update(sparse=7), "has not shapes"),
 }
