@@ -139,8 +139,15 @@ class Settings:
 
     @classmethod
     def of_cells(cls, row: Mapping[str, str]) -> "Settings":
-        """The settings in a record's row. Raises ValueError where they are damaged."""
-        return cls.of({name: flag.parse(row.get(name, "")) for name, flag in FLAGS.items()})
+        """The settings in a record's row. Raises ValueError or KeyError where they are damaged.
+
+        What is of other methods, or may be empty, needs no column: older records have none.
+        """
+        own = {name for name, flag in OWN.items() if flag.default is not None}
+        if row["method"] in METHODS:  # :meth:`of` refuses others
+            own |= {flag.name for flag in METHODS[row["method"]].flags}
+        cells = {name: row[name] if name in own else row.get(name, "") for name in FLAGS}
+        return cls.of({name: FLAGS[name].parse(cell) for name, cell in cells.items()})
 
     def argv(self) -> list[str]:
         """The flags that make these settings, and that refuse to go on with any others."""
