@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from utils import console
 from utils.console import InputError, Progress, Signals, note
 from utils.data.batches import Batches
 from utils.data.datasets import Dataset, load
-from utils.device import Execution, fastest, pick_device
+from utils.device import Execution, be_deterministic, fastest, pick_device
 from utils.files.start import Start, check_free, known_of
 from utils.flags.parser import parser
 from utils.flags.settings import Settings
@@ -37,10 +38,8 @@ from utils.training.run import Run
 from utils.training.statistics import retake
 from utils.training.step import Step, evaluate
 
-TEST_BATCH_SIZE = 256
 
-
-def train(run: Run, test_batch_size: int, log_interval: int, argv: Sequence[str]) -> None:
+def train(run: Run, test_batch_size: int | None, log_interval: int, argv: Sequence[str]) -> None:
     """Algorithm 1, from the run's next epoch to its last; a log line and a checkpoint each."""
     s, group = run.settings, run.group
     tests = Batches(run.data, "test", test_batch_size, run.execution.device)
@@ -60,7 +59,7 @@ def train(run: Run, test_batch_size: int, log_interval: int, argv: Sequence[str]
                 len(order),
                 f"epoch {epoch + 1}/{s.epochs}",
                 log_interval,
-                lambda: f"{run.step.tally}, {zeros(run)}",
+                partial(progress_of, run, order),
                 epochs_left=s.epochs - epoch - 1,
             )
             start, z = time.perf_counter(), step.z()
@@ -69,28 +68,28 @@ def train(run: Run, test_batch_size: int, log_interval: int, argv: Sequence[str]
             with progress.bar:
                 for where in order:
                     step.launch(where)  # lines 2 to 4: alternate, or a captured graph of it
-                    if progress.step():
-                        step.check(order)
+                    progress.step()
                     signals.check()
             step.method.on_epoch(step.alpha)  # line 4, once an epoch where --prox-every says so
             group.sum_(step.tally.sums)
-            train_loss = step.tally.mean_loss()
-            train_seconds = time.perf_counter() - start
             group.take_from_first(list(step.model.buffers()))
             with step.method.solution(lambda: retake(run.step.model, run.batches)):
+                reading = run.read(order)
+                train_seconds = time.perf_counter() - start
                 test_loss, accuracy = evaluate(step.model, tests, step.execution, group)
                 run.check(test_loss)
                 test_seconds = time.perf_counter() - start - train_seconds
                 run.epoch = epoch + 1
                 seconds = train_seconds, test_seconds
-                row = run.log(train_loss, test_loss, accuracy, seconds, step.change(z))
+                row = run.log(reading, test_loss, accuracy, seconds, step.change(z))
                 log.append(row)
                 last = run.epoch == s.epochs
                 run.save(accuracy, now=last or run.lr(run.epoch) != run.lr(epoch))
             rate = "" if "lr" in step.method.idle else f"lr {run.lr(epoch):g}, "
             print(
-                f"epoch {epoch + 1}/{s.epochs}: {rate}{step.tally}, test accuracy"
-                f" {accuracy:.2f} %, {zeros(run)}, {train_seconds:.1f} s + {test_seconds:.1f} s",
+                f"epoch {epoch + 1}/{s.epochs}: {rate}{reading}, test accuracy"
+                f" {accuracy:.2f} %, {zeros(run, reading.zeros)},"
+                f" {train_seconds:.1f} s + {test_seconds:.1f} s",
                 flush=True,
             )
     accuracy = float(log[-1]["test_accuracy"]) if log else run.best
@@ -113,11 +112,15 @@ def alternate(step: Step, where: Tensor) -> None:
     step.model.zero_grad()
 
 
-def zeros(run: Run) -> str:
+def progress_of(run: Run, order: Sequence[Tensor]) -> str:
+    """How the epoch of ``order`` stands; raises Diverged."""
+    reading = run.read(order)
+    return f"{reading}, {zeros(run, reading.zeros)}"
+
+
+def zeros(run: Run, counts: Mapping[str, int]) -> str:
     symbols = run.step.method.factors
-    return ", ".join(
-        f"{symbols.get(name, name)} = 0: {count}" for name, count in run.zeros().items()
-    )
+    return ", ".join(f"{symbols.get(name, name)} = 0: {count}" for name, count in counts.items())
 
 
 def summary(run: Run, accuracy: float) -> str:
@@ -163,7 +166,7 @@ def choose_execution(
             raise InputError(f"this run was started with --precision {before.precision}")
         return Execution(device, before.precision, before.channels_last)
     if settings.deterministic:
-        return Execution(device, "bf16" if settings.precision == "bf16" else "fp32")
+        return Execution(device, "fp32" if settings.precision == "auto" else settings.precision)
     images, labels = batches.cut(batches.order(0)[0])
     measured = group.first_says(
         lambda: fastest(network.model, images, labels, device, settings.precision)
@@ -179,7 +182,7 @@ def test(start: Start, given: Mapping[str, Any], device: torch.device) -> None:
     data = load({**known_of(start.checkpoint, given, start.path), **given})
     start.checkpoint.check_classes(data, start.path)
     execution = Execution(device)
-    tests = Batches(data, "test", given.get("test_batch_size", TEST_BATCH_SIZE), device)
+    tests = Batches(data, "test", given.get("test_batch_size"), device)
     model = execution.place(start.checkpoint.network.model)
     loss, accuracy = evaluate(model, tests, execution)
     print(f"{start.path}: test loss {loss:.4f}, test accuracy {accuracy:.2f} %")
@@ -195,6 +198,9 @@ def fresh(settings: Settings, data: Dataset) -> Network:
 def begin(start: Start, settings: Settings, given: Mapping[str, Any]) -> Run:
     """The run of ``settings``, from where it ``start``s."""
     device = pick_device("no_cuda" in given)
+    chosen = start.checkpoint.precision if start.resumes and start.checkpoint else None
+    if "tf32" in (settings.precision, chosen) and device.type == "cpu":
+        raise InputError("only a GPU computes in tf32: choose another --precision for a new run")
     if start.resumes and "start_epoch" in given:
         raise InputError("--start-epoch is for a run that begins; --resume knows its epoch")
     if given.get("start_epoch", 0) >= settings.epochs:
@@ -213,9 +219,7 @@ def begin(start: Start, settings: Settings, given: Mapping[str, Any]) -> Run:
     if group.rank == 0:
         group.wait()
     torch.manual_seed(settings.seed)
-    if settings.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
-    torch.use_deterministic_algorithms(settings.deterministic)
+    be_deterministic(settings.deterministic)
     if start.checkpoint is None or start.path is None:
         network = fresh(settings, data)
     else:
@@ -223,6 +227,7 @@ def begin(start: Start, settings: Settings, given: Mapping[str, Any]) -> Run:
         start.checkpoint.check_classes(data, start.path)
     batches = Batches(data, "train", settings.batch_size, device, settings.seed)
     execution = choose_execution(start, settings, network, batches, group)
+    group = group.on_time()
     graphs = device.type == "cuda" and group.size == 1 and "no_graph" not in given
     found = start.checkpoint if start.resumes else None
     epoch = given.get("start_epoch", 0)
@@ -266,8 +271,8 @@ def main(argv: list[str] | None = None) -> None:
         return
     run = begin(start, settings, given)
     with run.kept():
-        test_batch_size = given.get("test_batch_size", TEST_BATCH_SIZE)
-        train(run, test_batch_size, given.get("log_interval", 50), argv)
+        train(run, given.get("test_batch_size"), given.get("log_interval", 50), argv)
+    run.group.leave()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.channel_selection import ChannelSelection
-from models.surgery import Slimmable, State, Wiring, offset
+from models.surgery import BatchNorm, Slimmable, State, Wiring, offset
 
 GROWTH = 12
 STEM = 2 * GROWTH
@@ -18,7 +18,7 @@ class DenseLayer(nn.Module):
 
     def __init__(self, width: int, kept: int, out: int = GROWTH, kernel: int = 3) -> None:
         super().__init__()
-        self.bn1 = nn.BatchNorm2d(kept)
+        self.bn1 = BatchNorm(kept)
         self.select = ChannelSelection(width, kept)
         self.conv1 = nn.Conv2d(kept, out, kernel, padding=kernel // 2, bias=False)
         self.relu = nn.ReLU(inplace=True)
@@ -56,7 +56,7 @@ class DenseNet(Slimmable):
             if block < 3:
                 parts.append(Transition(width, next(kept)))
         self.dense1, self.trans1, self.dense2, self.trans2, self.dense3 = parts
-        self.bn = nn.BatchNorm2d(cfg[-1])
+        self.bn = BatchNorm(cfg[-1])
         self.select = ChannelSelection(width, cfg[-1])
         self.relu = nn.ReLU(inplace=True)
         self.avgpool = nn.AvgPool2d(8)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import Tensor, nn
 
 from models.channel_selection import ChannelSelection
-from models.surgery import Slimmable, State, Wiring, offset
+from models.surgery import BatchNorm, Slimmable, State, Wiring, offset
 
 EXPANSION = 4
 PLANES = (16, 32, 64)
@@ -21,12 +21,12 @@ class Bottleneck(nn.Module):
     def __init__(self, width: int, planes: int, stride: int, kept: Sequence[int]) -> None:
         super().__init__()
         out = planes * EXPANSION
-        self.bn1 = nn.BatchNorm2d(kept[0])
+        self.bn1 = BatchNorm(kept[0])
         self.select = ChannelSelection(width, kept[0])
         self.conv1 = nn.Conv2d(kept[0], kept[1], 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(kept[1])
+        self.bn2 = BatchNorm(kept[1])
         self.conv2 = nn.Conv2d(kept[1], kept[2], 3, stride, padding=1, bias=False)
-        self.bn3 = nn.BatchNorm2d(kept[2])
+        self.bn3 = BatchNorm(kept[2])
         self.conv3 = nn.Conv2d(kept[2], out, 1, bias=False)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = None
@@ -54,7 +54,7 @@ class ResNet(Slimmable):
             layers[i // blocks].append(Bottleneck(width, planes, stride, cfg[3 * i : 3 * i + 3]))
             width = planes * EXPANSION
         self.layer1, self.layer2, self.layer3 = layers
-        self.bn = nn.BatchNorm2d(cfg[-1])
+        self.bn = BatchNorm(cfg[-1])
         self.select = ChannelSelection(width, cfg[-1])
         self.relu = nn.ReLU(inplace=True)
         self.avgpool = nn.AvgPool2d(8)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.surgery import Slimmable, State, Wiring, offset
+from models.surgery import BatchNorm, Slimmable, State, Wiring, offset
 
 PLANES = (16, 32, 64)
 
@@ -19,9 +19,9 @@ class BasicBlock(nn.Module):
     def __init__(self, width: int, planes: int, stride: int, kept: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(width, kept, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(kept)
+        self.bn1 = BatchNorm(kept)
         self.conv2 = nn.Conv2d(kept, planes, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes)
+        self.bn2 = BatchNorm(planes)
         self.relu = nn.ReLU(inplace=True)
         self.stride, self.more = stride, planes - width
 
@@ -41,7 +41,7 @@ class ResNetBasic(Slimmable):
         super().__init__(num_classes, cfg)
         blocks = len(cfg) // 3
         self.conv1 = nn.Conv2d(3, PLANES[0], 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(PLANES[0])
+        self.bn1 = BatchNorm(PLANES[0])
         self.relu = nn.ReLU(inplace=True)
         width = PLANES[0]
         layers = [nn.Sequential() for _ in PLANES]

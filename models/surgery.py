@@ -5,15 +5,33 @@ All that must follow when channels go comes from there: which rows and columns o
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.channel_selection import ChannelSelection
 
 Wiring = dict[str, tuple[str | None, str | None]]
 State = dict[str, Tensor]
-BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+AnyBatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """torch's, but its network counts its batches: all layers' in one kernel."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias,
+            self.training, self.momentum or 0.0, self.eps,
+        )  # fmt: skip
+
+
+def _count_batch(model: nn.Module, inputs: Any) -> None:
+    if model.training:
+        layers = (m for m in model.modules() if isinstance(m, BatchNorm))
+        torch._foreach_add_([bn.get_buffer("num_batches_tracked") for bn in layers], 1)
 
 
 class Slimmable(nn.Module):
@@ -25,6 +43,7 @@ class Slimmable(nn.Module):
 
     def __init__(self, num_classes: int, cfg: Sequence[int | str]) -> None:
         super().__init__()
+        self.register_forward_pre_hook(_count_batch)
         self.num_classes, self.cfg = num_classes, list(cfg)
 
     @staticmethod
@@ -55,11 +74,11 @@ class Slimmable(nn.Module):
         return type(self)(self.num_classes, cfg)
 
 
-def norms(model: nn.Module) -> dict[str, BatchNorm]:
+def norms(model: nn.Module) -> dict[str, AnyBatchNorm]:
     """The batch norms of ``model`` whose channels can go, by name, in module order."""
     fixed = model.wiring() if isinstance(model, Slimmable) else {}
     named = model.named_modules()
-    return {n: m for n, m in named if isinstance(m, BatchNorm) and m.affine and n not in fixed}
+    return {n: m for n, m in named if isinstance(m, AnyBatchNorm) and m.affine and n not in fixed}
 
 
 def whereabouts(model: Slimmable, masks: Sequence[Tensor]) -> dict[str, tuple]:

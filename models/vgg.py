@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.surgery import Slimmable, State, Wiring, offset
+from models.surgery import BatchNorm, Slimmable, State, Wiring, offset
 
 SIZE = 32  # pixels of a picture's side
 M = "M"  # a 2×2 max-pool
@@ -28,7 +28,7 @@ class VGG(Slimmable):
                 layers.append(nn.MaxPool2d(2))
             else:
                 conv = nn.Conv2d(width, out, 3, padding=1, bias=False)
-                layers += [conv, nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
+                layers += [conv, BatchNorm(out), nn.ReLU(inplace=True)]
                 width = out
         self.feature = nn.Sequential(*layers)
         self.classifier = nn.Linear(width, num_classes)

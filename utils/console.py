@@ -128,8 +128,8 @@ class Progress:
         hidden = _muted or None  # None: where nobody watches
         self.bar = tqdm(total=total, desc=text, leave=False, dynamic_ncols=True, disable=hidden)
 
-    def step(self) -> bool:
-        """Count a step. True if its numbers are shown."""
+    def step(self) -> None:
+        """Count a step, and show its numbers now and then."""
         self.done += 1
         if self.done == 1:  # the first step warms up and says nothing of the others
             self.first = time.perf_counter() - self.started
@@ -145,7 +145,6 @@ class Progress:
                 where = f"{self.text}: {self.done}/{self.total}"
                 note(f"{where}, {numbers}, epoch {clock(epoch)}, run {left} left")
         self.bar.update()
-        return shown
 
 
 def clock(seconds: float) -> str:

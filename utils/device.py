@@ -4,20 +4,29 @@ import copy
 import ctypes
 import os
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from utils.console import InputError
+
+PRECISIONS = ("fp32", "tf32", "bf16")
 
 
 @dataclass(frozen=True)
 class Execution:
-    """Device, ``fp32`` or ``bf16`` (autocast; all state stays float32), and memory format."""
+    """Device, precision and memory format.
+
+    All state is float32. ``bf16`` is autocast; ``tf32`` rounds what a GPU multiplies in training
+    steps, and only there: see :meth:`arithmetic`.
+    """
 
     device: torch.device
     precision: str = "fp32"
@@ -32,16 +41,48 @@ class Execution:
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
         """``model``'s answers in this precision and memory format, as float32 [n, classes]."""
-        # Every weight is cast once a pass, so a cache gains nothing; a captured graph forbids it.
-        with torch.autocast(
-            self.device.type, torch.bfloat16, self.precision == "bf16", cache_enabled=False
-        ):
-            return model(images.contiguous(memory_format=self.memory_format)).float()
+        images = images.contiguous(memory_format=self.memory_format)
+        if self.precision != "bf16":
+            return model(images).float()
+        # What autocast would cast one by one, all at once.
+        layers = ((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear))
+        weights = {f"{n}.{key}": x for n, m in layers for key, x in m.named_parameters()}
+        cast = dict(zip(weights, _ToBFloat16.apply(*weights.values()), strict=True))
+        # A captured graph forbids a cache.
+        with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False):
+            return functional_call(model, cast, (images,)).float()
+
+    @contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """A training step's, forward and backward. Elsewhere float32 is float32."""
+        _allow_tf32(self.precision == "tf32")
+        try:
+            yield
+        finally:
+            _allow_tf32(False)
+
+
+class _ToBFloat16(torch.autograd.Function):
+    """Tensors of any shapes in bfloat16; their gradients in float32. A kernel each way."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return _cast(tensors, torch.bfloat16)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return _cast(gradients, torch.float32)
+
+
+def _cast(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    cast = tuple(torch.empty_like(x, dtype=dtype) for x in tensors)
+    torch._foreach_copy_(cast, tensors)
+    return cast
 
 
 def pick_device(no_cuda: bool) -> torch.device:
     """The GPU where there is one and it is wanted, else the CPU. float32 is float32 on both."""
-    torch.backends.cudnn.allow_tf32 = False
+    _allow_tf32(False)
     # Speed only: nothing relies on subnormals being flushed, or not. Before threads are made.
     torch.set_flush_denormal(True)
     if no_cuda or not torch.cuda.is_available():
@@ -71,6 +112,26 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def _allow_tf32(allowed: bool) -> None:
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def be_deterministic(wanted: bool) -> None:
+    """Only operations that give the same result every time; if not ``wanted``, the fastest ones."""
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
+    torch.use_deterministic_algorithms(wanted)
+    # Nothing here reads what it has not written, and to fill it all would double the kernels.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = not wanted
+
+
+def mps_runs() -> bool:
+    """Whether NVIDIA's MPS is there, without which processes on one GPU take turns."""
+    pipes = os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")  # its own default
+    return (Path(pipes) / "control").exists()
+
+
 def fastest(
     model: nn.Module, images: Tensor, labels: Tensor, device: torch.device, precision: str
 ) -> Execution:
@@ -79,10 +140,14 @@ def fastest(
     Takes a few steps of each, on a GPU as a graph; ``model`` is left as it is. What comes out
     flips with noise where two are alike, so decide once per run and keep it.
     """
-    precisions = ["fp32", "bf16"] if precision == "auto" else [precision]
-    emulated = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
-    if precision == "auto" and emulated:
-        precisions.remove("bf16")
+    on_gpu, precisions = device.type == "cuda", [precision]
+    if precision == "auto":
+        has = {
+            "fp32": True,
+            "tf32": on_gpu and torch.cuda.is_tf32_supported(),
+            "bf16": not on_gpu or torch.cuda.is_bf16_supported(including_emulation=False),
+        }
+        precisions = [p for p in PRECISIONS if has[p]]
     candidates = [Execution(device, p, last) for p in precisions for last in (False, True)]
     return min(candidates, key=lambda execution: _step_seconds(execution, model, images, labels))
 
@@ -105,7 +170,8 @@ def _step_seconds(execution: Execution, model: nn.Module, images: Tensor, labels
     trial = execution.place(copy.deepcopy(model)).train()
 
     def step() -> None:
-        F.cross_entropy(execution.logits(trial, images), labels).backward()
+        with execution.arithmetic():
+            F.cross_entropy(execution.logits(trial, images), labels).backward()
         trial.zero_grad()
 
     work = step

@@ -79,6 +79,7 @@ FLAGS = {
     "--method subgradient": "-sr",
     "-sr --prox-every never": "never",
     "--precision fp64": "fp64",
+    "--precision tf32": "only a GPU computes in tf32",
     "--name a/b": "--name",
     "--name ../up": "--name",
     "--name .hidden": "--name",

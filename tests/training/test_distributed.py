@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
 from models import build_model
@@ -24,10 +25,12 @@ from utils.training.group import Group
 NETWORK = ["--arch", "resnet", "--depth", "11", "-sr", "--s", "1", "--beta", "100"]
 
 
-def torchrun(folder: Path, pictures: Path, *more: object) -> subprocess.Popen:
+def torchrun(
+    folder: Path, pictures: Path, *more: object, script: Path = Path("main.py")
+) -> subprocess.Popen:
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
     # Without the --, torchrun takes our --s for an abbreviation of its own flags.
-    argv += ["--", "main.py", *QUICK, *NETWORK, "--dataset", "folder", "--data", pictures]
+    argv += ["--", script, *QUICK, *NETWORK, "--dataset", "folder", "--data", pictures]
     return subprocess.Popen(
         [str(arg) for arg in [*argv, "--save", folder, *more]],
         cwd=ROOT,
@@ -135,6 +138,66 @@ def test_a_killed_process_ends_the_job_and_the_run_can_go_on(rank, tmp_path, pic
     assert content["epoch"] >= 1
 
 
+def test_sigterm_ends_all_and_the_run_can_go_on(tmp_path, pictures):
+    process = torchrun(tmp_path, pictures, "--epochs", 500)
+    until(process, "epoch 2/500: lr")
+    process.terminate()
+    began = time.monotonic()
+    said, _ = process.communicate(timeout=60)
+    assert time.monotonic() - began < 60
+    assert process.returncode != 0
+    assert len(re.findall(r"in epoch \d+: go on with --resume", said)) == 1
+    content = torch.load(next(tmp_path.glob("*checkpoint.pth.tar")), weights_only=True)
+    assert content["epoch"] >= 2
+
+
+NOT_FINITE = """
+import os, sys
+sys.path.insert(0, {root!r})
+import main
+from utils import console
+from utils.device import Execution
+
+logits, calls = Execution.logits, 0
+
+def spoilt(self, model, images):
+    global calls
+    calls += model.training
+    answers = logits(self, model, images)
+    return answers * float("nan") if model.training and calls == 6 else answers
+
+if os.environ["RANK"] == "1":
+    Execution.logits = spoilt
+sys.exit(console.run(main.main))
+"""
+
+
+def test_a_loss_that_is_not_finite_in_one_process_ends_all(tmp_path, pictures):
+    """It is in the sixth step, the second of epoch 2; the first process hears of it by way of the
+    gradients."""
+    script = tmp_path / "script.py"
+    script.write_text(NOT_FINITE.format(root=str(ROOT)))
+    process = torchrun(tmp_path / "logs", pictures, "--epochs", 500, script=script)
+    began = time.monotonic()
+    said, _ = process.communicate(timeout=100)
+    assert time.monotonic() - began < 100
+    assert process.returncode != 0
+    errors = {line for line in said.splitlines() if line.startswith("error: ")}
+    assert 1 <= len(errors) <= 2, said
+    assert all(re.match(r"error: epoch 2: .* is not finite in step [23] of 4", e) for e in errors)
+    content = torch.load(next(tmp_path.glob("logs/*checkpoint.pth.tar")), weights_only=True)
+    assert content["epoch"] == 1
+    assert all(x.isfinite().all() for x in content["state_dict"].values())
+
+
+def test_a_process_that_is_not_where_the_others_are_is_soon_lost(monkeypatch):
+    """Once the data is loaded: before, others may wait half an hour for the one that loads."""
+    waits = []
+    monkeypatch.setattr(dist, "new_group", lambda timeout: waits.append(timeout))
+    assert Group(1, 2).on_time() == Group(1, 2)
+    assert waits[0].total_seconds() < 60
+
+
 def test_two_processes_cut_what_died_and_go_on_from_there_when_killed(tmp_path, pictures):
     dying = ["--s", 6, "--beta", 30, "--momentum", 0.3, "--epochs", 60]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -149,13 +212,19 @@ def test_two_processes_cut_what_died_and_go_on_from_there_when_killed(tmp_path, 
     assert_same_run(whole, parts)
 
 
-def kill_at(process: subprocess.Popen, line: str, rank: int, folder: Path) -> None:
-    """Kill the process of that rank as soon as a line begins so."""
+def until(process: subprocess.Popen, line: str) -> list[str]:
+    """What it says until a line begins so."""
     lines = []
     for each in process.stdout:
         lines.append(each)
         if re.match(line, each):
             break
+    return lines
+
+
+def kill_at(process: subprocess.Popen, line: str, rank: int, folder: Path) -> None:
+    """Kill the process of that rank as soon as a line begins so."""
+    lines = until(process, line)
     workers = [
         int(p.parent.name)
         for p in Path("/proc").glob("[0-9]*/environ")

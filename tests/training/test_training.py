@@ -1,7 +1,11 @@
 """A training step: halting, capture, and what a graph must leave alone."""
 
+import copy
+from contextlib import nullcontext
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 from main import alternate
 from models import build_model
@@ -9,6 +13,7 @@ from steps import make_step
 from utils.console import Diverged
 from utils.device import Execution
 from utils.methods.slimming import ProximalSlimming
+from utils.training import graph
 from utils.training.graph import Graphs, preserved
 from utils.training.step import Step
 
@@ -100,15 +105,79 @@ def test_state_is_everything_that_a_step_changes():
     assert step.method.gamma.untyped_storage().data_ptr() in whole
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="capture works here")
-def test_where_capture_fails_the_run_is_none_the_worse(capsys):
+def fails_late(work):
+    """A capture that tries the step three times, as it must, and then fails."""
+    for _ in range(3):
+        work()
+    raise RuntimeError("no graphs here\nand more")
+
+
+def test_where_capture_fails_the_run_is_none_the_worse(capsys, monkeypatch):
+    monkeypatch.setattr(graph, "capture", fails_late)
     step, plain = make_step(), make_step()
     step.launch = Graphs(step)
     for each in (step, plain):
         for where in each.batches.order(0):
             each.launch(where)
-    assert capsys.readouterr().err.count("could not be captured") == 1
+    said = capsys.readouterr().err
+    assert said.count("could not be captured as a graph (no graphs here): going on without") == 1
     assert all(map(torch.equal, step.state(), plain.state()))
+
+
+def test_what_a_failed_capture_would_leave_is_seen(monkeypatch):
+    """The control of the test above: without putting back, the two differ."""
+    monkeypatch.setattr(graph, "capture", fails_late)
+    monkeypatch.setattr(graph, "preserved", lambda tensors: nullcontext())
+    step, plain = make_step(), make_step()
+    step.launch = Graphs(step)
+    for each in (step, plain):
+        each.launch(each.batches.order(0)[0])
+    same = [torch.equal(one, other) for one, other in zip(step.state(), plain.state(), strict=True)]
+    assert same.count(False) > 50
+
+
+def test_a_step_multiplies_in_tf32_and_nothing_else_does():
+    seen = []
+
+    def looks(step, where):
+        seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        alternate(step, where)
+
+    for precision, allowed in (("tf32", True), ("fp32", False), ("bf16", False)):
+        step = make_step()
+        step.execution, step.alternate = Execution(torch.device("cpu"), precision), looks
+        step.launch(step.batches.order(0)[0])
+        assert seen.pop() == (allowed, allowed)
+        assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(("arch", "depth"), [("vgg", 11), ("resnet", 11), ("densenet", 7)])
+def test_all_weights_cast_at_once_give_what_autocast_gives(arch, depth, last):
+    """Bit for bit: the answers, every gradient and every statistic."""
+    execution = Execution(torch.device("cpu"), "bf16", last)
+    images = torch.randn(8, 3, 32, 32)
+    model = execution.place(build_model(arch, depth, 10)).train()
+    twin = copy.deepcopy(model)
+    answers = execution.logits(model, images)
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        expected = twin(images.contiguous(memory_format=execution.memory_format)).float()
+    assert torch.equal(answers, expected)
+    for each in (answers, expected):
+        F.cross_entropy(each, torch.arange(8)).backward()
+    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+        assert one.dtype == one.grad.dtype == torch.float32
+        assert torch.equal(one.grad, other.grad)
+        assert one.grad.stride() == other.grad.stride()
+    assert all(map(torch.equal, model.buffers(), twin.buffers()))
+
+
+def test_batches_are_counted_as_torch_counts_them():
+    model = build_model("resnet", 11, 10)
+    for train in (True, True, False):
+        model.train(train)(torch.zeros(2, 3, 32, 32))
+    assert {int(b) for n, b in model.named_buffers() if n.endswith("tracked")} == {2}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -11,6 +11,7 @@ from models import SIZE
 from utils.data.datasets import Dataset, Pictures
 
 PAD = 4
+TEST_BATCH_SIZE = {"cpu": 256, "cuda": 2000}  # by device, where no other is asked for
 
 
 def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
@@ -32,17 +33,23 @@ class Batches:
 
     To train, :meth:`cut` each batch of :meth:`order` (shuffled and, where the data set says so,
     augmented); to test, iterate over :meth:`in_order`. Both give ([n, 3, 32, 32], int64 [n]) with
-    ``batch_size`` pictures each but for the last.
+    ``batch_size`` pictures each but for the last; None is a good one to test on that device.
     """
 
     def __init__(
-        self, data: Dataset, part: str, batch_size: int, device: torch.device, seed: int = 0
+        self,
+        data: Dataset,
+        part: str,
+        batch_size: int | None,
+        device: torch.device,
+        seed: int = 0,
     ) -> None:
         pictures: Pictures = getattr(data, part)
         self.images, self.labels = pictures.images.to(device), pictures.labels.to(device)
         self.mean = torch.tensor(data.mean, device=device)
         self.std = torch.tensor(data.std, device=device)
-        self.augment, self.batch_size, self.seed = data.augment, batch_size, seed
+        self.batch_size = batch_size or TEST_BATCH_SIZE[device.type]
+        self.augment, self.seed = data.augment, seed
 
     def _normalised(self, images: Tensor) -> Tensor:
         return images.float().div_(255).sub_(self.mean).div_(self.std).permute(0, 3, 1, 2)

@@ -13,6 +13,7 @@ from models.surgery import Slimmable, State, norms
 from utils.atomic import replacing
 from utils.console import InputError
 from utils.data.datasets import Dataset
+from utils.device import PRECISIONS
 from utils.files import untrusted
 from utils.files.layouts import of_admm_programs, to_compact, to_released
 from utils.files.sparse import unpack
@@ -137,7 +138,7 @@ OURS: dict[str, Callable[[Any], bool]] = {
     "std": lambda x: _is_rgb(x, 0),
     "settings": lambda x: isinstance(x, dict),
     "run": lambda x: isinstance(x, str),
-    "precision": lambda x: isinstance(x, str) and x in ("fp32", "bf16"),
+    "precision": lambda x: isinstance(x, str) and x in PRECISIONS,
     "channels_last": lambda x: isinstance(x, bool),
     "cut": lambda x: isinstance(x, Tensor) and x.dtype == torch.bool and x.dim() == 1,
     "pictures": lambda x: isinstance(x, int),

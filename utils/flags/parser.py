@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = groups[TRAINING].add_argument
     add("--start-epoch", type=arguments.natural, metavar="N", help="the first one (default 0)")
-    add("--test-batch-size", type=positive_int, metavar="N", help="default 256")
+    add("--test-batch-size", type=positive_int, metavar="N", help="default 256, on a GPU 2000")
     add("--no-cuda", action="store_true", help="train on the CPU")
     add("--no-graph", action="store_true", help="on a GPU: launch every kernel, to debug")
     add = groups[FILES].add_argument

@@ -8,6 +8,7 @@ from models import ARCHITECTURES
 from utils import arguments
 from utils.arguments import Flag, positive_int
 from utils.data.datasets import DATASETS
+from utils.device import PRECISIONS
 from utils.methods import METHODS, flags_of_all, method_of
 from utils.paper.settings import BATCH_SIZE, DEPTHS, EPOCHS, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
 
@@ -80,7 +81,7 @@ class Settings:
         TRAINING,
         "auto (default) measures which is faster, and the memory format with it",
         default="auto",
-        choices=("auto", "fp32", "bf16"),
+        choices=("auto", *PRECISIONS),
         fixed=False,  # what was decided is stored, and kept
         compared=False,
     )

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.surgery import BatchNorm, norms
+from models.surgery import AnyBatchNorm, norms
 from utils.arguments import Flag
 from utils.paper.settings import Schedule
 
 TINY = torch.finfo(torch.float32).tiny
 
 
-def batch_norms(model: nn.Module) -> list[BatchNorm]:
+def batch_norms(model: nn.Module) -> list[AnyBatchNorm]:
     """All batch norms of ``model`` that have scaling factors to slim, in module order."""
     return list(norms(model).values())
 
@@ -106,9 +106,9 @@ class Method:
         """One of ``factors``, [channels]."""
         return self.gamma if name == "gamma" else self.tensors()[name]
 
-    def zeros(self) -> dict[str, int]:
-        """How many of each of the ``factors`` are zero."""
-        return {name: int(is_zero(self.factor(name)).sum()) for name in self.factors}
+    def zeros(self) -> dict[str, Tensor]:
+        """How many of each of the ``factors`` are zero: to be read, they wait for the device."""
+        return {name: is_zero(self.factor(name)).sum() for name in self.factors}
 
     def figures(self, loss: float) -> dict[str, float]:
         """Its ``columns`` at the end of an epoch whose mean training loss is ``loss``."""
@@ -169,7 +169,7 @@ class Method:
 
     def set_(self, target: Tensor, value: Tensor) -> None:
         """``target`` becomes ``value``, unless the training is halted."""
-        target.copy_(torch.where(self.halted > 0, target, value))
+        torch.where(self.halted > 0, target, value, out=target)
 
 
 def momentum_of(optimizer: torch.optim.SGD, parameters: Sequence[Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.surgery import BatchNorm
+from models.surgery import AnyBatchNorm
 from models.weights import weights
 from utils import arguments
 from utils.arguments import Flag
@@ -114,7 +114,7 @@ class SasAdmm(Method):
         for weight in weights(model).values():
             nn.init.kaiming_normal_(weight)
         for module in model.modules():
-            if isinstance(module, BatchNorm):
+            if isinstance(module, AnyBatchNorm):
                 nn.init.ones_(module.weight)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -181,8 +181,8 @@ class SasAdmm(Method):
         retake()
         yield
 
-    def zeros(self) -> dict[str, int]:
-        return {**super().zeros(), "z": int((self.z == 0).sum())}
+    def zeros(self) -> dict[str, Tensor]:
+        return {**super().zeros(), "z": (self.z == 0).sum()}
 
     def figures(self, loss: float) -> dict[str, float]:
         w_change, dual_change = self.changes.tolist()

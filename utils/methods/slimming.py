@@ -41,11 +41,6 @@ def shrinkage(lambda_: float, beta: float, schedule: Schedule) -> float:
     return lambda_ * sum(count / (2 / lr + beta) for count, lr in schedule)
 
 
-def ns_objective(loss: float, lambda_: float, gamma: Tensor) -> dict[str, float]:
-    """Eq. (2): the loss and λ‖γ‖₁."""
-    return {"ns_objective": loss + lambda_ * gamma.abs().sum().item()}
-
-
 class Subgradient(Method):
     """Original network slimming (Liu et al., 2017): subgradient descent on eq. (2)."""
 
@@ -67,7 +62,7 @@ class Subgradient(Method):
         torch._foreach_add_(grads, self.split(self.gamma.sign()), alpha=self.lambda_)
 
     def figures(self, loss: float) -> dict[str, float]:
-        return ns_objective(loss, self.lambda_, self.gamma)
+        return {"ns_objective": loss + self.lambda_ * self.gamma.abs().sum().item()}  # eq. (2)
 
 
 class ProximalSlimming(Method):
@@ -182,9 +177,10 @@ class ProximalSlimming(Method):
 
     def figures(self, loss: float) -> dict[str, float]:
         distance = (self.gamma - self.xi).square().sum()
-        penalty = (self.lambda_ * self.xi.abs().sum() + self.beta / 2 * distance).item()
-        # F of eq. (5), and eq. (2)
-        return {"objective": loss + penalty, **ns_objective(loss, self.lambda_, self.gamma)}
+        penalty = self.lambda_ * self.xi.abs().sum() + self.beta / 2 * distance
+        # F of eq. (5), and eq. (2); read at once.
+        penalty, size = torch.stack((penalty, self.gamma.abs().sum())).tolist()
+        return {"objective": loss + penalty, "ns_objective": loss + self.lambda_ * size}
 
     def warnings(self, schedule: Schedule, arch: str, depth: int) -> Iterable[str]:
         """Say so when the penalty alone cannot bring a factor to zero."""

@@ -55,7 +55,8 @@ def parser(arch: str, name: str) -> argparse.ArgumentParser:
     p.add_argument("--data", metavar="DIR", help="where it is (default: the checkpoint's)")
     count = arguments.positive_int
     p.add_argument("--test-subset", type=count, metavar="N", help="test pictures")
-    p.add_argument("--test-batch-size", type=count, metavar="N", default=256, help="default 256")
+    said = "default 256, on a GPU 2000"
+    p.add_argument("--test-batch-size", type=count, metavar="N", default=None, help=said)
     p.add_argument("--depth", type=count, help="default: the checkpoint's")
     p.add_argument("--no-cuda", action="store_true", default=False, help="test on the CPU")
     return p

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from utils.methods.base import BatchNorm, batch_norms, is_zero
+from utils.methods.base import AnyBatchNorm, batch_norms, is_zero
 
 
 @torch.no_grad()
-def plan(norms: Sequence[BatchNorm], zeros: Tensor, count: int = 0) -> list[Tensor]:
+def plan(norms: Sequence[AnyBatchNorm], zeros: Tensor, count: int = 0) -> list[Tensor]:
     """Masks: a bool tensor for each of the batch ``norms``, True where a channel is kept.
 
     Prunes all ``zeros`` (bool, over all channels), and the ``count`` smallest |γ| over all layers,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.cost import Cost
-from models.surgery import BatchNorm
+from models.surgery import AnyBatchNorm
 from utils.methods.base import is_zero
 
 # Below this share of the largest logit, a difference is rounding.
@@ -32,7 +32,7 @@ def sizes(masks: list[Tensor], before: Cost, after: Cost) -> dict[str, int | str
     return row
 
 
-def kinds(masks: list[Tensor], norms: Sequence[BatchNorm]) -> dict[str, int]:
+def kinds(masks: list[Tensor], norms: Sequence[AnyBatchNorm]) -> dict[str, int]:
     """How many of the removed channels were silent, emitted a constant, or were alive."""
     removed, dead = ~torch.cat(masks), is_zero(torch.cat([bn.weight for bn in norms]))
     silent = dead & (torch.cat([bn.bias for bn in norms]) <= 0)

@@ -17,10 +17,10 @@ LEAST_SELECTED = 0.5
 def worth_cutting(model: Slimmable, dead: Sequence[Tensor]) -> list[Tensor]:
     """Which of the channels of ``model`` to cut now, one bool tensor per batch norm.
 
-    ``dead`` says which have died. A pure function of these and of the batch norms' biases: a run
-    that is interrupted cuts as the uninterrupted one does. A layer in which all have died keeps
-    that of the largest bias, and one that a selection would have to be made for waits until half
-    of it is dead.
+    ``dead`` says which have died, on the CPU. A pure function of these and of the batch norms'
+    biases: a run that is interrupted cuts as the uninterrupted one does. A layer in which all have
+    died keeps that of the largest bias, and one that a selection would have to be made for waits
+    until half of it is dead.
     """
     full_readers = {
         norm
@@ -31,7 +31,7 @@ def worth_cutting(model: Slimmable, dead: Sequence[Tensor]) -> list[Tensor]:
     for (name, bn), gone in zip(norms(model).items(), dead, strict=True):
         gone = gone.clone()
         if gone.all():
-            gone[bn.bias.argmax()] = False
+            gone[int(bn.bias.argmax())] = False
         if name in full_readers and gone.sum() < LEAST_SELECTED * len(gone):
             gone.zero_()
         cut.append(gone)

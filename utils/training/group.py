@@ -1,9 +1,8 @@
 """The processes that train one network together."""
 
-import atexit
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeVar, cast
 
@@ -12,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 T = TypeVar("T")
+LOADING, TRAINING = timedelta(minutes=30), timedelta(seconds=45)  # the longest wait for another
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Group:
 
     rank: int = 0
     size: int = 1
+    processes: dist.ProcessGroup | None = None  # torch's; None: the first one made
 
     @classmethod
     def join(cls, device: torch.device) -> "Group":
@@ -28,18 +29,32 @@ class Group:
         if size == 1:
             return ALONE
         on_gpu = device.type == "cuda"
-        # Time enough to load a data set. A process that dies is noticed at once.
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
-            timeout=timedelta(minutes=30),
+            timeout=LOADING,
             device_id=device if on_gpu else None,
         )
-        atexit.register(dist.destroy_process_group)
         return cls(dist.get_rank(), size)
+
+    def on_time(self) -> "Group":
+        """For training, when all is loaded: one that is not where the others are is soon lost."""
+        if self.size == 1:
+            return self
+        return replace(self, processes=cast(dist.ProcessGroup, dist.new_group(timeout=TRAINING)))
+
+    def leave(self) -> None:
+        """When all is done: an error must not wait for the others, who may be gone."""
+        if self.size > 1:
+            dist.destroy_process_group()
 
     def replicate(self, model: nn.Module) -> nn.Module:
         """``model``, with its gradients averaged over the processes in every backward pass."""
-        return model if self.size == 1 else nn.parallel.DistributedDataParallel(model)
+        if self.size == 1:
+            return model
+        # Buffers are the first process's after an epoch; nothing reads them before.
+        return nn.parallel.DistributedDataParallel(
+            model, process_group=self.processes, broadcast_buffers=False
+        )
 
     def share(self, where: Tensor) -> tuple[Tensor, float]:
         """This process's part of a batch [..., n], and the weight of its mean loss.
@@ -56,25 +71,25 @@ class Group:
     def sum_(self, tensor: Tensor) -> None:
         """Add up ``tensor`` over the processes, in place."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, group=self.processes)
 
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(self.processes)
 
     def first_says(self, value: Callable[[], T]) -> T:
         """What the first process makes of ``value``, in all processes."""
         if self.size == 1:
             return value()
         said = [value() if self.rank == 0 else None]
-        dist.broadcast_object_list(said)
+        dist.broadcast_object_list(said, group=self.processes)
         return cast(T, said[0])
 
     def take_from_first(self, tensors: Sequence[Tensor]) -> None:
         """Set ``tensors`` to what the first process has, in place."""
         for tensor in tensors if self.size > 1 else ():
-            dist.broadcast(tensor, 0)
+            dist.broadcast(tensor, 0, self.processes)
 
     def agree(self, tensors: Sequence[Tensor]) -> bool:
         """Whether all processes hold the same ``tensors``, bit for bit."""
@@ -82,7 +97,7 @@ class Group:
             return True
         mine = [x.detach().cpu() for x in tensors]
         everybodys: list[list[Tensor]] = [[]] * self.size
-        dist.all_gather_object(everybodys, mine)
+        dist.all_gather_object(everybodys, mine, self.processes)
         return all(
             torch.equal(x, y) for other in everybodys for x, y in zip(mine, other, strict=True)
         )

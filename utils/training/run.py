@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models import Network
 from models.cost import cost
-from models.surgery import norms, put_back, slim, whereabouts
+from models.surgery import State, norms, put_back, slim, whereabouts
 from models.weights import Compression
 from utils.console import Diverged, Lost, Stopped, note
 from utils.data.batches import Batches
@@ -28,12 +28,24 @@ from utils.files.names import Files
 from utils.flags.settings import Settings
 from utils.methods import method_of
 from utils.paper.settings import learning_rate
+from utils.training.copies import Copies
 from utils.training.cutting import worth_cutting
 from utils.training.graph import Graphs
 from utils.training.group import Group
-from utils.training.step import Step
+from utils.training.step import Reading, Step
 
+MODEL, MOMENTUM, METHOD = range(3)  # whose a tensor of a Moment is
 WRITES = 20  # writing checkpoints takes at most about one part in so many of the time
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a checkpoint needs and later epochs change; its tensors on the device still."""
+
+    epoch: int
+    best: float
+    group: dict[str, Any]  # the optimiser's settings
+    copies: Copies[tuple[int, str]]  # MODEL, MOMENTUM or METHOD, and the name there
 
 
 @dataclass
@@ -64,8 +76,8 @@ class Run:
     step: Step = field(init=False)
     flops: int = field(init=False)  # of a picture, in what trains
     pictures: int = field(init=False)  # what tells them from others
-    _unsaved: dict[str, Any] | None = None
-    _unsaved_best: dict[str, Any] | None = None
+    _unsaved: "Moment | None" = None
+    _unsaved_best: "Moment | None" = None
     _written: float = -float("inf")  # when the last checkpoint was, and how long it took
     _seconds: float = 0.0
 
@@ -130,7 +142,12 @@ class Run:
     def zeros(self) -> dict[str, int]:
         """How many of the method's factors are zero, of all channels that the run began with."""
         gone = int(self.cut.sum())
-        return {name: count + gone for name, count in self.step.method.zeros().items()}
+        return {name: int(count) + gone for name, count in self.step.method.zeros().items()}
+
+    def read(self, order: Sequence[Tensor]) -> Reading:
+        """As :meth:`Step.check`, with the zeros of :meth:`zeros`."""
+        reading, gone = self.step.check(order), int(self.cut.sum())
+        return replace(reading, zeros={n: count + gone for n, count in reading.zeros.items()})
 
     def cut_dead(self) -> int:
         """Go on without the channels that have died, if these are enough; how many were cut.
@@ -139,13 +156,18 @@ class Run:
         by the same code.
         """
         step = self.step
-        dead = step.method.dead(step.optimizer, self.lr(self.epoch))  # the largest still to come
-        gone = torch.cat(worth_cutting(step.model, step.method.split(dead)))
-        self.group.take_from_first([gone])
+
+        def gone_now() -> Tensor:
+            lr = self.lr(self.epoch)  # the largest still to come
+            dead = step.method.dead(step.optimizer, lr).cpu()
+            return torch.cat(worth_cutting(step.model, step.method.split(dead)))
+
+        gone = self.group.first_says(gone_now)
         if count := int(gone.sum()):
+            self.write()  # what is kept is as wide as it was
             cut = self.cut.clone()
-            cut[~self.cut] = gone.cpu()
-            now = replace(self.checkpoint(), cut=cut)
+            cut[~self.cut] = gone
+            now = replace(self.checkpoint(self._now()), cut=cut)
             step.launch = step.eager  # a CUDA graph goes before what it works on
             self._take_up(now)
         return count
@@ -193,7 +215,7 @@ class Run:
 
     def log(
         self,
-        train_loss: float,
+        reading: Reading,
         test_loss: float,
         accuracy: float,
         seconds: tuple[float, float],
@@ -203,16 +225,16 @@ class Run:
 
         ``accuracy`` is in percent; ``seconds`` are those of training and test.
         """
-        figures = self.step.method.figures(train_loss)
+        figures = self.step.method.figures(reading.loss)
         row = {
             "epoch": self.epoch,
             "lr": f"{1 / self.step.alpha:.6g}",
             "alpha": f"{self.step.alpha:.6g}",
-            "train_loss": f"{train_loss:.6f}",
+            "train_loss": f"{reading.loss:.6f}",
             **{name: f"{value:.6f}" for name, value in figures.items()},
             "test_loss": f"{test_loss:.6f}",
             "test_accuracy": f"{accuracy:.4f}",
-            **{f"{name}_zeros": count for name, count in self.zeros().items()},
+            **{f"{name}_zeros": count for name, count in reading.zeros.items()},
             "train_seconds": f"{seconds[0]:.3f}",
             "test_seconds": f"{seconds[1]:.3f}",
             "change": f"{change:.6g}",
@@ -238,31 +260,44 @@ class Run:
 
     def keep(self) -> None:
         """Have the state of now written before the program ends, if not earlier."""
-        self._unsaved = checkpoint.snapshot(self.checkpoint().content())
+        self._unsaved = self._now()
 
     def write(self) -> None:
         """Bring to the disk what is not there yet."""
         if self._unsaved is None or self.group.rank > 0:
             return
         start = time.monotonic()
+        content = None
         # The best one first: whatever happens in between, no state that was the best is lost.
         if self._unsaved_best is not None:
-            checkpoint.save(self.files.best, self._unsaved_best)
-            self._unsaved_best = None
-        checkpoint.save(self.files.checkpoint, self._unsaved)
+            content = self.checkpoint(self._unsaved_best).content()
+            checkpoint.save(self.files.best, content)
+        if content is None or self._unsaved is not self._unsaved_best:
+            content = self.checkpoint(self._unsaved).content()
+        self._unsaved_best = None
+        checkpoint.save(self.files.checkpoint, content)
         self._unsaved = None
         self._written = time.monotonic()
         self._seconds = self._written - start
 
-    def checkpoint(self) -> Checkpoint:
-        """Everything that it takes to go on from here, as wide as the run began."""
-        index, step = self._whereabouts(), self.step
-        put_back(step.model.state_dict(), self.network.model.state_dict(), index)
-        buffers = step.momentum()
+    def _now(self) -> Moment:
+        step, group = self.step, self.step.optimizer.param_groups[0]
+        kinds = step.model.state_dict(), step.momentum(), step.method.tensors()
+        copies = Copies({(i, n): x for i, kind in enumerate(kinds) for n, x in kind.items()})
+        settings = {key: value for key, value in group.items() if key != "params"}
+        return Moment(self.epoch, self.best, settings, copies)
+
+    def checkpoint(self, moment: Moment) -> Checkpoint:
+        """Everything that it takes to go on from there, as wide as the run began."""
+        index = self._whereabouts()
+        kinds: tuple[State, State, State] = {}, {}, {}
+        for (kind, name), x in moment.copies.on_host().items():
+            kinds[kind][name] = x
+        put_back(kinds[MODEL], self.network.model.state_dict(), index)
+        buffers = kinds[MOMENTUM]
         parameters = dict(self.network.model.named_parameters())
         momentum = {name: torch.zeros_like(parameters[name]) for name in buffers}
         put_back(buffers, momentum, index)
-        group = {k: v for k, v in step.optimizer.param_groups[0].items() if k != "params"}
         return Checkpoint(
             self.network,
             self.files.run,
@@ -270,11 +305,11 @@ class Run:
             list(self.data.classes),
             list(self.data.mean),
             list(self.data.std),
-            self.epoch,
-            self.best,
+            moment.epoch,
+            moment.best,
             momentum,
-            group,
-            {name: self._whole(x) for name, x in step.method.tensors().items()},
+            moment.group,
+            {name: self._whole(x) for name, x in kinds[METHOD].items()},
             self.cut,
             self.execution.precision,
             self.execution.channels_last,
@@ -283,7 +318,7 @@ class Run:
 
     def _whole(self, tensor: Tensor) -> Tensor:
         """A tensor of the method's, as a checkpoint has it: what is cut is over the channels."""
-        return self.full(tensor) if self.cut.any() else tensor.detach().cpu()
+        return self.full(tensor) if self.cut.any() else tensor
 
     def _take_up(self, found: Checkpoint) -> None:
         """Go on from ``found``, whose weights ``network`` has."""

@@ -16,7 +16,7 @@ from utils.training.group import ALONE, Group
 
 
 class Tally:
-    """Sums over the pictures seen so far, kept on the device: reading them waits for it."""
+    """Sums over the pictures seen so far, kept on the device: to be read, they wait for it."""
 
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, correct, seen
@@ -28,17 +28,17 @@ class Tally:
         self.sums[1] += correct
         self.sums[2] += len(labels)
 
+
+@dataclass(frozen=True)
+class Reading:
+    """What the device said of an epoch so far: mean loss, accuracy in percent, zeros by factor."""
+
+    loss: float
+    accuracy: float
+    zeros: dict[str, int]
+
     def __str__(self) -> str:
-        return f"loss {self.mean_loss():.4f}, accuracy {self.accuracy():.2f} %"
-
-    def mean_loss(self) -> float:
-        loss, _, seen = self.sums.tolist()
-        return loss / seen
-
-    def accuracy(self) -> float:
-        """In percent."""
-        _, correct, seen = self.sums.tolist()
-        return 100 * correct / seen
+        return f"loss {self.loss:.4f}, accuracy {self.accuracy:.2f} %"
 
 
 @dataclass
@@ -87,7 +87,8 @@ class Step:
 
     def eager(self, where: Tensor) -> None:
         """``where`` says which pictures, and how to crop them: see :meth:`Batches.order`."""
-        self.alternate(self, where)
+        with self.execution.arithmetic():
+            self.alternate(self, where)
 
     def loss(self, where: Tensor) -> Tensor:
         """Mean loss of this process's part of a mini-batch, weighted as the whole needs it.
@@ -104,8 +105,8 @@ class Step:
 
     @torch.no_grad()
     def _halt_unless_finite(self, loss: Tensor) -> None:
-        finite = (loss + self.method.gamma.sum()).isfinite()
-        self.method.halted.masked_fill_(finite.logical_not(), 1)
+        x = loss + self.method.gamma.sum()
+        self.method.halted.masked_fill_(x - x != 0, 1)  # 0 if x is finite, else NaN
         self.good += self.method.halted == 0
 
     def momentum(self) -> dict[str, Tensor]:
@@ -130,16 +131,21 @@ class Step:
         norms = torch._foreach_norm(torch._foreach_sub(self.z(), before))
         return torch.stack(norms).double().square().sum().item()
 
-    def check(self, order: Sequence[Tensor]) -> None:
-        """Raise Diverged, naming step and layer, if a step so far was not finite.
+    def check(self, order: Sequence[Tensor]) -> Reading:
+        """How the epoch stands. Waits for the device, once. ``order`` is the epoch's.
 
-        Waits for the device. ``order`` is the epoch's.
+        Raises Diverged, naming step and layer, if a step so far was not finite.
         """
-        step = int(self.good)  # steps so far, or the number of the bad one, counted from 0
-        if not self.method.halted.item():
-            if self.method.gamma.isfinite().all():
-                return
-            step -= 1
+        method, zeros = self.method, self.method.zeros()
+        odd = method.gamma.isfinite().all().logical_not()
+        found = [*self.tally.sums, self.good, method.halted, odd, *zeros.values()]
+        numbers = torch.stack([x.double() for x in found]).tolist()
+        loss, correct, seen, good, halted, odd_now, *counts = numbers
+        if not (halted or odd_now):
+            zero_counts = dict(zip(zeros, map(int, counts), strict=True))
+            return Reading(loss / seen, 100 * correct / seen, zero_counts)
+        # Steps so far, or, where one was seen to be bad, its number counted from 0.
+        step = int(good) - (not halted)
         raise Diverged(
             f"the loss or a scaling factor is not finite in step {step + 1} of {len(order)}"
             f" (first seen in {self._first_bad(order[step])})"
@@ -178,4 +184,5 @@ def evaluate(
         logits = execution.logits(model, images)
         tally.add(logits, labels, F.cross_entropy(logits, labels))
     group.sum_(tally.sums)
-    return tally.mean_loss(), tally.accuracy()
+    loss, correct, seen = tally.sums.tolist()
+    return loss / seen, 100 * correct / seen
