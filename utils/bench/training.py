@@ -4,7 +4,7 @@ import argparse
 import resource
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -24,14 +24,17 @@ from utils.bench.released import Reference
 from utils.console import InputError
 from utils.data.batches import Batches
 from utils.data.datasets import Dataset, Pictures, load
-from utils.device import fastest, pick_device, seconds
+from utils.device import be_deterministic, fastest, pick_device, seconds
 from utils.files.names import Files
 from utils.flags.settings import Settings
 from utils.methods import METHODS
 from utils.paper.settings import BATCH_SIZE
+from utils.training.graph import Graphs, preserved
 from utils.training.group import ALONE
 from utils.training.run import Run
 from utils.training.step import evaluate
+
+NODE = 2.5e-6  # seconds that a node of a graph takes on a large GPU, whatever is in it
 
 
 def in_turn(
@@ -58,8 +61,9 @@ class Ours:
         known = {"arch": arch, "depth": depth, "batch_size": batch_size, "method": method}
         settings, files = Settings.of(known), Files(Path(), "bench")
         network, batches = fresh(settings, data), Batches(data, "train", batch_size, device)
-        self.tests = Batches(data, "test", 256, device)
+        self.tests = Batches(data, "test", None, device)
         self.first = batches.cut(batches.order(0)[0])
+        be_deterministic(False)
         execution = fastest(network.model, *self.first, device, settings.precision)
         graphs = device.type == "cuda"
         self.run = Run(settings, files, network, data, batches, execution, ALONE, alternate, graphs)
@@ -72,8 +76,8 @@ class Ours:
         order = step.batches.order(run.epoch)
         for where in order:
             step.launch(where)
-        step.check(order)
-        self.line = (step.method.figures(step.tally.mean_loss()), step.change(before), run.zeros())
+        reading = step.check(order)
+        self.line = (step.method.figures(reading.loss), step.change(before), reading.zeros)
         run.epoch += 1
 
     def figures(self) -> dict[str, Any]:
@@ -89,16 +93,41 @@ class Ours:
 
         with FlopCounterMode(display=False) as counter:
             F.cross_entropy(how.logits(step.model, images), labels).backward()
+        step.optimizer.zero_grad()
         size = 4096 if how.device.type == "cuda" else 2048
         dtype = torch.bfloat16 if how.precision == "bf16" else torch.float32
         a, b = torch.randn(2, size, size, device=how.device).to(dtype)
+        with how.arithmetic():
+            product = timed(lambda: a @ b, 5)
         return {
+            "step": self._captured() if how.device.type == "cuda" else None,
             "precision": how.precision + (", channels last" * how.channels_last),
             "test": timed(lambda: evaluate(step.model, self.tests, how), 1),
             "update": timed(lambda: step.method.on_step(10.0), 200),
             "flops": counter.get_total_flops() / len(labels),
-            "peak": 2 * size**3 / timed(lambda: a @ b, 5),
+            "peak": 2 * size**3 / product,
         }
+
+    def _captured(self) -> tuple[int | None, int | None]:
+        """Nodes of a captured step, None where they cannot be counted, and launches of a step."""
+        step, nodes = self.run.step, None
+        where = step.batches.order(0)[0]
+        with suppress(Exception), preserved(step.state()):  # of any kind, as in training
+            from cuda.bindings import runtime
+
+            graph = torch.cuda.CUDAGraph(keep_graph=True)
+            with torch.cuda.graph(graph):
+                step.eager(where)
+            nodes = runtime.cudaGraphGetNodes(graph.raw_cuda_graph())[2]
+        # A replay is a copy of which pictures, and the graph.
+        return nodes, 2 if isinstance(step.launch, Graphs) else nodes
+
+
+def said_of_step(network: str, nodes: int | None, launches: int | None, seconds: float) -> str:
+    """A line on a step of a GPU, and how much of it is the bound of its nodes."""
+    known = ["?" if x is None else f"{x:,}" for x in (nodes, launches)]
+    said = f"{network}: a step is {known[0]} nodes in {known[1]} launches, {1e3 * seconds:.2f} ms"
+    return f"{said}, {1e3 * NODE * nodes:.2f} ms at {1e6 * NODE:g} µs a node" if nodes else said
 
 
 def train(args: argparse.Namespace, device: torch.device, machine: str) -> None:
@@ -125,6 +154,7 @@ def train(args: argparse.Namespace, device: torch.device, machine: str) -> None:
         f"|{' --- |' * 12}",
         flush=True,
     )
+    of_steps = []
     for (arch, depth), batch_size in product(networks, args.batch_size or [BATCH_SIZE]):
         setting = (arch, depth, data, batch_size, device)
         with _beside(Ours, *setting) as here, _beside(Reference, *setting) as there:
@@ -142,6 +172,11 @@ def train(args: argparse.Namespace, device: torch.device, machine: str) -> None:
             f" | {100 * flops / figures['peak']:.0f} % | {memory[1]:.0f} and {memory[0]:.0f} MiB |",
             flush=True,
         )
+        if figures["step"]:
+            name = f"{arch}-{depth}, batch {batch_size}"
+            nodes, launches = figures["step"]
+            of_steps.append(said_of_step(name, nodes, launches, epoch / steps))
+    print(*of_steps, sep="\n", end="\n" * bool(of_steps))
 
 
 @contextmanager
