@@ -251,6 +251,33 @@ def test_jobs_are_spread_over_the_gpus(notes, tmp_path, pictures, monkeypatch, c
     assert len(list((tmp_path / "logs").glob("*.out"))) == 9
 
 
+@pytest.mark.parametrize("mps", [True, False])
+def test_several_runs_share_a_gpu(tmp_path, pictures, monkeypatch, capsys, mps):
+    """As many places as GPUs and runs on each; where MPS is off, how to turn it on."""
+    places = []
+    monkeypatch.setattr(jobs, "visible_gpus", lambda: ["4", "GPU-a"])
+    monkeypatch.setattr(jobs.launch, "run", lambda jobs, slots, *how: places.extend(slots) or [])
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    if mps:
+        (tmp_path / "control").touch()
+    argv = ["small", "--seeds", 1, 2, "--save", tmp_path / "logs", "--data", pictures]
+    monkeypatch.setattr(recipes, "experiments", lambda part, scale: [TINY])
+    assert command(*argv, "--per-gpu", 2) == 0
+    assert places == ["4", "GPU-a"]  # two runs take two places, on two GPUs
+    places.clear()
+    assert command(*argv[:2], *range(9), *argv[4:], "--per-gpu", 3) == 0
+    assert sorted(places) == sorted(["4", "GPU-a"] * 3)
+    said = capsys.readouterr().out
+    assert "divided by 2 GPUs and, as far as 3 on one run as fast as one, by 3" in said
+    assert ("nvidia-cuda-mps-control -d\n" in said) is not mps
+
+
+def test_runs_share_a_gpu_only_where_there_is_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jobs, "visible_gpus", list)
+    assert command("small", "--save", tmp_path, "--per-gpu", 2) == 2
+    assert "--per-gpu" in capsys.readouterr().err
+
+
 def test_a_job_that_fails_takes_only_what_needs_it(notes, tmp_path, pictures, monkeypatch, capfd):
     monkeypatch.setattr(jobs, "visible_gpus", list)
     monkeypatch.setenv("FAILS", "proximal_seed1")

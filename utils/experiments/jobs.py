@@ -133,14 +133,14 @@ def visible_gpus() -> list[str]:
     return [str(i) for i in range(count)] if named is None else named.split(",")[:count]
 
 
-def run(jobs: Sequence[Job], gpus: Sequence[str]) -> bool:
-    """Run ``jobs`` in their order, one on each of ``gpus`` at a time; return whether all went well.
+def run(jobs: Sequence[Job], gpus: Sequence[str], per_gpu: int = 1) -> bool:
+    """Run ``jobs`` in their order, ``per_gpu`` on each of ``gpus``; return whether all went well.
 
     Where several run at a time each prints into a file of its own, else where this process does.
     A job that fails takes those with it that need it, and no others. Raises Stopped when a signal
     came and all that ran have ended.
     """
-    slots = list(gpus)[: len({job.run for job in jobs})] or [""]
+    slots = (list(gpus) * per_gpu)[: len({job.run for job in jobs})] or [""]
     together, lost = len(slots) > 1, 0
     ends = launch.run(jobs, slots, Job.needs, lambda job, gpu: start(job, gpu, together))
     for job, status, seconds in ends:

@@ -16,6 +16,7 @@ from utils import arguments, console
 from utils.atomic import check_writable
 from utils.console import InputError
 from utils.data.datasets import load_dataset
+from utils.device import mps_runs
 from utils.experiments import jobs
 from utils.experiments.jobs import Experiment
 from utils.experiments.remaining import Agenda
@@ -46,6 +47,10 @@ ALONE = {
 }
 SAS_PARTS = {f"sas{depth}": depth for depth in SHARES}
 PARTS = (*TABLES, "small", "quickstart", *ALONE, *SAS_PARTS)
+MPS = """\
+runs on one GPU take turns unless NVIDIA's MPS shares it. To start it before, and end it after them:
+    nvidia-cuda-mps-control -d
+    echo quit | nvidia-cuda-mps-control"""
 
 
 def experiments(part: str, scale: int | None = None) -> list[Experiment]:
@@ -135,6 +140,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--data", metavar="DIR", help="where the data set is, as for main.py")
     precisions = OWN["precision"].choices
     p.add_argument("--precision", choices=precisions, default="auto", help="as for main.py")
+    said = "runs at a time on each GPU (default 1; more pay where NVIDIA's MPS runs)"
+    p.add_argument("--per-gpu", type=arguments.positive_int, default=1, metavar="N", help=said)
     p.add_argument("--no-cuda", action="store_true", help="on the CPU")
     p.add_argument("--dry-run", action="store_true", help="show what is left, as commands")
     return p
@@ -152,7 +159,11 @@ def main(argv: list[str] | None = None) -> None:
     check_writable(folder)
     flags, gpus = (["--no-cuda"], []) if args.no_cuda else ([], jobs.visible_gpus())
     agenda = Agenda(list(chosen.values()), dict.fromkeys(args.seeds), folder, flags)
-    print(agenda.overview(len(gpus)), flush=True)
+    if args.per_gpu > 1 and not gpus:
+        raise InputError("--per-gpu is for GPUs, and there is none: leave it out")
+    print(agenda.overview(len(gpus), args.per_gpu), flush=True)
+    if args.per_gpu > 1 and not mps_runs():
+        print(MPS, flush=True)
     if args.dry_run:
         print("\n".join("python " + shlex.join(job.argv()) for job in agenda.jobs))
         return
@@ -160,7 +171,7 @@ def main(argv: list[str] | None = None) -> None:
         # Refused here if it is not there, and downloaded once before several processes would.
         load_dataset(dataset, None if args.data is None else Path(args.data))
     folder.mkdir(parents=True, exist_ok=True)
-    if not jobs.run(agenda.jobs, gpus):
+    if not jobs.run(agenda.jobs, gpus, args.per_gpu):
         raise SystemExit(1)
     print(f"results: python -m utils.reports.tables --save {shlex.quote(args.save)}")
 

@@ -89,7 +89,7 @@ class Agenda:
         self.jobs += left
         self.lines.append([files.run, *cells, _cost(left) if left else "-"])
 
-    def overview(self, gpus: int) -> str:
+    def overview(self, gpus: int, per_gpu: int) -> str:
         """What is done and what is left, run by run, and the whole cost."""
         width = max(len(run) for run, *_ in self.lines)
         lines = [
@@ -102,6 +102,8 @@ class Agenda:
         where = f"{gpus} GPUs" if gpus > 1 else "one GPU" if gpus else "the CPU, one at a time"
         left = f"left: {train} trainings, {prune} prunings, {refine} fine-tunings, on {where}"
         shared = f" in all, divided by {gpus} GPUs" if gpus > 1 else ""
+        if per_gpu > 1:
+            shared += f" and, as far as {per_gpu} on one run as fast as one, by {per_gpu}"
         return "\n".join([*lines, f"{left}: {_cost(self.jobs)}{shared}"])
 
 
