@@ -11,6 +11,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 pytest_plugins = ("own_pictures", "workshop")
 
 
+def pytest_report_header() -> str:
+    import no_gpu
+
+    why = no_gpu.lacks()
+    return f"the GPU path is not tested: {why}" if why else "the GPU path is tested"
+
+
 @pytest.fixture(autouse=True)
 def subnormals():
     """Commands flush them for the whole process; what tests assert must hold without that."""

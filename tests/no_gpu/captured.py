@@ -1,0 +1,148 @@
+"""Over the runtime without a GPU: what a run's steps and epochs are, a line of JSON each.
+
+captured.py WHAT:ARCH-DEPTH,METHOD,PRECISION,MEMORY_FORMAT,WIDTH ...
+
+WHAT is ``steps``, of three epochs; ``waiting``, of a method that reads a number from the device in
+every step; ``cutting``, before and after a cut; ``training``, epochs of ``main.train``; ``bench``,
+what the benchmark says.
+"""
+
+import json
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import stand_ins
+import torch
+from cuda.bindings import runtime as bindings
+
+import main
+from models import Network, restore
+from models.surgery import norms, slim
+from utils.bench.training import Ours, said_of_step
+from utils.data.batches import Batches
+from utils.data.datasets import CIFAR_NORM, Dataset, Pictures
+from utils.device import Execution, be_deterministic
+from utils.files.names import Files
+from utils.flags.settings import Settings
+from utils.training import run as runs
+from utils.training.graph import Graphs
+from utils.training.group import ALONE
+from utils.training.run import Run
+
+BATCH, REST = 64, 16
+GPU = torch.device("cuda", 0)
+
+
+def pictures(count: int) -> Pictures:
+    return Pictures(torch.zeros(count, 32, 32, 3, dtype=torch.uint8), torch.zeros(count).long())
+
+
+DATA = Dataset(
+    "own", tuple("0123456789"), pictures(3 * BATCH + REST), pictures(40), *CIFAR_NORM, True
+)
+
+
+def halved(network: Network) -> Network:
+    """Without every other channel."""
+    masks = [torch.arange(bn.num_features) % 2 == 0 for bn in norms(network.model).values()]
+    return restore(slim(network.model, masks).state_dict())
+
+
+def make(case: str, folder: Path = Path()) -> Run:
+    network, method, precision, memory_format, width = case.split(",")
+    arch, depth = network.split("-")
+    known = {"arch": arch, "depth": int(depth), "method": method, "batch_size": BATCH, "epochs": 8}
+    settings = Settings.of(known)
+    whole = main.fresh(settings, DATA)
+    return Run(
+        settings, Files(folder, settings.run), halved(whole) if width == "slim" else whole, DATA,
+        Batches(DATA, "train", BATCH, GPU), Execution(GPU, precision, memory_format == "last"),
+        ALONE, main.alternate, graphs=True,
+    )  # fmt: skip
+
+
+def epoch(run: Run, lr: float) -> list[dict[str, int]]:
+    """What each of its steps did; with the nodes of its capture, where there was one."""
+    seen = []
+    run.step.begin(lr)
+    for where in run.step.batches.order(0):
+        stand_ins.counts()
+        run.step.launch(where)
+        seen.append(stand_ins.counts())
+        if seen[-1]["captures"]:
+            seen[-1]["nodes"] = stand_ins.runtime.gpu_nodes()
+    return seen
+
+
+def steps(case: str) -> dict:
+    run = make(case)
+    first, second, dropped = (epoch(run, lr) for lr in (0.1, 0.1, 0.01))
+    return {"first": first, "second": second, "dropped": dropped}
+
+
+def waiting(case: str) -> dict:
+    run = make(case)
+    on_step = run.step.method.on_step
+
+    def reads(alpha: float) -> None:
+        on_step(alpha)
+        run.step.method.gamma.sum().item()
+
+    run.step.method.on_step = reads
+    return {"first": epoch(run, 0.1), "graphed": isinstance(run.step.launch, Graphs)}
+
+
+def cutting(case: str) -> dict:
+    run = make(case)
+    before = epoch(run, 0.1)
+    dead = torch.arange(len(run.step.method.gamma)) % 2 == 0
+    run.step.method.dead = lambda optimizer, lr: dead.to(GPU)
+    cut = run.cut_dead()
+    return {"before": before, "cut": cut, "after": epoch(run, 0.1)}
+
+
+def training(case: str) -> dict:
+    """What happened in each epoch. Numbers that are read are made up: kernels compute nothing."""
+    real, cut_dead, writes = torch.Tensor.tolist, Run.cut_dead, runs.WRITES
+
+    def made_up(self: torch.Tensor) -> list:
+        numbers = real(self)
+        return [float(i < 3) for i in range(len(numbers))] if self.is_cuda else numbers
+
+    def begins(self: Run) -> int:
+        seen.append(stand_ins.counts())
+        return cut_dead(self)
+
+    seen: list[dict[str, int]] = []
+    with TemporaryDirectory() as folder:
+        run = make(case, Path(folder))
+        dead = run.step.method.dead
+        run.step.method.dead = lambda optimizer, lr: dead(optimizer, lr).zero_()
+        torch.Tensor.tolist, Run.cut_dead = made_up, begins
+        runs.WRITES = 1e9  # only when the learning rate drops, and at the end
+        main.train(run, None, 2, [])
+        torch.Tensor.tolist, Run.cut_dead, runs.WRITES = real, cut_dead, writes
+    return {"epochs": seen[1:]}
+
+
+def bench(case: str) -> dict:
+    """What the benchmark says of a step; torch's bindings know only the real runtime."""
+    arch, depth = case.split(",")[0].split("-")
+    bindings.cudaGraphGetNodes = lambda graph: (0, [], stand_ins.runtime.gpu_nodes())
+    ours = Ours(arch, int(depth), DATA, BATCH, GPU)
+    for where in ours.run.step.batches.order(0)[:1]:
+        ours.run.step.begin(0.1)
+        ours.run.step.launch(where)
+    nodes, launches = ours._captured()
+    return {"nodes": nodes, "line": said_of_step("network", nodes, launches, 0.001)}
+
+
+if __name__ == "__main__":
+    stand_ins.install()
+    be_deterministic(False)
+    for word in sys.argv[1:]:
+        what, case = word.split(":")
+        found = {"steps": steps, "waiting": waiting, "cutting": cutting, "training": training}
+        found["bench"] = bench
+        print(json.dumps({"word": word, **found[what](case)}), flush=True)
