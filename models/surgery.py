@@ -22,10 +22,11 @@ class BatchNorm(nn.BatchNorm2d):
     """torch's, but its network counts its batches: all layers' in one kernel."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.batch_norm(
-            input, self.running_mean, self.running_var, self.weight, self.bias,
-            self.training, self.momentum or 0.0, self.eps,
-        )  # fmt: skip
+        m = self.momentum
+        if m is None:  # the statistics are means over all batches so far, this one included
+            m = 1 / max(int(self.get_buffer("num_batches_tracked")), 1)
+        statistics = self.running_mean, self.running_var
+        return F.batch_norm(input, *statistics, self.weight, self.bias, self.training, m, self.eps)
 
 
 def _count_batch(model: nn.Module, inputs: Any) -> None:
