@@ -32,7 +32,6 @@ from utils.flags.settings import Settings
 from utils.launch import run_seeds
 from utils.methods import METHODS
 from utils.methods.base import is_zero
-from utils.paper.settings import schedule
 from utils.training.group import Group
 from utils.training.run import Run
 from utils.training.statistics import retake
@@ -84,7 +83,7 @@ def train(run: Run, test_batch_size: int | None, log_interval: int, argv: Sequen
                 row = run.log(reading, test_loss, accuracy, seconds, step.change(z))
                 log.append(row)
                 last = run.epoch == s.epochs
-                run.save(accuracy, now=last or run.lr(run.epoch) != run.lr(epoch))
+                run.save(accuracy, now=last or run.lr(run.epoch) < run.lr(epoch) / 2)  # a drop
             rate = "" if "lr" in step.method.idle else f"lr {run.lr(epoch):g}, "
             print(
                 f"epoch {epoch + 1}/{s.epochs}: {rate}{reading}, test accuracy"
@@ -231,15 +230,17 @@ def begin(start: Start, settings: Settings, given: Mapping[str, Any]) -> Run:
     graphs = device.type == "cuda" and group.size == 1 and "no_graph" not in given
     found = start.checkpoint if start.resumes else None
     epoch = given.get("start_epoch", 0)
-    how = execution, group, alternate, graphs
+    origin = start.origin(settings)
+    how = execution, group, alternate, graphs, found, epoch, origin
     try:
-        run = Run(settings, files, network, data, batches, *how, found, epoch=epoch)
+        run = Run(settings, files, network, data, batches, *how)
     except ValueError as error:
         raise InputError(f"{start.path} cannot be resumed: {error}") from None
     if found is None:
         steps = -(-len(data.train) // settings.batch_size)
-        left = schedule(settings.epochs, steps, settings.lr)[epoch:]
-        for line in run.step.method.warnings(left, settings.arch, settings.depth):
+        left = [(steps, run.lr(e)) for e in range(epoch, settings.epochs)]
+        trained = settings.arch, settings.depth, settings.momentum
+        for line in run.step.method.warnings(left, *trained):
             note(line)
     elif start.path is not None and start.path.resolve() != files.checkpoint.resolve():
         run.keep()  # its own checkpoint is elsewhere or damaged, and there may be no epoch left
@@ -249,11 +250,12 @@ def begin(start: Start, settings: Settings, given: Mapping[str, Any]) -> Run:
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     given = vars(parser().parse_args(argv))
-    said = [mode for mode in ("resume", "refine", "evaluate") if mode in given]
+    said = given.keys() & {"resume", "refine", "init", "evaluate"}
     auto = given.get("resume") == "auto"
-    if len(said) > 1 and (not auto or "evaluate" in given):
+    if len(said) > 1 + auto or (auto and "evaluate" in said):
         raise InputError(
-            "--resume, --refine and --evaluate exclude one another (but --resume auto and --refine)"
+            "--resume, --refine, --init and --evaluate exclude one another (but --resume auto goes"
+            " with --refine or --init)"
         )
     if "seeds" in given and ("evaluate" in given or ("resume" in given and not auto)):
         raise InputError(

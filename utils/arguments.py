@@ -35,6 +35,7 @@ class Flag:
     of_fresh: bool = False  # None by default where the network has been trained before
     fixed: bool = True  # whether a run that is resumed must keep it
     compared: bool = True  # whether runs that differ in it are different experiments
+    added: bool = False  # records of before the flag have no column: there it is the default
 
     @property
     def typed(self) -> tuple[str, ...]:
@@ -56,8 +57,8 @@ class Flag:
             nargs=self.nargs,
         )
 
-    def default_for(self, arch: str, depth: int, refines: bool) -> Any:
-        if self.of_fresh and refines:
+    def default_for(self, arch: str, depth: int, trained: bool) -> Any:
+        if self.of_fresh and trained:
             return None
         return self.default(arch, depth) if callable(self.default) else self.default
 

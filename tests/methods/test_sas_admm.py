@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from utils.methods.masked import masking
+from utils.methods.penalties import soft_threshold
 from utils.methods.sas_admm import SIGMA, TAU, SasAdmm
-from utils.methods.slimming import soft_threshold
 
 Gradient = Callable[[Tensor], Tensor]
 

@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from utils.methods.base import Method
-from utils.methods.slimming import ProximalSlimming, Subgradient, shrinkage, soft_threshold
+from utils.methods.penalties import soft_threshold
+from utils.methods.slimming import ProximalSlimming, Subgradient, shrinkage
 
 
 def network(channels: int = 5, dtype: torch.dtype = torch.float32) -> nn.Sequential:

@@ -12,6 +12,7 @@ from torch import nn
 import released
 from models import build_model
 from models.cost import cost
+from runs import train
 from utils import console
 from utils.files import checkpoint
 from utils.files.layouts import to_released
@@ -180,3 +181,59 @@ def test_the_released_layout_is_written_for_the_earlier_programs(arch, depth, tm
         answers = getattr(released, arch)(state, x)
         torch.testing.assert_close(answers, model(x), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(slim_network(tmp_path)(x), answers, rtol=1e-4, atol=1e-5)
+
+
+def test_ratio_is_percent_and_adjust_and_criterion_are_recorded(tmp_path, pictures):
+    model = random_network("vgg", 11, dead=0)
+    with torch.no_grad():
+        batch_norms(model)[0].weight.mul_(1e-3)
+    path = tmp_path / "net.pth.tar"
+    save(path, model, "vgg", 11)
+    flags = ("--ratio", "0.5", "--adjust", "0.25")
+    assert prune("vgg", path, pictures, *flags) == 0
+    row = record(tmp_path)
+    told = row["percent"], row["adjust"], row["criterion"]
+    assert told == ("0.5", "0.25", "gamma")
+    assert batch_norms(slim_network(tmp_path))[0].num_features == 16  # else one
+    assert prune("vgg", path, pictures, "--ratio", "0.5", "--criterion", "filters") == 0
+    assert record(tmp_path)["criterion"] == "filters"
+    assert batch_norms(slim_network(tmp_path))[0].num_features > 16
+
+
+def test_a_densenet_has_no_filters_to_go_by(tmp_path, pictures, capsys):
+    save(tmp_path / "net.pth.tar", random_network("densenet", 7, 0), "densenet", 7)
+    assert prune("densenet", tmp_path / "net.pth.tar", pictures, "--criterion", "filters") == 2
+    assert "no channel of a densenet has its own filter" in capsys.readouterr().err
+
+
+def test_of_lp_admm_the_zeros_of_z_go_and_their_constants_are_folded(tmp_path, pictures, capsys):
+    import vgg_prune
+
+    flags = ["-sr", "--method", "lp-admm", "--s", "0.1", "--rho", "0.5", "--arch", "vgg", "--depth"]
+    assert train(tmp_path, pictures, *flags, 11, "--epochs", 1) == 0
+    said = capsys.readouterr()
+    assert "all channels train to the end" in said.err and "z = 0: 0 of 2752" in said.out
+    assert "vgg_prune.py" in said.out and "--target-flops 0.5" in said.out
+    path = tmp_path / "lp-admm_vgg_11_foldercheckpoint.pth.tar"
+    content = torch.load(path, weights_only=True)
+    assert content["method"].keys() == {"z", "u", "count"}
+    torch.manual_seed(0)
+    content["method"]["z"][torch.rand(2752) < 0.4] = 0
+    content["state_dict"]["feature.1.bias"].fill_(0.05)
+    torch.save(content, path)
+    model = checkpoint.load(path).network.model.eval()
+    zero = (content["method"]["z"] == 0).split([bn.num_features for bn in batch_norms(model)])
+    argv = ["--model", str(path), "--no-cuda"]
+    assert console.run(vgg_prune.main, argv) == 0
+    row = record(tmp_path)
+    assert (row["mask"], row["alive"]) == ("z", str(sum(map(int, map(torch.sum, zero)))))
+    assert int(row["channels_kept"]) == 2752 - int(row["alive"])
+    assert float(row["difference_slim"]) < 1e-3 * float(row["largest_logit"])
+    kept = [bn.num_features for bn in batch_norms(slim_network(tmp_path))]
+    assert kept == [int((~gone).sum()) for gone in zero]
+    # Beyond the zeros, the smallest |γ| go.
+    assert console.run(vgg_prune.main, [*argv, "--ratio", "0.6"]) == 0
+    assert 0 <= 2752 - int(record(tmp_path)["channels_kept"]) - int(0.6 * 2752) < 5  # ties
+    capsys.readouterr()
+    assert console.run(vgg_prune.main, [*argv, "--mask", "u"]) == 2
+    assert "--mask takes what it has, gamma, z" in capsys.readouterr().err

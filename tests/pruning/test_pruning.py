@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models import ARCHITECTURES, build_model, family, full_cfg, restore
+from models.surgery import norms
 from utils.methods.base import batch_norms, count_of, is_zero
-from utils.pruning.plan import apply_plan, plan
+from utils.pruning.plan import apply_plan, filter_sizes, plan
 
 SLIM = {a: importlib.import_module(f"{family(a)}_prune").slim for a in ARCHITECTURES}
 NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 10), ("resnet-basic", 8)]
@@ -80,6 +81,51 @@ def test_keep_one_goes_by_gamma_under_a_mask_of_xi_too():
     bn = norm([0.1, 0.9, 0.0])
     bn.bias.data = torch.tensor([2.0, -1.0, 3.0])
     assert plan([bn], torch.ones(3, dtype=torch.bool))[0].tolist() == [0, 1, 0]
+
+
+def test_every_layer_keeps_its_floor_survivors_first_then_the_largest():
+    layers = [norm([0.9, 0.1, 0.2, 0.3]), norm([0.0, 0.0, 0.0, 0.0])]
+    layers[1].bias.data = torch.tensor([-1.0, 2.0, 1.0, -2.0])
+    zeros = torch.tensor([True, False, False, True, *[True] * 4])
+
+    def masks(count: int, floor: float) -> list[list[int]]:
+        return [mask.int().tolist() for mask in plan(layers, zeros, count, floor=floor)]
+
+    assert masks(0, 0.49) == [[0, 1, 1, 0], [0, 1, 0, 0]]
+    assert masks(7, 0.5) == [[1, 0, 1, 0], [0, 1, 1, 0]]  # 0.2 survived, 0.9 did not
+    assert masks(7, 0.75) == [[1, 0, 1, 1], [1, 1, 1, 0]]
+    assert masks(8, 1.0) == [[1] * 4] * 2
+
+
+@pytest.mark.parametrize(("arch", "depth"), [("vgg", 11), ("resnet", 11)])
+def test_filters_are_compared_by_their_norms_scaled_in_every_layer(arch, depth):
+    torch.manual_seed(0)
+    model = build_model(arch, depth, 2)
+    layers = list(norms(model).values())
+    flat = filter_sizes(model)
+    sizes = flat.split([bn.num_features for bn in layers])
+    modules = dict(model.named_modules())
+    # The convolution right before a batch norm is the one that makes its channels, in these.
+    before = {
+        "vgg": lambda n: f"feature.{int(n.split('.')[1]) - 1}",
+        "resnet": lambda n: {"bn2": n[:-3] + "conv1", "bn3": n[:-3] + "conv2"}.get(n[-3:]),
+    }
+    streams = 0
+    for (name, bn), size in zip(norms(model).items(), sizes, strict=True):
+        if maker := before[arch](name):
+            norm = modules[maker].weight.abs().sum((1, 2, 3))
+            scaled = (norm - norm.min()) / (norm.max() - norm.min())
+            torch.testing.assert_close(size, scaled.detach())
+        else:
+            assert size.isinf().all() and len(size) == bn.num_features
+            streams += 1
+    assert streams == {"vgg": 0, "resnet": 4}[arch]
+    own = int(flat.isfinite().sum())
+    masks = plan(layers, torch.zeros_like(flat, dtype=torch.bool), own // 2, flat)
+    assert int((~torch.cat(masks)).sum()) == own // 2
+    for mask, size in zip(masks, sizes, strict=True):
+        assert mask[size.argmax()]
+        assert (size[~mask] <= size[mask].min()).all()
 
 
 @st.composite

@@ -116,6 +116,8 @@ PROXIMAL = ["-sr", "--s", "4", "--beta", "100"]
         [*PROXIMAL, "--prox-every", "epoch"],
         ["--lr", "0.05", "--no-nesterov"],
         ["-sr", "--method", "subgradient"],
+        ["-sr", "--method", "lp-admm", "--s", "0.1", "--rho", "0.5", "--z-every", "3"],
+        [*PROXIMAL, "--penalty", "mcp", "--schedule", "cosine", "--label-smoothing", "0.1"],
     ],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(flags, tmp_path, pictures):

@@ -18,6 +18,7 @@ from utils.files import untrusted
 from utils.files.layouts import of_admm_programs, to_compact, to_released
 from utils.files.sparse import unpack
 from utils.flags.settings import Settings
+from utils.methods import METHODS
 
 
 @dataclass
@@ -40,14 +41,22 @@ class Checkpoint:
     precision: str | None = None
     channels_last: bool = False
     pictures: int | None = None  # their checksum
+    origin: str | None = None  # that of the file that the weights were begun with
     unresumable: str = ""  # why it cannot be gone on from, where it cannot
 
     @property
     def factors(self) -> State:
-        """What a prune command may mask by: γ, and what the method keeps for every channel."""
+        """What a prune command may mask by: γ, and the method's other factors."""
         gamma = torch.cat([bn.weight.detach() for bn in norms(self.network.model).values()])
-        same = {name: x for name, x in self.tensors.items() if x.shape == gamma.shape}
+        own = self.tensors if self.settings is None else METHODS[self.settings.method].factors
+        same = {n: x for n, x in self.tensors.items() if n in own and x.shape == gamma.shape}
         return {"gamma": gamma, **same}
+
+    @property
+    def mask(self) -> str:
+        """The one of ``factors`` whose zeros are pruned."""
+        own = "gamma" if self.settings is None else METHODS[self.settings.method].zeroed
+        return own if own in self.factors else "gamma"
 
     def content(self) -> dict[str, Any]:
         """As a file holds it."""
@@ -73,6 +82,7 @@ class Checkpoint:
             "precision": self.precision,
             "channels_last": self.channels_last,
             "pictures": self.pictures,
+            "origin": self.origin,
             "classes": self.classes,
             "mean": self.mean,
             "std": self.std,
@@ -142,6 +152,7 @@ OURS: dict[str, Callable[[Any], bool]] = {
     "channels_last": lambda x: isinstance(x, bool),
     "cut": lambda x: isinstance(x, Tensor) and x.dtype == torch.bool and x.dim() == 1,
     "pictures": lambda x: isinstance(x, int),
+    "origin": lambda x: isinstance(x, str),
 }
 
 

@@ -1,5 +1,6 @@
 """The checkpoint that a training goes on with or starts from, and what need not be said again."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,15 +25,17 @@ class Start:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "Start":
-        """What ``--resume``, ``--refine`` or ``--evaluate`` say."""
+        """What ``--resume``, ``--refine``, ``--init`` or ``--evaluate`` say."""
         resume = given.get("resume")
         if resume not in (None, "auto"):
             checkpoint = load(Path(resume))
             if checkpoint.unresumable:
                 raise InputError(f"{resume} cannot be resumed: {checkpoint.unresumable}")
             return cls(Path(resume), checkpoint, resumes=True)
-        path = given.get("refine", given.get("evaluate"))
+        path = given.get("refine", given.get("init", given.get("evaluate")))
         start = cls() if path is None else cls(Path(path), load(Path(path)))
+        if "init" in given and start.checkpoint and not start.checkpoint.network.is_full:
+            raise InputError(f"{path} is a slim network: --refine is what goes on with it")
         if resume == "auto" and "seeds" not in given:
             found = newest(start.files(given, start.settings(given)))
             if found is not None:
@@ -45,7 +48,18 @@ class Start:
         if self.checkpoint is None or self.path is None:
             return resolve(given, None, {})
         known = known_of(self.checkpoint, given, self.path)
+        if "init" in given:  # a run of its own, but for the network and where the pictures are
+            known = {k: v for k, v in known.items() if k in ("arch", "depth", "dataset", "data")}
         return resolve(given, self.checkpoint.settings if self.resumes else None, known)
+
+    def origin(self, settings: Settings) -> str | None:
+        """SHA-256 of the file that ``--init`` named when the run began, None where none was."""
+        if self.resumes and self.checkpoint is not None:
+            return self.checkpoint.origin
+        if settings.init is None:
+            return None
+        with open(settings.init, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def files(self, given: Mapping[str, Any], settings: Settings) -> Files:
         folder = "logs" if self.path is None else self.path.parent

@@ -12,6 +12,7 @@ from utils.device import PRECISIONS
 from utils.methods import METHODS, flags_of_all, method_of
 from utils.paper.settings import BATCH_SIZE, DEPTHS, EPOCHS, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
 
+TRAINED = {"refine", "init"}  # flags that name a network that was trained before
 NETWORK, SLIMMING, TRAINING, FILES = "network and data", "slimming", "training", "files"
 
 
@@ -58,14 +59,39 @@ class Settings:
         " on with zeros that stay 0",
         arguments.fraction,
         metavar="P",
+        added=True,
     )
     epochs: int = _said_by(TRAINING, None, arguments.epochs, EPOCHS)
     batch_size: int = _said_by(TRAINING, None, positive_int, BATCH_SIZE, metavar="N")
     lr: float = _said_by(
         TRAINING,
-        f"×0.1 at half and at three quarters of the epochs (default {LEARNING_RATE})",
+        f"the learning rate at its highest (default {LEARNING_RATE})",
         arguments.positive,
         LEARNING_RATE,
+    )
+    schedule: str = _said_by(
+        TRAINING,
+        "of the learning rate: step, ×0.1 at half and at three quarters of the epochs (default),"
+        " or cosine, down to almost 0",
+        default="step",
+        choices=("step", "cosine"),
+        added=True,
+    )
+    warmup: int = _said_by(
+        TRAINING,
+        "the learning rate rises in the first N epochs (default 0)",
+        arguments.natural,
+        0,
+        metavar="N",
+        added=True,
+    )
+    label_smoothing: float = _said_by(
+        TRAINING,
+        "share of a label that is spread over all classes in training (default 0)",
+        arguments.fraction,
+        0.0,
+        metavar="SHARE",
+        added=True,
     )
     momentum: float = _said_by(TRAINING, None, arguments.momentum, MOMENTUM)
     nesterov: bool = _said_by(TRAINING, default=True, words=("--no-nesterov",))
@@ -100,6 +126,13 @@ class Settings:
     refine: str | None = _said_by(
         FILES, "fine-tune this slim network", metavar="CHECKPOINT", fixed=False, compared=False
     )
+    init: str | None = _said_by(
+        FILES,
+        "begin with this network's weights, in a run of its own",
+        metavar="CHECKPOINT",
+        fixed=False,
+        added=True,
+    )
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -110,7 +143,7 @@ class Settings:
                 raise ValueError(f"{name} is {said!r}")
         known = {name: value for name, value in known.items() if value is not None}
         arch, method = (known.get(name, OWN[name].default) for name in ("arch", "method"))
-        network = arch, known.get("depth", DEPTHS[arch]), "refine" in known
+        network = arch, known.get("depth", DEPTHS[arch]), bool(known.keys() & TRAINED)
         if "prune_ratio" in known and "refine" not in known:
             raise ValueError("--prune-ratio needs --refine: it cuts weights of a trained network")
         kind = method_of(method, known.get("prune_ratio"))
@@ -119,7 +152,13 @@ class Settings:
         default = {flag.name: flag.default_for(*network) for flag in flags} | {"name": method}
         values = default | kind.presets(known) | known
         options = {flag.name: values[flag.name] for flag in METHODS[method].flags}
+        for flag in METHODS[method].flags:  # a method may take less than others that share a flag
+            if not flag.accepts(options[flag.name]):
+                takes = f"--method {method} takes {flag.typed[-1]} {', '.join(flag.choices or ())}"
+                raise ValueError(f"{takes}, not {options[flag.name]}")
         METHODS[method].check(options)
+        if values["warmup"] >= values["epochs"]:
+            raise ValueError(f"--warmup must be below the {values['epochs']} epochs")
         return cls(**{name: values[name] for name in OWN}, options=options)
 
     @property
@@ -142,23 +181,26 @@ class Settings:
     def of_cells(cls, row: Mapping[str, str]) -> "Settings":
         """The settings in a record's row. Raises ValueError or KeyError where they are damaged.
 
-        What is of other methods, or may be empty, needs no column: older records have none.
+        What is of other methods, may be empty, or came later needs no column: older records have
+        none.
         """
-        own = {name for name, flag in OWN.items() if flag.default is not None}
+        own = [flag for flag in OWN.values() if flag.default is not None]
         if row["method"] in METHODS:  # :meth:`of` refuses others
-            own |= {flag.name for flag in METHODS[row["method"]].flags}
-        cells = {name: row[name] if name in own else row.get(name, "") for name in FLAGS}
+            own += METHODS[row["method"]].flags
+        needed = {flag.name for flag in own if not flag.added}
+        cells = {name: row[name] if name in needed else row.get(name, "") for name in FLAGS}
         return cls.of({name: FLAGS[name].parse(cell) for name, cell in cells.items()})
 
     def argv(self) -> list[str]:
         """The flags that make these settings, and that refuse to go on with any others."""
         values, words = self.values(), []
+        trained = any(values[name] is not None for name in TRAINED)
         left_out = ("method", *METHODS[self.method].idle)
         if self.method != OWN["method"].default:
             words = ["-sr", *OWN["method"].argv(self.method)]
         for flag in (*OWN.values(), *METHODS[self.method].flags):
             name, value = flag.name, values[flag.name]
-            default = flag.default_for(self.arch, self.depth, self.refine is not None)
+            default = flag.default_for(self.arch, self.depth, trained)
             said = flag.compared or name == "name" or value != default
             if said and value is not None and name not in left_out:
                 words += flag.argv(value)

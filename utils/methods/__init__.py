@@ -2,12 +2,13 @@
 
 from utils.arguments import Flag
 from utils.methods.base import Method
+from utils.methods.lp_admm import LpAdmm
 from utils.methods.masked import masking
 from utils.methods.sas_admm import SasAdmm
 from utils.methods.slimming import ProximalSlimming, Subgradient
 
 METHODS: dict[str, type[Method]] = {
-    m.name: m for m in (Method, ProximalSlimming, Subgradient, SasAdmm)
+    m.name: m for m in (Method, ProximalSlimming, Subgradient, LpAdmm, SasAdmm)
 }
 
 

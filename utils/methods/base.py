@@ -49,6 +49,7 @@ class Method:
     flags: tuple[Flag, ...] = ()
     # The vectors over all channels that tell which are needed, and their symbols: γ, and what else.
     factors: dict[str, str] = {"gamma": "γ"}  # noqa: RUF012
+    zeroed = "gamma"  # the factor whose zeros are pruned
     columns: tuple[str, ...] = ()  # what :meth:`figures` adds to a line of the log
     # What a prune command is given: None where nothing is to be pruned.
     prune_flags: tuple[str, ...] | None = None
@@ -163,7 +164,7 @@ class Method:
         """
         return torch.zeros_like(self.gamma, dtype=torch.bool)
 
-    def warnings(self, schedule: Schedule, arch: str, depth: int) -> Iterable[str]:
+    def warnings(self, schedule: Schedule, arch: str, depth: int, momentum: float) -> Iterable[str]:
         """What to say before a training with this ``schedule`` of such a network."""
         return ()
 

@@ -62,9 +62,11 @@ def masking(kind: type[Method], ratio: float) -> type[Method]:
         def dead(self, optimizer: torch.optim.SGD, lr: float) -> Tensor:
             return Method.dead(self, optimizer, lr)  # the mask would not follow
 
-        def warnings(self, schedule: Schedule, arch: str, depth: int) -> Iterable[str]:
+        def warnings(
+            self, schedule: Schedule, arch: str, depth: int, momentum: float
+        ) -> Iterable[str]:
             left = int(self.mask.sum())
             yield f"note: of {len(self.mask):,} weights {left:,} are left, and the others stay 0"
-            yield from super().warnings(schedule, arch, depth)
+            yield from super().warnings(schedule, arch, depth, momentum)
 
     return Masked

@@ -18,7 +18,8 @@ from models.weights import weights
 from utils import arguments
 from utils.arguments import Flag
 from utils.methods.base import Method
-from utils.methods.slimming import lambda_flag, soft_threshold
+from utils.methods.penalties import soft_threshold
+from utils.methods.slimming import lambda_flag
 from utils.paper.settings import SAS, SAS_RETRAINING, Schedule
 
 TAU, SIGMA = 0.9, 1.09  # factors of the two dual steps; τ + σ + 1 > τ² + σ² + τσ
@@ -43,7 +44,7 @@ class SasAdmm(Method):
     name = "sas-admm"
     title = "SAS-ADMM"
     help = "ADMM on all weights, single ones of which --prune-ratio then cuts"
-    idle = ("epochs", "lr", "momentum", "nesterov", "weight_decay")
+    idle = ("epochs", "lr", "momentum", "nesterov", "weight_decay", "schedule", "warmup")
     flags = (
         lambda_flag(lambda arch, depth: SAS.lambda_),
         Flag("sas_beta", "β of SAS-ADMM", arguments.positive, SAS.beta, parameter="beta"),
@@ -194,7 +195,7 @@ class SasAdmm(Method):
             "dual_change": dual_change,
         }
 
-    def warnings(self, schedule: Schedule, arch: str, depth: int) -> Iterable[str]:
+    def warnings(self, schedule: Schedule, arch: str, depth: int, momentum: float) -> Iterable[str]:
         yield "note: no γ is trained here and no channel dies, so all train to the end"
         if self.average_from > self.outer:
             yield (

@@ -1,23 +1,27 @@
 """Network slimming: Algorithm 1 of "A Proximal Algorithm for Network Slimming", and the original.
 
 Symbols are the paper's: γ the batch norms' scaling factors, ξ their auxiliary variable, λ the
-weight of the ℓ1 penalty, β of the quadratic one, α the reciprocal of the learning rate.
+weight of the ℓ1 penalty, or of another φ in its place (:mod:`utils.methods.penalties`), β of the
+quadratic one, α the reciprocal of the learning rate.
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from utils.arguments import Flag, not_negative, number, positive
+from utils.methods import penalties
 from utils.methods.base import TINY, Method, is_zero, momentum_of
+from utils.methods.penalties import PENALTIES
 from utils.paper.settings import XI_INIT, Schedule, recipe
 from utils.paper.settings import schedule as papers_schedule
 
 # What -h says of the flags.
-LAMBDA = "λ, the weight of the ℓ1 penalty (default: the paper's for the network)"
+LAMBDA = "λ, the weight of the penalty φ (default: the paper's for the network)"
 BETA = "β, the weight of the quadratic penalty (default: the paper's for the network)"
 EVERY = "update ξ after every mini-batch (default), or as Algorithm 1 is printed"
 INIT = "ξ starts uniform in this range (default 0.47 0.50; fine-tuning: ξ = γ)"
@@ -26,11 +30,6 @@ KEEP = "train channels on that have died: the same result, later (default: cut t
 
 def lambda_flag(default: Callable[[str, int], float]) -> Flag:
     return Flag("s", LAMBDA, not_negative, default, metavar="LAMBDA", parameter="lambda_")
-
-
-def soft_threshold(x: Tensor, threshold: float) -> Tensor:
-    """S(x, t) = sign(x) · max(0, |x| − t), elementwise (section 3.2)."""
-    return x.sign() * (x.abs() - threshold).clamp_(min=0)
 
 
 def shrinkage(lambda_: float, beta: float, schedule: Schedule) -> float:
@@ -46,27 +45,43 @@ class Subgradient(Method):
 
     name, title = "subgradient", "Original NS"
     help = "original network slimming, eq. (3b)"
-    flags = (lambda_flag(lambda arch, depth: recipe(arch, depth).subgradient_lambda),)
+    flags = (
+        lambda_flag(lambda arch, depth: recipe(arch, depth).subgradient_lambda),
+        # What is steep at 0 has no subgradient there.
+        replace(penalties.FLAG, choices=tuple(n for n, phi in PENALTIES.items() if not phi.steep)),
+        penalties.SHAPE,
+    )
     columns = ("ns_objective",)
     prune_flags = ("--percent", "0.5")  # its factors come near zero only: choose a share
 
-    def __init__(self, model: nn.Module, lambda_: float) -> None:
+    def __init__(
+        self, model: nn.Module, lambda_: float, penalty: str = "l1", shape: float | None = None
+    ) -> None:
         super().__init__(model)
-        self.lambda_ = lambda_
+        self.lambda_, self.phi = lambda_, PENALTIES[penalty](shape)
+
+    @classmethod
+    def check(cls, options: Mapping[str, Any]) -> None:
+        penalties.check(options)
 
     @torch.no_grad()
     def on_gradient(self) -> None:
         self.check_views()
-        # (3b): the subgradient of λ‖γ‖₁, 0 where γ = 0.
+        # (3b): the subgradient of λ‖γ‖₁, or of λφ(γ), 0 where γ = 0.
         grads = [w.grad for w in self.weights if w.grad is not None]
-        torch._foreach_add_(grads, self.split(self.gamma.sign()), alpha=self.lambda_)
+        subgradient = self.gamma.sign() * self.phi.slope(self.gamma.abs())
+        torch._foreach_add_(grads, self.split(subgradient), alpha=self.lambda_)
 
     def figures(self, loss: float) -> dict[str, float]:
-        return {"ns_objective": loss + self.lambda_ * self.gamma.abs().sum().item()}  # eq. (2)
+        return {
+            "ns_objective": loss + self.lambda_ * self.phi.value(self.gamma.abs()).item()
+        }  # (2)
 
 
 class ProximalSlimming(Method):
-    """Proximal network slimming: minimise L(W, γ) + λ‖ξ‖₁ + (β/2)‖γ − ξ‖² (eq. 5).
+    """Proximal network slimming: minimise L(W, γ) + λφ(ξ) + (β/2)‖γ − ξ‖² (eq. 5).
+
+    φ is the ℓ1 norm there; ``penalty`` and ``shape`` may put another one in its place.
 
     Works on any model with batch norms and any optimiser that makes plain SGD's step. Call
     :meth:`on_step` after every step of it, and :meth:`on_epoch` after every epoch.
@@ -79,13 +94,15 @@ class ProximalSlimming(Method):
     the range ξ is drawn from; ``None`` starts at ξ = γ. With ``keep_dead``, :meth:`dead` calls no
     channel dead.
 
-    Raises ValueError unless λ ≥ 0, β > 0 and ``prox_every`` is one of the two.
+    Raises ValueError unless λ ≥ 0, β > 0, ``prox_every`` is one of the two and φ takes ``shape``.
     """
 
     name, title, help = "proximal", "Proximal NS", "the paper's algorithm"
     flags = (
         lambda_flag(lambda arch, depth: recipe(arch, depth).lambda_),
         Flag("beta", BETA, positive, lambda arch, depth: recipe(arch, depth).beta),
+        penalties.FLAG,
+        penalties.SHAPE,
         Flag("prox_every", EVERY, default="step", choices=("step", "epoch")),
         Flag("xi_init", INIT, number, XI_INIT, metavar=("LOW", "HIGH"), nargs=2, of_fresh=True),
         Flag("keep_dead", KEEP, default=False, compared=False),
@@ -102,11 +119,13 @@ class ProximalSlimming(Method):
         prox_every: str = "step",
         xi_init: tuple[float, float] | None = XI_INIT,
         keep_dead: bool = False,
+        penalty: str = "l1",
+        shape: float | None = None,
     ) -> None:
         super().__init__(model)
         if not (lambda_ >= 0 and beta > 0 and prox_every in ("step", "epoch")):
             raise ValueError("proximal slimming takes λ ≥ 0, β > 0, prox_every 'step' or 'epoch'")
-        self.lambda_, self.beta = lambda_, beta
+        self.lambda_, self.beta, self.phi = lambda_, beta, PENALTIES[penalty](shape)
         self.prox_every, self.keep_dead = prox_every, keep_dead
         self.xi = self.gamma.clone()
         if xi_init is not None:
@@ -118,6 +137,7 @@ class ProximalSlimming(Method):
         low, high = options.get("xi_init") or XI_INIT
         if low > high:
             raise ValueError("--xi-init takes LOW HIGH, the lower one first")
+        penalties.check(options)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"xi": self.xi}
@@ -144,8 +164,10 @@ class ProximalSlimming(Method):
 
     def _update_xi(self, alpha: float) -> None:
         # (9), in closed form: line 4 of Algorithm 1.
-        mean = (self.xi * alpha).add_(self.gamma, alpha=self.beta).div_(alpha + self.beta)
-        self.set_(self.xi, soft_threshold(mean, self.lambda_ / (alpha + self.beta)))
+        xi = self.xi.double() if self.phi.precise else self.xi
+        mean = (xi * alpha).add_(self.gamma, alpha=self.beta).div_(alpha + self.beta)
+        new = self.phi.prox(mean, self.lambda_ / (alpha + self.beta))
+        self.set_(self.xi, new.to(self.xi))
 
     @torch.no_grad()
     def dead(self, optimizer: torch.optim.SGD, lr: float) -> Tensor:
@@ -176,23 +198,36 @@ class ProximalSlimming(Method):
         return stays_zero & (bias <= 0) & (bias + c * bias_v.double() <= 0)
 
     def figures(self, loss: float) -> dict[str, float]:
-        distance = (self.gamma - self.xi).square().sum()
-        penalty = self.lambda_ * self.xi.abs().sum() + self.beta / 2 * distance
         # F of eq. (5), and eq. (2); read at once.
-        penalty, size = torch.stack((penalty, self.gamma.abs().sum())).tolist()
+        penalty, size = torch.stack((self.penalty(), self.phi.value(self.gamma.abs()))).tolist()
         return {"objective": loss + penalty, "ns_objective": loss + self.lambda_ * size}
 
-    def warnings(self, schedule: Schedule, arch: str, depth: int) -> Iterable[str]:
+    def penalty(self) -> Tensor:
+        """λφ(ξ) + (β/2)‖γ − ξ‖², which eq. (5) adds to the loss."""
+        distance = (self.gamma - self.xi).square().sum()
+        return self.lambda_ * self.phi.value(self.xi.abs()) + self.beta / 2 * distance
+
+    def warnings(self, schedule: Schedule, arch: str, depth: int, momentum: float) -> Iterable[str]:
         """Say so when the penalty alone cannot bring a factor to zero."""
         if self.prox_every == "epoch":
             schedule = [(1, lr) for _, lr in schedule]
-        reach, start = shrinkage(self.lambda_, self.beta, schedule), self.xi.abs().min().item()
-        if reach < start:
+        reach = shrinkage(self.lambda_, self.beta, schedule)
+        ways = self.phi.way(self.xi.abs())  # what each ξ has to go, at slope 1
+        way = ways.min().item()
+        if ways.isinf().any():
+            yield (
+                f"warning: {self.phi.name} is flat from {self.phi.shape:g}, and"
+                f" {int(ways.isinf().sum())} of {len(ways)} ξ start beyond: nothing draws them to"
+                " zero. Take a larger --shape"
+            )
+        elif reach < way:
             paper = recipe(arch, depth)
             total = shrinkage(paper.lambda_, paper.beta, papers_schedule())
-            enough = total / shrinkage(1, self.beta, schedule)
+            start = self.xi.abs().min().item()
+            enough = total / shrinkage(1, self.beta, schedule) * way / start
+            measured = "" if self.phi.name == "l1" else ", measured by ∫dξ/φ'(ξ)"
             yield (
                 f"warning: in {len(schedule)} epochs the penalty alone moves ξ by {reach:.2g}, and"
-                f" it starts at {start:.2g} or more: zeros may not appear. --s {enough:.2g} shrinks"
-                " as much in total as the paper's recipe does"
+                f" it starts at {way:.2g} or more{measured}: zeros may not appear. --s"
+                f" {enough:.2g} shrinks as much in total as the paper's recipe does"
             )

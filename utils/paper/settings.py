@@ -1,5 +1,6 @@
 """The paper's settings (section 5.1)."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,15 +20,31 @@ SAS_RETRAINING: dict[str, Any] = {"s": 0.0, "average_from": 151}
 Schedule = list[tuple[int, float]]  # mini-batches and learning rate of every epoch
 
 
-def learning_rate(epoch: int, epochs: int, initial: float = LEARNING_RATE) -> float:
-    """``initial``, ×0.1 at ⌊epochs/2⌋ and ×0.1 again at ⌊3·epochs/4⌋."""
+def learning_rate(
+    epoch: int,
+    epochs: int,
+    initial: float = LEARNING_RATE,
+    shape: str = "step",
+    warmup: int = 0,
+) -> float:
+    """Of an epoch, counted from 0.
+
+    ``"step"``: ``initial``, ×0.1 at ⌊epochs/2⌋ and ×0.1 again at ⌊3·epochs/4⌋, as in the paper.
+    ``"cosine"``: half a cosine from ``initial`` behind the ``warmup`` towards 0 at the end.
+    The first ``warmup`` epochs rise to ``initial`` in equal steps.
+    """
+    if epoch < warmup:
+        initial *= (epoch + 1) / (warmup + 1)
+    if shape == "cosine":
+        done = max(epoch - warmup, 0) / (epochs - warmup)
+        return initial * (1 + math.cos(math.pi * done)) / 2
     drops = (epoch >= epochs // 2) + (epoch >= 3 * epochs // 4)
     return initial / 10**drops
 
 
-def schedule(epochs: int = EPOCHS, steps: int = STEPS, initial: float = LEARNING_RATE) -> Schedule:
-    """That of a training of so many epochs of so many mini-batches; the paper's by default."""
-    return [(steps, learning_rate(epoch, epochs, initial)) for epoch in range(epochs)]
+def schedule(epochs: int = EPOCHS, steps: int = STEPS) -> Schedule:
+    """The paper's, in a training of so many epochs of so many mini-batches."""
+    return [(steps, learning_rate(epoch, epochs)) for epoch in range(epochs)]
 
 
 @dataclass(frozen=True)

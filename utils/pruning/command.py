@@ -4,6 +4,8 @@ import argparse
 import copy
 import shlex
 from bisect import bisect_left
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,7 +25,7 @@ from utils.files.layouts import to_released
 from utils.files.names import PRUNED, Files, run_of
 from utils.files.start import known_of
 from utils.methods.base import count_of, is_zero
-from utils.pruning.plan import apply_plan, plan
+from utils.pruning.plan import apply_plan, filter_sizes, plan
 from utils.pruning.report import accuracy, differences, kinds, print_comparison, print_report, sizes
 
 TARGETS = {"flops": "flops", "params": "parameters"}  # flags, and entries of a Cost
@@ -38,13 +40,19 @@ def parser(arch: str, name: str) -> argparse.ArgumentParser:
     )
     p.add_argument("--model", required=True, metavar="CHECKPOINT", help="what to prune")
     other = "another that the checkpoint has, as xi: more, and not always for free"
-    p.add_argument("--mask", default="gamma", help=f"prune where gamma (default) is 0, or {other}")
+    usual = "(default: what its method makes zero)"
+    p.add_argument("--mask", default=None, help=f"prune where gamma is 0, or {other} {usual}")
     share, fraction = p.add_mutually_exclusive_group(), arguments.fraction
     smallest = "share of channels to prune, smallest |γ| first; zeros go in any case (default 0)"
-    share.add_argument("--percent", type=fraction, default=0.0, help=smallest)
+    share.add_argument("--percent", "--ratio", type=fraction, default=0.0, help=smallest)
     for flag, what in TARGETS.items():
         text = f"share of the {what} to remove, from 0 to 1"
         share.add_argument(f"--target-{flag}", type=fraction, default=None, metavar="P", help=text)
+    criteria = "what is small: |γ| (default), or the filters' ℓ1 norms, from 0 to 1 in every layer"
+    choices = ("gamma", "filters")
+    p.add_argument("--criterion", choices=choices, default="gamma", help=criteria)
+    floor = "share of its channels that every layer keeps, whatever is zero or small (default 0)"
+    p.add_argument("--adjust", type=fraction, default=0.0, metavar="A", help=floor)
     p.add_argument("--save", metavar="DIR", help="where to write (default: the folder of --model)")
     slim_name = f"the slim checkpoint is NAMEpruned.pth.tar (default {name})"
     p.add_argument("--name", type=arguments.file_name, default=name, help=slim_name)
@@ -79,11 +87,17 @@ def prune(arch: str, name: str, argv: list[str] | None = None) -> None:
 
     model = given.network.model.eval()
     layers, factors = list(norms(model).values()), given.factors
-    if args.mask not in factors:
+    mask = args.mask or given.mask
+    if mask not in factors:
         has = ", ".join(factors)
-        raise InputError(f"{path} has no {args.mask}: --mask takes what it has, {has}")
-    zeros = is_zero(factors[args.mask])
-    count = channels_to_prune(args, model, zeros)
+        raise InputError(f"{path} has no {mask}: --mask takes what it has, {has}")
+    zeros, by = is_zero(factors[mask]), factors["gamma"].abs()
+    if args.criterion == "filters":
+        by = filter_sizes(model)
+        if by.isinf().all():
+            raise InputError(f"--criterion filters: no channel of a {arch} has its own filter")
+    choose = partial(plan, layers, sizes=by, floor=args.adjust)
+    count = channels_to_prune(args, model, int(by.isfinite().sum()), partial(choose, zeros))
 
     data = load({**known, **vars(args)})
     given.check_classes(data, path)
@@ -92,7 +106,7 @@ def prune(arch: str, name: str, argv: list[str] | None = None) -> None:
 
     def carry_out(zeros: Tensor) -> tuple[list[Tensor], Slimmable, Tensor, Tensor]:
         """The masks, the slim network, and what the masked and the slim one answer."""
-        masks, masked = plan(layers, zeros, count), copy.deepcopy(model)
+        masks, masked = choose(zeros, count), copy.deepcopy(model)
         apply_plan(masked, masks, zeros)
         small = slim(masked, masks)
         return masks, small, predict(masked, tests), predict(small, tests)
@@ -112,14 +126,16 @@ def prune(arch: str, name: str, argv: list[str] | None = None) -> None:
         "accuracy_before": accuracy(before, labels),
         "accuracy_masked": accuracy(of_masked, labels),
         "accuracy_slim": accuracy(of_slim, labels),
-        "mask": args.mask,
+        "mask": mask,
         **kinds(masks, layers),
         **differences(before, of_masked, of_slim),
         "target_flops": args.target_flops,
         "target_params": args.target_params,
+        "criterion": args.criterion,
+        "adjust": args.adjust,
     }
     print_report(row, list(norms(model)), masks)
-    if args.mask != "gamma":
+    if mask != "gamma":
         masks, other, _, answers = carry_out(is_zero(factors["gamma"]))
         by_gamma = sizes(masks, full_cost, cost(other))
         print_comparison(row, {**by_gamma, "accuracy_slim": accuracy(answers, labels)})
@@ -145,23 +161,31 @@ def prune(arch: str, name: str, argv: list[str] | None = None) -> None:
     print(f"to fine-tune it: python main.py --refine {shlex.quote(str(out))}")
 
 
-def channels_to_prune(args: argparse.Namespace, model: Slimmable, zeros: Tensor) -> int:
-    """How many of the smallest |γ| go: as --percent says, or the fewest that reach the target."""
+def channels_to_prune(
+    args: argparse.Namespace,
+    model: Slimmable,
+    channels: int,
+    choose: Callable[[int], list[Tensor]],
+) -> int:
+    """How many of the smallest go: as --percent says, or the fewest that reach the target.
+
+    ``choose`` gives the masks when so many of the ``channels`` go.
+    """
     flag = next((flag for flag in TARGETS if getattr(args, f"target_{flag}") is not None), None)
     if flag is None:
-        return count_of(args.percent, len(zeros))
+        return count_of(args.percent, channels)
     target, what = getattr(args, f"target_{flag}"), TARGETS[flag]
-    layers, full = list(norms(model).values()), getattr(cost(model), what)
+    full = getattr(cost(model), what)
 
     def saved(count: int) -> float:
-        return 1 - getattr(cost(slim(model, plan(layers, zeros, count))), what) / full
+        return 1 - getattr(cost(slim(model, choose(count))), what) / full
 
     # Pruning more never costs more, so this is a binary search.
-    count = bisect_left(range(len(zeros) + 1), target, key=saved)
-    if count > len(zeros):
+    count = bisect_left(range(channels + 1), target, key=saved)
+    if count > channels:
         raise InputError(
-            f"--target-{flag} {target:g} is out of reach: with one channel left in every layer"
-            f" {saved(len(zeros)):.4f} of the {what} are gone"
+            f"--target-{flag} {target:g} is out of reach: with as few channels as may be left in"
+            f" every layer {saved(channels):.4f} of the {what} are gone"
         )
     return count
 

@@ -1,29 +1,61 @@
 """Which channels go, by their scaling factors."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from utils.methods.base import AnyBatchNorm, batch_norms, is_zero
+from models.surgery import Slimmable
+from models.surgery import norms as norms_of
+from utils.methods.base import AnyBatchNorm, batch_norms, count_of, is_zero
 
 
 @torch.no_grad()
-def plan(norms: Sequence[AnyBatchNorm], zeros: Tensor, count: int = 0) -> list[Tensor]:
+def plan(
+    norms: Sequence[AnyBatchNorm],
+    zeros: Tensor,
+    count: int = 0,
+    sizes: Tensor | None = None,
+    floor: float = 0.0,
+) -> list[Tensor]:
     """Masks: a bool tensor for each of the batch ``norms``, True where a channel is kept.
 
     Prunes all ``zeros`` (bool, over all channels), and the ``count`` smallest |γ| over all layers,
-    zeros being the first. Whatever ties with the last of them goes with it. A layer in which
-    nothing survives keeps one channel: that of the largest |γ| or, if all are zero, of the largest
-    bias.
+    or smallest of other ``sizes``, zeros being the first. Whatever ties with the last of them goes
+    with it. A layer keeps the share ``floor`` of its channels, and one, whatever that says: of
+    those that should go, the ones of the largest |γ| or, if all are zero, of the largest bias.
     """
-    size = torch.cat([bn.weight for bn in norms]).abs().masked_fill(zeros, 0)
-    threshold = size.kthvalue(count).values if count else -1.0
-    masks = (~zeros & (size > threshold)).split([len(bn.weight) for bn in norms])
+    sizes = torch.cat([bn.weight for bn in norms]).abs() if sizes is None else sizes
+    sizes = sizes.masked_fill(zeros, 0)
+    threshold = sizes.kthvalue(count).values if count else -1.0
+    masks = (~zeros & (sizes > threshold)).split([len(bn.weight) for bn in norms])
     for bn, mask in zip(norms, masks, strict=True):
-        if not mask.any():
-            mask[(bn.bias if is_zero(bn.weight).all() else bn.weight.abs()).argmax()] = True
+        if (least := max(1, count_of(floor, len(mask)))) > mask.sum():
+            rank = bn.bias if is_zero(bn.weight).all() else bn.weight.abs()
+            rank = rank.masked_fill(mask, math.inf)
+            mask[rank.argsort(descending=True, stable=True)[:least]] = True
     return list(masks)
+
+
+@torch.no_grad()
+def filter_sizes(model: Slimmable) -> Tensor:
+    """ℓ1 norms of the filters that make the channels, scaled from 0 to 1 in every layer.
+
+    As in Lp slimming's released program. Infinite where channels have no filter of their own:
+    those of a stream, which many layers write.
+    """
+    filters = {
+        norm: layer.weight.abs().sum((1, 2, 3))
+        for name, (norm, _) in model.wiring().items()
+        if isinstance(layer := model.get_submodule(name), nn.Conv2d) and norm
+    }
+    sizes = []
+    for name, bn in norms_of(model).items():
+        size = filters.get(name, torch.full_like(bn.weight, math.inf))
+        low, high = size.min(), size.max()
+        sizes.append((size - low) / (high - low) if low < high else size)
+    return torch.cat(sizes)
 
 
 @torch.no_grad()

@@ -89,7 +89,7 @@ def draw_epochs(axis: Any, log: Sequence[Row], title: str, curves: Mapping[str, 
         if values := column(log, name):
             axis.plot(epochs, values, dashes, label=label, marker="" if len(log) > 1 else "o")
     for i in range(1, len(log)):
-        if rates[i] < rates[i - 1]:
+        if rates[i] < rates[i - 1] / 2:
             axis.axvline(epochs[i] - 0.5, color="black", linestyle=":", linewidth=1)
             above = axis.get_xaxis_transform()
             axis.text(epochs[i] - 0.5, 1.02, f"lr {rates[i]:g}", transform=above, fontsize=9)

@@ -80,12 +80,12 @@ def experiment_of(settings: Settings, source: str | None = "") -> tuple[Group, V
         compared = (flag for flag in flags if flag.compared)
         return tuple((f.name, known[f.name]) for f in compared if known[f.name] != f.default)
 
-    apart = ("arch", "depth", "dataset", "epochs", "method")
+    apart = ("arch", "depth", "dataset", "epochs", "method", "init")
     others = words(told(flag for flag in OWN.values() if flag.name not in apart))
     terms = f"{s.epochs} epochs", *others, *([PICTURES] if source == PICTURES else [])
-    return Group(s.arch, s.depth, s.dataset, terms), Variant(
-        s.method, told(METHODS[s.method].flags)
-    )
+    # Where it began is the training's, and not the fine-tuning's.
+    own = told([*METHODS[s.method].flags, OWN["init"]])
+    return Group(s.arch, s.depth, s.dataset, terms), Variant(s.method, own)
 
 
 def settings_of_paper(table: published.Table, row: Sequence[str], dataset: str) -> Settings | None:
@@ -126,14 +126,30 @@ class Result(Training):
         same = self.refine.experiment[0] == self.experiment[0]
         return row if same and float(row["channels"]) == float(pruning["channels_kept"]) else None
 
-    def pruning(self, share: float | None = None) -> Row | None:
-        """The last pruning by γ: at percent 0, or where a share is chosen, near ``share`` or any.
+    def pruning(self, share: float | None = None, target: float | None = None) -> Row | None:
+        """The last pruning by the method's mask: at percent 0, or where a share is chosen, near
+        ``share`` or any; or to a ``target``.
 
         Of several of the latter, the last that was fine-tuned. ``share`` is in percent of the
-        channels.
+        channels, ``target`` of the FLOPs. By |γ|, and without a floor for every layer.
         """
-        fits = [row for row in self.prunings if row["mask"] == "gamma" and row["percent"]]
-        if METHODS[self.settings.method].prune_flags == ():
+        own = METHODS[self.settings.method]
+        plain = ("", "gamma"), ("", "0.0")
+        fits = [
+            row
+            for row in self.prunings
+            if row["mask"] == own.zeroed
+            and row.get("criterion", "") in plain[0]
+            and row.get("adjust", "") in plain[1]
+        ]
+        if target is not None:
+            near = (
+                abs(100 * float(row.get("target_flops") or "nan") - target) < 1e-3 for row in fits
+            )
+            fits = [row for row, is_near in zip(fits, near, strict=True) if is_near]
+            return fits[-1] if fits else None
+        fits = [row for row in fits if row["percent"]]
+        if own.prune_flags == ():
             fits = [row for row in fits if float(row["percent"]) == 0]
         else:
             if share is not None:
@@ -173,7 +189,7 @@ def load(folder: Path) -> list[Result]:
 
 def trainings(path: Path) -> dict[str, Training]:
     """Those in a record, by run."""
-    told = [name for name, flag in OWN.items() if flag.default is not None]
+    told = [n for n, flag in OWN.items() if flag.default is not None and not flag.added]
     found = {}
     for row in records.read(path, (*TRAINED, *told), TRAINED[1:]):
         try:

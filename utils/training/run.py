@@ -71,6 +71,7 @@ class Run:
     graphs: bool  # whether steps are captured as CUDA graphs
     found: InitVar[Checkpoint | None] = None
     epoch: int = 0
+    origin: str | None = None  # the checksum of the file that it was begun with
     best: float = 0.0
     cut: Tensor = field(init=False)  # bool [channels]
     step: Step = field(init=False)
@@ -100,7 +101,8 @@ class Run:
 
     def lr(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 0."""
-        return learning_rate(epoch, self.settings.epochs, self.settings.lr)
+        s = self.settings
+        return learning_rate(epoch, s.epochs, s.lr, s.schedule, s.warmup)
 
     def _build(self) -> None:
         """The step that trains what ``cut`` leaves of ``network``, with the method's own start."""
@@ -117,9 +119,8 @@ class Run:
             nesterov=s.nesterov and s.momentum > 0,
             fused=True,
         )
-        self.step = Step(
-            model, self.batches, optimizer, method, self.execution, self.alternate, self.group
-        )
+        how = self.execution, self.alternate, self.group, s.label_smoothing
+        self.step = Step(model, self.batches, optimizer, method, *how)
         if self.graphs:
             self.step.launch = Graphs(self.step)
 
@@ -156,10 +157,10 @@ class Run:
         by the same code.
         """
         step = self.step
+        highest = max(map(self.lr, range(self.epoch, self.settings.epochs)))  # still to come
 
         def gone_now() -> Tensor:
-            lr = self.lr(self.epoch)  # the largest still to come
-            dead = step.method.dead(step.optimizer, lr).cpu()
+            dead = step.method.dead(step.optimizer, highest).cpu()
             return torch.cat(worth_cutting(step.model, step.method.split(dead)))
 
         gone = self.group.first_says(gone_now)
@@ -314,6 +315,7 @@ class Run:
             self.execution.precision,
             self.execution.channels_last,
             self.pictures,
+            self.origin,
         )
 
     def _whole(self, tensor: Tensor) -> Tensor:
@@ -391,6 +393,7 @@ class Run:
             "threads": torch.get_num_threads(),
             "processes": self.group.size,
             "source": self.data.source,
+            "init_checksum": self.origin,
         }
         records.append(self.files.record, row)
 

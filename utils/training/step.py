@@ -57,6 +57,7 @@ class Step:
     execution: Execution
     alternate: Callable[["Step", Tensor], None]
     group: Group = ALONE
+    label_smoothing: float = 0.0
     forward: nn.Module = field(init=False)  # the model, or what averages its gradients
     launch: Callable[[Tensor], None] = field(init=False)
     alpha: float = field(init=False)
@@ -98,7 +99,7 @@ class Step:
         where, weight = self.group.share(where)
         images, labels = self.batches.cut(where)
         logits = self.execution.logits(self.forward, images)
-        loss = F.cross_entropy(logits, labels)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         self._halt_unless_finite(loss.detach())
         self.tally.add(logits.detach(), labels, loss.detach())
         return loss if weight == 1 else loss * weight

@@ -1,0 +1,75 @@
+"""--init: the weights of a file, and a run of one's own."""
+
+import hashlib
+
+import pytest
+import torch
+
+from runs import assert_same, rows, train
+from utils.files import checkpoint
+
+NETWORK = ["--arch", "resnet", "--depth", 11]
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory, pictures):
+    folder = tmp_path_factory.mktemp("before")
+    assert train(folder, pictures, *NETWORK, "--epochs", 2, "--name", "old", "--seed", 7) == 0
+    return folder / "old_resnet_11_foldercheckpoint.pth.tar"
+
+
+@pytest.mark.parametrize("method", ["proximal", "lp-admm"])
+def test_a_run_begins_with_the_files_weights_and_is_its_own(method, before, tmp_path, pictures):
+    flags = ["-sr", "--method", method, "--init", before, "--epochs", 1, "--lr", 1e-30]
+    assert train(tmp_path, pictures, *flags, "--s", 0) == 0
+    (path,) = tmp_path.glob("*checkpoint.pth.tar")
+    assert path.name == f"{method}_resnet_11_foldercheckpoint.pth.tar"
+    old, new = checkpoint.load(before), checkpoint.load(path)
+    for name, weights in old.network.model.named_parameters():  # so small a step only rounds
+        torch.testing.assert_close(dict(new.network.model.named_parameters())[name], weights)
+    other = {"proximal": "xi", "lp-admm": "z"}[method]
+    torch.testing.assert_close(new.factors[other], new.factors["gamma"])  # ξ or z := γ
+    assert (new.factors["gamma"] != 0.5).any()
+    assert new.settings.seed == 1 and new.epoch == 1
+    (row,) = rows(tmp_path / "train_record.csv")
+    assert row["init"] == str(before) and row["xi_init"] == ""
+    assert row["init_checksum"] == hashlib.sha256(before.read_bytes()).hexdigest()
+
+
+def test_it_goes_on_where_the_file_is_gone_and_says_the_same(before, tmp_path, pictures):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    gone = tmp_path / "gone.pth.tar"
+    gone.write_bytes(before.read_bytes())
+    flags = ["-sr", "--init", gone, "--epochs", 3]
+    assert train(whole, pictures, *flags) == 0
+    assert train(parts, pictures, *flags, "--resume", "auto") == 0
+    (path,) = parts.glob("*checkpoint.pth.tar")
+    gone.unlink()
+    (parts / "train_record.csv").unlink()
+    assert train(parts, pictures, "--epochs", 3, "--resume", path) == 0
+    assert_same(*(torch.load(f / path.name, weights_only=True) for f in (whole, parts)))
+    one, other = (rows(folder / "train_record.csv")[0] for folder in (whole, parts))
+    assert one["init_checksum"] == other["init_checksum"] != ""
+
+
+def test_what_cannot_be_begun_with_is_refused(before, tmp_path, pictures, capsys):
+    import resnet_prune
+    from utils import console
+
+    prune = ["--model", str(before), "--percent", "0.3", "--save", str(tmp_path), "--no-cuda"]
+    assert console.run(resnet_prune.main, prune) == 0
+    slim = tmp_path / "ResNetpruned.pth.tar"
+    for flags, said in (
+        (["--init", slim], "--refine is what goes on with it"),
+        (["--init", before, "--refine", slim], "exclude one another"),
+        (["--init", before, "--evaluate", before], "exclude one another"),
+        (["--init", before, "--resume", before], "exclude one another"),
+        (["--init", before, "--arch", "vgg"], "has arch resnet, not vgg"),
+        (["--init", before, "--depth", 20], "has depth 11, not 20"),
+        (["--init", tmp_path / "nowhere"], "nowhere"),
+    ):
+        capsys.readouterr()
+        assert train(tmp_path / "new", pictures, *flags) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and err.count("\n") == 1 and said in err
+    assert not (tmp_path / "new").exists()
