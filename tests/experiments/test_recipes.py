@@ -25,6 +25,7 @@ from utils.files.names import REFINED, TRAINED, Files
 from utils.flags.parser import parser, resolve
 from utils.flags.settings import Settings
 from utils.methods.slimming import shrinkage
+from utils.paper import lp
 from utils.paper.settings import recipe, schedule
 from utils.reports import results
 
@@ -390,3 +391,25 @@ def test_bad_input_ends_in_one_line(tmp_path, pictures, capsys):
         assert command(*arguments) == 2
         assert said in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize("part", lp.RECIPES)
+def test_lp_slimmings_recipes_are_pruned_and_tuned_as_their_row_was(part, tmp_path, capsys):
+    train, prune, refine = left(capsys, part, "--save", tmp_path, "--seeds", 3)
+    claim = lp.RECIPES[part][1]
+    s = told(train[1:])
+    assert (s.arch, s.depth) == lp.NETWORKS[lp.RECIPES[part][0]]
+    assert (s.method, s.epochs, s.seed, s.schedule) == ("lp-admm", 160, 3, "step")
+    assert dict(s.options) == {"s": 1e-4, "p": 0.2, "rho": 1.5e-3, "bound": 1.0, "z_every": "epoch"}
+    assert prune[0] == ("vgg_prune.py" if s.arch == "vgg" else "resnet_prune.py")
+    assert float(prune[prune.index("--target-flops") + 1]) == pytest.approx(claim.flops / 100)
+    t = told(refine[1:])
+    assert (t.schedule, t.epochs, t.warmup, t.label_smoothing) == ("cosine", 350, 5, 0.1)
+    assert (t.lr, t.batch_size, t.weight_decay, t.method) == (0.01, 256, 5e-4, "baseline")
+    # What is on record is not left to do.
+    run = recorded.run(tmp_path, s.arch, s.depth, "lp-admm", 3, percent=0.0, mask="z")
+    (tmp_path / f"{run}_pruned.pth.tar").touch()
+    assert len(left(capsys, part, "--save", tmp_path, "--seeds", 3)) == 2  # to another size
+    short = left(capsys, part, "--save", tmp_path, "--scale", 20)
+    assert told(short[0][1:]).epochs == told(short[2][1:]).epochs == 20
+    assert told(short[2][1:]).warmup == 0

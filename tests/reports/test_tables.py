@@ -308,3 +308,42 @@ def test_a_line_cut_off_by_a_kill_is_not_there(tmp_path, capsys):
         file.write("baseline_seed2,base")
     _, ours = lines_of(show(capsys, tmp_path), "Baseline")
     assert ours[2] == "ours, n = 1"
+
+
+def test_lp_slimmings_published_rows_and_ours_below_their_network(tmp_path, capsys):
+    for seed, slim in ((1, 60.0), (2, 62.0)):
+        run = {"percent": 0.0, "mask": "z", "pruned": (40.0, 80.0, 66.0), "slim": slim}
+        recorded.run(tmp_path, "vgg", 16, "lp-admm", seed, **run, tuned=93.0 if seed == 1 else None,
+                     tuned_more={"schedule": "cosine", "epochs": 350})  # fmt: skip
+    text = show(capsys, tmp_path, "--only", "lp", "--csv", tmp_path)
+    rows = cells(text)
+    assert rows[2][:2] == ["VGG-16", "published"]
+    published = [(r[0], r[4], r[5], r[6], r[7]) for r in rows[1:] if r[1] == "published"]
+    assert len(published) == 7 + 8 + 7
+    assert ("VGG-16", "93.91", "66.9", "83.7", "cosine, 350 epochs") in published
+    assert ("ResNet-56", "91.85", "81.3", "80.6", "cosine, 300 epochs") in published
+    assert ("ResNet-110", "93.37", "78.7", "79.8", "cosine, 350 epochs") in published
+    ours = [row for row in rows if row[1].startswith("ours")]
+    assert [row[0] for row in ours] == ["VGG-16"] * 2
+    tuned = next(row for row in ours if row[4] == "93.00")
+    assert "350 epochs" in tuned[7] and "--schedule cosine" in tuned[7]
+    assert tuned[2:7] == ["90.00", "60.00", "93.00", "66.00", "80.00"]
+    with (tmp_path / "lp.csv").open(newline="", encoding="utf-8") as file:
+        assert len(list(csv.reader(file))) == len(rows) - 1
+
+
+def test_other_criteria_and_floors_are_not_the_papers_prunings(tmp_path, capsys):
+    run = {"s": 1e-4, "percent": 0.74}
+    recorded.run(tmp_path, "vgg", 19, "subgradient", 1, **run, slim=10.5)
+    for column, cell in (("criterion", "filters"), ("adjust", "0.1")):
+        name = recorded.run(tmp_path, "vgg", 19, "subgradient", 1, **run, slim=55)
+        rows = (tmp_path / PRUNED).read_text().splitlines()
+        if column not in rows[0]:
+            rows = [f"{rows[0]},{column}", *(f"{row}," for row in rows[1:])]
+        at = rows[0].split(",").index(column)
+        last = rows[-1].split(",")
+        last[at] = cell
+        (tmp_path / PRUNED).write_text("\n".join([*rows[:-1], ",".join(last)]) + "\n")
+    assert name
+    _, ours = lines_of(show(capsys, tmp_path), "Original NS [23]")
+    assert ours[7] == "10.50 / —"

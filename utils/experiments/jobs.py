@@ -4,9 +4,10 @@ import math
 import os
 import shlex
 import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,8 +32,10 @@ class Experiment:
     # Percent of the channels to prune; None: as many as the proximal run of the same seed lost.
     share: float | None = 0.0
     label: str = ""  # what else is in the run's name
+    target: float | None = None  # percent of the FLOPs to prune, in place of a share
     # Of the weights of each convolution, which are cut before the fine-tuning: of the run itself.
     prune_ratio: float | None = None
+    tuning: Mapping[str, Any] = field(default_factory=dict)  # what fine-tuning has otherwise
 
     def training(self, seed: int) -> Settings:
         return replace(self.settings, seed=seed, name=self._name(self.settings.method, seed))
@@ -48,7 +51,7 @@ class Experiment:
         start = files.checkpoint if cuts else files.slim()
         changed = {"method": "baseline", "epochs": self.refine_epochs, "refine": str(start)}
         changed |= {"prune_ratio": self.prune_ratio}
-        return Settings.of(shared | changed)
+        return Settings.of({**shared, **changed, **self.tuning})
 
     def run(self, seed: int) -> str:
         """What the names of the run's files begin with."""
@@ -99,8 +102,10 @@ class Job:
         if self.stage == "prune":
             data = [] if settings.data is None else FLAGS["data"].argv(settings.data)
             words = [f"{family(settings.arch)}_prune.py", "--model", str(self.files.checkpoint)]
-            words += ["--name", f"{self.run}_", "--percent", self.percent(), *data]
-            return [*words, *self.flags]
+            target = self.experiment.target
+            share = ["--percent", self.percent()]
+            share = share if target is None else ["--target-flops", f"{target / 100:.6g}"]
+            return [*words, "--name", f"{self.run}_", *share, *data, *self.flags]
         if self.stage == "refine":
             settings = self.experiment.refining(self.seed, self.files)
         words = ["main.py", *settings.argv(), "--save", str(self.folder), "--resume", "auto"]

@@ -23,6 +23,7 @@ from utils.experiments.remaining import Agenda
 from utils.flags.settings import OWN, Settings
 from utils.methods import METHODS
 from utils.methods.slimming import shrinkage
+from utils.paper import lp
 from utils.paper.published import NETWORKS, TABLES
 from utils.paper.sas_admm import SHARES
 from utils.paper.settings import RETRAINING, SAS, Recipe, recipe, schedule
@@ -46,7 +47,7 @@ ALONE = {
     for dataset in ("cifar10", "cifar100")
 }
 SAS_PARTS = {f"sas{depth}": depth for depth in SHARES}
-PARTS = (*TABLES, "small", "quickstart", *ALONE, *SAS_PARTS)
+PARTS = (*TABLES, "small", "quickstart", *ALONE, *SAS_PARTS, *lp.RECIPES)
 MPS = """\
 runs on one GPU take turns unless NVIDIA's MPS shares it. To start it before, and end it after them:
     nvidia-cuda-mps-control -d
@@ -72,6 +73,8 @@ def experiments(part: str, scale: int | None = None) -> list[Experiment]:
         return [_sas_admm(SAS_PARTS[part], scale)]
     if part in ALONE:
         return [_of_paper(Settings.of(ALONE[part] | {"method": "proximal"}), None, scale)]
+    if part in lp.RECIPES:
+        return [_of_lp(*lp.RECIPES[part], scale)]
     table = TABLES[part]
     found = [
         _of_paper(settings, table.share(row), scale)
@@ -92,6 +95,26 @@ def _of_paper(settings: Settings, share: float | None, scale: int | None) -> Exp
         options["s"] = scaled(recipe(settings.arch, settings.depth), scale)
     short = _stages(replace(settings, epochs=scale, options=options))
     return replace(short, label=f"_{scale}epochs")
+
+
+def _of_lp(network: str, claim: lp.Claim, scale: int | None) -> Experiment:
+    """Lp slimming from scratch, pruned to the FLOPs of a published row and fine-tuned as that was.
+
+    Scaled, it keeps its λ: what is pruned is chosen, and a larger one would leave γ far from z.
+    """
+    arch, depth = lp.NETWORKS[network]
+    known = {"arch": arch, "depth": depth, "dataset": lp.DATASET, "method": lp.METHOD}
+    tuning = lp.TUNING | {"schedule": claim.schedule}
+    full = Experiment(
+        Settings.of(known), True, claim.epochs, None, target=claim.flops, tuning=tuning
+    )
+    if scale is None:
+        return full
+    short = replace(full.settings, epochs=scale)
+    tuning |= {"warmup": tuning["warmup"] * scale // claim.epochs}
+    return replace(
+        full, settings=short, refine_epochs=scale, label=f"_{scale}epochs", tuning=tuning
+    )
 
 
 def _sas_admm(depth: int, scale: int | None) -> Experiment:

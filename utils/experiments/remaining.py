@@ -70,7 +70,7 @@ class Agenda:
                 _check_same(Files(self.folder, planned.run).record, planned, found)
         # A slim network that was fine-tuned may be gone.
         slim = refine is not None or files.slim().exists()
-        pruned = slim and result is not None and result.pruning(e.share) is not None
+        pruned = slim and result is not None and result.pruning(e.share, e.target) is not None
         stages = (train, result), (e.prunes, pruned), (tune, refine)
         cells, left = [], []
         for stage, (needed, done) in zip(STAGES, stages, strict=True):

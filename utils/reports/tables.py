@@ -18,8 +18,9 @@ from pathlib import Path
 from utils import arguments, console
 from utils.atomic import check_writable
 from utils.methods import METHODS
+from utils.paper import lp
 from utils.paper.published import TABLES, Column, Table, numbers
-from utils.reports import compressed, results
+from utils.reports import claims, compressed, results
 from utils.reports.results import Group, Groups, Result, Variant, words
 
 DASH = "—"
@@ -36,6 +37,7 @@ record says so, is no run on the data set they were made of: it stands among the
 COMPARED = {"zeros": "zeros", "channels": "channels", "parameters": "param.", "flops": "FLOPs"}
 COMPARED |= {"trained": "accuracy", "pruned": "post pruned", "tuned": "fine tuned"}
 COMPRESSED = "compressed"  # the table of networks whose weights were cut
+LP = "lp"  # of Lp slimming's authors
 RUNS = "runs"  # the table of what the paper's tables have not
 RUNS_COLUMNS = {
     "Time per Epoch (s) Pre-Pruned/Fine Tuned": ("train_seconds", "tune_seconds"),
@@ -234,7 +236,7 @@ def parser() -> argparse.ArgumentParser:
         description="The paper's tables from the record files, ours beside the published numbers.",
     )
     p.add_argument("--save", default="logs", metavar="DIR", help="where the records are (logs)")
-    names = [*TABLES, COMPRESSED, RUNS]
+    names = [*TABLES, COMPRESSED, LP, RUNS]
     whole = f"{', '.join(names)} (default: all)"
     p.add_argument("--only", nargs="+", choices=names, default=names, metavar="TABLE", help=whole)
     p.add_argument("--csv", metavar="DIR", help="write DIR/<table>.csv, a line for each number")
@@ -251,7 +253,8 @@ def main(argv: list[str] | None = None) -> None:
         if result not in shown:
             console.note(f"note: {run} is left out: a later run has its settings and its seed")
         elif (
-            result.refine
+            result.settings.method != lp.METHOD  # its table says how each was fine-tuned
+            and result.refine
             and result.refine.settings.prune_ratio is None
             and result.value("tuned") is None
         ):
@@ -262,11 +265,12 @@ def main(argv: list[str] | None = None) -> None:
     if args.csv is not None:
         check_writable(Path(args.csv))
         Path(args.csv).mkdir(parents=True, exist_ok=True)
-    if args.only != [RUNS]:
+    if set(args.only) & TABLES.keys():
         print(LEGEND)
     for name in args.only:
-        if name == COMPRESSED:
-            title, lines = compressed.table(Path(args.save), found)
+        if name in (COMPRESSED, LP):
+            cut = name == COMPRESSED
+            title, lines = compressed.table(Path(args.save), found) if cut else claims.table(found)
             print(f"{title}\n{markdown(lines)}")
             if args.csv is not None:
                 path = Path(args.csv) / f"{name}.csv"

@@ -1,0 +1,64 @@
+"""What Lp slimming's authors report (Ji et al.): their own rows on CIFAR-10, and how they tune.
+
+Read off the pictures of tables that their program is published with. Their FLOPs are multiply-adds
+with linear biases, 2 per input element of a batch norm, and pooling modules.
+"""
+
+from typing import Any, NamedTuple
+
+METHOD, DATASET = "lp-admm", "cifar10"
+# Their ResNets are of basic blocks.
+NETWORKS = {"VGG-16": ("vgg", 16), "ResNet-56": ("resnet-basic", 56),
+            "ResNet-110": ("resnet-basic", 110)}  # fmt: skip
+BASE = {"VGG-16": 93.96}  # accuracy of the unpruned network, where they say it
+# Fine-tuning but for schedule and epochs, as their program does it.
+TUNING: dict[str, Any] = {"lr": 0.01, "warmup": 5, "label_smoothing": 0.1, "batch_size": 256,
+                          "weight_decay": 5e-4}  # fmt: skip
+
+
+class Claim(NamedTuple):
+    """A row: top-1 accuracy, percent of FLOPs and of parameters pruned, how it was fine-tuned."""
+
+    accuracy: float
+    flops: float
+    parameters: float
+    schedule: str
+    epochs: int
+
+
+CLAIMS = {
+    "VGG-16": [
+        Claim(93.50, 60.6, 82.2, "step", 100),
+        Claim(93.67, 60.6, 82.2, "step", 300),
+        Claim(94.36, 60.6, 82.2, "cosine", 350),
+        Claim(93.84, 60.6, 82.2, "cosine", 400),
+        Claim(93.91, 66.9, 83.7, "cosine", 350),
+        Claim(93.92, 66.9, 83.7, "cosine", 400),
+        Claim(93.36, 82.0, 94.7, "step", 300),
+    ],
+    "ResNet-56": [
+        Claim(93.41, 58.6, 49.8, "step", 300),
+        Claim(93.98, 58.6, 49.8, "cosine", 350),
+        Claim(92.27, 66.5, 60.3, "step", 100),
+        Claim(93.18, 66.5, 60.3, "step", 300),
+        Claim(93.53, 67.3, 61.5, "cosine", 350),
+        Claim(92.45, 74.4, 70.7, "cosine", 400),
+        Claim(91.88, 77.8, 75.9, "step", 300),
+        Claim(91.85, 81.3, 80.6, "cosine", 300),
+    ],
+    "ResNet-110": [
+        Claim(93.97, 52.9, 45.0, "step", 100),
+        Claim(94.48, 52.9, 45.0, "cosine", 400),
+        Claim(94.37, 56.2, 54.3, "step", 300),
+        Claim(94.01, 65.1, 61.7, "step", 300),
+        Claim(94.39, 65.1, 61.7, "cosine", 350),
+        Claim(93.69, 72.0, 70.6, "cosine", 400),
+        Claim(93.37, 78.7, 79.8, "cosine", 350),
+    ],
+}
+# The row of each network that a recipe is about: tuned by a cosine of 350 epochs.
+RECIPES = {
+    "lp16": ("VGG-16", CLAIMS["VGG-16"][4]),
+    "lp56": ("ResNet-56", CLAIMS["ResNet-56"][4]),
+    "lp110": ("ResNet-110", CLAIMS["ResNet-110"][4]),
+}

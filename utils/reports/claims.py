@@ -1,0 +1,69 @@
+"""Lp slimming: what its authors report, and what our runs gave, network by network."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from utils.files.records import Row
+from utils.paper import lp
+from utils.reports.compressed import mean
+from utils.reports.results import Result, words
+
+TITLE = "Lp slimming on CIFAR-10"
+COLUMNS = [
+    "Network", "Run", "Before Pruning (%)", "Post Pruned", "Fine Tuned", "% FLOPs Pruned",
+    "% Param. Pruned", "Fine-tuning",
+]  # fmt: skip
+NOTE = """\
+Published runs began with a trained network; its accuracy stands before pruning where it is said.
+Ours: mean ± standard deviation over n seeds, FLOPs and parameters in the paper's accounting.
+"""
+# What a line has of a pruning, by column of its record; the fine-tuning stands behind the second.
+SHOWN = ("accuracy_before", "accuracy_slim", "", "paper_flops_pruned_percent",
+         "paper_parameters_pruned_percent")  # fmt: skip
+HOW = {"target_flops": "--target-flops", "target_params": "--target-params",
+       "percent": "--percent", "criterion": "--criterion", "adjust": "--adjust"}  # fmt: skip
+
+
+class Line(NamedTuple):
+    """What the runs of a line share."""
+
+    network: tuple[str, int]
+    told: str  # how they were trained and pruned
+    tuned: str  # and fine-tuned
+
+
+def table(found: Iterable[Result]) -> tuple[str, list[list[str]]]:
+    """Title and note, and lines: every published row, and below a network's all that we pruned."""
+    ours: dict[Line, list[list[str]]] = defaultdict(list)
+    for run in found:
+        if run.settings.method == lp.METHOD and run.settings.dataset == lp.DATASET:
+            for pruning in run.prunings:
+                line, values = _line(run, pruning)
+                ours[line].append(values)
+    lines = [COLUMNS]
+    for name, network in lp.NETWORKS.items():
+        for claim in lp.CLAIMS[name]:
+            sizes = f"{claim.accuracy:.2f}", f"{claim.flops:.1f}", f"{claim.parameters:.1f}"
+            how = f"{claim.schedule}, {claim.epochs} epochs"
+            lines.append([name, "published", f"{lp.BASE.get(name, '—')}", "—", *sizes, how])
+        for line, runs in ours.items():
+            if line.network == network:
+                cells = [mean(list(column)) for column in zip(*runs, strict=True)]
+                lines.append([name, f"ours, n = {len(runs)}: {line.told}", *cells, line.tuned])
+    return f"## {TITLE}\n\n{NOTE}", lines
+
+
+def _line(run: Result, pruning: Row) -> tuple[Line, list[str]]:
+    """Where a pruning stands, and its cells; with the fine-tuning, as far as the widths tell."""
+    group, variant = run.experiment
+    how = [f"{word} {pruning[name]}" for name, word in HOW.items() if pruning.get(name)]
+    told = ", ".join([*group.terms, *words(variant.options), *how])
+    refine = run.refine
+    if refine and float(refine.row["channels"]) != float(pruning["channels_kept"]):
+        refine = None
+    tuned = ", ".join(refine.experiment[0].terms) if refine else "—"
+    accuracy = refine.row["test_accuracy"] if refine else ""
+    cells = [pruning[name] if name else accuracy for name in SHOWN]
+    cells = [f"{float(cell):.2f}" if cell else "" for cell in cells]
+    return Line((group.arch, group.depth), told, tuned), cells
