@@ -35,7 +35,6 @@ class Flag:
     of_fresh: bool = False  # None by default where the network has been trained before
     fixed: bool = True  # whether a run that is resumed must keep it
     compared: bool = True  # whether runs that differ in it are different experiments
-    added: bool = False  # records of before the flag have no column: there it is the default
 
     @property
     def typed(self) -> tuple[str, ...]:

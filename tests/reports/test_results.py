@@ -9,7 +9,6 @@ import pytest
 import recorded
 from utils import console
 from utils.files.names import PRUNED, REFINED, TRAINED
-from utils.flags.settings import FLAGS
 from utils.methods import METHODS
 from utils.reports import tables
 
@@ -104,13 +103,12 @@ def test_cells_without_a_value_are_no_traceback(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_records_of_before_a_flag_was_added_are_read(tmp_path, capsys):
+def test_records_of_before_a_method_was_added_are_read(tmp_path, capsys):
     recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG)
     path = tmp_path / TRAINED
-    added = {name: None for name, flag in FLAGS.items() if flag.added}
     others = {flag.name: None for flag in METHODS["lp-admm"].flags if flag.name != "s"}
-    assert "penalty" in added and "rho" in others
-    path.write_text(with_cells(path.read_text(), **added, **others))
+    assert "rho" in others
+    path.write_text(with_cells(path.read_text(), **others))
     recorded.run(tmp_path, "vgg", 19, "proximal", 2, **VGG)  # which adds the columns
     assert console.run(tables.main, ["--save", str(tmp_path)]) == 0
     out, err = capsys.readouterr()

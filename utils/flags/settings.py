@@ -59,7 +59,6 @@ class Settings:
         " on with zeros that stay 0",
         arguments.fraction,
         metavar="P",
-        added=True,
     )
     epochs: int = _said_by(TRAINING, None, arguments.epochs, EPOCHS)
     batch_size: int = _said_by(TRAINING, None, positive_int, BATCH_SIZE, metavar="N")
@@ -75,7 +74,6 @@ class Settings:
         " or cosine, down to almost 0",
         default="step",
         choices=("step", "cosine"),
-        added=True,
     )
     warmup: int = _said_by(
         TRAINING,
@@ -83,7 +81,6 @@ class Settings:
         arguments.natural,
         0,
         metavar="N",
-        added=True,
     )
     label_smoothing: float = _said_by(
         TRAINING,
@@ -91,7 +88,6 @@ class Settings:
         arguments.fraction,
         0.0,
         metavar="SHARE",
-        added=True,
     )
     momentum: float = _said_by(TRAINING, None, arguments.momentum, MOMENTUM)
     nesterov: bool = _said_by(TRAINING, default=True, words=("--no-nesterov",))
@@ -131,7 +127,6 @@ class Settings:
         "begin with this network's weights, in a run of its own",
         metavar="CHECKPOINT",
         fixed=False,
-        added=True,
     )
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -181,14 +176,12 @@ class Settings:
     def of_cells(cls, row: Mapping[str, str]) -> "Settings":
         """The settings in a record's row. Raises ValueError or KeyError where they are damaged.
 
-        What is of other methods, may be empty, or came later needs no column: older records have
-        none.
+        What is of other methods, or may be empty, needs no column: older records have none.
         """
-        own = [flag for flag in OWN.values() if flag.default is not None]
+        own = {name for name, flag in OWN.items() if flag.default is not None}
         if row["method"] in METHODS:  # :meth:`of` refuses others
-            own += METHODS[row["method"]].flags
-        needed = {flag.name for flag in own if not flag.added}
-        cells = {name: row[name] if name in needed else row.get(name, "") for name in FLAGS}
+            own |= {flag.name for flag in METHODS[row["method"]].flags}
+        cells = {name: row[name] if name in own else row.get(name, "") for name in FLAGS}
         return cls.of({name: FLAGS[name].parse(cell) for name, cell in cells.items()})
 
     def argv(self) -> list[str]:

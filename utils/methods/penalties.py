@@ -206,13 +206,11 @@ FLAG = Flag(
     "φ (default l1); lp only with the proximal method: its slope at 0 is infinite",
     default=L1.name,
     choices=tuple(PENALTIES),
-    added=True,
 )
 SHAPE = Flag(
     "shape",
     "of φ: a of l1-l2 and tl1, θ of mcp and scad (default 1), p of lp (default 0.5)",
     arguments.positive,
-    added=True,
 )
 
 

@@ -198,8 +198,9 @@ class ProximalSlimming(Method):
         return stays_zero & (bias <= 0) & (bias + c * bias_v.double() <= 0)
 
     def figures(self, loss: float) -> dict[str, float]:
-        # F of eq. (5), and eq. (2); read at once.
-        penalty, size = torch.stack((self.penalty(), self.phi.value(self.gamma.abs()))).tolist()
+        # F of eq. (5), and eq. (2), where φ is the ℓ1 norm; read at once.
+        values = torch.stack((self.penalty(), self.phi.value(self.gamma.abs())))
+        penalty, size = values.tolist()
         return {"objective": loss + penalty, "ns_objective": loss + self.lambda_ * size}
 
     def penalty(self) -> Tensor:

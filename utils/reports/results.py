@@ -189,7 +189,7 @@ def load(folder: Path) -> list[Result]:
 
 def trainings(path: Path) -> dict[str, Training]:
     """Those in a record, by run."""
-    told = [n for n, flag in OWN.items() if flag.default is not None and not flag.added]
+    told = [n for n, flag in OWN.items() if flag.default is not None]
     found = {}
     for row in records.read(path, (*TRAINED, *told), TRAINED[1:]):
         try:

@@ -157,9 +157,9 @@ class Run:
         by the same code.
         """
         step = self.step
-        highest = max(map(self.lr, range(self.epoch, self.settings.epochs)))  # still to come
 
         def gone_now() -> Tensor:
+            highest = max(map(self.lr, range(self.epoch, self.settings.epochs)))  # still to come
             dead = step.method.dead(step.optimizer, highest).cpu()
             return torch.cat(worth_cutting(step.model, step.method.split(dead)))
 
