@@ -11,7 +11,7 @@ from models.channel_selection import ChannelSelection
 from models.densenet import DenseNet
 from models.resnet import ResNet
 from models.resnet_basic import ResNetBasic
-from models.surgery import Slimmable, norms
+from models.surgery import Slimmable, norms, streams
 from models.vgg import SIZE, VGG
 
 __all__ = ["SIZE", "ChannelSelection", "Network", "build_model", "family", "full_cfg", "restore"]
@@ -42,14 +42,20 @@ def full_cfg(arch: str, depth: int) -> list[int | str]:
 
 
 def build_model(
-    arch: str, depth: int, num_classes: int, cfg: Sequence[int | str] | None = None
+    arch: str,
+    depth: int,
+    num_classes: int,
+    cfg: Sequence[int | str] | None = None,
+    **kept: Sequence[int],
 ) -> Slimmable:
     """Build a freshly initialised network that maps [n, 3, 32, 32] to [n, num_classes] logits.
 
-    ``cfg`` counts the kept channels of every batch norm (default: all, :func:`full_cfg`). Initial
-    values are section 5.1's: γ = 0.5, convolutions N(0, √(2 / (k²·out))), batch-norm biases 0.
+    ``cfg`` counts the kept channels of every batch norm (default: all, :func:`full_cfg`), and
+    ``kept`` says where in a stream those channels are that are not cut (default: everywhere).
+    Initial values are section 5.1's: γ = 0.5, convolutions N(0, √(2 / (k²·out))), batch-norm biases
+    0.
 
-    Raises ValueError for an unknown ``arch``, ``depth`` or a ``cfg`` that does not fit them.
+    Raises ValueError for an unknown ``arch``, ``depth``, or what does not fit them.
     """
     full = full_cfg(arch, depth)
     cfg = full if cfg is None else cfg
@@ -58,7 +64,7 @@ def build_model(
         for kept, width in zip(cfg, full, strict=True)
     ):
         raise ValueError(f"this cfg does not fit {arch}-{depth}: at full width it is {full}")
-    model = ARCHITECTURES[arch](num_classes, cfg)
+    model = ARCHITECTURES[arch](num_classes, cfg, **kept)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.normal_(module.weight, 0, math.sqrt(2 / module.weight[:, 0].numel()))
@@ -97,7 +103,13 @@ def restore(state: Mapping[str, Tensor]) -> Network:
                 raise ValueError(f"{key} is missing or has no length")
         kept = iter(len(state[gamma]) for gamma in gammas)
         cfg = [width if width == "M" else next(kept) for width in full_cfg(arch, depth)]
-        model = build_model(arch, depth, len(state[head]), cfg)
+        left = {name: f"{name}.index" for name in streams(full) if f"{name}.index" in state}
+        for name, key in left.items():
+            value, width = state[key], streams(full)[name].width
+            if value.dtype != torch.int64 or value.dim() != 1 or len(value) >= width:
+                raise ValueError(f"{key} is not a list of some of {width} channels")
+        positions = {name: state[key].tolist() for name, key in left.items()}
+        model = build_model(arch, depth, len(state[head]), cfg, **positions)
     expected = model.state_dict()
     # Checkpoints of before torch 0.4.1 do not count batches.
     counters = [k for k in expected if k.endswith("num_batches_tracked")]

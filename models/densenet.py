@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.channel_selection import ChannelSelection
+from models.channel_selection import ChannelSelection, Stream
 from models.surgery import BatchNorm, Slimmable, State, Wiring, offset
 
 GROWTH = 12
@@ -31,33 +31,43 @@ class DenseLayer(nn.Module):
 
 
 class Transition(DenseLayer):
-    """1×1 convolution from ``kept`` channels back to the stream's ``width``, and a 2×2 mean."""
+    """1×1 convolution from ``kept`` channels to ``out``, which begin a stream, and a 2×2 mean."""
 
-    def __init__(self, width: int, kept: int) -> None:
-        super().__init__(width, kept, width, 1)
+    def __init__(self, width: int, kept: int, out: int) -> None:
+        super().__init__(width, kept, out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.avg_pool2d(self.computed(x), 2)
 
 
 class DenseNet(Slimmable):
-    """``cfg``: of each block, the batch norms of its layers and the one after it."""
+    """``cfg``: of each block, the batch norms of its layers and the one after it.
 
-    def __init__(self, num_classes: int, cfg: Sequence[int]) -> None:
+    Each block has a stream, which the stem or a transition begins and its layers append to.
+    """
+
+    def __init__(self, num_classes: int, cfg: Sequence[int], **streams: Sequence[int]) -> None:
         super().__init__(num_classes, cfg)
-        layers, kept, width, parts = len(cfg) // 3 - 1, iter(cfg), STEM, list[nn.Module]()
-        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        layers, kept, parts = len(cfg) // 3 - 1, iter(cfg), list[nn.Module]()
+        first, written = {"conv1": STEM}, list[Stream]()
         for block in (1, 2, 3):
+            wrote = first | {f"dense{block}.{i}": GROWTH for i in range(layers)}
+            written.append(Stream(wrote, streams.get(f"stream{block}")))
+            first = {f"trans{block}": sum(wrote.values())}
+        self.stream1, self.stream2, self.stream3 = written
+        self.conv1 = nn.Conv2d(3, self.stream1.parts["conv1"], 3, padding=1, bias=False)
+        for block, stream in enumerate(written):
+            width, *appended = stream.parts.values()
+            if block:
+                parts.append(Transition(written[block - 1].width, next(kept), width))
             dense = nn.Sequential()
-            for _ in range(layers):
-                dense.append(DenseLayer(width, next(kept)))
-                width += GROWTH
+            for out in appended:
+                dense.append(DenseLayer(width, next(kept), out))
+                width += out
             parts.append(dense)
-            if block < 3:
-                parts.append(Transition(width, next(kept)))
         self.dense1, self.trans1, self.dense2, self.trans2, self.dense3 = parts
         self.bn = BatchNorm(cfg[-1])
-        self.select = ChannelSelection(width, cfg[-1])
+        self.select = ChannelSelection(self.stream3.width, cfg[-1])
         self.relu = nn.ReLU(inplace=True)
         self.avgpool = nn.AvgPool2d(8)
         self.fc = nn.Linear(cfg[-1], num_classes)
@@ -80,10 +90,10 @@ class DenseNet(Slimmable):
         return ((n, m) for n, m in self.named_modules() if isinstance(m, DenseLayer))
 
     def wiring(self) -> Wiring:
-        wiring: Wiring = {"conv1": (None, None), "select": ("bn", None), "fc": (None, "bn")}
+        wiring: Wiring = {"conv1": ("conv1", None), "select": ("bn", "stream3"), "fc": (None, "bn")}
         for name, _ in self._readers():
-            bn1 = f"{name}.bn1"
-            wiring |= {f"{name}.select": (bn1, None), f"{name}.conv1": (None, bn1)}
+            bn1, stream = f"{name}.bn1", f"stream{name[5]}"  # dense1.0, trans1
+            wiring |= {f"{name}.select": (bn1, stream), f"{name}.conv1": (name, bn1)}
         return wiring
 
     def offsets(self, emitted: Mapping[str, Tensor]) -> State:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from models.channel_selection import ChannelSelection
+from models.channel_selection import ChannelSelection, Stream
 from models.surgery import BatchNorm, Slimmable, State, Wiring, offset
 
 EXPANSION = 4
@@ -14,13 +14,15 @@ PLANES = (16, 32, 64)
 class Bottleneck(nn.Module):
     """1×1, 3×3, 1×1 convolutions, a batch norm and a ReLU before each, and a shortcut.
 
-    Reads and writes the residual stream at its full width; ``kept`` counts the channels that
-    each of the three batch norms works on.
+    Reads ``width`` channels of a residual stream and writes ``out``; where it does not ``begin``
+    a stage, it adds to what it reads. ``kept`` counts the channels that each of the three batch
+    norms works on.
     """
 
-    def __init__(self, width: int, planes: int, stride: int, kept: Sequence[int]) -> None:
+    def __init__(
+        self, width: int, out: int, stride: int, kept: Sequence[int], begins: bool
+    ) -> None:
         super().__init__()
-        out = planes * EXPANSION
         self.bn1 = BatchNorm(kept[0])
         self.select = ChannelSelection(width, kept[0])
         self.conv1 = nn.Conv2d(kept[0], kept[1], 1, bias=False)
@@ -30,7 +32,7 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(kept[2], out, 1, bias=False)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = None
-        if width != out:
+        if begins:
             self.downsample = nn.Sequential(nn.Conv2d(width, out, 1, stride, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,18 +43,23 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(Slimmable):
-    """``cfg``: three batch norms a block, and the last one."""
+    """``cfg``: three batch norms a block, and the last one.
 
-    def __init__(self, num_classes: int, cfg: Sequence[int]) -> None:
+    Channels of the last stage's stream can go. The others are read whole, by a downsampling.
+    """
+
+    def __init__(self, num_classes: int, cfg: Sequence[int], **streams: Sequence[int]) -> None:
         super().__init__(num_classes, cfg)
         blocks, width = len(cfg) // 9, PLANES[0]
+        self.stream3 = Stream({"stream3": PLANES[-1] * EXPANSION}, streams.get("stream3"))
+        outs = [planes * EXPANSION for planes in PLANES[:-1]] + [self.stream3.width]
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         layers = [nn.Sequential() for _ in PLANES]
         for i in range(3 * blocks):
-            planes = PLANES[i // blocks]
+            out, kept = outs[i // blocks], cfg[3 * i : 3 * i + 3]
             stride = 2 if i in (blocks, 2 * blocks) else 1
-            layers[i // blocks].append(Bottleneck(width, planes, stride, cfg[3 * i : 3 * i + 3]))
-            width = planes * EXPANSION
+            layers[i // blocks].append(Bottleneck(width, out, stride, kept, i % blocks == 0))
+            width = out
         self.layer1, self.layer2, self.layer3 = layers
         self.bn = BatchNorm(cfg[-1])
         self.select = ChannelSelection(width, cfg[-1])
@@ -82,17 +89,18 @@ class ResNet(Slimmable):
         return ((n, m) for n, m in self.named_modules() if isinstance(m, Bottleneck))
 
     def wiring(self) -> Wiring:
-        wiring: Wiring = {"conv1": (None, None), "select": ("bn", None), "fc": (None, "bn")}
+        wiring: Wiring = {"conv1": (None, None), "select": ("bn", "stream3"), "fc": (None, "bn")}
         for name, block in self._blocks():
             bn1, bn2, bn3 = (f"{name}.bn{i}" for i in (1, 2, 3))
+            writes = "stream3" if name.startswith("layer3") else None
             wiring |= {
-                f"{name}.select": (bn1, None),
+                f"{name}.select": (bn1, None if block.downsample else writes),
                 f"{name}.conv1": (bn2, bn1),
                 f"{name}.conv2": (bn3, bn2),
-                f"{name}.conv3": (None, bn3),
+                f"{name}.conv3": (writes, bn3),
             }
             if block.downsample is not None:
-                wiring[f"{name}.downsample.0"] = None, None
+                wiring[f"{name}.downsample.0"] = writes, None
         return wiring
 
     def offsets(self, emitted: Mapping[str, Tensor]) -> State:

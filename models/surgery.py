@@ -1,6 +1,7 @@
 """Cutting channels out of a network, and putting them back.
 
-A network's ``wiring`` says of every layer which batch norm's channels it writes and which it reads.
+A network's ``wiring`` says of every layer whose channels it writes and whose it reads: those of a
+batch norm, or of a stream that can get narrower.
 All that must follow when channels go comes from there: which rows and columns of a tensor stay.
 """
 
@@ -11,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.channel_selection import ChannelSelection
+from models.channel_selection import ChannelSelection, Stream
 
 Wiring = dict[str, tuple[str | None, str | None]]
 State = dict[str, Tensor]
+EVERYTHING: Mapping[str, Tensor] = {}
 AnyBatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 
@@ -39,10 +41,13 @@ class Slimmable(nn.Module):
     """[n, 3, 32, 32] pictures to [n, num_classes] logits; knows what it takes to cut its channels.
 
     ``cfg`` has the width of every batch norm whose channels can go, in module order, and ``'M'``
-    for VGG's max-pools.
+    for VGG's max-pools; ``streams`` the positions of the channels that there are in a stream, if
+    not all of them.
     """
 
-    def __init__(self, num_classes: int, cfg: Sequence[int | str]) -> None:
+    def __init__(
+        self, num_classes: int, cfg: Sequence[int | str], **streams: Sequence[int]
+    ) -> None:
         super().__init__()
         self.register_forward_pre_hook(_count_batch)
         self.num_classes, self.cfg = num_classes, list(cfg)
@@ -53,10 +58,11 @@ class Slimmable(nn.Module):
         raise NotImplementedError
 
     def wiring(self) -> Wiring:
-        """Of every layer: the batch norm whose channels it writes, and reads (or None).
+        """Of every layer: whose channels it writes, and whose it reads (or None).
 
-        A selection writes the channels of the batch norm behind it. A batch norm stands here only
-        if its own channels cannot go.
+        A selection writes the channels of the batch norm behind it, and reads a stream; other
+        layers write a part of one (see ``Stream.parts``), or the channels of a batch norm. A batch
+        norm stands here only if its own channels cannot go.
         """
         raise NotImplementedError
 
@@ -68,11 +74,11 @@ class Slimmable(nn.Module):
         """
         raise NotImplementedError
 
-    def narrowed(self, widths: Sequence[int]) -> "Slimmable":
+    def narrowed(self, widths: Sequence[int], **streams: Sequence[int]) -> "Slimmable":
         """A fresh network of this shape, whose batch norms have these ``widths``."""
         rest = iter(widths)
         cfg = [width if width == "M" else next(rest) for width in self.cfg]
-        return type(self)(self.num_classes, cfg)
+        return type(self)(self.num_classes, cfg, **streams)
 
 
 def norms(model: nn.Module) -> dict[str, AnyBatchNorm]:
@@ -82,54 +88,126 @@ def norms(model: nn.Module) -> dict[str, AnyBatchNorm]:
     return {n: m for n, m in named if isinstance(m, AnyBatchNorm) and m.affine and n not in fixed}
 
 
-def whereabouts(model: Slimmable, masks: Sequence[Tensor]) -> dict[str, tuple]:
+def streams(model: nn.Module) -> dict[str, Stream]:
+    """The streams of ``model`` that can get narrower, by name."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, Stream)}
+
+
+def selections(model: nn.Module) -> dict[str, ChannelSelection]:
+    """The selections of ``model`` by name."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, ChannelSelection)}
+
+
+def still_read(model: Slimmable, masks: Sequence[Tensor]) -> State:
+    """Which channels of each stream are read where the batch norms keep ``masks``: bool [width].
+
+    The others change neither an answer nor the gradient of anything that is read. A layer that
+    writes only such ones keeps its first.
+    """
+    kept, wiring = dict(zip(norms(model), masks, strict=True)), model.wiring()
+    read = {name: masks[0].new_zeros(stream.width) for name, stream in streams(model).items()}
+    for name, select in selections(model).items():
+        norm, source = wiring[name]
+        if norm and source:
+            read[source][select.positions().to(masks[0].device)[kept[norm]]] = True
+    for name, stream in streams(model).items():
+        for part in read[name].split(list(stream.parts.values())):
+            part[0] |= ~part.any()
+    return read
+
+
+def _kept(model: Slimmable, masks: Sequence[Tensor], read: Mapping[str, Tensor]) -> State:
+    """Where the channels are that stay: of batch norms, streams and parts of streams, by name."""
+    kept = {n: mask.nonzero().flatten() for n, mask in zip(norms(model), masks, strict=True)}
+    for name, stream in streams(model).items():
+        mask = read.get(name, masks[0].new_ones(stream.width))
+        parts = (part.nonzero().flatten() for part in mask.split(list(stream.parts.values())))
+        kept |= {name: mask.nonzero().flatten(), **dict(zip(stream.parts, parts, strict=True))}
+    return kept
+
+
+def whereabouts(
+    model: Slimmable, masks: Sequence[Tensor], read: Mapping[str, Tensor] = EVERYTHING
+) -> dict[str, tuple]:
     """Of every parameter and buffer, the index of what stays in it: ``tensor[index]``.
 
-    ``masks`` has one bool tensor per batch norm, True where a channel is kept. The index serves for
-    everything of the tensor's shape: the weights, their gradients, their momentum.
+    ``masks`` has one bool tensor per batch norm, True where a channel is kept, and ``read`` one for
+    each stream of which not everything is. The index serves for everything of the tensor's shape:
+    the weights, their gradients, their momentum.
     """
-    kept = {n: mask.nonzero().flatten() for n, mask in zip(norms(model), masks, strict=True)}
-    wiring = model.wiring() | {name: (name, None) for name in kept}
-    index: dict[str, tuple] = {}
+    kept = _kept(model, masks, read)
+    wiring = model.wiring() | {name: (name, None) for name in norms(model)}
+    index: dict[str, tuple] = {f"{name}.index": (kept[name],) for name in streams(model)}
     for name, (writes, reads) in wiring.items():
         layer = model.get_submodule(name)
+        if isinstance(layer, ChannelSelection) and writes:
+            index[f"{name}.index"] = (kept[writes],)
+            continue
         for key, tensor in layer.state_dict().items():
             rows = kept[writes] if writes else slice(None)
             columns = kept[reads] if reads else slice(None)
             if tensor.dim() > 1 and writes and reads:
                 rows = kept[writes][:, None]
             index[f"{name}.{key}"] = (rows, columns)[: tensor.dim()]
-        if isinstance(layer, ChannelSelection) and writes:
-            index[f"{name}.index"] = (kept[writes],)
     return index
 
 
 @torch.no_grad()
-def slim(model: Slimmable, masks: Sequence[Tensor]) -> Slimmable:
+def slim(
+    model: Slimmable, masks: Sequence[Tensor], read: Mapping[str, Tensor] = EVERYTHING
+) -> Slimmable:
     """A new network of the kept channels only; ``model`` stays as it is.
 
     ``masks`` has one bool tensor per batch norm, True where a channel is kept, at least one each.
     Removed channels are taken as γ = 0; the ReLU(bias) they emit is folded into what follows,
     exactly but at the border of 3×3 convolutions. Where they emit 0, both networks compute the
-    same. A residual or dense stream keeps its width: a mask only chooses what is read of it.
+    same. A mask chooses what is read of a residual or dense stream; the stream keeps its width, or
+    what :func:`still_read` says of these masks if that is given as ``read``.
     """
     device = next(model.parameters()).device
     masks = [mask.to(device) for mask in masks]
-    state = model.state_dict()
-    for name, layer in model.named_modules():
-        if isinstance(layer, ChannelSelection):
-            state[f"{name}.index"] = layer.positions().to(device)
+    read = {name: mask.to(device) for name, mask in read.items()}
+    kept, wiring, state = _kept(model, masks, read), model.wiring(), model.state_dict()
+    for name, select in selections(model).items():
+        positions, source = select.positions().to(device), wiring[name][1]
+        if source:  # where they are in what is left of it
+            positions = torch.searchsorted(kept[source], positions)
+        state[f"{name}.index"] = positions
+    left = {}
+    for name, stream in streams(model).items():
+        state[f"{name}.index"] = stream.positions().to(device)
+        left[name] = state[f"{name}.index"][kept[name]].tolist()
     emitted = {
         name: bn.bias.relu().masked_fill(mask, 0)
         for (name, bn), mask in zip(norms(model).items(), masks, strict=True)
     }
     for key, offset in model.offsets(emitted).items():
         state[key] = state[key] + offset
-    index = whereabouts(model, masks)
+    index = whereabouts(model, masks, read)
     with torch.device("meta"):
-        small = model.narrowed([int(mask.sum()) for mask in masks])
+        small = model.narrowed([int(mask.sum()) for mask in masks], **left)
     small.load_state_dict({k: state[k][index[k]].clone() for k in small.state_dict()}, assign=True)
     return small.train(model.training)
+
+
+@torch.no_grad()
+def widened(model: Slimmable) -> Slimmable:
+    """The same function, with what was cut out of streams put back as zeros."""
+    wide = model.narrowed([bn.num_features for bn in norms(model).values()])
+    wide.to(next(model.parameters()))
+    state, wiring, narrow = wide.state_dict(), model.wiring(), streams(model)
+    masks = [torch.ones(bn.num_features, dtype=torch.bool) for bn in norms(wide).values()]
+    there = {name: torch.zeros(stream.channels).bool() for name, stream in narrow.items()}
+    for name, stream in narrow.items():
+        there[name][stream.positions()] = True
+    for tensor in state.values():
+        tensor.zero_()
+    put_back(model.state_dict(), state, whereabouts(wide, masks, there))
+    for name, select in selections(wide).items():
+        positions, source = selections(model)[name].positions(), wiring[name][1]
+        if select.index is not None:
+            select.index.copy_(narrow[source].positions()[positions] if source else positions)
+    return wide.train(model.training)
 
 
 @torch.no_grad()
@@ -139,10 +217,10 @@ def put_back(
     """Write the entries of ``part``, a slim network's, to where in ``full`` they came from.
 
     ``index`` is what :func:`whereabouts` says of the full network. What was cut stays as ``full``
-    has it, and so do its selections.
+    has it, and so do selections and streams.
     """
     for key, value in part.items():
-        if not key.endswith("select.index"):
+        if not key.endswith(".index"):
             full[key][index[key]] = value.to(full[key])
 
 

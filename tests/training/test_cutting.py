@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from models import build_model, full_cfg
-from models.surgery import norms, put_back, slim, whereabouts
+from models.surgery import norms, put_back, selections, slim, still_read, streams, whereabouts
 from runs import DYING, assert_same_run, kill_and_resume, rows, start, train
 from utils.data.batches import Batches
 from utils.data.datasets import load_dataset
@@ -63,11 +63,15 @@ class Trainer:
             self.optimizer.state[parameter]["momentum_buffer"] = buffers[name].clone()
         return self
 
+    def left(self, gone: Tensor) -> tuple:
+        masks = self.method.split(~gone)
+        return self.model, masks, still_read(self.model, masks)
+
     def cut(self, gone: Tensor) -> "Trainer":
         """A twin without the channels that are ``gone``."""
-        masks = self.method.split(~gone)
-        index = whereabouts(self.model, masks)
-        twin = Trainer(slim(self.model, masks), self.method.xi[~gone])
+        left = self.left(gone)
+        index = whereabouts(*left)
+        twin = Trainer(slim(*left), self.method.xi[~gone])
         return twin.with_momentum({n: v[index[n]] for n, v in self.momentum().items()})
 
 
@@ -107,12 +111,12 @@ def a_kept_one(trainer: Trainer, gone: Tensor) -> Tensor:
 
 def furthest(full: Trainer, cut: Trainer, gone: Tensor) -> float:
     """By how much the two differ, in what the cut one has; and by how much a cut γ left 0."""
-    index = whereabouts(full.model, full.method.split(~gone))
+    index = whereabouts(*full.left(gone))
     state = full.model.state_dict()
     pairs = [
         (state[key][index[key]], value)
         for key, value in cut.model.state_dict().items()
-        if not key.endswith("select.index")
+        if not key.endswith(".index")
     ]
     pairs.append((full.method.xi[~gone], cut.method.xi))
     pairs.append((full.method.gamma[gone], torch.zeros(())))
@@ -131,6 +135,26 @@ def test_whatever_survives_is_what_it_would_have_been(dying):
     gone = a_kept_one(full, full.method.dead(full.optimizer, LR))
     assert gone.double().mean() > 0.3
     assert compare(full, full.cut(gone), gone) < 1e-12
+
+
+def test_a_stream_channel_that_all_readers_have_cut_is_missed_by_nothing(dying):
+    full = dying.in_float64()
+    momentum, wiring = full.momentum(), full.model.wiring()
+    for name, select in selections(full.model).items():
+        norm, source = wiring[name]
+        if source:  # the later half of every stream dies
+            half = slice(select.channels // 2, None)
+            bn, xi = full.model.get_submodule(norm), full.method.split(full.method.xi)
+            with torch.no_grad():
+                bn.weight[half], bn.bias[half] = 0, -0.1
+                xi[list(norms(full.model)).index(norm)][half] = 0
+            for entry in ("weight", "bias"):
+                momentum[f"{norm}.{entry}"][half] = 0
+    gone = a_kept_one(full, full.method.dead(full.optimizer, LR))
+    cut = full.cut(gone)
+    widths = [(s.width, s.channels) for s in streams(cut.model).values()]
+    assert all(width < whole for width, whole in widths)
+    assert compare(full, cut, gone, steps=40) < 1e-12
 
 
 def spoil(trainer: Trainer, what: str, channel: int) -> None:

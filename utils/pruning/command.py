@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models import family
 from models.cost import cost
-from models.surgery import Slimmable, norms, slim
+from models.surgery import Slimmable, norms, slim, still_read, widened
 from utils import arguments
 from utils.atomic import check_writable
 from utils.console import InputError, note
@@ -26,7 +26,15 @@ from utils.files.names import PRUNED, Files, run_of
 from utils.files.start import known_of
 from utils.methods.base import count_of, is_zero
 from utils.pruning.plan import apply_plan, filter_sizes, plan
-from utils.pruning.report import accuracy, differences, kinds, print_comparison, print_report, sizes
+from utils.pruning.report import (
+    accuracy,
+    differences,
+    kinds,
+    print_comparison,
+    print_report,
+    sizes,
+    unread,
+)
 
 TARGETS = {"flops": "flops", "params": "parameters"}  # flags, and entries of a Cost
 
@@ -86,6 +94,8 @@ def prune(arch: str, name: str, argv: list[str] | None = None) -> None:
     records.read(folder / PRUNED, ("run",))
 
     model = given.network.model.eval()
+    if args.layout == "released":
+        model = widened(model)  # all that those programs know
     layers, factors = list(norms(model).values()), given.factors
     mask = args.mask or given.mask
     if mask not in factors:
@@ -104,14 +114,14 @@ def prune(arch: str, name: str, argv: list[str] | None = None) -> None:
     tests = Batches(data, "test", args.test_batch_size, pick_device(args.no_cuda))
     labels, full_cost = tests.labels.cpu(), cost(model)
 
-    def carry_out(zeros: Tensor) -> tuple[list[Tensor], Slimmable, Tensor, Tensor]:
-        """The masks, the slim network, and what the masked and the slim one answer."""
+    def carry_out(zeros: Tensor) -> tuple[list[Tensor], Slimmable, Slimmable, Tensor, Tensor]:
+        """The masks, what they leave, what is written of it, and answers: masked and written."""
         masks, masked = choose(zeros, count), copy.deepcopy(model)
         apply_plan(masked, masks, zeros)
-        small = slim(masked, masks)
-        return masks, small, predict(masked, tests), predict(small, tests)
+        small, written = slim(masked, masks), to_write(args, masked, masks)
+        return masks, small, written, predict(masked, tests), predict(written, tests)
 
-    masks, small, of_masked, of_slim = carry_out(zeros)
+    masks, small, written, of_masked, of_slim = carry_out(zeros)
     before = predict(model, tests)
     settings, targeted = given.settings, (args.target_flops, args.target_params) != (None, None)
     row = {
@@ -123,6 +133,7 @@ def prune(arch: str, name: str, argv: list[str] | None = None) -> None:
         "dataset": data.name,
         "percent": None if targeted else args.percent,
         **sizes(masks, full_cost, cost(small)),
+        **unread(small, written),
         "accuracy_before": accuracy(before, labels),
         "accuracy_masked": accuracy(of_masked, labels),
         "accuracy_slim": accuracy(of_slim, labels),
@@ -136,7 +147,7 @@ def prune(arch: str, name: str, argv: list[str] | None = None) -> None:
     }
     print_report(row, list(norms(model)), masks)
     if mask != "gamma":
-        masks, other, _, answers = carry_out(is_zero(factors["gamma"]))
+        masks, other, _, _, answers = carry_out(is_zero(factors["gamma"]))
         by_gamma = sizes(masks, full_cost, cost(other))
         print_comparison(row, {**by_gamma, "accuracy_slim": accuracy(answers, labels)})
     if not count and not zeros.any():
@@ -144,10 +155,10 @@ def prune(arch: str, name: str, argv: list[str] | None = None) -> None:
             "no scaling factor is zero, so nothing was pruned: train with -sr and a larger --s or"
             " more epochs, or choose a share of the channels with --percent"
         )
-    state = small.state_dict()
+    state = written.state_dict()
     content = {
-        "cfg": small.cfg,
-        "state_dict": to_released(state, small) if args.layout == "released" else state,
+        "cfg": written.cfg,
+        "state_dict": to_released(state, written) if args.layout == "released" else state,
         "layout": args.layout,
         "classes": given.classes,
         "mean": given.mean,
@@ -178,7 +189,7 @@ def channels_to_prune(
     full = getattr(cost(model), what)
 
     def saved(count: int) -> float:
-        return 1 - getattr(cost(slim(model, choose(count))), what) / full
+        return 1 - getattr(cost(to_write(args, model, choose(count))), what) / full
 
     # Pruning more never costs more, so this is a binary search.
     count = bisect_left(range(channels + 1), target, key=saved)
@@ -188,6 +199,11 @@ def channels_to_prune(
             f" every layer {saved(channels):.4f} of the {what} are gone"
         )
     return count
+
+
+def to_write(args: argparse.Namespace, model: Slimmable, masks: list[Tensor]) -> Slimmable:
+    """What of ``model`` is written: without channels that nobody reads, if --layout has such."""
+    return slim(model, masks, {} if args.layout == "released" else still_read(model, masks))
 
 
 @torch.no_grad()

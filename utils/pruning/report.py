@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.cost import Cost
-from models.surgery import AnyBatchNorm
+from models.cost import Cost, cost
+from models.surgery import AnyBatchNorm, Slimmable, streams
 from utils.methods.base import is_zero
 
 # Below this share of the largest logit, a difference is rounding.
@@ -30,6 +30,17 @@ def sizes(masks: list[Tensor], before: Cost, after: Cost) -> dict[str, int | str
             row |= {what: full[what], f"{what}_kept": kept[what]}
         row[f"{what}_pruned_percent"] = f"{100 * (1 - kept[what] / full[what]):.2f}"
     return row
+
+
+def unread(small: Slimmable, written: Slimmable) -> dict[str, int]:
+    """What went with stream channels that nobody reads, from ``small`` to ``written``."""
+    widths = [sum(stream.width for stream in streams(m).values()) for m in (small, written)]
+    before, after = cost(small), cost(written)
+    return {
+        "unread_channels": widths[0] - widths[1],
+        "unread_parameters": before.parameters - after.parameters,
+        "unread_flops": before.flops - after.flops,
+    }
 
 
 def kinds(masks: list[Tensor], norms: Sequence[AnyBatchNorm]) -> dict[str, int]:
@@ -64,6 +75,13 @@ def print_report(row: Mapping[str, Any], names: Sequence[str], masks: Sequence[T
     for what in ("channels", "parameters", "flops"):
         kept, share = row[f"{what}_kept"], row[f"{what}_pruned_percent"]
         print(f"{what}: {row[what]:,} -> {kept:,}, {share} % pruned")
+    if row["unread_channels"]:
+        parameters, flops = row["unread_parameters"], row["unread_flops"]
+        print(
+            f"and {row['unread_channels']} channels of streams that nothing reads any more: "
+            f"{parameters:,} parameters ({parameters / row['parameters']:.2%}),"
+            f" {flops:,} flops ({flops / row['flops']:.2%})"
+        )
     print(
         f"removed channels: {row['silent']} silent, {row['constant']} emitting a constant (folded),"
         f" {row['alive']} alive\n"

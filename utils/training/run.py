@@ -5,7 +5,7 @@ import platform
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, field, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models import Network
 from models.cost import cost
-from models.surgery import State, norms, put_back, slim, whereabouts
+from models.surgery import Slimmable, State, norms, put_back, slim, still_read, whereabouts
 from models.weights import Compression
 from utils.console import Diverged, Lost, Stopped, note
 from utils.data.batches import Batches
@@ -95,9 +95,11 @@ class Run:
     def _widths(self) -> list[int]:
         return [bn.num_features for bn in norms(self.network.model).values()]
 
-    def _masks(self) -> tuple[Tensor, ...]:
-        """Which channels of ``network`` train, a batch norm each."""
-        return (~self.cut).split(self._widths())
+    def _left(self) -> tuple[Slimmable, Sequence[Tensor], Mapping[str, Tensor]]:
+        """``network``, and which channels of it train: of its batch norms, and of its streams."""
+        masks = (~self.cut).split(self._widths())
+        read = still_read(self.network.model, masks) if self.cut.any() else {}
+        return self.network.model, masks, read
 
     def lr(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 0."""
@@ -107,7 +109,7 @@ class Run:
     def _build(self) -> None:
         """The step that trains what ``cut`` leaves of ``network``, with the method's own start."""
         s = self.settings
-        model = slim(self.network.model, self._masks())
+        model = slim(*self._left())
         self.flops = cost(model).flops
         self.execution.place(model)
         method = method_of(s.method, s.prune_ratio).of(model, s.options)
@@ -126,7 +128,7 @@ class Run:
 
     def _whereabouts(self) -> dict[str, tuple]:
         """Where in ``network`` the tensors are that train."""
-        return whereabouts(self.network.model, self._masks())
+        return whereabouts(*self._left())
 
     def full(self, flat: Tensor) -> Tensor:
         """A vector over the channels that train, with 0 for those that were cut; on the CPU."""
