@@ -281,12 +281,31 @@ def test_a_layer_that_died_keeps_the_channel_of_the_largest_bias_and_is_no_reaso
 def test_a_selection_is_only_made_for_half_a_layer():
     model = build_model("resnet", 11, 10)
     few, many = (worth_cutting(model, deaths(model, share)) for share in (0.4, 0.6))
-    reads = [name.endswith("bn1") or name == "bn" for name in norms(model)]
+    # (The last batch norm is here the only reader of its stream, which goes along.)
+    reads = [name.endswith("bn1") for name in norms(model)]
     assert [bool(part.any()) for part in few] == [not read for read in reads]
     assert all(part.any() for part in many)
     # Where it is there already, more may go.
-    left = slim(model, [~part for part in many])
+    masks = [~part for part in many]
+    left = slim(model, masks, still_read(model, masks))
     assert all(part.any() for part in worth_cutting(left, deaths(left, 0.4)))
+
+
+def test_what_no_reader_needs_is_cut_without_a_selection():
+    model = build_model("densenet", 10, 10)
+    dead = [torch.zeros(bn.num_features, dtype=torch.bool) for bn in norms(model).values()]
+    for part in dead:  # a few of the stem's, the same for all readers, and one more for the first
+        part[3:9] = True
+    dead[0][9] = True
+    cut = worth_cutting(model, dead)
+    masks = [~part for part in cut]
+    assert [int(part.sum()) for part in cut] == [6] * 9
+    left = slim(model, masks, still_read(model, masks))
+    assert all(select.index is None for select in selections(left).values())
+    assert left.conv1.out_channels == 18
+    # One that a single reader needs stays in all of them.
+    dead[2][4] = False
+    assert [int(part.sum()) for part in worth_cutting(model, dead)] == [5] * 3 + [6] * 6
 
 
 @pytest.mark.parametrize(("arch", "depth"), NETWORKS)

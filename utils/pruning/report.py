@@ -79,8 +79,8 @@ def print_report(row: Mapping[str, Any], names: Sequence[str], masks: Sequence[T
         parameters, flops = row["unread_parameters"], row["unread_flops"]
         print(
             f"and {row['unread_channels']} channels of streams that nothing reads any more: "
-            f"{parameters:,} parameters ({parameters / row['parameters']:.2%}),"
-            f" {flops:,} flops ({flops / row['flops']:.2%})"
+            f"{parameters:,} parameters ({100 * parameters / row['parameters']:.2f} %),"
+            f" {flops:,} flops ({100 * flops / row['flops']:.2f} %)"
         )
     print(
         f"removed channels: {row['silent']} silent, {row['constant']} emitting a constant (folded),"

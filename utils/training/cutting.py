@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from models import ChannelSelection
-from models.surgery import Slimmable, norms
+from models.surgery import Slimmable, norms, selections, still_read
 
 # Both are measured on a CPU. Building the step anew is not worth less than this share of channels;
 LEAST = 0.01
@@ -20,21 +19,20 @@ def worth_cutting(model: Slimmable, dead: Sequence[Tensor]) -> list[Tensor]:
     ``dead`` says which have died, on the CPU. A pure function of these and of the batch norms'
     biases: a run that is interrupted cuts as the uninterrupted one does. A layer in which all have
     died keeps that of the largest bias, and one that a selection would have to be made for waits
-    until half of it is dead.
+    until half of it is dead; what no other reader needs either goes from the stream, and needs no
+    selection.
     """
-    full_readers = {
-        norm
-        for name, (norm, _) in model.wiring().items()
-        if isinstance(layer := model.get_submodule(name), ChannelSelection) and layer.index is None
-    }
-    cut = []
-    for (name, bn), gone in zip(norms(model).items(), dead, strict=True):
-        gone = gone.clone()
+    wiring = model.wiring()
+    full_readers = dict(wiring[n] for n, s in selections(model).items() if s.index is None)
+    cut = [gone.clone() for gone in dead]
+    for bn, gone in zip(norms(model).values(), cut, strict=True):
         if gone.all():
             gone[int(bn.bias.argmax())] = False
+    read = still_read(model, [~gone for gone in cut])
+    for name, gone in zip(norms(model), cut, strict=True):
         if name in full_readers and gone.sum() < LEAST_SELECTED * len(gone):
-            gone.zero_()
-        cut.append(gone)
+            stream = full_readers[name]
+            gone &= ~read[stream][: len(gone)] if stream else False
     everything = torch.cat(cut)
     if everything.sum() <= LEAST * len(everything):
         return [torch.zeros_like(gone) for gone in cut]
