@@ -19,7 +19,8 @@ def training(settings: Settings, **results: object) -> dict[str, object]:
     row = {"run": settings.run, **settings.cells(), "precision": "bf16", "channels": 1000,
            "gamma_zeros": 0, "xi_zeros": "", "seconds_per_epoch": 30 + settings.seed,
            "command": "python main.py", "commit": "abc1234", "device": "GPU X",
-           "source": "torchvision"}  # fmt: skip
+           "source": "torchvision", "pictures": "0000aaaa", "test_pictures": "0000bbbb",
+           "checksum": f"{settings.seed:08x}"}  # fmt: skip
     return row | results
 
 
@@ -54,7 +55,9 @@ def run(
     result = {"gamma_zeros": zeros, "test_accuracy": accuracy, "source": source}
     append(folder / TRAINED, training(settings, **result))
     if percent is not None:
-        row = {"run": settings.run, "percent": percent, "mask": mask, "channels": 1000,
+        row = {"model": f"{settings.run}_pruned.pth.tar", "run": settings.run,
+               "checksum": f"{seed:08x}", "test_pictures": "0000bbbb", "percent": percent,
+               "mask": mask, "channels": 1000,
                "channels_kept": kept, "channels_pruned_percent": channels,
                "paper_parameters_pruned_percent": parameters, "paper_flops_pruned_percent": flops,
                # the other accounting, which no table shows

@@ -12,8 +12,9 @@ from PIL import Image
 import recorded
 from models import build_model
 from utils import console
+from utils.files import checkpoint
 from utils.files.layouts import to_released
-from utils.files.names import TRAINED, Files
+from utils.files.names import PRUNED, TRAINED, Files
 from utils.methods.base import batch_norms
 from utils.paper.published import TABLES, numbers
 from utils.reports import plots, results, tradeoff
@@ -123,7 +124,10 @@ def test_what_was_pruned_is_shown_once_it_is(tmp_path):
     run(tmp_path, "a", "vgg", 11, 4)
     cfg = [8, "M", 16, "M", 32, 32, "M", 64, 64, "M", 64, 64]
     slim = {"cfg": cfg, "state_dict": build_model("vgg", 11, 10, cfg).state_dict()}
-    torch.save(slim, Files(tmp_path, "a").slim())
+    files = Files(tmp_path, "a")
+    torch.save(slim, files.slim())
+    row = {"model": files.slim().name, "checksum": checkpoint.checksum(files.checkpoint)}
+    recorded.append(tmp_path / PRUNED, row)
     _, kept = panel(plots.draw_run(tmp_path, "a"), "channels kept").containers
     assert [bar.get_height() for bar in kept] == [width for width in cfg if width != "M"]
 

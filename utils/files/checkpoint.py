@@ -1,5 +1,6 @@
 """Checkpoints on disk: ours, and those of the earlier network-slimming programs."""
 
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,6 +112,11 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
         kept = "; the one before is kept" if path.exists() else ""
         raise InputError(f"{path} could not be written ({reason}){kept}") from None
+
+
+def checksum(path: Path) -> str:
+    """CRC-32 of the file, as records have it: what tells one checkpoint from another."""
+    return f"{zlib.crc32(path.read_bytes()):08x}"
 
 
 def snapshot(value: Any) -> Any:

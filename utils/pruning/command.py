@@ -30,6 +30,7 @@ from utils.pruning.report import (
     accuracy,
     differences,
     kinds,
+    of_original,
     print_comparison,
     print_report,
     sizes,
@@ -127,6 +128,10 @@ def prune(arch: str, name: str, argv: list[str] | None = None) -> None:
     row = {
         "model": out.name,
         "run": given.run or run_of(path),
+        "checkpoint": path.name,
+        "epoch": given.epoch,
+        "checksum": checkpoint.checksum(path),
+        "test_pictures": f"{data.test.checksum():08x}",
         **({} if settings is None else settings.cells()),
         "arch": arch,
         "depth": given.network.depth,
@@ -145,6 +150,7 @@ def prune(arch: str, name: str, argv: list[str] | None = None) -> None:
         "criterion": args.criterion,
         "adjust": args.adjust,
     }
+    row |= of_original(given.network, row)
     print_report(row, list(norms(model)), masks)
     if mask != "gamma":
         masks, other, _, _, answers = carry_out(is_zero(factors["gamma"]))

@@ -7,17 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models import Network, build_model
 from models.cost import Cost, cost
-from models.surgery import AnyBatchNorm, Slimmable, streams
+from models.surgery import AnyBatchNorm, Slimmable, norms, streams
 from utils.methods.base import is_zero
 
 # Below this share of the largest logit, a difference is rounding.
 ROUNDING = 1e-4
+COUNTED = ("channels", "parameters", "flops")
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> str:
     """In percent, as it stands in the record."""
     return f"{100 * (logits.argmax(1) == labels).double().mean().item():.4f}"
+
+
+def _percent_less(before: int, after: int) -> str:
+    return f"{100 * (1 - after / before):.2f}"
 
 
 def sizes(masks: list[Tensor], before: Cost, after: Cost) -> dict[str, int | str]:
@@ -28,7 +34,7 @@ def sizes(masks: list[Tensor], before: Cost, after: Cost) -> dict[str, int | str
     for what in full:
         if not what.startswith("paper_"):
             row |= {what: full[what], f"{what}_kept": kept[what]}
-        row[f"{what}_pruned_percent"] = f"{100 * (1 - kept[what] / full[what]):.2f}"
+        row[f"{what}_pruned_percent"] = _percent_less(full[what], kept[what])
     return row
 
 
@@ -43,10 +49,24 @@ def unread(small: Slimmable, written: Slimmable) -> dict[str, int]:
     }
 
 
-def kinds(masks: list[Tensor], norms: Sequence[AnyBatchNorm]) -> dict[str, int]:
+def of_original(network: Network, row: Mapping[str, Any]) -> dict[str, str]:
+    """What share is gone of the network that all began with, where ``row`` says what is kept.
+
+    The same as of ``network``, which was pruned, unless that one was slim already.
+    """
+    with torch.device("meta"):
+        full = build_model(network.arch, network.depth, network.model.num_classes)
+    whole = {"channels": sum(bn.num_features for bn in norms(full).values()), **asdict(cost(full))}
+    return {
+        f"original_{what}_pruned_percent": _percent_less(whole[what], row[f"{what}_kept"])
+        for what in COUNTED
+    }
+
+
+def kinds(masks: list[Tensor], layers: Sequence[AnyBatchNorm]) -> dict[str, int]:
     """How many of the removed channels were silent, emitted a constant, or were alive."""
-    removed, dead = ~torch.cat(masks), is_zero(torch.cat([bn.weight for bn in norms]))
-    silent = dead & (torch.cat([bn.bias for bn in norms]) <= 0)
+    removed, dead = ~torch.cat(masks), is_zero(torch.cat([bn.weight for bn in layers]))
+    silent = dead & (torch.cat([bn.bias for bn in layers]) <= 0)
     found = {"silent": silent, "constant": dead & ~silent, "alive": ~dead}
     return {kind: int((removed & which).sum()) for kind, which in found.items()}
 
@@ -72,7 +92,7 @@ def print_report(row: Mapping[str, Any], names: Sequence[str], masks: Sequence[T
     print(f"{'layer':<24}channels  kept")
     for name, mask in zip(names, masks, strict=True):
         print(f"{name:<24}{len(mask):8}{int(mask.sum()):6}")
-    for what in ("channels", "parameters", "flops"):
+    for what in COUNTED:
         kept, share = row[f"{what}_kept"], row[f"{what}_pruned_percent"]
         print(f"{what}: {row[what]:,} -> {kept:,}, {share} % pruned")
     if row["unread_channels"]:
@@ -82,6 +102,10 @@ def print_report(row: Mapping[str, Any], names: Sequence[str], masks: Sequence[T
             f"{parameters:,} parameters ({100 * parameters / row['parameters']:.2f} %),"
             f" {flops:,} flops ({100 * flops / row['flops']:.2f} %)"
         )
+    original = [row[f"original_{what}_pruned_percent"] for what in COUNTED]
+    if original != [row[f"{what}_pruned_percent"] for what in COUNTED]:
+        shares = (f"{share} % of the {what}" for what, share in zip(COUNTED, original, strict=True))
+        print(f"of the network that was trained first, gone are {', '.join(shares)}")
     print(
         f"removed channels: {row['silent']} silent, {row['constant']} emitting a constant (folded),"
         f" {row['alive']} alive\n"
@@ -107,6 +131,6 @@ def print_comparison(chosen: Mapping[str, Any], gamma: Mapping[str, Any]) -> Non
     """What another --mask wins over --mask gamma, and what it costs."""
     print("mask    channels  parameters  flops    accuracy")
     for label, row in (("gamma", gamma), (chosen["mask"], chosen)):
-        shares = [row[f"{what}_pruned_percent"] for what in ("channels", "parameters", "flops")]
+        shares = [row[f"{what}_pruned_percent"] for what in COUNTED]
         channels, parameters, flops = (f"{share} %" for share in shares)
         print(f"{label:<8}{channels:<10}{parameters:<12}{flops:<9}{row['accuracy_slim']} %")

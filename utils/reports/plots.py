@@ -21,7 +21,7 @@ from utils import arguments, console
 from utils.atomic import check_writable
 from utils.console import InputError
 from utils.files import checkpoint, records
-from utils.files.names import CHECKPOINT, Files, run_of
+from utils.files.names import CHECKPOINT, PRUNED, Files, run_of
 from utils.files.records import Row
 from utils.methods import METHODS
 from utils.methods.base import batch_norms, is_zero
@@ -56,7 +56,9 @@ def draw_run(folder: Path, run: str) -> Any:
         )
     norms = batch_norms(checkpoint.load(files.checkpoint).network.model)
     gammas = [bn.weight.detach() for bn in norms]
-    if files.slim().is_file():
+    pruned = {row["model"]: row for row in records.read(folder / PRUNED, ("model",))}  # the last
+    source = pruned.get(files.slim().name, {}).get("checksum")
+    if files.slim().is_file() and source == checkpoint.checksum(files.checkpoint):
         slim = checkpoint.load(files.slim()).network
         kept, how = [len(bn.weight) for bn in batch_norms(slim.model)], "As pruned"
     else:

@@ -41,6 +41,9 @@ PRUNED = (
     "run mask channels channels_kept channels_pruned_percent paper_parameters_pruned_percent"
     " paper_flops_pruned_percent accuracy_before accuracy_slim"
 ).split()
+# Where the rows of a training and of a pruning of its final checkpoint, on its own test pictures,
+# are the same.
+SHARED = ("run", "checksum", "test_pictures")
 Told = tuple[tuple[str, Any], ...]  # flags by name, and their values
 
 
@@ -181,10 +184,14 @@ def load(folder: Path) -> list[Result]:
     prunings = records.read(folder / names.PRUNED, PRUNED, ("percent", *PRUNED[2:]))
     found = []
     for run, training in trained.items():
-        own = [row for row in prunings if row["run"] == run]
+        own = [row for row in prunings if _shared(row) == _shared(training.row)]
         refine = refined.get(names.Files(folder, run).refined.run)
         found.append(Result(training.settings, training.row, own, refine))
     return found
+
+
+def _shared(row: Row) -> list[str]:
+    return [row.get(column) or "" for column in SHARED]
 
 
 def trainings(path: Path) -> dict[str, Training]:

@@ -374,6 +374,7 @@ class Run:
 
         ``accuracy`` is in percent, ``seconds`` what the epochs' training took.
         """
+        self.write()
         device = self.execution.device
         on_cpu = device.type == "cpu"
         row = {
@@ -387,6 +388,8 @@ class Run:
             "seconds_per_epoch": f"{sum(seconds) / len(seconds):.3f}",
             "train_seconds": f"{sum(seconds):.3f}",
             "checkpoint": self.files.checkpoint.name,
+            "checksum": checkpoint.checksum(self.files.checkpoint),
+            "test_pictures": f"{self.data.test.checksum():08x}",
             "command": shlex.join(["python", "main.py", *argv]),
             "commit": commit(),
             "python": platform.python_version(),
