@@ -19,7 +19,7 @@ def training(settings: Settings, **results: object) -> dict[str, object]:
     row = {"run": settings.run, **settings.cells(), "precision": "bf16", "channels": 1000,
            "gamma_zeros": 0, "xi_zeros": "", "seconds_per_epoch": 30 + settings.seed,
            "command": "python main.py", "commit": "abc1234", "device": "GPU X",
-           "source": "torchvision", "pictures": "0000aaaa", "test_pictures": "0000bbbb",
+           "source": "torchvision", "test_pictures": "0000bbbb",
            "checksum": f"{settings.seed:08x}"}  # fmt: skip
     return row | results
 
@@ -39,6 +39,7 @@ def run(
     tuned: float | None = None,
     mask: str = "gamma",
     source: str = "torchvision",
+    pictures: str = "0000aaaa",
     tuned_more: Mapping[str, Any] | None = None,
     **told: Any,
 ) -> str:
@@ -53,6 +54,7 @@ def run(
     channels, parameters, flops = pruned
     kept = 1000 if percent is None else round(10 * (100 - channels))
     result = {"gamma_zeros": zeros, "test_accuracy": accuracy, "source": source}
+    result["pictures"] = pictures
     append(folder / TRAINED, training(settings, **result))
     if percent is not None:
         row = {"model": f"{settings.run}_pruned.pth.tar", "run": settings.run,
@@ -70,6 +72,8 @@ def run(
         own |= {"method": "baseline", "refine": "pruned.pth.tar"}
         own |= {k: more.pop(k) for k in list(more) if k in FLAGS}
         result = {"channels": kept, "test_accuracy": tuned, "seconds_per_epoch": 20}
-        row = training(Settings.of(own), **{**result, "source": source, **more})
+        row = training(
+            Settings.of(own), **{**result, "source": source, "pictures": pictures, **more}
+        )
         append(folder / REFINED, row)
     return settings.run

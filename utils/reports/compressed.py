@@ -30,7 +30,7 @@ def table(folder: Path, trained: list[Result]) -> tuple[str, list[list[str]]]:
     """Title and note, and lines: the retrainings in the record, seeds together, by network."""
     before = {result.row["run"]: result for result in trained}
     groups: dict[tuple[str, Group, Variant], list[Mapping[str, str]]] = {}
-    for found in results.trainings(folder / names.REFINED).values():
+    for found in results.trainings(folder / names.REFINED):
         if found.settings.prune_ratio is None or not found.row.get("compression"):
             continue
         start = before.get(names.run_of(Path(found.settings.refine or "")))

@@ -1,13 +1,13 @@
 """What the record files in a folder say of every run: trained, pruned, fine-tuned."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.arguments import Flag
 from utils.console import InputError
-from utils.data.datasets import PICTURES
+from utils.data.datasets import TORCHVISION
 from utils.files import names, records
 from utils.files.records import Row
 from utils.flags.settings import FLAGS, OWN, Settings
@@ -72,10 +72,11 @@ def words(told: Told) -> list[str]:
     return [" ".join(FLAGS[name].argv(value)) for name, value in told if value is not None]
 
 
-def experiment_of(settings: Settings, source: str | None = "") -> tuple[Group, Variant]:
-    """What runs must share to be averaged: the values of all flags that are compared.
+def experiment_of(settings: Settings, row: Row | None = None) -> tuple[Group, Variant]:
+    """What runs must share to be averaged: the values of all flags that are compared, the pictures.
 
-    ``source`` is where the pictures were from, as a record has it.
+    ``row`` is a run's in the record. Without it, or where it names none, the pictures are those of
+    the public data set, whose files' MD5 were compared.
     """
     s, known = settings, settings.values()
 
@@ -85,10 +86,12 @@ def experiment_of(settings: Settings, source: str | None = "") -> tuple[Group, V
 
     apart = ("arch", "depth", "dataset", "epochs", "method", "init")
     others = words(told(flag for flag in OWN.values() if flag.name not in apart))
-    terms = f"{s.epochs} epochs", *others, *([PICTURES] if source == PICTURES else [])
+    source, checksum = ((row or {}).get(column) for column in ("source", "pictures"))
+    own = [f"{source or 'pictures'} {checksum}"] if checksum and source != TORCHVISION else []
+    terms = f"{s.epochs} epochs", *others, *own
     # Where it began is the training's, and not the fine-tuning's.
-    own = told([*METHODS[s.method].flags, OWN["init"]])
-    return Group(s.arch, s.depth, s.dataset, terms), Variant(s.method, own)
+    variant = Variant(s.method, told([*METHODS[s.method].flags, OWN["init"]]))
+    return Group(s.arch, s.depth, s.dataset, terms), variant
 
 
 def settings_of_paper(table: published.Table, row: Sequence[str], dataset: str) -> Settings | None:
@@ -108,7 +111,7 @@ class Training:
 
     @property
     def experiment(self) -> tuple[Group, Variant]:
-        return experiment_of(self.settings, self.row.get("source"))
+        return experiment_of(self.settings, self.row)
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,7 @@ Groups = Mapping[Group, Mapping[Variant, Sequence[Result]]]
 
 
 def load(folder: Path) -> list[Result]:
-    """All finished trainings in the record files of ``folder``; of one run's, the last.
+    """All finished trainings in the record files of ``folder``; of a run's repetitions, the last.
 
     Raises InputError where the folder is missing, or a record is foreign or damaged.
     """
@@ -183,10 +186,11 @@ def load(folder: Path) -> list[Result]:
     trained, refined = (trainings(folder / name) for name in (names.TRAINED, names.REFINED))
     prunings = records.read(folder / names.PRUNED, PRUNED, ("percent", *PRUNED[2:]))
     found = []
-    for run, training in trained.items():
+    for training in trained:
         own = [row for row in prunings if _shared(row) == _shared(training.row)]
-        refine = refined.get(names.Files(folder, run).refined.run)
-        found.append(Result(training.settings, training.row, own, refine))
+        refine = names.Files(folder, training.row["run"]).refined.run
+        refines = [each for each in refined if each.row["run"] == refine]
+        found.append(Result(training.settings, training.row, own, refines[-1] if refines else None))
     return found
 
 
@@ -194,19 +198,22 @@ def _shared(row: Row) -> list[str]:
     return [row.get(column) or "" for column in SHARED]
 
 
-def trainings(path: Path) -> dict[str, Training]:
-    """Those in a record, by run."""
-    told = [n for n, flag in OWN.items() if flag.default is not None]
-    found = {}
+def trainings(path: Path) -> list[Training]:
+    """Those in a record, without what was repeated later."""
+    told = [name for name, flag in OWN.items() if flag.default is not None]
+    found: dict[Hashable, Training] = {}
     for row in records.read(path, (*TRAINED, *told), TRAINED[1:]):
         try:
-            found[row["run"]] = Training(Settings.of_cells(row), row)
+            training = Training(Settings.of_cells(row), row)
         except (KeyError, ValueError) as error:
             raise InputError(
                 f"{path}: the settings of {row['run']} are damaged or missing ({error}); mend them"
                 " or move the file away"
             ) from None
-    return found
+        same = row["run"], training.settings.seed, training.experiment
+        found.pop(same, None)  # the later one stands where it was made
+        found[same] = training
+    return list(found.values())
 
 
 def grouped(found: Iterable[Result]) -> Groups:

@@ -389,6 +389,7 @@ class Run:
             "train_seconds": f"{sum(seconds):.3f}",
             "checkpoint": self.files.checkpoint.name,
             "checksum": checkpoint.checksum(self.files.checkpoint),
+            "pictures": f"{self.pictures:08x}",
             "test_pictures": f"{self.data.test.checksum():08x}",
             "command": shlex.join(["python", "main.py", *argv]),
             "commit": commit(),
