@@ -11,6 +11,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ from models import Network, build_model, family, full_cfg
 from models.cost import cost
 from models.surgery import norms
 from utils import console
+from utils.atomic import alone
 from utils.console import InputError, Progress, Signals, note
 from utils.data.batches import Batches
 from utils.data.datasets import Dataset, load
@@ -271,10 +273,12 @@ def main(argv: list[str] | None = None) -> None:
     if "seeds" in given:
         run_seeds(argv, settings.name, "no_cuda" in given)
         return
-    run = begin(start, settings, given)
-    with run.kept():
-        train(run, given.get("test_batch_size"), given.get("log_interval", 50), argv)
-    run.group.leave()
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+    with alone(start.files(given, settings).lock) if first else nullcontext():
+        run = begin(start, settings, given)
+        with run.kept():
+            train(run, given.get("test_batch_size"), given.get("log_interval", 50), argv)
+        run.group.leave()
 
 
 if __name__ == "__main__":

@@ -87,7 +87,9 @@ def snapshot(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
         stat = path.lstat()
-        what = f"{stat.st_mode:o} {stat.st_size} {stat.st_mtime_ns}"
+        what = f"{stat.st_mode:o}"
+        if not path.is_dir():  # a lock comes and goes in a folder
+            what += f" {stat.st_size} {stat.st_mtime_ns}"
         if path.is_file() and stat.st_size < 2_000_000:
             what += hashlib.sha256(path.read_bytes()).hexdigest()
         found[str(path)] = what

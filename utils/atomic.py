@@ -2,12 +2,12 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from glob import escape
 from pathlib import Path
 
-from utils.console import InputError
+from utils.console import InputError, note
 
 
 @contextmanager
@@ -29,6 +29,47 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Within, this process has the lock ``path``, a file that is there as long; a kill frees it.
+
+    Raises InputError at once where another process has it. What must be made of its folder goes
+    again if nothing else comes into it.
+    """
+    check_writable(path.parent)
+    made = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        for folder in reversed(made):
+            stack.callback(_discard, folder.rmdir)
+        while True:
+            file = stack.enter_context(path.open("a"))
+            try:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"another process trains {path.with_suffix('')}: wait for it, or give this run"
+                    " another --name or --save"
+                ) from None
+            except (ImportError, OSError):  # Windows and some network file systems
+                note(
+                    "note: locks are unknown here: see to it that no other process trains this run"
+                )
+                break
+            # The process before may have removed the file while this one opened it.
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break
+        stack.callback(_discard, path.unlink)
+        yield
+
+
+def _discard(remove: Callable[[], None]) -> None:
+    with suppress(OSError):  # as a folder that is not empty
+        remove()
 
 
 def _sync(path: Path) -> None:

@@ -15,6 +15,7 @@ class Files:
         self.best = folder / f"{run}model_best.pth.tar"
         self.log = folder / f"{run}log.csv"
         self.record = folder / (REFINED if run.endswith("_refine") else TRAINED)
+        self.lock = folder / f"{run}.lock"
         self.plot = folder / f"{run}plot"  # without its ending: there are several formats
 
     @property

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.atomic import check_writable
 from utils.console import InputError, note
 from utils.files import records
 from utils.files.checkpoint import Checkpoint, load
@@ -96,7 +95,7 @@ def newest(files: Files) -> tuple[Path, Checkpoint] | None:
 
 
 def check_free(files: Files, resumed: Path | None) -> None:
-    """Raise InputError if a run would overwrite another's files, or cannot write its own.
+    """Raise InputError if a run would overwrite another's files, or cannot go on with its own.
 
     ``resumed`` is the checkpoint that is resumed, if one is.
     """
@@ -107,6 +106,5 @@ def check_free(files: Files, resumed: Path | None) -> None:
             f"{there[0]} is there already: go on with it by --resume {there[0]}, or, if it is"
             " damaged or another run, move it away or give this run another --name"
         )
-    check_writable(files.folder)
     records.read(files.log, ("epoch",))
     records.read(files.record, ("run",))

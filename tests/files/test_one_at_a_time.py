@@ -1,0 +1,68 @@
+"""A run is trained by one process at a time: the others are refused, a kill frees it."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from runs import rows, start, train
+from utils import atomic
+from utils.console import InputError
+
+RESNET = ["--arch", "resnet", "--depth", "11", "--name", "net", "--epochs", "40"]
+
+
+def test_a_second_run_of_the_same_name_is_refused_at_once(tmp_path, pictures, capsys):
+    process = start(tmp_path, pictures, *RESNET)
+    try:
+        for line in process.stdout:  # before, or while, it trains
+            if "epoch 1/40" in line:
+                break
+        for more in ([], ["--resume", "auto"]):
+            assert train(tmp_path, pictures, *RESNET, *more) == 2
+            err = capsys.readouterr().err
+            assert err.startswith("error: ") and err.count("\n") == 1
+            assert "another process" in err and "--name" in err
+        # Another name, or another folder, is another run.
+        assert train(tmp_path, pictures, *RESNET, "--name", "other", "--epochs", 1) == 0
+        assert train(tmp_path / "b", pictures, *RESNET, "--epochs", 1) == 0
+    finally:
+        process.kill()
+        process.communicate()
+    # A kill frees it; and nothing of the lock is left when a run ends.
+    assert train(tmp_path, pictures, *RESNET, "--resume", "auto") == 0
+    assert [row["epoch"] for row in rows(tmp_path / "net_resnet_11_folderlog.csv")] == [
+        str(epoch) for epoch in range(1, 41)
+    ]
+    assert not list(tmp_path.rglob("*lock*"))
+
+
+def test_what_is_refused_leaves_no_folder(tmp_path):
+    with pytest.raises(InputError), atomic.alone(tmp_path / "a" / "b" / "run.lock"):
+        raise InputError("something else was wrong")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("unknown", ["module", "file system"])
+def test_where_locks_are_unknown_a_note_says_so_once(unknown, tmp_path, monkeypatch, capsys):
+    import fcntl
+
+    def fails(*args: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    if unknown == "module":  # as on Windows
+        monkeypatch.setitem(sys.modules, "fcntl", None)
+    else:
+        monkeypatch.setattr(fcntl, "flock", fails)
+    with atomic.alone(tmp_path / "run.lock"), atomic.alone(tmp_path / "run.lock"):
+        pass
+    assert capsys.readouterr().err.count("lock") == 2  # one of each of the two
+
+
+def test_a_lock_left_behind_by_a_kill_is_nobodys(tmp_path: Path):
+    (tmp_path / "run.lock").touch()
+    with atomic.alone(tmp_path / "run.lock"):
+        with pytest.raises(InputError), atomic.alone(tmp_path / "run.lock"):
+            pass
+        assert (tmp_path / "run.lock").exists()
+    assert not (tmp_path / "run.lock").exists()
