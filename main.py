@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,7 +26,7 @@ from utils.atomic import alone
 from utils.console import InputError, Progress, Signals, note
 from utils.data.batches import Batches
 from utils.data.datasets import Dataset, load
-from utils.device import Execution, be_deterministic, fastest, pick_device
+from utils.device import Execution, be_deterministic, execution_for, fastest, pick_device
 from utils.files.start import Start, check_free, known_of
 from utils.flags.parser import parser
 from utils.flags.settings import Settings
@@ -159,22 +158,19 @@ def summary(run: Run, accuracy: float) -> str:
 def choose_execution(
     start: Start, settings: Settings, network: Network, batches: Batches, group: Group
 ) -> Execution:
-    """Precision and memory format: as the run that is resumed, else as told and measured."""
+    """Precision and memory format: as the run that is resumed, else as told, or measured."""
     device = batches.images.device
     before = start.checkpoint if start.resumes else None
     if before is not None and before.precision is not None:
         if settings.precision not in ("auto", before.precision):
             raise InputError(f"this run was started with --precision {before.precision}")
         return Execution(device, before.precision, before.channels_last)
-    if settings.deterministic:
-        return Execution(device, "fp32" if settings.precision == "auto" else settings.precision)
-    images, labels = batches.cut(batches.order(0)[0])
-    measured = group.first_says(
-        lambda: fastest(network.model, images, labels, device, settings.precision)
-    )
-    layout = "channels last" if measured.channels_last else "channels first"
-    note(f"fastest here: {measured.precision}, {layout}")
-    return replace(measured, device=device)
+    precision = settings.precision
+    if precision == "auto":
+        first = batches.cut(batches.order(0)[0])
+        precision = group.first_says(lambda: fastest(network, *first, device))
+        note(f"fastest here: {precision}")
+    return execution_for(network, precision, device)
 
 
 def test(start: Start, given: Mapping[str, Any], device: torch.device) -> None:

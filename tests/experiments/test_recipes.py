@@ -18,7 +18,9 @@ from pathlib import Path
 import pytest
 
 import recorded
-from utils import console, launch
+from runs import rows
+from utils import console, device, launch
+from utils.device import Execution
 from utils.experiments import jobs, recipes
 from utils.experiments.jobs import Experiment
 from utils.files.names import REFINED, TRAINED, Files
@@ -201,6 +203,28 @@ def test_a_recipe_is_carried_out_and_then_nothing_is_left(tmp_path, pictures, mo
     assert command(*argv) == 0
     assert {r.row["run"] for r in results.load(tmp_path)} == found.keys()
     assert (tmp_path / REFINED).exists()
+
+
+def test_recipes_measure_once_for_all_their_runs(tmp_path, pictures, monkeypatch, capsys):
+    """And what a run in the folder was begun with is what the others take."""
+    asked, argv = [], ["small", "--save", tmp_path, "--data", pictures, "--no-cuda"]
+    monkeypatch.setattr(recipes, "experiments", lambda part, scale: [LIKE, TINY])
+    monkeypatch.setattr(jobs, "start", Finished)
+
+    def seconds(execution: Execution, *args: object) -> float:
+        asked.append(execution.precision)
+        return {"bf16": 1.0, "fp32": 2.0}[execution.precision]
+
+    monkeypatch.setattr(device, "_step_seconds", seconds)
+    assert command(*argv) == 0
+    assert asked == ["fp32", "bf16"]
+    recorded = rows(tmp_path / TRAINED) + rows(tmp_path / REFINED)
+    assert [row["precision"] for row in recorded] == ["bf16"] * 3
+    capsys.readouterr()
+    assert command(*argv, "--seeds", 2, "--dry-run") == 0
+    assert asked == ["fp32", "bf16"]
+    trainings = [x for x in capsys.readouterr().out.splitlines() if x.startswith("python main.py")]
+    assert trainings and all("--precision bf16" in line for line in trainings)
 
 
 # How jobs are spread, with programs in the place of ours that only note how they were called.

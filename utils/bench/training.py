@@ -24,7 +24,7 @@ from utils.bench.released import Reference
 from utils.console import InputError
 from utils.data.batches import Batches
 from utils.data.datasets import Dataset, Pictures, load
-from utils.device import be_deterministic, fastest, pick_device, seconds
+from utils.device import be_deterministic, execution_for, fastest, pick_device, seconds
 from utils.files.names import Files
 from utils.flags.settings import Settings
 from utils.methods import METHODS
@@ -64,7 +64,8 @@ class Ours:
         self.tests = Batches(data, "test", None, device)
         self.first = batches.cut(batches.order(0)[0])
         be_deterministic(False)
-        execution = fastest(network.model, *self.first, device, settings.precision)
+        precision = fastest(network, *self.first, device)
+        execution = execution_for(network, precision, device)
         graphs = device.type == "cuda"
         self.run = Run(settings, files, network, data, batches, execution, ALONE, alternate, graphs)
 
@@ -101,7 +102,7 @@ class Ours:
             product = timed(lambda: a @ b, 5)
         return {
             "step": self._captured() if how.device.type == "cuda" else None,
-            "precision": how.precision + (", channels last" * how.channels_last),
+            "precision": f"{how.precision}, {how.layout}",
             "test": timed(lambda: evaluate(step.model, self.tests, how), 1),
             "update": timed(lambda: step.method.on_step(10.0), 200),
             "flops": counter.get_total_flops() / len(labels),

@@ -37,6 +37,10 @@ class Experiment:
     prune_ratio: float | None = None
     tuning: Mapping[str, Any] = field(default_factory=dict)  # what fine-tuning has otherwise
 
+    def told(self, **more: Any) -> "Experiment":
+        """The same with other settings."""
+        return replace(self, settings=replace(self.settings, **more))
+
     def training(self, seed: int) -> Settings:
         return replace(self.settings, seed=seed, name=self._name(self.settings.method, seed))
 

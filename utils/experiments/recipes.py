@@ -12,14 +12,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from models import SIZE, Network, build_model
 from utils import arguments, console
 from utils.atomic import check_writable
 from utils.console import InputError
 from utils.data.datasets import load_dataset
-from utils.device import mps_runs
+from utils.device import fastest, mps_runs, pick_device
 from utils.experiments import jobs
 from utils.experiments.jobs import Experiment
-from utils.experiments.remaining import Agenda
+from utils.experiments.remaining import Agenda, begun_with
 from utils.flags.settings import OWN, Settings
 from utils.methods import METHODS
 from utils.methods.slimming import shrinkage
@@ -162,7 +165,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--save", default="logs", metavar="DIR", help="where all files go (logs)")
     p.add_argument("--data", metavar="DIR", help="where the data set is, as for main.py")
     precisions = OWN["precision"].choices
-    p.add_argument("--precision", choices=precisions, default="auto", help="as for main.py")
+    said = "as for main.py; auto (default) is measured once, for all runs"
+    p.add_argument("--precision", choices=precisions, default="auto", help=said)
     said = "runs at a time on each GPU (default 1; more pay where NVIDIA's MPS runs)"
     p.add_argument("--per-gpu", type=arguments.positive_int, default=1, metavar="N", help=said)
     p.add_argument("--no-cuda", action="store_true", help="on the CPU")
@@ -170,18 +174,30 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def measured(settings: Settings, no_cuda: bool) -> str:
+    """In which precision the network of ``settings`` trains fastest here."""
+    device, count = pick_device(no_cuda), settings.batch_size
+    model = build_model(settings.arch, settings.depth, 10)
+    images = torch.randn(count, 3, SIZE, SIZE, device=device)
+    labels = torch.zeros(count, dtype=torch.int64, device=device)
+    return fastest(Network(model, settings.arch, settings.depth), images, labels, device)
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     chosen: dict[str, Experiment] = {}
     for experiment in (e for part in args.parts for e in experiments(part, args.scale)):
-        told = replace(experiment.settings, data=args.data, precision=args.precision)
-        experiment = replace(experiment, settings=told)
+        experiment = experiment.told(data=args.data)
         if experiment.prunes or experiment.run(0) not in chosen:  # Table 1 asks for less than 2
             chosen[experiment.run(0)] = experiment
-    folder = Path(args.save)
+    folder, seeds = Path(args.save), dict.fromkeys(args.seeds)
     check_writable(folder)
+    precision = args.precision
+    if precision == "auto":  # decided once: a measurement flips, and a run goes on as it began
+        precision = begun_with(chosen.values(), seeds, folder) or precision
+    planned = [experiment.told(precision=precision) for experiment in chosen.values()]
     flags, gpus = (["--no-cuda"], []) if args.no_cuda else ([], jobs.visible_gpus())
-    agenda = Agenda(list(chosen.values()), dict.fromkeys(args.seeds), folder, flags)
+    agenda = Agenda(planned, seeds, folder, flags)
     if args.per_gpu > 1 and not gpus:
         raise InputError("--per-gpu is for GPUs, and there is none: leave it out")
     print(agenda.overview(len(gpus), args.per_gpu), flush=True)
@@ -193,8 +209,13 @@ def main(argv: list[str] | None = None) -> None:
     for dataset in sorted({job.experiment.settings.dataset for job in agenda.jobs} - {"shapes"}):
         # Refused here if it is not there, and downloaded once before several processes would.
         load_dataset(dataset, None if args.data is None else Path(args.data))
+    left = agenda.jobs
+    if left and precision == "auto":
+        precision = measured(left[0].experiment.settings, args.no_cuda)
+        print(f"fastest here: {precision}", flush=True)
+        left = [replace(j, experiment=j.experiment.told(precision=precision)) for j in left]
     folder.mkdir(parents=True, exist_ok=True)
-    if not jobs.run(agenda.jobs, gpus, args.per_gpu):
+    if not jobs.run(left, gpus, args.per_gpu):
         raise SystemExit(1)
     print(f"results: python -m utils.reports.tables --save {shlex.quote(args.save)}")
 

@@ -10,6 +10,7 @@ from utils.console import InputError, clock
 from utils.experiments.jobs import STAGES, Experiment, Job, recorded
 from utils.files import records
 from utils.files.names import Files
+from utils.files.start import newest
 from utils.flags.settings import FLAGS, Settings
 from utils.reports.results import Training, experiment_of
 
@@ -105,6 +106,22 @@ class Agenda:
         if per_gpu > 1:
             shared += f" and, as far as {per_gpu} on one run as fast as one, by {per_gpu}"
         return "\n".join([*lines, f"{left}: {_cost(self.jobs)}{shared}"])
+
+
+def begun_with(experiments: Iterable[Experiment], seeds: Iterable[int], folder: Path) -> str | None:
+    """The precision that some of ``experiments`` were begun with in ``folder``, None if none was.
+
+    Of any seed that is on record, or of ``seeds`` where there is a checkpoint.
+    """
+    found = {experiment_of(r.settings): r.settings.precision for r in recorded(folder).values()}
+    for e in experiments:
+        if (precision := found.get(experiment_of(e.settings))) is not None:
+            return precision
+        for seed in seeds:
+            begun = newest(Files(folder, e.run(seed)))
+            if begun is not None and begun[1].precision is not None:
+                return begun[1].precision
+    return None
 
 
 def _keys(settings: Settings) -> list[Hashable]:

@@ -387,6 +387,7 @@ class Run:
             **self.compression(),
             "seconds_per_epoch": f"{sum(seconds) / len(seconds):.3f}",
             "train_seconds": f"{sum(seconds):.3f}",
+            "memory_format": self.execution.layout,
             "checkpoint": self.files.checkpoint.name,
             "checksum": checkpoint.checksum(self.files.checkpoint),
             "pictures": f"{self.pictures:08x}",
