@@ -1,6 +1,6 @@
 """Cut the channels with zero scaling factors out of a DenseNet.
 
-python densenet_prune.py --model logs/proximal_densenet_40_cifar10checkpoint.pth.tar
+python densenet_prune.py --model logs/proximal_seed1_densenet_40_cifar10checkpoint.pth.tar
 """
 
 import sys
@@ -10,7 +10,7 @@ from models.surgery import slim as slim  # README: this is where to import it fr
 from utils.console import run
 from utils.pruning.command import prune
 
-main = partial(prune, "densenet", "densenet")
+main = partial(prune, "densenet")
 
 if __name__ == "__main__":
     sys.exit(run(main))

@@ -146,9 +146,7 @@ def summary(run: Run, accuracy: float) -> str:
     flags = run.step.method.prune_flags
     if flags is not None:
         command = [f"{family(run.settings.arch)}_prune.py", "--model", str(run.files.checkpoint)]
-        lines.append(
-            f"next: python {shlex.join([*command, '--name', f'{run.files.run}_', *flags])}"
-        )
+        lines.append(f"next: python {shlex.join([*command, *flags])}")
     if (flags := run.step.method.refine_flags) is not None:
         command = ["main.py", "--refine", str(run.files.checkpoint), *flags]
         lines.append(f"next: python {shlex.join(command)}")
@@ -267,7 +265,8 @@ def main(argv: list[str] | None = None) -> None:
         return
     settings = start.settings(given)
     if "seeds" in given:
-        run_seeds(argv, settings.name, "no_cuda" in given)
+        named = "name" in given or settings.refine is not None
+        run_seeds(argv, settings.name if named else None, "no_cuda" in given)
         return
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     with alone(start.files(given, settings).lock) if first else nullcontext():

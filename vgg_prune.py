@@ -1,6 +1,6 @@
 """Cut the channels with zero scaling factors out of a VGG.
 
-python vgg_prune.py --model logs/proximal_vgg_19_cifar10checkpoint.pth.tar
+python vgg_prune.py --model logs/proximal_seed1_vgg_19_cifar10checkpoint.pth.tar
 """
 
 import sys
@@ -10,7 +10,7 @@ from models.surgery import slim as slim  # README: this is where to import it fr
 from utils.console import run
 from utils.pruning.command import prune
 
-main = partial(prune, "vgg", "vggnet")
+main = partial(prune, "vgg")
 
 if __name__ == "__main__":
     sys.exit(run(main))

@@ -66,7 +66,7 @@ def make_goods(folder: Path, run: Callable[[str, list[str]], tuple[Any, str]]) -
     for arch, depth in (("resnet", "11"), ("densenet", "7")):
         net = ["--arch", arch, "--depth", depth, "--epochs", "1", "--save", "."]
         good("main.py", "-sr", *net, *FOLDER, *QUICK)
-        path = Path(f"proximal_{arch}_{depth}_foldercheckpoint.pth.tar")
+        path = Path(f"proximal_seed1_{arch}_{depth}_foldercheckpoint.pth.tar")
         good(f"{arch}_prune.py", "--model", str(path), "--percent", "0.3", "--no-cuda")
         released = ["--layout", "released", "--name", f"released_{arch}"]
         good(f"{arch}_prune.py", "--model", str(path), "--percent", "0.3", *released, "--no-cuda")
@@ -161,8 +161,10 @@ def record_case(random: Random) -> Case:
         return Case(f"-m utils.{reader}", ["--save", ".", *more])
     if record.startswith("pruned"):
         path = random.choice(["resnet_11", "densenet_7"])
-        model = f"proximal_{path}_foldercheckpoint.pth.tar"
-        return Case(f"{path.partition('_')[0]}_prune.py", ["--model", model, "--no-cuda"])
+        model = f"proximal_seed1_{path}_foldercheckpoint.pth.tar"
+        return Case(
+            f"{path.partition('_')[0]}_prune.py", ["--model", model, "--name", "again", "--no-cuda"]
+        )
     return Case("main.py", ["--resume", trained(random), *QUICK])
 
 
@@ -270,9 +272,10 @@ def flags_case(random: Random) -> Case:
     return Case(program, argv)
 
 
-TRAINED = [f"proximal_{x}_foldercheckpoint.pth.tar" for x in ("resnet_11", "densenet_7")]
-TRAINED += ["proximal_vgg_11_folder_refinecheckpoint.pth.tar"]
-SLIM = ["vgg.pth", "ResNetpruned.pth.tar", "densenetpruned.pth.tar"]
+TRAINED = [f"proximal_seed1_{x}_foldercheckpoint.pth.tar" for x in ("resnet_11", "densenet_7")]
+TRAINED += ["vgg_vgg_11_folder_refinecheckpoint.pth.tar"]
+SLIM = ["vgg.pth", "proximal_seed1_resnet_11_folder_pruned.pth.tar"]
+SLIM += ["proximal_seed1_densenet_7_folder_pruned.pth.tar"]
 RELEASED = ["released.pth", "released_densenetpruned.pth.tar", "released_resnetpruned.pth.tar"]
 OLD = ["old.pth"]
 KINDS: dict[str, Callable[[Random], Case]] = {

@@ -69,7 +69,7 @@ def run(
     if tuned is not None:
         more = dict(tuned_more or {})
         own = {k: v for k, v in settings.values().items() if k not in settings.options}
-        own |= {"method": "baseline", "refine": "pruned.pth.tar"}
+        own |= {"method": "baseline", "refine": f"logs/{settings.run}_pruned.pth.tar"}
         own |= {k: more.pop(k) for k in list(more) if k in FLAGS}
         result = {"channels": kept, "test_accuracy": tuned, "seconds_per_epoch": 20}
         row = training(

@@ -82,8 +82,10 @@ def run(
                 process.wait()
 
 
-def run_seeds(argv: Sequence[str], name: str, no_cuda: bool) -> None:
-    """Run ``main.py`` with ``argv``, once for each of its ``--seeds``, as ``name``_seedN.
+def run_seeds(argv: Sequence[str], name: str | None, no_cuda: bool) -> None:
+    """Run ``main.py`` with ``argv``, once for each of its ``--seeds``.
+
+    As ``name``_seedN, or under its default name, which has the seed.
 
     Side by side on a GPU, which one small network does not fill; in turn on a CPU, which it does.
     A process apart keeps each run what it is alone. Exits with the first status that is not 0;
@@ -100,8 +102,8 @@ def run_seeds(argv: Sequence[str], name: str, no_cuda: bool) -> None:
             note(f"seed {seed}: {line.rstrip()}")
 
     def begin(seed: str, slot: str) -> subprocess.Popen[str]:
-        words = ["main.py", *rest, "--seed", seed, "--name", f"{name}_seed{seed}"]
-        process = start(words, subprocess.PIPE)
+        named = [] if name is None else ["--name", f"{name}_seed{seed}"]
+        process = start(["main.py", *rest, "--seed", seed, *named], subprocess.PIPE)
         readers.submit(say, seed, process)
         return process
 

@@ -127,8 +127,8 @@ def test_a_run_trains_cuts_prunes_and_is_fine_tuned(tmp_path, pictures, capsys):
     printed = capsys.readouterr()
     assert "dead channels are cut" in printed.err
     assert "resnet_prune.py" in printed.out
-    path = tmp_path / "proximal_resnet-basic_8_foldercheckpoint.pth.tar"
+    path = tmp_path / "proximal_seed1_resnet-basic_8_foldercheckpoint.pth.tar"
     assert console.run(resnet_prune.main, ["--model", str(path), "--no-cuda"]) == 0
-    slim = tmp_path / "ResNetpruned.pth.tar"
+    slim = tmp_path / "proximal_seed1_resnet-basic_8_folder_pruned.pth.tar"
     assert sum(checkpoint.load(slim).network.model.cfg) < 112
     assert console.run(main.main, ["--refine", str(slim), "--epochs", "1", "--no-cuda"]) == 0

@@ -71,7 +71,7 @@ def test_an_unwritable_save_of_a_slim_network(
     ids=["other columns", "no line", "not text", "folder"],
 )
 @pytest.mark.parametrize(
-    "name", ["train_record.csv", "proximal_resnet_11_folderlog.csv", "pruned_record.csv"]
+    "name", ["train_record.csv", "proximal_seed1_resnet_11_folderlog.csv", "pruned_record.csv"]
 )
 def test_somebody_elses_table_is_not_written_to(
     shop: Workshop, refused: Refused, tmp_path: Path, name: str, content: bytes | None, why: str
@@ -85,7 +85,7 @@ def test_somebody_elses_table_is_not_written_to(
     assert str(table) in line and why in line
 
 
-@pytest.mark.parametrize("flags", [["-sr"], ["-sr", "--lr", "0.05"], ["-sr", "--seed", "2"]])
+@pytest.mark.parametrize("flags", [["-sr"], ["-sr", "--lr", "0.05"]])
 def test_a_new_run_does_not_overwrite_another(
     shop: Workshop, refused: Refused, flags: list[str]
 ) -> None:
@@ -97,6 +97,9 @@ def test_a_resumed_run_does_not_overwrite_another(
     shop: Workshop, refused: Refused, tmp_path: Path
 ) -> None:
     """The other one has the same name, and lies where this one is to be kept."""
-    assert command(main, "-sr", *shop.train(), "--seed", 2, "--save", tmp_path / "logs") == 0
+    named = ("--name", "proximal_seed1")
+    assert (
+        command(main, "-sr", *shop.train(), "--seed", 2, *named, "--save", tmp_path / "logs") == 0
+    )
     argv = ["--resume", shop.trained["resnet"], "--save", tmp_path / "logs", "--no-cuda"]
     assert "logs" in refused(main, *argv)

@@ -87,7 +87,9 @@ def test_a_released_run_resumes(best, tmp_path, pictures, capsys):
     printed = capsys.readouterr()
     assert "ξ = γ" in printed.err
     assert "epoch 2/2" in printed.out
-    saved = torch.load(tmp_path / "proximal_vgg_11_foldercheckpoint.pth.tar", weights_only=True)
+    saved = torch.load(
+        tmp_path / "proximal_seed1_vgg_11_foldercheckpoint.pth.tar", weights_only=True
+    )
     assert saved["epoch"] == 2
     assert float(saved["best_prec1"]) >= 0.5
 
@@ -98,7 +100,7 @@ def test_our_checkpoint_is_one_the_earlier_programs_read(arch, depth, tmp_path, 
     argv += ["--dataset", "folder", "--data", str(pictures), "--precision", "fp32"]
     argv += ["--save", str(tmp_path)]
     assert console.run(main.main, argv) == 0
-    run = f"proximal_{arch}_{depth}_folder"
+    run = f"proximal_seed1_{arch}_{depth}_folder"
     content = torch.load(tmp_path / f"{run}checkpoint.pth.tar", weights_only=True)
     assert {"epoch", "state_dict", "best_prec1", "optimizer", "cfg", "method", "settings"} <= set(
         content

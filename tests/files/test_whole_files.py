@@ -57,7 +57,7 @@ def test_a_disk_that_fills_up_ends_a_run_in_one_line(
     with files_up_to(100_000):
         assert command(main, *shop.train(), "--save", tmp_path) == 2
     line = error_line(capsys.readouterr().err.splitlines()[-1])
-    assert "baseline_resnet_11_foldermodel_best.pth.tar could not be written" in line
+    assert "baseline_seed1_resnet_11_foldermodel_best.pth.tar could not be written" in line
     assert [path.suffix for path in tmp_path.iterdir()] == [".csv"]
 
 

@@ -337,7 +337,7 @@ def test_a_run_that_cuts_writes_what_one_that_does_not_would(tmp_path, pictures,
     assert train(cut, pictures, *DYING) == 0
     said = capsys.readouterr()
     assert train(whole, pictures, *DYING, "--keep-dead") == 0
-    name = "proximal_resnet_11_folder"
+    name = "proximal_seed1_resnet_11_folder"
     widths = channels_of(cut / f"{name}log.csv")
     assert len(set(widths)) > 2 and widths == sorted(widths, reverse=True)
     assert set(channels_of(whole / f"{name}log.csv")) == {widths[0]}
@@ -401,7 +401,7 @@ def test_a_run_stopped_where_it_cuts_is_the_uninterrupted_one(tmp_path, pictures
 )
 def test_a_cut_of_channels_that_are_not_dead_is_refused(spoilt, tmp_path, pictures, capsys):
     assert train(tmp_path, pictures, *DYING) == 0
-    path = tmp_path / "proximal_resnet_11_foldercheckpoint.pth.tar"
+    path = tmp_path / "proximal_seed1_resnet_11_foldercheckpoint.pth.tar"
     content = torch.load(path, weights_only=True)
     channel = int(content["cut"][:16].logical_not().nonzero()[0])  # of layer1.0.bn1
     if spoilt == "a whole layer":

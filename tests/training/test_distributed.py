@@ -202,7 +202,7 @@ def test_two_processes_cut_what_died_and_go_on_from_there_when_killed(tmp_path, 
     dying = ["--s", 6, "--beta", 30, "--momentum", 0.3, "--epochs", 60]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     said, _ = torchrun(whole, pictures, *dying).communicate(timeout=240)
-    widths = [row["channels"] for row in rows(whole / "proximal_resnet_11_folderlog.csv")]
+    widths = [row["channels"] for row in rows(whole / "proximal_seed1_resnet_11_folderlog.csv")]
     assert len(set(widths)) > 2, said
     process = torchrun(parts, pictures, *dying)
     kill_at(process, r"epoch \d+: \d+ dead channels are cut", 1, parts)

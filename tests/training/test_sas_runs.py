@@ -19,7 +19,7 @@ from utils.training.run import Run
 from utils.training.statistics import retake
 
 SAS = "-sr --method sas-admm --arch resnet-basic --depth 8 --batch-size 8 --inner 3 --k0 3".split()
-NAME = "sas-admm_resnet-basic_8_folder"
+NAME = "sas-admm_seed1_resnet-basic_8_folder"
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 from runs import QUICK, assert_same, assert_same_run, dies_at, kill_and_resume, rows, start, train
 
 RESNET = ["--arch", "resnet", "--depth", "11", "-sr", "--s", "1", "--beta", "100"]
-NAME = "proximal_resnet_11_folder"
+NAME = "proximal_seed1_resnet_11_folder"
 KILLS = 20
 
 

@@ -34,7 +34,7 @@ class Agenda:
         # Seconds that epochs took, by run and by what takes as long.
         self.seconds = defaultdict[Hashable, list[float]](list)
         for result in self.results.values():
-            for training in filter(None, (result, result.refine)):
+            for training in (result, *result.refines):
                 self._measured(training.settings, float(training.row["seconds_per_epoch"]))
         for settings in (s for e, seed in runs for s in self._trainings(e, seed) if s):
             log = self._log(settings)
@@ -64,8 +64,9 @@ class Agenda:
         """What is left of a run, as jobs and as a line of the overview."""
         files = Files(self.folder, e.run(seed))
         result = self.results.get(files.run)
-        refine = result and result.refine
         train, tune = self._trainings(e, seed)
+        refines = {r.row["run"]: r for r in result.refines} if result else {}
+        refine = refines.get(tune.run) if tune else None
         for planned, found in ((train, result), (tune, refine)):
             if planned and found:
                 _check_same(Files(self.folder, planned.run).record, planned, found)

@@ -33,5 +33,10 @@ class Files:
 
 
 def run_of(checkpoint: Path) -> str:
-    """The run whose checkpoint has this name."""
-    return checkpoint.name.removesuffix(CHECKPOINT)
+    """The run whose checkpoint has this name; of any other file, its name without the ending."""
+    return checkpoint.name.removesuffix(".tar").removesuffix(".pth").removesuffix("checkpoint")
+
+
+def slim_run_of(slim: Path) -> str:
+    """What the slim network in this file is called."""
+    return run_of(slim).removesuffix("pruned").removesuffix("_")

@@ -2,16 +2,16 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from utils.console import InputError, note
 from utils.files import records
 from utils.files.checkpoint import Checkpoint, load
-from utils.files.names import Files
+from utils.files.names import Files, slim_run_of
 from utils.flags.parser import resolve
-from utils.flags.settings import Settings
+from utils.flags.settings import FLAGS, Settings
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,17 @@ class Start:
         known = known_of(self.checkpoint, given, self.path)
         if "init" in given:  # a run of its own, but for the network and where the pictures are
             known = {k: v for k, v in known.items() if k in ("arch", "depth", "dataset", "data")}
-        return resolve(given, self.checkpoint.settings if self.resumes else None, known)
+        if self.resumes:
+            return resolve(given, self.checkpoint.settings, known)
+        settings = resolve(given, None, known)
+        if "name" in given or settings.refine is None:
+            return settings
+        # A fine-tuning is named after its file: a run may have several.
+        network = settings.run.removeprefix(settings.name).removesuffix("_refine")
+        name = slim_run_of(self.path).replace(network, "", 1) or settings.name
+        if not FLAGS["name"].accepts(name):
+            raise InputError(f"a run cannot be named after {self.path}: give it a --name")
+        return replace(settings, name=name)
 
     def origin(self, settings: Settings) -> str | None:
         """SHA-256 of the file that ``--init`` named when the run began, None where none was."""
@@ -71,7 +81,7 @@ def known_of(checkpoint: Checkpoint, given: Mapping[str, Any], path: Path) -> di
     Raises InputError where a flag that was ``given`` contradicts it.
     """
     values = {} if checkpoint.settings is None else checkpoint.settings.values()
-    kept = ("name", "dataset", "data", "subset", "test_subset", "seed")
+    kept = ("dataset", "data", "subset", "test_subset", "seed")
     known = {key: values[key] for key in kept if values.get(key) is not None}
     known |= {"arch": checkpoint.network.arch, "depth": checkpoint.network.depth}
     for key in ("arch", "depth", "dataset"):

@@ -115,7 +115,7 @@ class Settings:
     )
     name: str = _said_by(
         FILES,
-        "what their names begin with (default: the method)",
+        "what their names begin with (default METHOD_seedN; of a fine-tuning, the slim file's)",
         arguments.file_name,
         compared=False,
     )
@@ -144,8 +144,9 @@ class Settings:
         kind = method_of(method, known.get("prune_ratio"))
         known = {name: value for name, value in known.items() if name not in kind.idle}
         flags = [*OWN.values(), *kind.flags]
-        default = {flag.name: flag.default_for(*network) for flag in flags} | {"name": method}
+        default = {flag.name: flag.default_for(*network) for flag in flags}
         values = default | kind.presets(known) | known
+        values["name"] = values["name"] or f"{method}_seed{values['seed']}"
         options = {flag.name: values[flag.name] for flag in METHODS[method].flags}
         for flag in METHODS[method].flags:  # a method may take less than others that share a flag
             if not flag.accepts(options[flag.name]):

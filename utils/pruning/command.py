@@ -40,7 +40,7 @@ from utils.pruning.report import (
 TARGETS = {"flops": "flops", "params": "parameters"}  # flags, and entries of a Cost
 
 
-def parser(arch: str, name: str) -> argparse.ArgumentParser:
+def parser(arch: str) -> argparse.ArgumentParser:
     # Defaults are suppressed: what is not given is what the checkpoint knows.
     p = arguments.Parser(
         prog=f"{arch}_prune.py",
@@ -63,8 +63,8 @@ def parser(arch: str, name: str) -> argparse.ArgumentParser:
     floor = "share of its channels that every layer keeps, whatever is zero or small (default 0)"
     p.add_argument("--adjust", type=fraction, default=0.0, metavar="A", help=floor)
     p.add_argument("--save", metavar="DIR", help="where to write (default: the folder of --model)")
-    slim_name = f"the slim checkpoint is NAMEpruned.pth.tar (default {name})"
-    p.add_argument("--name", type=arguments.file_name, default=name, help=slim_name)
+    slim_name = "the slim checkpoint is NAMEpruned.pth.tar (default: the run and _)"
+    p.add_argument("--name", type=arguments.file_name, help=slim_name)
     layouts = "of the slim checkpoint: kept channels only (default), or as earlier programs read it"
     names = ("compact", "released")
     p.add_argument("--layout", choices=names, default="compact", help=layouts)
@@ -79,18 +79,18 @@ def parser(arch: str, name: str) -> argparse.ArgumentParser:
     return p
 
 
-def prune(arch: str, name: str, argv: list[str] | None = None) -> None:
+def prune(arch: str, argv: list[str] | None = None) -> None:
     """Prune, test and write one network of ``arch`` or an architecture of its family."""
-    args = parser(arch, name).parse_args(argv)
+    args = parser(arch).parse_args(argv)
     path = Path(args.model)
     given = checkpoint.load(path)
     if family(given.network.arch) == arch:
         arch = given.network.arch
     known = known_of(given, {**vars(args), "arch": arch}, path)
     folder = Path(getattr(args, "save", path.parent))
-    out = Files(folder, "").slim(args.name)
-    if out.resolve() == path.resolve():
-        raise InputError(f"{out} would overwrite what is to be pruned: choose another --name")
+    out = Files(folder, run_of(path)).slim(getattr(args, "name", None))
+    if out.exists():
+        raise InputError(f"{out} is there already: move it away, or choose another --name")
     check_writable(folder)
     records.read(folder / PRUNED, ("run",))
 
@@ -172,8 +172,9 @@ def prune(arch: str, name: str, argv: list[str] | None = None) -> None:
         "settings": None if settings is None else settings.values(),
         **{key: row[key] for key in ("run", "percent", "mask")},
     }
+    folder.mkdir(parents=True, exist_ok=True)
+    records.append(folder / PRUNED, row)  # first: a slim network that is there is on record
     checkpoint.save(out, content)
-    records.append(folder / PRUNED, row)
     print(f"slim network: {out}")
     print(f"to fine-tune it: python main.py --refine {shlex.quote(str(out))}")
 

@@ -55,13 +55,11 @@ def table(found: Iterable[Result]) -> tuple[str, list[list[str]]]:
 
 
 def _line(run: Result, pruning: Row) -> tuple[Line, list[str]]:
-    """Where a pruning stands, and its cells; with the fine-tuning, as far as the widths tell."""
+    """Where a pruning stands, and its cells; with its last fine-tuning."""
     group, variant = run.experiment
     how = [f"{word} {pruning[name]}" for name, word in HOW.items() if pruning.get(name)]
     told = ", ".join([*group.terms, *words(variant.options), *how])
-    refine = run.refine
-    if refine and float(refine.row["channels"]) != float(pruning["channels_kept"]):
-        refine = None
+    refine = next(reversed(run.refined(pruning)), None)
     tuned = ", ".join(refine.experiment[0].terms) if refine else "—"
     accuracy = refine.row["test_accuracy"] if refine else ""
     cells = [pruning[name] if name else accuracy for name in SHOWN]

@@ -35,10 +35,10 @@ ARCHITECTURES = {
 }
 # Methods in the order of tables: the paper's, then others.
 ORDER = [*dict.fromkeys([*published.METHODS.values(), *METHODS])]
-# What is read of the records, beside the settings. All but run and mask are numbers.
+# What is read of the records, beside the settings. All but run, mask and model are numbers.
 TRAINED = "run channels gamma_zeros test_accuracy seconds_per_epoch".split()
 PRUNED = (
-    "run mask channels channels_kept channels_pruned_percent paper_parameters_pruned_percent"
+    "run mask model channels channels_kept channels_pruned_percent paper_parameters_pruned_percent"
     " paper_flops_pruned_percent accuracy_before accuracy_slim"
 ).split()
 # Where the rows of a training and of a pruning of its final checkpoint, on its own test pictures,
@@ -116,21 +116,27 @@ class Training:
 
 @dataclass(frozen=True)
 class Result(Training):
-    """A training, all prunings of its final checkpoint, and its fine-tuning if there is one."""
+    """A training, all prunings of its final checkpoint, and the fine-tunings of these."""
 
     prunings: Sequence[Row]
-    refine: Training | None
+    refines: Sequence[Training]
+
+    def refined(self, pruning: Row) -> list[Training]:
+        """The fine-tunings of what a ``pruning`` left, as file and width tell."""
+        return [
+            refine
+            for refine in self.refines
+            if Path(refine.settings.refine or "").name == pruning["model"]
+            and float(refine.row["channels"]) == float(pruning["channels_kept"])
+        ]
 
     def tuned(self, pruning: Row | None) -> Row | None:
-        """The fine-tuning of what a ``pruning`` left, as far as its width tells.
-
-        It counts if it went as the training did, but for the penalty: section 5.2's.
-        """
-        if not pruning or not self.refine or METHODS[self.refine.settings.method].prunes():
-            return None
-        row = self.refine.row
-        same = self.refine.experiment[0] == self.experiment[0]
-        return row if same and float(row["channels"]) == float(pruning["channels_kept"]) else None
+        """The last of them that went as the training did, but for the penalty: section 5.2's."""
+        for refine in reversed(self.refined(pruning) if pruning else []):
+            same = refine.experiment[0] == self.experiment[0]
+            if same and not METHODS[refine.settings.method].prunes():
+                return refine.row
+        return None
 
     def pruning(self, share: float | None = None, target: float | None = None) -> Row | None:
         """The last pruning by the method's mask: at percent 0, or where a share is chosen, near
@@ -184,13 +190,18 @@ def load(folder: Path) -> list[Result]:
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}: give the one that --save named")
     trained, refined = (trainings(folder / name) for name in (names.TRAINED, names.REFINED))
-    prunings = records.read(folder / names.PRUNED, PRUNED, ("percent", *PRUNED[2:]))
+    prunings = records.read(folder / names.PRUNED, PRUNED, ("percent", *PRUNED[3:]))
     found = []
     for training in trained:
         own = [row for row in prunings if _shared(row) == _shared(training.row)]
-        refine = names.Files(folder, training.row["run"]).refined.run
-        refines = [each for each in refined if each.row["run"] == refine]
-        found.append(Result(training.settings, training.row, own, refines[-1] if refines else None))
+        made = {row["model"] for row in own}
+        of_run = names.Files(folder, training.row["run"]).refined.run
+        refines = [
+            each
+            for each in refined
+            if each.row["run"] == of_run or Path(each.settings.refine or "").name in made
+        ]
+        found.append(Result(training.settings, training.row, own, refines))
     return found
 
 

@@ -252,16 +252,15 @@ def main(argv: list[str] | None = None) -> None:
         run = result.row["run"]
         if result not in shown:
             console.note(f"note: {run} is left out: a later run has its settings and its seed")
-        elif (
-            result.settings.method != lp.METHOD  # its table says how each was fine-tuned
-            and result.refine
-            and result.refine.settings.prune_ratio is None
-            and result.value("tuned") is None
-        ):
-            console.note(
-                f"note: {result.refine.row['run']} is left out: it did not train as {run} did but"
-                " for the penalty, or not what a pruning on record left of it"
-            )
+        tuned = [result.tuned(pruning) for pruning in result.prunings]
+        if result not in shown or result.settings.method == lp.METHOD:
+            continue  # the table of the latter says how each was fine-tuned
+        for refine in result.refines:
+            if refine.row not in tuned and refine.settings.prune_ratio is None:
+                console.note(
+                    f"note: {refine.row['run']} is left out: it did not train as {run} did but for"
+                    " the penalty, or not what a pruning on record left of it"
+                )
     if args.csv is not None:
         check_writable(Path(args.csv))
         Path(args.csv).mkdir(parents=True, exist_ok=True)
