@@ -9,10 +9,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from torchvision.models import resnet18
 
 from models import build_model, full_cfg
 from utils import console, export
 from utils.bench import __main__ as bench
+from utils.methods.base import batch_norms
 
 NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 7)]
 README = Path(__file__).parents[1] / "README.md"
@@ -96,3 +98,26 @@ def test_the_readmes_library_examples_run():
     exec(cut, scope)
     assert model.features[0].out_channels == 32
     torch.testing.assert_close(model(pictures), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_readmes_cut_spares_what_a_shared_stream_needs():
+    """In a residual network a channel of the stream belongs to several batch norms."""
+    _, cut = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    torch.manual_seed(0)
+    model, pictures = resnet18(num_classes=10), torch.randn(4, 3, 32, 32)
+    layers = batch_norms(model)
+    with torch.no_grad():
+        for bn in layers:
+            dead = torch.rand(bn.num_features) < 0.6
+            dead[:4], dead[4:6], dead[6:8] = True, False, True  # some of the stream die everywhere
+            bn.weight[dead] = 0
+            bn.bias.uniform_(-0.2, 0.2)
+            bn.bias[dead] = -0.1
+            bn.bias[6:8] = 0.1  # zero, but it emits a constant
+            bn.running_mean.normal_(0, 0.1)
+        living = sum(int((bn.weight != 0).sum()) for bn in layers)
+        expected = model.eval()(pictures)
+    exec(cut, {"model": model, "torch": torch, "batch_norms": batch_norms})
+    assert sum(int((bn.weight != 0).sum()) for bn in batch_norms(model)) == living
+    assert model.conv1.out_channels < 64
+    torch.testing.assert_close(model(pictures), expected, rtol=1e-4, atol=1e-6)

@@ -9,10 +9,11 @@ from torch import nn
 
 import main
 import released
-from models import build_model
+from models import build_model, full_cfg
 from utils import console
 from utils.files import checkpoint
 from utils.files.layouts import to_released
+from utils.methods.base import batch_norms
 
 NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 10)]
 x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -123,3 +124,29 @@ def test_saved_tensors_do_not_drag_their_storage_along(tmp_path):
     whole = torch.zeros(1_000_000)
     checkpoint.save(tmp_path / "view", {"state_dict": {"part": whole[:10]}})
     assert (tmp_path / "view").stat().st_size < 10_000
+
+
+@pytest.mark.parametrize(("arch", "depth"), NETWORKS)
+def test_a_masked_checkpoint_loads(arch, depth, tmp_path, pictures):
+    """As ``mask-impl`` saves it: full width, removed channels at zero, ``cfg`` of what is left."""
+    model = released.trained(arch, depth)
+    with torch.no_grad():
+        for bn in batch_norms(model):
+            bn.bias.mul_(bn.weight != 0)
+    left = iter(int((bn.weight != 0).sum()) for bn in batch_norms(model))
+    cfg = ["M" if width == "M" else next(left) for width in full_cfg(arch, depth)]
+    path = tmp_path / "pruned.pth.tar"
+    content = {"cfg": cfg, "state_dict": released.add_indexes(model.state_dict())}
+    torch.save(content, path)
+    with torch.no_grad():
+        loaded = checkpoint.load(path).network
+        assert loaded.is_full
+        torch.testing.assert_close(loaded.model.eval()(x), model(x))
+    command = importlib.import_module(f"{arch}_prune").main
+    data = ["--dataset", "folder", "--data", str(pictures), "--no-cuda"]
+    assert console.run(command, ["--model", str(path), *data]) == 0
+    assert checkpoint.load(tmp_path / "pruned_pruned.pth.tar").network.model.cfg == cfg
+    cfg[0] -= 1  # and what does not fit is refused
+    torch.save(content, path)
+    with pytest.raises(console.InputError, match="cfg"):
+        checkpoint.load(path)

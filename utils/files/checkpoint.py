@@ -189,7 +189,8 @@ def load(path: Path) -> Checkpoint:
         network = restore(to_compact(of_admm_programs(state)))
     except ValueError as error:
         raise InputError(f"{path} does not fit a network of this program: {error}") from None
-    if ours.pop("cfg", network.model.cfg) != network.model.cfg:
+    cfg = ours.pop("cfg", network.model.cfg)
+    if cfg != network.model.cfg and not (network.is_full and cfg == _left(network.model)):
         raise InputError(f"{path} contradicts itself: its cfg does not fit its weights")
     try:
         if "settings" in ours:
@@ -205,6 +206,15 @@ def load(path: Path) -> Checkpoint:
     if checkpoint.cut is not None and not _was_dead(checkpoint.cut, checkpoint):
         raise InputError(f"{path} is damaged: its cut has channels that were not dead")
     return checkpoint
+
+
+def _left(model: Slimmable) -> list[int | str]:
+    """The ``cfg`` of a file of the earlier programs' ``mask-impl``.
+
+    It keeps the full width, sets what it removes to 0, and counts the rest.
+    """
+    counts = iter(int(bn.weight.count_nonzero()) for bn in norms(model).values())
+    return [width if width == "M" else next(counts) for width in model.cfg]
 
 
 def _add_progress(checkpoint: Checkpoint, content: Mapping[str, Any], state: State) -> None:
