@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -345,3 +346,25 @@ def test_a_class_of_links_only_is_empty(own: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         load_dataset("folder", own)
     one_line(error, own / "train/dog")
+
+
+def test_what_is_ignored_is_counted_and_named_and_dot_files_are_skipped(tmp_path, pictures, capsys):
+    own = tmp_path / "own"
+    shutil.copytree(pictures, own, ignore=shutil.ignore_patterns("*.npz"))
+    classes, parts = folder.read_folder(own)
+    assert "ignored" not in capsys.readouterr().err
+    for name in (".DS_Store", ".cache/0.png", "blue/._0.png", "blue/.hidden/0.png"):
+        path = own / "train" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"no picture")
+    assert folder.read_folder(own)[0] == classes
+    assert "ignored" not in capsys.readouterr().err
+    (own / "train" / "readme.md").touch()
+    (own / "train" / "red" / "0.heic").touch()
+    (own / "train" / "red" / "more").mkdir()
+    (own / "train" / "red" / "link.png").symlink_to(own / "train" / "red" / "0.png")
+    (found, (images, labels)) = folder.read_folder(own)[0], folder.read_folder(own)[1][0]
+    err = capsys.readouterr().err
+    assert "4 entries" in err
+    assert all(name in err for name in ("readme.md", "red/0.heic", "red/more", "red/link.png"))
+    assert found == classes and len(images) == len(labels) == len(parts[0][0])

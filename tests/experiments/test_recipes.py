@@ -393,6 +393,18 @@ def test_script_sh_names_the_recipes(tmp_path):
     assert script("table9").returncode == 2
 
 
+@pytest.mark.parametrize("missing", ["subset", "test_subset"])
+def test_data_of_no_use_is_refused_once_before_the_first_training(
+    missing, notes, tmp_path, pictures, monkeypatch, capsys
+):
+    few = replace(TINY, settings=replace(TINY.settings, **{missing: 1000}))
+    monkeypatch.setattr(recipes, "experiments", lambda part, scale: [few])
+    argv = ["small", "--seeds", 1, 2, "--save", tmp_path / "logs", "--data", pictures, "--no-cuda"]
+    assert command(*argv) == 2
+    assert "1000 is more than the" in capsys.readouterr().err
+    assert not (tmp_path / "notes").exists() and not (tmp_path / "logs").exists()
+
+
 def test_bad_input_ends_in_one_line(tmp_path, pictures, capsys):
     recorded.run(tmp_path / "a", "vgg", 19, "proximal", 1, s=0.009, beta=100)
     vgg = {"s": 0.0045, "beta": 100, "percent": 0.0, "tuned": 93}

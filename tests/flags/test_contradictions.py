@@ -1,8 +1,10 @@
 """Good checkpoints with flags, or for programs, that contradict them are refused."""
 
 import itertools
+from pathlib import Path
 
 import pytest
+import torch
 
 import main
 from workshop import PRUNE, READERS, Refused, Workshop, read_with
@@ -83,3 +85,16 @@ def test_modes_exclude_one_another(
     path = shop.trained["resnet"]
     line = refused(main, modes[0], path, modes[1], path)
     assert all(mode in line for mode in modes)
+
+
+def test_pictures_that_were_moved_are_said_to_be_the_checkpoints(
+    shop: Workshop, refused: Refused, tmp_path: Path
+) -> None:
+    """The user never typed that folder's name."""
+    content = torch.load(shop.trained["resnet"], weights_only=True)
+    content["settings"]["data"] = "/gone/with/the/disk"
+    path = tmp_path / "given.pth.tar"
+    torch.save(content, path)
+    for reader in READERS:
+        line = refused(*read_with(reader, path))
+        assert str(path) in line and "/gone/with/the/disk" in line and "--data" in line

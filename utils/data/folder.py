@@ -4,6 +4,7 @@ import hashlib
 import os
 import warnings
 import zipfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -55,22 +56,40 @@ def read_folder(folder: Path) -> tuple[tuple[str, ...], list[tuple[np.ndarray, n
 
 
 def _list_pictures(part: Path) -> dict[str, list[Path]]:
-    """Picture files by class, both sorted. Links are not followed."""
+    """Picture files by class, both sorted. Links are not followed; what is ignored is named."""
     if part.is_symlink():
         raise InputError(f"{part} is a link, which is not followed: put the folder itself there")
     if not part.is_dir():
         raise InputError(f"{part} is missing: it holds one folder of pictures per class")
-    classes = sorted(e.name for e in os.scandir(part) if e.is_dir(follow_symlinks=False))
+    classes, ignored = _split(part, lambda entry: entry.is_dir(follow_symlinks=False))
     if not classes:
         raise InputError(f"{part} is empty: it needs one folder of pictures per class")
     listing = {}
-    for name in classes:
-        files = (e.name for e in os.scandir(part / name) if e.is_file(follow_symlinks=False))
-        pictures = sorted(file for file in files if file.lower().endswith(IMG_EXTENSIONS))
-        if not pictures:
-            raise InputError(f"{part / name} has no pictures ({' '.join(IMG_EXTENSIONS)})")
-        listing[name] = [part / name / picture for picture in pictures]
+    for folder in classes:
+        listing[folder.name], others = _split(folder, _is_picture)
+        ignored += others
+        if not listing[folder.name]:
+            raise InputError(f"{folder} has no pictures ({' '.join(IMG_EXTENSIONS)})")
+    if ignored:
+        some = ", ".join(str(path.relative_to(part)) for path in ignored[:5])
+        more = ", ..." if len(ignored) > 5 else ""
+        note(f"note: {len(ignored)} entries of {part} are ignored, being no pictures: {some}{more}")
     return listing
+
+
+def _is_picture(entry: os.DirEntry[str]) -> bool:
+    return entry.is_file(follow_symlinks=False) and entry.name.lower().endswith(IMG_EXTENSIONS)
+
+
+def _split(
+    folder: Path, wanted: Callable[[os.DirEntry[str]], bool]
+) -> tuple[list[Path], list[Path]]:
+    """What is ``wanted`` of ``folder``, and what else is in it; sorted, dot files left out."""
+    found: tuple[list[Path], list[Path]] = [], []
+    for entry in os.scandir(folder):
+        if not entry.name.startswith("."):
+            found[not wanted(entry)].append(Path(entry.path))
+    return sorted(found[0]), sorted(found[1])
 
 
 def _decode(files: list[Path]) -> np.ndarray:

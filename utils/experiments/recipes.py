@@ -9,6 +9,7 @@ import argparse
 import shlex
 import sys
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from models import SIZE, Network, build_model
 from utils import arguments, console
 from utils.atomic import check_writable
 from utils.console import InputError
-from utils.data.datasets import load_dataset
+from utils.data.datasets import load
 from utils.device import fastest, mps_runs, pick_device
 from utils.experiments import jobs
 from utils.experiments.jobs import Experiment
@@ -206,9 +207,11 @@ def main(argv: list[str] | None = None) -> None:
     if args.dry_run:
         print("\n".join("python " + shlex.join(job.argv()) for job in agenda.jobs))
         return
-    for dataset in sorted({job.experiment.settings.dataset for job in agenda.jobs} - {"shapes"}):
-        # Refused here if it is not there, and downloaded once before several processes would.
-        load_dataset(dataset, None if args.data is None else Path(args.data))
+    used = ("dataset", "data", "subset", "test_subset")
+    for pictures in {itemgetter(*used)(j.experiment.settings.values()) for j in agenda.jobs}:
+        # Refused here if it is of no use, and downloaded once before several processes would.
+        if pictures[:2] != ("shapes", None):
+            load(dict(zip(used, pictures, strict=True)))
     left = agenda.jobs
     if left and precision == "auto":
         precision = measured(left[0].experiment.settings, args.no_cuda)

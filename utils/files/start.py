@@ -87,6 +87,9 @@ def known_of(checkpoint: Checkpoint, given: Mapping[str, Any], path: Path) -> di
     for key in ("arch", "depth", "dataset"):
         if None not in (given.get(key), known.get(key)) and given[key] != known[key]:
             raise InputError(f"{path} has {key} {known[key]}, not {given[key]}")
+    data = known.get("data")
+    if data is not None and given.get("data") is None and not Path(data).is_dir():
+        raise InputError(f"{path} was trained on pictures in {data}, which are gone: give --data")
     return known
 
 
