@@ -143,6 +143,8 @@ def summary(run: Run, accuracy: float) -> str:
         )
         command = ["-m", "utils.export", "--format", "sparse", "--model", str(run.files.checkpoint)]
         lines.append(f"to keep it small: python {shlex.join(command)}")
+    if verdict := run.verdict(accuracy):
+        lines.append(f"verdict: {verdict}")
     flags = run.step.method.prune_flags
     if flags is not None:
         command = [f"{family(run.settings.arch)}_prune.py", "--model", str(run.files.checkpoint)]
@@ -233,10 +235,8 @@ def begin(start: Start, settings: Settings, given: Mapping[str, Any]) -> Run:
     except ValueError as error:
         raise InputError(f"{start.path} cannot be resumed: {error}") from None
     if found is None:
-        steps = -(-len(data.train) // settings.batch_size)
-        left = [(steps, run.lr(e)) for e in range(epoch, settings.epochs)]
         trained = settings.arch, settings.depth, settings.momentum
-        for line in run.step.method.warnings(left, *trained):
+        for line in run.step.method.warnings(run.schedule()[epoch:], *trained):
             note(line)
     elif start.path is not None and start.path.resolve() != files.checkpoint.resolve():
         run.keep()  # its own checkpoint is elsewhere or damaged, and there may be no epoch left

@@ -168,6 +168,16 @@ class Method:
         """What to say before a training with this ``schedule`` of such a network."""
         return ()
 
+    def verdict(
+        self, zeros: Mapping[str, int], collapse: str, schedule: Schedule, arch: str, depth: int
+    ) -> str:
+        """What to say of its λ after a training with this ``schedule``, '' where all is well.
+
+        ``zeros`` counts the factors that are 0, of all channels that the run began with;
+        ``collapse`` says how the network is ruined, if it is.
+        """
+        return ""
+
     def set_(self, target: Tensor, value: Tensor) -> None:
         """``target`` becomes ``value``, unless the training is halted."""
         torch.where(self.halted > 0, target, value, out=target)

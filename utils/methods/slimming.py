@@ -32,12 +32,19 @@ def lambda_flag(default: Callable[[str, int], float]) -> Flag:
     return Flag("s", LAMBDA, not_negative, default, metavar="LAMBDA", parameter="lambda_")
 
 
+MOST = 100  # times the paper's λ is the most that is advised
+
+
 def shrinkage(lambda_: float, beta: float, schedule: Schedule) -> float:
     """How far the penalty alone moves a coupled (γ, ξ) pair that drifts together: Σ λ/(2α + β).
 
     ``schedule`` lists how many alternations there are at which learning rate 1/α.
     """
     return lambda_ * sum(count / (2 / lr + beta) for count, lr in schedule)
+
+
+def too_large(lambda_: float, collapse: str) -> str:
+    return f"{collapse}: λ = {lambda_:g} was too large, try a smaller --s"
 
 
 class Subgradient(Method):
@@ -63,6 +70,11 @@ class Subgradient(Method):
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> None:
         penalties.check(options)
+
+    def verdict(
+        self, zeros: Mapping[str, int], collapse: str, schedule: Schedule, arch: str, depth: int
+    ) -> str:
+        return too_large(self.lambda_, collapse) if collapse else ""
 
     @torch.no_grad()
     def on_gradient(self) -> None:
@@ -222,13 +234,39 @@ class ProximalSlimming(Method):
                 " zero. Take a larger --shape"
             )
         elif reach < way:
-            paper = recipe(arch, depth)
-            total = shrinkage(paper.lambda_, paper.beta, papers_schedule())
-            start = self.xi.abs().min().item()
-            enough = total / shrinkage(1, self.beta, schedule) * way / start
+            enough = self._enough(schedule, arch, depth) * way / self.xi.abs().min().item()
             measured = "" if self.phi.name == "l1" else ", measured by ∫dξ/φ'(ξ)"
             yield (
                 f"warning: in {len(schedule)} epochs the penalty alone moves ξ by {reach:.2g}, and"
                 f" it starts at {way:.2g} or more{measured}: zeros may not appear. --s"
                 f" {enough:.2g} shrinks as much in total as the paper's recipe does"
             )
+
+    def _enough(self, schedule: Schedule, arch: str, depth: int) -> float:
+        """The λ that shrinks as much in total as the paper's recipe does."""
+        paper = recipe(arch, depth)
+        total = shrinkage(paper.lambda_, paper.beta, papers_schedule())
+        return total / shrinkage(1, self.beta, schedule)
+
+    def verdict(
+        self, zeros: Mapping[str, int], collapse: str, schedule: Schedule, arch: str, depth: int
+    ) -> str:
+        """By this rule: where no ξ is 0, λ was too small; where the network is ruined, too large.
+
+        Where γ is 0 for fewer than half of the channels for which ξ is, γ is still on its way.
+        """
+        if self.prox_every == "epoch":
+            schedule = [(1, lr) for _, lr in schedule]
+        if not zeros["xi"]:
+            cap = MOST * recipe(arch, depth).lambda_
+            enough = min(cap, max(self._enough(schedule, arch, depth), 2 * self.lambda_))
+            advice = f"--s {enough:.2g} would do" if enough > self.lambda_ else "more epochs would"
+            return f"no ξ is 0: λ = {self.lambda_:g} was too small for so short a run, {advice}"
+        if collapse:
+            return too_large(self.lambda_, collapse)
+        if 2 * zeros["gamma"] < zeros["xi"]:
+            return (
+                f"ξ is 0 for {zeros['xi']} channels, but γ for {zeros['gamma']} only: it is still"
+                " on its way, more epochs or a larger --beta bring it there"
+            )
+        return ""

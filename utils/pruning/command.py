@@ -157,9 +157,15 @@ def prune(arch: str, argv: list[str] | None = None) -> None:
         by_gamma = sizes(masks, full_cost, cost(other))
         print_comparison(row, {**by_gamma, "accuracy_slim": accuracy(answers, labels)})
     if not count and not zeros.any():
+        others = {name: int(is_zero(factor).sum()) for name, factor in factors.items()}
+        name = max(others, key=others.__getitem__)
+        advice = "train with -sr and a larger --s or more epochs, or"
+        if others[name]:  # the penalty has done its work, and a larger one would ruin the network
+            advice = f"but {name} is for {others[name]} channels: train for more epochs, or"
+            advice += f" prune with --mask {name}, or"
         note(
-            "no scaling factor is zero, so nothing was pruned: train with -sr and a larger --s or"
-            " more epochs, or choose a share of the channels with --percent"
+            f"no scaling factor is zero, so nothing was pruned: {advice} choose a share of the"
+            " channels with --percent"
         )
     state = written.state_dict()
     content = {

@@ -27,7 +27,8 @@ from utils.files.checkpoint import Checkpoint
 from utils.files.names import Files
 from utils.flags.settings import Settings
 from utils.methods import method_of
-from utils.paper.settings import learning_rate
+from utils.methods.base import is_zero
+from utils.paper.settings import Schedule, learning_rate
 from utils.training.copies import Copies
 from utils.training.cutting import worth_cutting
 from utils.training.graph import Graphs
@@ -141,6 +142,25 @@ class Run:
         method = self.step.method
         full = {name: self.full(method.factor(name)) for name in method.factors}
         return {name: list(factor.split(self._widths())) for name, factor in full.items()}
+
+    def schedule(self) -> Schedule:
+        """Mini-batches and learning rate of all its epochs."""
+        steps = -(-len(self.data.train) // self.settings.batch_size)
+        return [(steps, self.lr(epoch)) for epoch in range(self.settings.epochs)]
+
+    def verdict(self, accuracy: float) -> str:
+        """What the method says of its λ after the training, '' where all is well.
+
+        The network is ruined where a layer has no γ left that is not 0, or where ``accuracy``, in
+        percent, is at most 1.5 times chance.
+        """
+        s, collapse = self.settings, ""
+        if accuracy <= 1.5 * 100 / len(self.data.classes):
+            collapse = f"test accuracy {accuracy:.2f} % is at most 1.5 times chance"
+        for name, gamma in zip(norms(self.network.model), self.factors()["gamma"], strict=True):
+            if is_zero(gamma).all():
+                collapse = f"{name} has no living channel"
+        return self.step.method.verdict(self.zeros(), collapse, self.schedule(), s.arch, s.depth)
 
     def zeros(self) -> dict[str, int]:
         """How many of the method's factors are zero, of all channels that the run began with."""
