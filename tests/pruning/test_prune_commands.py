@@ -148,6 +148,7 @@ def test_a_target_is_reached_by_the_smallest_threshold(arch, depth, kind, tmp_pa
     kept = int(record(tmp_path)["channels_kept"])
     total = int(record(tmp_path)["channels"])
     fewer = (total - kept - 1) / total
+    next(tmp_path.glob("*pruned.pth.tar")).unlink()
     assert prune(arch, tmp_path / "net.pth.tar", pictures, "--percent", fewer) == 0
     removed = 1 - getattr(cost(slim_network(tmp_path)), what) / getattr(cost(model), what)
     assert removed < 0.6
@@ -195,6 +196,7 @@ def test_ratio_is_percent_and_adjust_and_criterion_are_recorded(tmp_path, pictur
     told = row["percent"], row["adjust"], row["criterion"]
     assert told == ("0.5", "0.25", "gamma")
     assert batch_norms(slim_network(tmp_path))[0].num_features == 16  # else one
+    next(tmp_path.glob("*pruned.pth.tar")).unlink()
     assert prune("vgg", path, pictures, "--ratio", "0.5", "--criterion", "filters") == 0
     assert record(tmp_path)["criterion"] == "filters"
     assert batch_norms(slim_network(tmp_path))[0].num_features > 16
@@ -214,7 +216,7 @@ def test_of_lp_admm_the_zeros_of_z_go_and_their_constants_are_folded(tmp_path, p
     said = capsys.readouterr()
     assert "all channels train to the end" in said.err and "z = 0: 0 of 2752" in said.out
     assert "vgg_prune.py" in said.out and "--target-flops 0.5" in said.out
-    path = tmp_path / "lp-admm_vgg_11_foldercheckpoint.pth.tar"
+    path = tmp_path / "lp-admm_seed1_vgg_11_foldercheckpoint.pth.tar"
     content = torch.load(path, weights_only=True)
     assert content["method"].keys() == {"z", "u", "count"}
     torch.manual_seed(0)
@@ -232,6 +234,7 @@ def test_of_lp_admm_the_zeros_of_z_go_and_their_constants_are_folded(tmp_path, p
     kept = [bn.num_features for bn in batch_norms(slim_network(tmp_path))]
     assert kept == [int((~gone).sum()) for gone in zero]
     # Beyond the zeros, the smallest |γ| go.
+    next(tmp_path.glob("*pruned.pth.tar")).unlink()
     assert console.run(vgg_prune.main, [*argv, "--ratio", "0.6"]) == 0
     assert 0 <= 2752 - int(record(tmp_path)["channels_kept"]) - int(0.6 * 2752) < 5  # ties
     capsys.readouterr()

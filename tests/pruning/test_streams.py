@@ -324,7 +324,7 @@ def test_the_commands_cut_them_count_them_and_train_on(
     slim_one = tmp_path / "apruned.pth.tar"
     data = ["--dataset", "folder", "--data", pictures]
     for epochs, more in ((1, ["--refine", slim_one, *data]), (1, ["--resume"])):
-        run = tmp_path / f"baseline_{arch}_{depth}_folder_refinecheckpoint.pth.tar"
+        run = tmp_path / f"a_{arch}_{depth}_folder_refinecheckpoint.pth.tar"
         more = [*more, run] if more == ["--resume"] else more
         assert train(tmp_path, pictures, *more, "--epochs", epochs) == 0
     tuned = checkpoint.load(run).network.model

@@ -89,8 +89,6 @@ def prune(arch: str, argv: list[str] | None = None) -> None:
     known = known_of(given, {**vars(args), "arch": arch}, path)
     folder = Path(getattr(args, "save", path.parent))
     out = Files(folder, run_of(path)).slim(getattr(args, "name", None))
-    if out.exists():
-        raise InputError(f"{out} is there already: move it away, or choose another --name")
     check_writable(folder)
     records.read(folder / PRUNED, ("run",))
 
@@ -110,20 +108,20 @@ def prune(arch: str, argv: list[str] | None = None) -> None:
     choose = partial(plan, layers, sizes=by, floor=args.adjust)
     count = channels_to_prune(args, model, int(by.isfinite().sum()), partial(choose, zeros))
 
+    def cut(zeros: Tensor) -> tuple[list[Tensor], Slimmable, Slimmable, Slimmable]:
+        """The masks, the masked network, what they leave of it, and what is written of that."""
+        masks, masked = choose(zeros, count), copy.deepcopy(model)
+        apply_plan(masked, masks, zeros)
+        return masks, masked, slim(masked, masks), to_write(args, masked, masks)
+
+    masks, masked, small, written = cut(zeros)
+    if out.exists() and (out.samefile(path) or not holds(out, written)):
+        raise InputError(f"{out} is there already: move it away, or choose another --name")
     data = load({**known, **vars(args)})
     given.check_classes(data, path)
     tests = Batches(data, "test", args.test_batch_size, pick_device(args.no_cuda))
     labels, full_cost = tests.labels.cpu(), cost(model)
-
-    def carry_out(zeros: Tensor) -> tuple[list[Tensor], Slimmable, Slimmable, Tensor, Tensor]:
-        """The masks, what they leave, what is written of it, and answers: masked and written."""
-        masks, masked = choose(zeros, count), copy.deepcopy(model)
-        apply_plan(masked, masks, zeros)
-        small, written = slim(masked, masks), to_write(args, masked, masks)
-        return masks, small, written, predict(masked, tests), predict(written, tests)
-
-    masks, small, written, of_masked, of_slim = carry_out(zeros)
-    before = predict(model, tests)
+    before, of_masked, of_slim = (predict(each, tests) for each in (model, masked, written))
     settings, targeted = given.settings, (args.target_flops, args.target_params) != (None, None)
     row = {
         "model": out.name,
@@ -153,8 +151,9 @@ def prune(arch: str, argv: list[str] | None = None) -> None:
     row |= of_original(given.network, row)
     print_report(row, list(norms(model)), masks)
     if mask != "gamma":
-        masks, other, _, _, answers = carry_out(is_zero(factors["gamma"]))
+        masks, _, other, _ = cut(is_zero(factors["gamma"]))
         by_gamma = sizes(masks, full_cost, cost(other))
+        answers = predict(other, tests)
         print_comparison(row, {**by_gamma, "accuracy_slim": accuracy(answers, labels)})
     if not count and not zeros.any():
         others = {name: int(is_zero(factor).sum()) for name, factor in factors.items()}
@@ -183,6 +182,16 @@ def prune(arch: str, argv: list[str] | None = None) -> None:
     checkpoint.save(out, content)
     print(f"slim network: {out}")
     print(f"to fine-tune it: python main.py --refine {shlex.quote(str(out))}")
+
+
+def holds(path: Path, model: Slimmable) -> bool:
+    """Whether the file has just this network."""
+    try:
+        there = checkpoint.load(path).network.model.state_dict()
+    except InputError:
+        return False
+    state = model.state_dict()
+    return there.keys() == state.keys() and all(torch.equal(there[k], x) for k, x in state.items())
 
 
 def channels_to_prune(
