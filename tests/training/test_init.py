@@ -23,7 +23,7 @@ def test_a_run_begins_with_the_files_weights_and_is_its_own(method, before, tmp_
     flags = ["-sr", "--method", method, "--init", before, "--epochs", 1, "--lr", 1e-30]
     assert train(tmp_path, pictures, *flags, "--s", 0) == 0
     (path,) = tmp_path.glob("*checkpoint.pth.tar")
-    assert path.name == f"{method}_resnet_11_foldercheckpoint.pth.tar"
+    assert path.name == f"{method}_seed1_resnet_11_foldercheckpoint.pth.tar"
     old, new = checkpoint.load(before), checkpoint.load(path)
     for name, weights in old.network.model.named_parameters():  # so small a step only rounds
         torch.testing.assert_close(dict(new.network.model.named_parameters())[name], weights)
@@ -58,7 +58,7 @@ def test_what_cannot_be_begun_with_is_refused(before, tmp_path, pictures, capsys
 
     prune = ["--model", str(before), "--percent", "0.3", "--save", str(tmp_path), "--no-cuda"]
     assert console.run(resnet_prune.main, prune) == 0
-    slim = tmp_path / "ResNetpruned.pth.tar"
+    slim = tmp_path / "old_resnet_11_folder_pruned.pth.tar"
     for flags, said in (
         (["--init", slim], "--refine is what goes on with it"),
         (["--init", before, "--refine", slim], "exclude one another"),
