@@ -96,9 +96,10 @@ def test_resume_auto_starts_goes_on_and_passes_over_what_is_damaged(tmp_path, pi
      (["--seed", "2"], "seed"), (["--no-nesterov"], "nesterov"), (["--batch-size", "4"], "batch")],
 )  # fmt: skip
 def test_a_run_goes_on_only_as_it_was_started(flags, word, tmp_path, pictures, capsys):
-    assert train(tmp_path, pictures, *RESNET, "--epochs", "1") == 0
+    run = [*RESNET, "--epochs", "1", "--name", "one"]
+    assert train(tmp_path, pictures, *run) == 0
     before = {p: p.read_bytes() for p in tmp_path.iterdir()}
-    assert train(tmp_path, pictures, *RESNET, "--epochs", "1", *flags, "--resume", "auto") == 2
+    assert train(tmp_path, pictures, *run, *flags, "--resume", "auto") == 2
     assert word in capsys.readouterr().err
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
 
