@@ -47,7 +47,7 @@ run_tests() {
     "$PYTHON" -m ruff check .
     "$PYTHON" -m ruff format --check .
     "$PYTHON" -m mypy
-    "$PYTHON" -m pytest "$@"
+    "$PYTHON" -m pytest -n auto --maxprocesses 8 --dist worksteal "$@"
 }
 
 command=${1:-}
