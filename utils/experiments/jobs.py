@@ -31,7 +31,8 @@ class Experiment:
     refine_epochs: int  # 0: it is not fine-tuned
     # Percent of the channels to prune; None: as many as the proximal run of the same seed lost.
     share: float | None = 0.0
-    label: str = ""  # what else is in the run's name
+    label: str = ""  # what else is in the run's name, and in its like's
+    kind: str = ""  # what its name has behind the method's, to be told from others of the method
     target: float | None = None  # percent of the FLOPs to prune, in place of a share
     # Of the weights of each convolution, which are cut before the fine-tuning: of the run itself.
     prune_ratio: float | None = None
@@ -42,7 +43,8 @@ class Experiment:
         return replace(self, settings=replace(self.settings, **more))
 
     def training(self, seed: int) -> Settings:
-        return replace(self.settings, seed=seed, name=self._name(self.settings.method, seed))
+        method = "-".join(filter(None, (self.settings.method, self.kind)))
+        return replace(self.settings, seed=seed, name=self._name(method, seed))
 
     def refining(self, seed: int, files: Files) -> Settings:
         """Those of the fine-tuning: the training's, without a penalty.

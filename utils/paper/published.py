@@ -48,7 +48,10 @@ class Table:
         return METHODS.get(self.method_as_printed(row))
 
     def share(self, row: Sequence[str]) -> float | None:
-        """Percent of the channels that the ``row``'s network lost, None where it does not say."""
+        """Percent of the channels to prune for the ``row``: none but zeros for proximal slimming,
+        else what its network lost. None where it does not say."""
+        if self.method(row) == "proximal":
+            return 0.0
         cells = zip(self.columns, row, strict=True)
         return next((numbers(cell)[0] for c, cell in cells if "channels" in c.quantities), None)
 

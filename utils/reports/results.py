@@ -139,10 +139,10 @@ class Result(Training):
         return None
 
     def pruning(self, share: float | None = None, target: float | None = None) -> Row | None:
-        """The last pruning by the method's mask: at percent 0, or where a share is chosen, near
-        ``share`` or any; or to a ``target``.
+        """The last pruning by the method's mask: near a ``share``, or to a ``target``; or any, but
+        at percent 0 where the method needs no other and there is one.
 
-        Of several of the latter, the last that was fine-tuned. ``share`` is in percent of the
+        Where a share is chosen, the last that was fine-tuned. ``share`` is in percent of the
         channels, ``target`` of the FLOPs. By |γ|, and without a floor for every layer.
         """
         own = METHODS[self.settings.method]
@@ -161,11 +161,11 @@ class Result(Training):
             fits = [row for row, is_near in zip(fits, near, strict=True) if is_near]
             return fits[-1] if fits else None
         fits = [row for row in fits if row["percent"]]
-        if own.prune_flags == ():
-            fits = [row for row in fits if float(row["percent"]) == 0]
-        else:
-            if share is not None:
-                fits = [row for row in fits if abs(100 * float(row["percent"]) - share) < 0.5]
+        if share is not None:
+            fits = [row for row in fits if abs(100 * float(row["percent"]) - share) < 0.5]
+        elif own.prune_flags == ():
+            fits = [row for row in fits if float(row["percent"]) == 0] or fits
+        if own.prune_flags:
             fits = [row for row in fits if self.tuned(row)] or fits
         return fits[-1] if fits else None
 
