@@ -33,6 +33,7 @@ from utils.flags.settings import Settings
 from utils.launch import run_seeds
 from utils.methods import METHODS
 from utils.methods.base import is_zero
+from utils.training import account
 from utils.training.group import Group
 from utils.training.run import Run
 from utils.training.statistics import retake
@@ -43,7 +44,7 @@ def train(run: Run, test_batch_size: int | None, log_interval: int, argv: Sequen
     """Algorithm 1, from the run's next epoch to its last; a log line and a checkpoint each."""
     s, group = run.settings, run.group
     tests = Batches(run.data, "test", test_batch_size, run.execution.device)
-    log = run.keep_log()
+    log = account.keep_log(run)
     full_flops = cost(run.network.model).flops
     trains = run.epoch < s.epochs
     with Signals() as signals:
@@ -81,7 +82,7 @@ def train(run: Run, test_batch_size: int | None, log_interval: int, argv: Sequen
                 test_seconds = time.perf_counter() - start - train_seconds
                 run.epoch = epoch + 1
                 seconds = train_seconds, test_seconds
-                row = run.log(reading, test_loss, accuracy, seconds, step.change(z))
+                row = account.log(run, reading, test_loss, accuracy, seconds, step.change(z))
                 log.append(row)
                 last = run.epoch == s.epochs
                 run.save(accuracy, now=last or run.lr(run.epoch) < run.lr(epoch) / 2)  # a drop
@@ -94,8 +95,8 @@ def train(run: Run, test_batch_size: int | None, log_interval: int, argv: Sequen
             )
     accuracy = float(log[-1]["test_accuracy"]) if log else run.best
     # A finished run that is resumed has its row, unless it was killed just before that.
-    if log and group.rank == 0 and (trains or not run.is_recorded()):
-        run.record(accuracy, [float(row["train_seconds"]) for row in log], argv)
+    if log and group.rank == 0 and (trains or not account.is_recorded(run)):
+        account.record(run, accuracy, [float(row["train_seconds"]) for row in log], argv)
     if log and run.cut.any():
         spent = sum(int(row["flops"]) for row in log) / len(log) / full_flops
         print(f"training took {spent:.1%} of the FLOPs that it takes at full width")
@@ -135,7 +136,7 @@ def summary(run: Run, accuracy: float) -> str:
         f"test accuracy {accuracy:.2f} % (best {run.best:.2f} %),"
         f" {', '.join(totals)} of {len(run.cut)}; checkpoint {run.files.checkpoint}"
     )
-    if found := run.compression():
+    if found := account.compression(run):
         lines.append(
             f"weights: {found['weights']:,} -> {found['weights_kept']:,}, {found['compression']}"
             f" times fewer; of all parameters {found['compression_all']} times;"

@@ -1,14 +1,10 @@
 """A training run: its step, its cuts, and what it keeps on disk."""
 
 import math
-import platform
-import shlex
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,12 +13,11 @@ from torch import Tensor
 from models import Network
 from models.cost import cost
 from models.surgery import Slimmable, State, norms, put_back, slim, still_read, whereabouts
-from models.weights import Compression
 from utils.console import Diverged, Lost, Stopped, note
 from utils.data.batches import Batches
 from utils.data.datasets import Dataset
 from utils.device import Execution
-from utils.files import checkpoint, records, sparse
+from utils.files import checkpoint
 from utils.files.checkpoint import Checkpoint
 from utils.files.names import Files
 from utils.flags.settings import Settings
@@ -229,45 +224,6 @@ class Run:
         finally:
             self.write()
 
-    def keep_log(self) -> list[records.Row]:
-        """The log's lines of the finished epochs; what is beyond them is dropped."""
-        if self.group.rank > 0:
-            return []
-        self.files.folder.mkdir(parents=True, exist_ok=True)
-        return records.keep_epochs(self.files.log, self.epoch)
-
-    def log(
-        self,
-        reading: Reading,
-        test_loss: float,
-        accuracy: float,
-        seconds: tuple[float, float],
-        change: float,
-    ) -> records.Row:
-        """Append the line of the epoch just finished to the log.
-
-        ``accuracy`` is in percent; ``seconds`` are those of training and test.
-        """
-        figures = self.step.method.figures(reading.loss)
-        row = {
-            "epoch": self.epoch,
-            "lr": f"{1 / self.step.alpha:.6g}",
-            "alpha": f"{self.step.alpha:.6g}",
-            "train_loss": f"{reading.loss:.6f}",
-            **{name: f"{value:.6f}" for name, value in figures.items()},
-            "test_loss": f"{test_loss:.6f}",
-            "test_accuracy": f"{accuracy:.4f}",
-            **{f"{name}_zeros": count for name, count in reading.zeros.items()},
-            "train_seconds": f"{seconds[0]:.3f}",
-            "test_seconds": f"{seconds[1]:.3f}",
-            "change": f"{change:.6g}",
-            "channels": len(self.step.method.gamma),
-            "flops": self.flops,
-        }
-        if self.group.rank == 0:
-            records.append(self.files.log, row)
-        return {key: str(value) for key, value in row.items()}
-
     def save(self, accuracy: float, now: bool) -> None:
         """Keep the epoch just finished, whose test accuracy in percent is ``accuracy``.
 
@@ -370,71 +326,3 @@ class Run:
                     f"its {step.method.factors.get(name, name)} is not as long as its γ"
                 )
             tensor.copy_(value)
-
-    def compression(self) -> dict[str, object]:
-        """Of a network whose weights were cut: what is left of them, and bytes in a file."""
-        if self.settings.prune_ratio is None:
-            return {}
-        model = self.step.model
-        found, (dense, packed) = Compression.of(model), sparse.bytes_of(model)
-        return {
-            "weights": found.weights,
-            "weights_kept": found.kept,
-            "compression": f"{found.factor:.4f}",
-            "compression_all": f"{found.factor_all:.4f}",
-            "bytes": dense,
-            "bytes_sparse": packed,
-        }
-
-    def is_recorded(self) -> bool:
-        return any(row["run"] == self.files.run for row in records.read(self.files.record))
-
-    def record(self, accuracy: float, seconds: Sequence[float], argv: Sequence[str]) -> None:
-        """Append the finished run's row to the record.
-
-        ``accuracy`` is in percent, ``seconds`` what the epochs' training took.
-        """
-        self.write()
-        device = self.execution.device
-        on_cpu = device.type == "cpu"
-        row = {
-            "run": self.files.run,
-            **replace(self.settings, precision=self.execution.precision).cells(),
-            "channels": len(self.cut),
-            **{f"{name}_zeros": count for name, count in self.zeros().items()},
-            "test_accuracy": f"{accuracy:.4f}",
-            "best_accuracy": f"{self.best:.4f}",
-            **self.compression(),
-            "seconds_per_epoch": f"{sum(seconds) / len(seconds):.3f}",
-            "train_seconds": f"{sum(seconds):.3f}",
-            "memory_format": self.execution.layout,
-            "checkpoint": self.files.checkpoint.name,
-            "checksum": checkpoint.checksum(self.files.checkpoint),
-            "pictures": f"{self.pictures:08x}",
-            "test_pictures": f"{self.data.test.checksum():08x}",
-            "command": shlex.join(["python", "main.py", *argv]),
-            "commit": commit(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "device": platform.machine() if on_cpu else torch.cuda.get_device_name(device),
-            "threads": torch.get_num_threads(),
-            "processes": self.group.size,
-            "source": self.data.source,
-            "init_checksum": self.origin,
-        }
-        records.append(self.files.record, row)
-
-
-def commit() -> str | None:
-    """The commit of this program, with a ``+`` where files differ from it; None if not known."""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None

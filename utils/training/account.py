@@ -1,0 +1,127 @@
+"""A run's lines in its log and in the record."""
+
+import platform
+import shlex
+import subprocess
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from models.weights import Compression
+from utils.files import checkpoint, records, sparse
+from utils.training.run import Run
+from utils.training.step import Reading
+
+
+def keep_log(run: Run) -> list[records.Row]:
+    """The log's lines of the finished epochs; what is beyond them is dropped."""
+    if run.group.rank > 0:
+        return []
+    run.files.folder.mkdir(parents=True, exist_ok=True)
+    return records.keep_epochs(run.files.log, run.epoch)
+
+
+def log(
+    run: Run,
+    reading: Reading,
+    test_loss: float,
+    accuracy: float,
+    seconds: tuple[float, float],
+    change: float,
+) -> records.Row:
+    """Append the line of the epoch just finished to the log.
+
+    ``accuracy`` is in percent; ``seconds`` are those of training and test.
+    """
+    figures = run.step.method.figures(reading.loss)
+    row = {
+        "epoch": run.epoch,
+        "lr": f"{1 / run.step.alpha:.6g}",
+        "alpha": f"{run.step.alpha:.6g}",
+        "train_loss": f"{reading.loss:.6f}",
+        **{name: f"{value:.6f}" for name, value in figures.items()},
+        "test_loss": f"{test_loss:.6f}",
+        "test_accuracy": f"{accuracy:.4f}",
+        **{f"{name}_zeros": count for name, count in reading.zeros.items()},
+        "train_seconds": f"{seconds[0]:.3f}",
+        "test_seconds": f"{seconds[1]:.3f}",
+        "change": f"{change:.6g}",
+        "channels": len(run.step.method.gamma),
+        "flops": run.flops,
+    }
+    if run.group.rank == 0:
+        records.append(run.files.log, row)
+    return {key: str(value) for key, value in row.items()}
+
+
+def compression(run: Run) -> dict[str, object]:
+    """Of a network whose weights were cut: what is left of them, and bytes in a file."""
+    if run.settings.prune_ratio is None:
+        return {}
+    model = run.step.model
+    found, (dense, packed) = Compression.of(model), sparse.bytes_of(model)
+    return {
+        "weights": found.weights,
+        "weights_kept": found.kept,
+        "compression": f"{found.factor:.4f}",
+        "compression_all": f"{found.factor_all:.4f}",
+        "bytes": dense,
+        "bytes_sparse": packed,
+    }
+
+
+def is_recorded(run: Run) -> bool:
+    return any(row["run"] == run.files.run for row in records.read(run.files.record))
+
+
+def record(run: Run, accuracy: float, seconds: Sequence[float], argv: Sequence[str]) -> None:
+    """Append the finished run's row to the record.
+
+    ``accuracy`` is in percent, ``seconds`` what the epochs' training took.
+    """
+    run.write()
+    device = run.execution.device
+    on_cpu = device.type == "cpu"
+    row = {
+        "run": run.files.run,
+        **replace(run.settings, precision=run.execution.precision).cells(),
+        "channels": len(run.cut),
+        **{f"{name}_zeros": count for name, count in run.zeros().items()},
+        "test_accuracy": f"{accuracy:.4f}",
+        "best_accuracy": f"{run.best:.4f}",
+        **compression(run),
+        "seconds_per_epoch": f"{sum(seconds) / len(seconds):.3f}",
+        "train_seconds": f"{sum(seconds):.3f}",
+        "memory_format": run.execution.layout,
+        "checkpoint": run.files.checkpoint.name,
+        "checksum": checkpoint.checksum(run.files.checkpoint),
+        "pictures": f"{run.pictures:08x}",
+        "test_pictures": f"{run.data.test.checksum():08x}",
+        "command": shlex.join(["python", "main.py", *argv]),
+        "commit": commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": platform.machine() if on_cpu else torch.cuda.get_device_name(device),
+        "threads": torch.get_num_threads(),
+        "processes": run.group.size,
+        "source": run.data.source,
+        "init_checksum": run.origin,
+    }
+    records.append(run.files.record, row)
+
+
+def commit() -> str | None:
+    """The commit of this program, with a ``+`` where files differ from it; None if not known."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
