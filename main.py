@@ -6,6 +6,7 @@
 Slimming" does.
 """
 
+import copy
 import os
 import shlex
 import sys
@@ -47,6 +48,7 @@ def train(run: Run, test_batch_size: int | None, log_interval: int, argv: Sequen
     log = account.keep_log(run)
     full_flops = cost(run.network.model).flops
     trains = run.epoch < s.epochs
+    accuracy_cut = after_the_cut(run, tests) if not run.epoch else ""
     with Signals() as signals:
         for epoch in range(run.epoch, s.epochs):  # line 1: for each epoch t
             if dead := run.cut_dead():
@@ -82,8 +84,10 @@ def train(run: Run, test_batch_size: int | None, log_interval: int, argv: Sequen
                 test_seconds = time.perf_counter() - start - train_seconds
                 run.epoch = epoch + 1
                 seconds = train_seconds, test_seconds
-                row = account.log(run, reading, test_loss, accuracy, seconds, step.change(z))
-                log.append(row)
+                change = step.change(z)
+                log.append(
+                    account.log(run, reading, test_loss, accuracy, seconds, change, accuracy_cut)
+                )
                 last = run.epoch == s.epochs
                 run.save(accuracy, now=last or run.lr(run.epoch) < run.lr(epoch) / 2)  # a drop
             rate = "" if "lr" in step.method.idle else f"lr {run.lr(epoch):g}, "
@@ -96,11 +100,22 @@ def train(run: Run, test_batch_size: int | None, log_interval: int, argv: Sequen
     accuracy = float(log[-1]["test_accuracy"]) if log else run.best
     # A finished run that is resumed has its row, unless it was killed just before that.
     if log and group.rank == 0 and (trains or not account.is_recorded(run)):
-        account.record(run, accuracy, [float(row["train_seconds"]) for row in log], argv)
+        account.record(run, accuracy, log, argv)
     if log and run.cut.any():
         spent = sum(int(row["flops"]) for row in log) / len(log) / full_flops
         print(f"training took {spent:.1%} of the FLOPs that it takes at full width")
     print(summary(run, accuracy))
+
+
+def after_the_cut(run: Run, tests: Batches) -> str:
+    """Test accuracy of a network whose weights were just cut, its statistics retaken; '' else."""
+    if run.settings.prune_ratio is None:
+        return ""
+    model = copy.deepcopy(run.step.model)
+    retake(model, run.batches)
+    _, accuracy = evaluate(model, tests, run.step.execution, run.group)
+    note(f"test accuracy right after the cut: {accuracy:.2f} %")
+    return f"{accuracy:.4f}"
 
 
 def alternate(step: Step, where: Tensor) -> None:

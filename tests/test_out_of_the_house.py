@@ -17,7 +17,7 @@ from utils.bench import __main__ as bench
 from utils.methods.base import batch_norms
 
 NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 7)]
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(params=NETWORKS, ids=lambda network: network[0])
@@ -80,9 +80,14 @@ def test_bench_prints_speed_beside_flops(checkpoint, tmp_path, capsys):
     assert re.search(r"ratio 1\.00\nbatch 2: .* speed-up [\d.]+", capsys.readouterr().out)
 
 
+def example(readme: Path) -> str:
+    """The first Python example in it."""
+    return re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)[0]
+
+
 def test_the_readmes_library_examples_run():
     """ProximalSlimming on a torchvision network, and Torch-Pruning cutting what it zeroed."""
-    train, cut = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    train, cut = example(ROOT / "README.md"), example(ROOT / "models/README.md")
     torch.manual_seed(0)
     pictures, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
     scope = {"batches": [(pictures, labels)] * 3}
@@ -102,7 +107,7 @@ def test_the_readmes_library_examples_run():
 
 def test_the_readmes_cut_spares_what_a_shared_stream_needs():
     """In a residual network a channel of the stream belongs to several batch norms."""
-    _, cut = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    cut = example(ROOT / "models/README.md")
     torch.manual_seed(0)
     model, pictures = resnet18(num_classes=10), torch.randn(4, 3, 32, 32)
     layers = batch_norms(model)

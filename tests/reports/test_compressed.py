@@ -37,6 +37,8 @@ def test_retrainings_stand_beside_what_the_paper_claims(tmp_path, pictures, caps
     mean = sum(float(row["test_accuracy"]) for row in record) / 2
     assert ours["Retrained"].startswith(f"{mean:.2f}")
     assert ours["Test Accuracy (%) Before Cutting"]
+    cut = [float(row["accuracy_cut"]) for row in record]
+    assert ours["Cut"].startswith(f"{sum(cut) / 2:.2f}")
 
 
 def told(words: list[str]):

@@ -99,13 +99,17 @@ def test_a_runs_figure_shows_its_log_and_its_channels(arch, depth, epochs, tmp_p
     loss = {line.get_label(): line for line in panel(figure, "Loss").lines}
     assert {"training loss", "test loss", "F, eq. (5)"} <= loss.keys()
     assert list(loss["training loss"].get_ydata()) == [1 / (e + 1) for e in range(epochs)]
-    for title in ("Loss", "accuracy", "zero", "change"):
+    for title in ("Loss", "accuracy", "zero", "change", "trained", "seconds"):
         lines = panel(figure, title).lines
         drops = sorted(line.get_xdata()[0] for line in lines if line.get_linestyle() == ":")
         assert drops == [epochs // 2 + 0.5, 3 * epochs // 4 + 0.5]
     zeros = {line.get_label(): list(line.get_ydata()) for line in panel(figure, "zero").lines}
     assert zeros["γ = 0"] == list(range(epochs))
     assert zeros["ξ = 0"] == list(range(0, 2 * epochs, 2))
+    trained = {line.get_label(): list(line.get_ydata()) for line in panel(figure, "trained").lines}
+    assert trained["channels"] == pytest.approx([100 / (e + 1) for e in range(epochs)])
+    rest = sum(1 / (e + 1) for e in range(epochs)) / epochs
+    assert f"FLOPs, {1 - rest:.0%} saved" in trained
     norms = batch_norms(model)
     removed, kept = panel(figure, "channels kept").containers
     assert [bar.get_height() for bar in removed] == [bn.num_features for bn in norms]
@@ -195,6 +199,8 @@ def test_our_runs_stand_where_they_are_comparable(tmp_path):
     assert not ours.texts  # all are to scale
     shapes = {key.get_label(): key.get_marker() for key in figure.legends[0].get_lines()}
     assert {line.get_marker() for line in ours.lines} - {"_", "None"} == {shapes["VGG-11"]}
+    assert "cifar100, 160 epochs" not in titles(figure)  # no panel without a run of ours
+    assert all(map(marks, figure.axes))
 
 
 def test_without_matplotlib_it_says_what_to_install(tmp_path, monkeypatch, capsys):

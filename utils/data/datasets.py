@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import datasets
 
 from utils.console import InputError, note
 from utils.data import shapes
@@ -122,6 +121,8 @@ def _shapes() -> Sequence[Arrays]:
 
 def _torchvision(name: str, folder: Path | None) -> tuple[tuple[str, ...], Sequence[Arrays]]:
     """CIFAR or SVHN through torchvision, which downloads what is missing where it may."""
+    from torchvision import datasets  # here: its import takes as long as that of all else
+
     root = Path(f"data.{name}") if folder is None else folder
     if folder is not None and not folder.is_dir():
         raise InputError(f"--data {folder} is not a folder")

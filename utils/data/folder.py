@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms.functional import center_crop, resize
 from tqdm import tqdm
 
 from models import SIZE
@@ -22,6 +20,7 @@ PARTS = ("train", "test")
 # Whatever a file is called, it is read as one of these: Pillow knows others, and starts programs
 # for some of them (Ghostscript).
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+SUFFIXES = tuple(k for k, v in sorted(Image.registered_extensions().items()) if v in FORMATS)
 THINNEST = 100  # times as long as wide: its shorter side is stretched to SIZE
 
 
@@ -69,7 +68,7 @@ def _list_pictures(part: Path) -> dict[str, list[Path]]:
         listing[folder.name], others = _split(folder, _is_picture)
         ignored += others
         if not listing[folder.name]:
-            raise InputError(f"{folder} has no pictures ({' '.join(IMG_EXTENSIONS)})")
+            raise InputError(f"{folder} has no pictures ({' '.join(SUFFIXES)})")
     if ignored:
         some = ", ".join(str(path.relative_to(part)) for path in ignored[:5])
         more = ", ..." if len(ignored) > 5 else ""
@@ -78,7 +77,7 @@ def _list_pictures(part: Path) -> dict[str, list[Path]]:
 
 
 def _is_picture(entry: os.DirEntry[str]) -> bool:
-    return entry.is_file(follow_symlinks=False) and entry.name.lower().endswith(IMG_EXTENSIONS)
+    return entry.is_file(follow_symlinks=False) and entry.name.lower().endswith(SUFFIXES)
 
 
 def _split(
@@ -107,6 +106,8 @@ def _decode(files: list[Path]) -> np.ndarray:
                 reason = " ".join(str(error).split())
                 raise InputError(f"{file} is not a readable picture ({reason[:200]})") from None
             if rgb.size != (SIZE, SIZE):
+                from torchvision.transforms.functional import center_crop, resize  # slow: only here
+
                 resized += 1
                 rgb = center_crop(resize(rgb, SIZE), SIZE)
             images[i] = np.asarray(rgb)

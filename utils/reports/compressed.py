@@ -17,6 +17,7 @@ COLUMNS = {
     "Bytes, dense": "bytes",
     "sparse": "bytes_sparse",
     "Test Accuracy (%) Before Cutting": "before",
+    "Cut": "accuracy_cut",
     "Retrained": "test_accuracy",
 }
 HEADINGS = ("Network", "Trained by", "Retrained by", "n")
@@ -45,7 +46,7 @@ def table(folder: Path, trained: list[Result]) -> tuple[str, list[list[str]]]:
         options = " ".join([*words(variant.options), *group.terms])
         retrained = f"{METHODS[variant.method].title}, {options}"
         where = f"{group.network} on {group.dataset}"
-        cells = [mean([row[column] for row in rows]) for column in COLUMNS.values()]
+        cells = [mean([row.get(column, "") for row in rows]) for column in COLUMNS.values()]
         lines.append([where, start_by, retrained, str(len(rows)), *cells])
     return f"## Networks whose weights were cut\n\n{NOTE}\n", lines
 

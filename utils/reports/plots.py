@@ -32,6 +32,7 @@ LOG = ("epoch", "lr", "train_loss", "test_loss", "test_accuracy", "gamma_zeros")
 LOSSES = {"train_loss": "training loss", "test_loss": "test loss"}
 # What the methods' own columns of the log are called; others by their names.
 OBJECTIVES = {"objective": "F, eq. (5)", "ns_objective": "objective, eq. (2)"}
+TRAINS = {"channels": "channels", "flops": "FLOPs"}  # columns of what cutting makes smaller
 ZEROS = {f"{name}_zeros": f"{s} = 0" for m in METHODS.values() for name, s in m.factors.items()}
 LEAST = -6  # log10 of the |γ| below which the histogram does not tell sizes apart
 
@@ -46,7 +47,7 @@ def column(log: Sequence[Row], name: str) -> list[float]:
 
 
 def draw_run(folder: Path, run: str) -> Any:
-    """Loss, accuracy, zeros and change by epoch; kept channels by layer; sizes of γ."""
+    """Loss, change, zeros, accuracy, and what trained, by epoch; channels by layer; sizes of γ."""
     files = Files(folder, run)
     log = records.read(files.log, LOG, LOG)
     if not log or not files.checkpoint.is_file():
@@ -64,21 +65,42 @@ def draw_run(folder: Path, run: str) -> Any:
     else:
         masks = plan(norms, is_zero(torch.cat(gammas)))
         kept, how = [int(mask.sum()) for mask in masks], "At percent 0"
-    figure, axes = style.subplots(3, 9)
+    figure, axes = style.subplots(4, 12)
     figure.suptitle(run)
-    losses, change, zeros, accuracy, layers, sizes = axes.flat
+    losses, change, zeros, accuracy, trains, seconds, layers, sizes = axes.flat
     columns = [name for m in METHODS.values() for name in m.columns if column(log, name)]
     objective = {name: OBJECTIVES.get(name, name) for name in columns[:1]}
     draw_epochs(losses, log, "Loss and objective", LOSSES | objective)
     draw_epochs(change, log, r"$\|Z^{t+1}-Z^t\|^2$, change", {"change": ""})
     draw_epochs(zeros, log, "Factors that are zero", ZEROS)
     draw_epochs(accuracy, log, "Test accuracy, %", {"test_accuracy": ""})
+    draw_epochs(trains, shares(log), "What trained, %", {**TRAINS, "flops": saved(log)})
+    draw_epochs(seconds, log, "Training, seconds an epoch", {"train_seconds": ""})
+    trains.set_ylim(0, 105)
+    seconds.set_ylim(bottom=0)
     losses.set_yscale("log")
     change.set_yscale("log")
     zeros.set_ylim(0, max(1, zeros.get_ylim()[1]))
     draw_layers(layers, [len(gamma) for gamma in gammas], kept, how)
     draw_gamma(sizes, torch.cat(gammas))
     return figure
+
+
+def shares(log: Sequence[Row]) -> list[Row]:
+    """``log`` with the columns of TRAINS in percent of the first epoch's, which cuts nothing."""
+    whole = {name: column(log, name) for name in TRAINS}
+    percent = {name: [100 * x / values[0] for x in values] for name, values in whole.items()}
+    return [
+        {**row, **{name: str(values[i]) for name, values in percent.items() if values}}
+        for i, row in enumerate(log)
+    ]
+
+
+def saved(log: Sequence[Row]) -> str:
+    """How the curve of FLOPs is called: with what cutting saved of them, over all epochs."""
+    flops = column(log, "flops")
+    part = f", {1 - sum(flops) / len(flops) / flops[0]:.0%} saved" if flops else ""
+    return TRAINS["flops"] + part
 
 
 def draw_epochs(axis: Any, log: Sequence[Row], title: str, curves: Mapping[str, str]) -> None:

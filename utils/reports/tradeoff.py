@@ -70,24 +70,27 @@ def points_of(found: Sequence[Result]) -> list[Point]:
 def draw(found: Sequence[Result]) -> Any:
     """Accuracy against the share of FLOPs and of parameters pruned, in the paper's accounting.
 
-    What trained on the same data as long shares a row, with all the paper's in two of them.
+    What trained on the same data as long shares a row, with the paper's where that trained so.
+    Rows that only the paper has are drawn where there is no other.
     """
     from matplotlib.lines import Line2D
 
-    points = points_of_paper() + points_of(found)
-    rows = list(dict.fromkeys(point.where for point in points))
+    own = points_of(found)
+    points = points_of_paper() + own
+    rows = list(dict.fromkeys(point.where for point in own or points))
+    points = [point for point in points if point.where in rows]
     figure, axes = style.subplots(len(rows), 1 + 3.4 * len(rows), sharey="row")
     markers = dict(zip(dict.fromkeys(p.network for p in points), cycle("osD^vPX*"), strict=False))
     colours = {method: f"C{i}" for i, method in enumerate(dict.fromkeys(p.method for p in points))}
     for line, where in zip(axes, rows, strict=True):
-        own = [point for point in points if point.where == where]
-        values = [a for p in own for a in (p.accuracy, p.tuned) if a is not None]
+        here = [point for point in points if point.where == where]
+        values = [a for p in here for a in (p.accuracy, p.tuned) if a is not None]
         good = [value for value in values if value > max(values) - REACH]
         span = max(2, max(good) - min(good))
         edge = min(good) - 0.15 * span
         for kind, what in enumerate(("FLOPs", "parameters")):
             axis = line[kind]
-            for p in own:
+            for p in here:
                 x, y, colour = p.pruned[kind], max(p.accuracy, edge), colours[p.method]
                 if p.tuned is not None:
                     tuned = max(p.tuned, edge)
@@ -96,7 +99,7 @@ def draw(found: Sequence[Result]) -> Any:
                 face, size = (colour, 5) if p.ours else ("none", 8)
                 look = {"color": colour, "markerfacecolor": face, "markersize": size}
                 axis.plot(x, y, markers[p.network], **look)
-            lost = [p for p in own if p.accuracy < edge]
+            lost = [p for p in here if p.accuracy < edge]
             for i, p in enumerate(sorted(lost, key=lambda p: p.pruned[kind])):
                 text, place = f"{p.network}: {p.accuracy:.1f} %", (0, -16 - 10 * (i % 3))
                 axis.annotate(text, (p.pruned[kind], edge), place, **LABEL)

@@ -30,10 +30,12 @@ def log(
     accuracy: float,
     seconds: tuple[float, float],
     change: float,
+    accuracy_cut: str,
 ) -> records.Row:
     """Append the line of the epoch just finished to the log.
 
-    ``accuracy`` is in percent; ``seconds`` are those of training and test.
+    ``accuracy`` is in percent; ``seconds`` are those of training and test. ``accuracy_cut`` is
+    that of a network just cut, "" of all others.
     """
     figures = run.step.method.figures(reading.loss)
     row = {
@@ -50,6 +52,7 @@ def log(
         "change": f"{change:.6g}",
         "channels": len(run.step.method.gamma),
         "flops": run.flops,
+        **({} if run.settings.prune_ratio is None else {"accuracy_cut": accuracy_cut}),
     }
     if run.group.rank == 0:
         records.append(run.files.log, row)
@@ -76,12 +79,10 @@ def is_recorded(run: Run) -> bool:
     return any(row["run"] == run.files.run for row in records.read(run.files.record))
 
 
-def record(run: Run, accuracy: float, seconds: Sequence[float], argv: Sequence[str]) -> None:
-    """Append the finished run's row to the record.
-
-    ``accuracy`` is in percent, ``seconds`` what the epochs' training took.
-    """
+def record(run: Run, accuracy: float, log: Sequence[records.Row], argv: Sequence[str]) -> None:
+    """Append the finished run's row to the record; ``accuracy`` is in percent."""
     run.write()
+    seconds = [float(row["train_seconds"]) for row in log]
     device = run.execution.device
     on_cpu = device.type == "cpu"
     row = {
@@ -92,6 +93,7 @@ def record(run: Run, accuracy: float, seconds: Sequence[float], argv: Sequence[s
         "test_accuracy": f"{accuracy:.4f}",
         "best_accuracy": f"{run.best:.4f}",
         **compression(run),
+        "accuracy_cut": log[0].get("accuracy_cut"),
         "seconds_per_epoch": f"{sum(seconds) / len(seconds):.3f}",
         "train_seconds": f"{sum(seconds):.3f}",
         "memory_format": run.execution.layout,
