@@ -99,7 +99,7 @@ def test_a_runs_figure_shows_its_log_and_its_channels(arch, depth, epochs, tmp_p
     loss = {line.get_label(): line for line in panel(figure, "Loss").lines}
     assert {"training loss", "test loss", "F, eq. (5)"} <= loss.keys()
     assert list(loss["training loss"].get_ydata()) == [1 / (e + 1) for e in range(epochs)]
-    for title in ("Loss", "accuracy", "zero", "change", "trained", "seconds"):
+    for title in ("Loss", "accuracy", "zero", "change", "trained", "Seconds"):
         lines = panel(figure, title).lines
         drops = sorted(line.get_xdata()[0] for line in lines if line.get_linestyle() == ":")
         assert drops == [epochs // 2 + 0.5, 3 * epochs // 4 + 0.5]

@@ -75,7 +75,7 @@ def draw_run(folder: Path, run: str) -> Any:
     draw_epochs(zeros, log, "Factors that are zero", ZEROS)
     draw_epochs(accuracy, log, "Test accuracy, %", {"test_accuracy": ""})
     draw_epochs(trains, shares(log), "What trained, %", {**TRAINS, "flops": saved(log)})
-    draw_epochs(seconds, log, "Training, seconds an epoch", {"train_seconds": ""})
+    draw_epochs(seconds, log, "Seconds an epoch", {"train_seconds": ""})
     trains.set_ylim(0, 105)
     seconds.set_ylim(bottom=0)
     losses.set_yscale("log")
