@@ -222,7 +222,7 @@ def test_a_recipe_is_carried_out_and_then_nothing_is_left(tmp_path, pictures, mo
     # What it prints last: a line for each run, and a command.
     *_, line = (line for line in said.splitlines() if line.startswith(TINY.run(1)))
     assert line.split()[1:3] == ["10/10", f"{float(proximal.row['test_accuracy']):.2f}"]
-    assert line.endswith(f" {float(refined['test_accuracy']):.2f} after 1/1")
+    assert line.endswith(f" {float(refined['test_accuracy']):.2f} after 1")
     assert said.splitlines()[-1].endswith(" -m utils.reports.tables --save './-my runs'")
 
     before = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}

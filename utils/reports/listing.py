@@ -16,8 +16,8 @@ from utils.reports.results import Result, Training
 
 HEADINGS = ("run", "epochs", "accuracy", "zeros", "left", "fine-tuned")
 LEGEND = """\
-accuracy: on the test pictures, in percent; zeros: factors that are 0, as many channels can go;
-left: share of the channels (w: of the weights) that pruning left; "after": of other epochs"""
+accuracies in percent; zeros: scaling factors that are 0; left: channels that
+pruning left (w: weights); "after": epochs of a fine-tuning that was not as long"""
 LOG = ("epoch", "test_accuracy")
 
 
@@ -102,5 +102,7 @@ def _after(files: Files, result: Result | None, tuning: Training | None) -> tupl
     state = state_of(files, tuning)
     if state is None:
         return left, "-"
-    whole = result and state.done == state.total == result.settings.epochs
-    return left, state.accuracy if whole else f"{state.accuracy} after {state.epochs}"
+    if state.done != state.total:
+        return left, f"{state.accuracy} after {state.epochs}"
+    as_long = result and state.done == result.settings.epochs
+    return left, state.accuracy if as_long else f"{state.accuracy} after {state.done}"
