@@ -6,14 +6,19 @@
 Slimming" does.
 """
 
+if __name__ == "__main__":
+    from utils import early as early  # before all others
+
 import copy
 import os
-import shlex
+import platform
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,12 +33,15 @@ from utils.console import InputError, Progress, Signals, note
 from utils.data.batches import Batches
 from utils.data.datasets import Dataset, load
 from utils.device import Execution, be_deterministic, execution_for, fastest, pick_device
+from utils.files.names import FOLDER
 from utils.files.start import Start, check_free, known_of
-from utils.flags.parser import parser
+from utils.flags.parser import parser, said_again
 from utils.flags.settings import Settings
 from utils.launch import run_seeds
 from utils.methods import METHODS
 from utils.methods.base import is_zero
+from utils.reports.listing import listing
+from utils.shell import ROOT, command, near, word
 from utils.training import account
 from utils.training.group import Group
 from utils.training.run import Run
@@ -41,10 +49,10 @@ from utils.training.statistics import retake
 from utils.training.step import Step, evaluate
 
 
-def train(run: Run, test_batch_size: int | None, log_interval: int, argv: Sequence[str]) -> None:
+def train(run: Run, given: Mapping[str, Any], argv: Sequence[str]) -> None:
     """Algorithm 1, from the run's next epoch to its last; a log line and a checkpoint each."""
     s, group = run.settings, run.group
-    tests = Batches(run.data, "test", test_batch_size, run.execution.device)
+    tests = Batches(run.data, "test", given.get("test_batch_size"), run.execution.device)
     log = account.keep_log(run)
     full_flops = cost(run.network.model).flops
     trains = run.epoch < s.epochs
@@ -61,7 +69,7 @@ def train(run: Run, test_batch_size: int | None, log_interval: int, argv: Sequen
             progress = Progress(
                 len(order),
                 f"epoch {epoch + 1}/{s.epochs}",
-                log_interval,
+                given.get("log_interval", 50),
                 partial(progress_of, run, order),
                 epochs_left=s.epochs - epoch - 1,
             )
@@ -104,7 +112,7 @@ def train(run: Run, test_batch_size: int | None, log_interval: int, argv: Sequen
     if log and run.cut.any():
         spent = sum(int(row["flops"]) for row in log) / len(log) / full_flops
         print(f"training took {spent:.1%} of the FLOPs that it takes at full width")
-    print(summary(run, accuracy))
+    print(summary(run, accuracy, said_again(given, "test_batch_size", "no_cuda")))
 
 
 def after_the_cut(run: Run, tests: Batches) -> str:
@@ -131,7 +139,7 @@ def alternate(step: Step, where: Tensor) -> None:
 def progress_of(run: Run, order: Sequence[Tensor]) -> str:
     """How the epoch of ``order`` stands; raises Diverged."""
     reading = run.read(order)
-    return f"{reading}, {zeros(run, reading.zeros)}"
+    return f"{zeros(run, reading.zeros)}, {reading}"
 
 
 def zeros(run: Run, counts: Mapping[str, int]) -> str:
@@ -139,8 +147,12 @@ def zeros(run: Run, counts: Mapping[str, int]) -> str:
     return ", ".join(f"{symbols.get(name, name)} = 0: {count}" for name, count in counts.items())
 
 
-def summary(run: Run, accuracy: float) -> str:
-    """Zeros per layer, the final ``accuracy`` in percent, and the command that comes next."""
+def summary(run: Run, accuracy: float, said: Sequence[str]) -> str:
+    """Zeros per layer, the final ``accuracy`` in percent, and the command that comes next.
+
+    ``said`` are flags that it needs as this one did.
+    """
+    checkpoint = word(run.files.checkpoint)
     factors, symbols = run.factors(), run.step.method.factors
     lines = [f"{'layer':<24}channels" + "".join(f"  {symbols[name]} = 0" for name in factors)]
     for name, *parts in zip(norms(run.network.model), *factors.values(), strict=True):
@@ -157,17 +169,17 @@ def summary(run: Run, accuracy: float) -> str:
             f" times fewer; of all parameters {found['compression_all']} times;"
             f" {found['bytes']:,} bytes dense, {found['bytes_sparse']:,} sparse"
         )
-        command = ["-m", "utils.export", "--format", "sparse", "--model", str(run.files.checkpoint)]
-        lines.append(f"to keep it small: python {shlex.join(command)}")
+        words = ["-m", "utils.export", "--format", "sparse", "--model", checkpoint]
+        lines.append(f"to keep it small: {command(*words)}")
     if verdict := run.verdict(accuracy):
         lines.append(f"verdict: {verdict}")
     flags = run.step.method.prune_flags
     if flags is not None:
-        command = [f"{family(run.settings.arch)}_prune.py", "--model", str(run.files.checkpoint)]
-        lines.append(f"next: python {shlex.join([*command, *flags])}")
+        words = [f"{family(run.settings.arch)}_prune.py", "--model", checkpoint]
+        lines.append(f"next: {command(*words, *flags, *said)}")
     if (flags := run.step.method.refine_flags) is not None:
-        command = ["main.py", "--refine", str(run.files.checkpoint), *flags]
-        lines.append(f"next: python {shlex.join(command)}")
+        kept = replace(run.settings, precision=run.execution.precision).refine_argv(cuts=True)
+        lines.append(f"next: {command('main.py', '--refine', checkpoint, *flags, *kept, *said)}")
     return "\n".join(lines)
 
 
@@ -259,9 +271,27 @@ def begin(start: Start, settings: Settings, given: Mapping[str, Any]) -> Run:
     return run
 
 
+def way_on(run: Run, given: Mapping[str, Any]) -> str:
+    """The command that goes on with ``run``, on as many processes."""
+    words = ["--resume", word(run.files.checkpoint), *said_again(given)]
+    if run.group.size == 1:
+        return command("main.py", *words)
+    here = os.environ.get("LOCAL_WORLD_SIZE", str(run.group.size))
+    several = ["-m", "torch.distributed.run", "--nproc-per-node", here]
+    return command(*several, "--", word(near(ROOT / "main.py")), *words)
+
+
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     given = vars(parser().parse_args(argv))
+    if "version" in given:
+        python = platform.python_version()
+        commit = account.commit() or "unknown"
+        print(f"commit {commit}, torch {torch.__version__}, Python {python}")
+        return
+    if "list" in given:
+        print(listing(Path(given.get("save", FOLDER))))
+        return
     said = given.keys() & {"resume", "refine", "init", "evaluate"}
     auto = given.get("resume") == "auto"
     if len(said) > 1 + auto or (auto and "evaluate" in said):
@@ -287,8 +317,8 @@ def main(argv: list[str] | None = None) -> None:
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     with alone(start.files(given, settings).lock) if first else nullcontext():
         run = begin(start, settings, given)
-        with run.kept():
-            train(run, given.get("test_batch_size"), given.get("log_interval", 50), argv)
+        with run.kept(way_on(run, given)):
+            train(run, given, argv)
         run.group.leave()
 
 

@@ -3,6 +3,9 @@
 python resnet_prune.py --model logs/proximal_seed1_resnet_164_cifar10checkpoint.pth.tar
 """
 
+if __name__ == "__main__":
+    from utils import early as early  # before all others
+
 import sys
 from functools import partial
 

@@ -1,10 +1,10 @@
-#!/usr/bin/env bash
-# The commands of this repository, by name. See README.md.
-set -euo pipefail
-cd "$(dirname "$0")"
+#!/bin/sh
+# The commands of this repository, by name. See README.md. Any sh runs it, from any folder.
+set -eu
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 
 usage() {
-    cat >&2 <<'TEXT'
+    cat <<'TEXT'
 usage: bash script.sh quickstart             train, prune and fine-tune a small network, in minutes
        bash script.sh test                   everything that must hold
        bash script.sh table1|table2a|table2b|table3|small|small-basic|
@@ -16,44 +16,78 @@ usage: bash script.sh quickstart             train, prune and fine-tune a small 
        bash script.sh tables|plots [flags]   what the runs in logs gave
        bash script.sh bench [flags]          how fast training is here, beside the released structure
 TEXT
+}
+
+refuse() { # why, in one line
+    echo "error: $1" >&2
     exit 2
+}
+
+mistyped() { # what is wrong with it
+    usage >&2
+    refuse "$1"
+}
+
+# Whether python $1 has what requirements file $2 asks for.
+has() {
+    "$1" -m pip install --dry-run --no-index -r "$here/$2" >/dev/null 2>&1
 }
 
 # Make sure that python has what requirements file $1 asks for: the active environment's python if
 # it does, else that of .venv, which is made where it is missing.
 python_with() {
-    PYTHON=python3
-    if ! "$PYTHON" -m pip install --dry-run --no-index -r "$1" >/dev/null 2>&1; then
-        PYTHON=.venv/bin/python
-        [ -x "$PYTHON" ] || python3 -m venv .venv
-        "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$1"
+    command -v python3 >/dev/null || refuse "there is no python3: install Python 3.11 or newer"
+    python=python3
+    if has "$python" "$1"; then return; fi
+    venv=$here/.venv
+    python=$venv/bin/python
+    if [ ! -e "$venv" ] && [ ! -L "$venv" ]; then
+        python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+            refuse "$(python3 --version) is too old: install Python 3.11 or newer"
+        echo "making $venv" >&2
+        python3 -m venv "$venv" || refuse "$venv could not be made: see above; rm -r $venv, then again"
     fi
+    "$python" -m pip --version >/dev/null 2>&1 ||
+        refuse "$venv is broken: no python in it that runs pip; rm -r '$venv', and it is made again"
+    if has "$python" "$1"; then return; fi
+    echo "installing $1 into $venv: up to 5.4 GB (torch with CUDA), a minute on a fast line" >&2
+    "$python" -m pip install --disable-pip-version-check -r "$here/$1"
 }
 
 # The paper's recipe for network $1 on data set $2, with a seed or not, and flags.
 alone() {
-    local part="$1-${2:-}"
-    case "${2:-}" in cifar10 | cifar100) shift 2 ;; *) usage ;; esac
-    if [[ "${1:-}" =~ ^[0-9]+$ ]]; then set -- --seeds "$@"; fi
+    part=$1-${2:-}
+    case ${2:-} in
+    cifar10 | cifar100) shift 2 ;;
+    *) mistyped "$1 takes cifar10 or cifar100, not '${2:-}'" ;;
+    esac
+    case ${1:-} in
+    '' | *[!0-9]*) ;;
+    *) set -- --seeds "$@" ;;
+    esac
     module experiments.recipes "$part" "$@"
 }
 
 module() { # name in utils, flags
+    name=utils.$1
+    shift
     python_with requirements.txt
-    exec "$PYTHON" -m "utils.$1" "${@:2}"
+    # -P: modules are this folder's; all files that are named are the caller's.
+    exec env PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" "$python" -P -m "$name" "$@"
 }
 
 run_tests() {
+    cd "$here"
     python_with requirements-dev.txt
-    "$PYTHON" -m ruff check .
-    "$PYTHON" -m ruff format --check .
-    "$PYTHON" -m mypy
-    "$PYTHON" -m pytest -n auto --maxprocesses 8 --dist worksteal "$@"
+    "$python" -m ruff check .
+    "$python" -m ruff format --check .
+    "$python" -m mypy
+    "$python" -m pytest -n auto --maxprocesses 8 --dist worksteal "$@"
 }
 
 command=${1:-}
 [ $# -eq 0 ] || shift
-case "$command" in
+case $command in
 quickstart) module experiments.recipes quickstart --save logs/quickstart "$@" ;;
 test) run_tests "$@" ;;
 table1 | table2a | table2b | table3 | small | small-basic | sas32 | sas56 | lp16 | lp56 | lp110)
@@ -62,5 +96,7 @@ table1 | table2a | table2b | table3 | small | small-basic | sas32 | sas56 | lp16
 vgg | densenet | resnet110 | resnet164) alone "$command" "$@" ;;
 tables | plots) module "reports.$command" "$@" ;;
 bench) module bench "$@" ;;
-*) usage ;;
+-h | --help) usage ;;
+'') mistyped "which of these commands?" ;;
+*) mistyped "there is no command '$command'" ;;
 esac

@@ -67,6 +67,20 @@ def alone(path: Path) -> Iterator[None]:
         yield
 
 
+def is_held(path: Path) -> bool:
+    """Whether a process is :func:`alone` with the lock ``path``."""
+    try:
+        import fcntl
+
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):  # none there, or locks are unknown here
+        return False
+    return False
+
+
 def _discard(remove: Callable[[], None]) -> None:
     with suppress(OSError):  # as a folder that is not empty
         remove()

@@ -7,10 +7,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 from tqdm import tqdm
 
 _muted = False  # nothing is said but errors
+UNREAD = 141  # the status that a shell tells of what SIGPIPE ended
+# What matters most stands first behind the bar: tqdm shortens the bar, then cuts off the end.
+BAR = "{desc}: |{bar}| {n_fmt}/{total_fmt}{postfix}, {rate_fmt}"
 
 
 class InputError(Exception):
@@ -41,17 +45,35 @@ def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
     """Run a command and return its exit status.
 
     0; 1 when another process of the group is gone; 2 for bad input; 3 for a diverged training; 130
-    or 143 after SIGINT or SIGTERM.
+    or 143 after SIGINT or SIGTERM; 141 when nobody reads any more what is printed.
     """
     global _muted
+    if callable(signal.getsignal(signal.SIGINT)):
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # all is imported: utils.early
     if os.environ.get("RANK", "0") != "0":  # the first of the processes speaks for all
         _muted, sys.stdout = True, io.StringIO()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that has no γ gets \\u03b3
             stream.reconfigure(errors="backslashreplace")
     try:
+        return _status(main, argv)
+    except OSError:  # what is printed reaches nobody, as behind `| head`
+        return UNREAD
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:  # or Python would try again when it ends, and say so
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _status(main: Callable[[list[str] | None], None], argv: list[str] | None) -> int:
+    try:
         main(argv)
+        sys.stdout.flush()
         return 0
+    except BrokenPipeError:
+        raise
     except Stopped as stopped:
         return 128 + stopped.signum
     except KeyboardInterrupt:
@@ -126,7 +148,8 @@ class Progress:
         self.postfix, self.epochs_left, self.done = postfix, epochs_left, 0
         self.started = time.perf_counter()
         hidden = _muted or None  # None: where nobody watches
-        self.bar = tqdm(total=total, desc=text, leave=False, dynamic_ncols=True, disable=hidden)
+        look: dict[str, Any] = {"bar_format": BAR, "leave": False, "dynamic_ncols": True}
+        self.bar = tqdm(total=total, desc=text, disable=hidden, **look)
 
     def step(self) -> None:
         """Count a step, and show its numbers now and then."""
@@ -140,7 +163,7 @@ class Progress:
             warm = (spent - self.first) / (self.done - 1) if self.done > 1 else spent
             epoch = self.first + warm * (self.total - 1)
             left = clock(epoch * (1 + self.epochs_left) - spent)
-            self.bar.set_postfix_str(f"{numbers}, run {left} left", False)
+            self.bar.set_postfix_str(f"run {left} left, {numbers}", False)
             if self.bar.disable:
                 where = f"{self.text}: {self.done}/{self.total}"
                 note(f"{where}, {numbers}, epoch {clock(epoch)}, run {left} left")

@@ -4,6 +4,9 @@ The exported program takes float32 [n, 3, 32, 32] RGB pictures from 0 to 1, for 
 logits [n, classes]. Class names and normalisation go along as metadata.
 """
 
+if __name__ == "__main__":
+    from utils import early as early  # before all others
+
 import argparse
 import json
 import sys
@@ -19,6 +22,7 @@ from utils import arguments, console
 from utils.atomic import check_writable, replacing
 from utils.console import InputError, note
 from utils.files import checkpoint, sparse
+from utils.shell import command
 
 TOLERANCE = 1e-3  # of a logit
 SHAPES = ({0: torch.export.Dim("n", min=1)},)
@@ -136,7 +140,8 @@ def write_onnx(
             model, (pictures,), dynamic_shapes=SHAPES, dynamo=True, verbose=False, **names
         )
     except ImportError:
-        raise InputError("ONNX export needs more packages: pip install onnx onnxscript") from None
+        how = command("-m", "pip", "install", "onnx", "onnxscript")
+        raise InputError(f"ONNX export needs more packages: {how}") from None
     assert program is not None
     program.model.metadata_props.update(metadata)
     program.save(output)

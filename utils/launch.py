@@ -8,14 +8,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import IO, TypeVar
 
 import torch
 
 from utils.console import Signals, note
+from utils.shell import ROOT
 
-ROOT = Path(__file__).parents[1]
 Task = TypeVar("Task")
 
 

@@ -8,12 +8,9 @@ import os
 import re
 import shlex
 import signal
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -31,8 +28,6 @@ from utils.paper import lp
 from utils.paper.settings import recipe, schedule
 from utils.reports import results
 
-ROOT = Path(__file__).parents[2]
-
 
 def command(*arguments: object) -> int | str | None:
     try:
@@ -46,7 +41,8 @@ def left(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[list[st
     capsys.readouterr()
     assert command(*arguments, "--dry-run") == 0
     lines = capsys.readouterr().out.splitlines()
-    return [shlex.split(line)[1:] for line in lines if line.startswith("python ")]
+    commands = [line.removeprefix("# ") for line in lines if re.search(r"(main|_prune)\.py ", line)]
+    return [shlex.split(line)[1:] for line in commands]
 
 
 def told(flags: list[str]) -> Settings:
@@ -157,6 +153,33 @@ def test_original_slimming_is_pruned_as_far_as_proximal_was(tmp_path, capsys):
     assert [c for c in commands if "subgradient" in " ".join(c) and "0.393" in c]
 
 
+def test_what_is_not_known_yet_is_no_command_to_paste(tmp_path, capsys):
+    assert command("small", "--save", tmp_path, "--dry-run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    unknown = [line for line in lines if "SHARE" in line]
+    assert len(unknown) == 2 and all(line.startswith("# ") for line in unknown)
+
+
+def test_a_pruning_at_another_share_and_its_fine_tuning_are_not_the_recipes(tmp_path, capsys):
+    def row() -> list[str]:
+        assert command("table2a", "--save", tmp_path, "--dry-run") == 0
+        lines = capsys.readouterr().out.splitlines()
+        return next(line for line in lines if line.startswith(run)).split()[1:]
+
+    run = recorded.run(tmp_path, "vgg", 19, "subgradient", 1, s=1e-4, percent=0.3, tuned=92)
+    files = Files(tmp_path, run)
+    for there in (files.slim(), files.refined.checkpoint):
+        there.touch()
+    files.refined.log.write_text("epoch,train_seconds,test_seconds\n" + "1,60,1\n" * 160)
+    assert row()[:5] == ["done", "to", "do", "160", "epochs"]
+    recorded.run(tmp_path, "vgg", 19, "subgradient", 1, s=1e-4, percent=0.74, pruned=(74, 1, 1))
+    assert row()[:2] == ["done", "done"]
+    assert "done" not in row()[2:]
+    recorded.run(tmp_path, "vgg", 19, "subgradient", 1, s=1e-4, percent=0.74, pruned=(74, 1, 1),
+                 tuned=93)  # fmt: skip
+    assert row() == ["done", "done", "done", "-"]
+
+
 # Every stage, by the real commands; so large a λ makes zeros in no time.
 NETWORK = {"arch": "resnet", "depth": 11, "dataset": "folder", "epochs": 10}
 SHORT = {**NETWORK, "batch_size": 8, "momentum": 0.0}
@@ -179,8 +202,12 @@ class Finished:
 def test_a_recipe_is_carried_out_and_then_nothing_is_left(tmp_path, pictures, monkeypatch, capsys):
     monkeypatch.setattr(recipes, "experiments", lambda part, scale: [LIKE, TINY])
     monkeypatch.setattr(jobs, "start", Finished)
-    argv = ["small", "--save", tmp_path, "--data", pictures, "--no-cuda", "--precision", "fp32"]
+    tmp_path = tmp_path / "-my runs"
+    monkeypatch.chdir(tmp_path.parent)  # the folder's name is no flag
+    argv = [f"--save={tmp_path.name}", "--data", pictures, "--no-cuda", "--precision", "fp32"]
+    argv = ["small", *argv]
     assert command(*argv) == 0
+    said = capsys.readouterr().out
     found = {r.row["run"]: r for r in results.load(tmp_path)}
     proximal, like = found[TINY.run(1)], found[LIKE.run(1)]
     for result, experiment in ((proximal, TINY), (like, LIKE)):
@@ -192,6 +219,11 @@ def test_a_recipe_is_carried_out_and_then_nothing_is_left(tmp_path, pictures, mo
     with (tmp_path / REFINED).open() as file:
         (refined,) = csv.DictReader(file)
     assert (refined["run"], refined["epochs"]) == (f"{TINY.run(1)}_refine", "1")
+    # What it prints last: a line for each run, and a command.
+    *_, line = (line for line in said.splitlines() if line.startswith(TINY.run(1)))
+    assert line.split()[1:3] == ["10/10", f"{float(proximal.row['test_accuracy']):.2f}"]
+    assert line.endswith(f" {float(refined['test_accuracy']):.2f} after 1")
+    assert said.splitlines()[-1].endswith(" -m utils.reports.tables --save './-my runs'")
 
     before = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
     assert command(*argv) == 0
@@ -223,7 +255,7 @@ def test_recipes_measure_once_for_all_their_runs(tmp_path, pictures, monkeypatch
     capsys.readouterr()
     assert command(*argv, "--seeds", 2, "--dry-run") == 0
     assert asked == ["fp32", "bf16"]
-    trainings = [x for x in capsys.readouterr().out.splitlines() if x.startswith("python main.py")]
+    trainings = [line for line in capsys.readouterr().out.splitlines() if " main.py " in line]
     assert trainings and all("--precision bf16" in line for line in trainings)
 
 
@@ -376,21 +408,6 @@ def test_a_run_that_began_with_other_settings_is_not_gone_on_with(
     monkeypatch.setattr(recipes, "experiments", lambda part, scale: [usual])
     assert command(*argv) == 1
     assert "this run was started with s 0.001" in capsys.readouterr().err
-
-
-def test_script_sh_names_the_recipes(tmp_path):
-    def script(*arguments: object) -> subprocess.CompletedProcess:
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        command = ["bash", str(ROOT / "script.sh"), *map(str, arguments)]
-        return subprocess.run(command, env={**os.environ, "PATH": path}, capture_output=True)
-
-    done = script("resnet110", "cifar100", 3, "--save", tmp_path, "--dry-run")
-    assert done.returncode == 0, done.stderr
-    (command,) = [line for line in done.stdout.decode().splitlines() if "-sr" in line]
-    s = told(command.split()[2:])
-    assert s.run == "proximal_seed3_resnet_110_cifar100" and s.seed == 3
-    assert script("resnet110", "shapes").returncode == 2
-    assert script("table9").returncode == 2
 
 
 @pytest.mark.parametrize("missing", ["subset", "test_subset"])

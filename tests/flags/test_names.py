@@ -80,6 +80,14 @@ def test_several_prunings_of_a_run_are_fine_tuned_and_stand_each_with_its_own(
     assert len(result.refines) == 2
     tuned = [result.tuned(pruning)["run"] for pruning in rows(tmp_path / PRUNED)[:2]]
     assert tuned == [row["run"] for row in rows(tmp_path / REFINED)]
+    # The same name for another slim network: its fine-tuning is no way on.
+    (tmp_path / f"{run}_pruned.pth.tar").unlink()
+    assert prune(path, "--percent", 0.6) == 0
+    argv = [*QUICK, "--refine", tmp_path / f"{run}_pruned.pth.tar", "--epochs", 1]
+    capsys.readouterr()
+    assert console.run(main.main, [*map(str, argv), "--resume", "auto"]) == 2
+    err = capsys.readouterr().err
+    assert f"{run}_refine" in err and "is the fine-tuning of another network" in err
 
 
 def test_a_fine_tunings_name_can_be_given_and_its_seeds_differ(tmp_path, monkeypatch, shop):

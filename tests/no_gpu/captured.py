@@ -121,7 +121,7 @@ def training(case: str) -> dict:
         run.step.method.dead = lambda optimizer, lr: dead(optimizer, lr).zero_()
         torch.Tensor.tolist, Run.cut_dead = made_up, begins
         runs.WRITES = 1e9  # only when the learning rate drops, and at the end
-        main.train(run, None, 2, [])
+        main.train(run, {"log_interval": 2}, [])
         torch.Tensor.tolist, Run.cut_dead, runs.WRITES = real, cut_dead, writes
     return {"epochs": seen[1:]}
 

@@ -3,12 +3,15 @@
 import csv
 import importlib
 import re
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import main
 import released
 from models import build_model
 from models.cost import cost
@@ -16,6 +19,9 @@ from runs import train
 from utils import console
 from utils.files import checkpoint
 from utils.files.layouts import to_released
+from utils.files.start import Start
+from utils.flags.parser import parser
+from utils.flags.settings import Settings
 from utils.methods.base import batch_norms
 
 NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 7)]
@@ -240,3 +246,36 @@ def test_of_lp_admm_the_zeros_of_z_go_and_their_constants_are_folded(tmp_path, p
     capsys.readouterr()
     assert console.run(vgg_prune.main, [*argv, "--mask", "u"]) == 2
     assert "--mask takes what it has, gamma, z" in capsys.readouterr().err
+
+
+def told_to_tune(said: str) -> tuple[Settings, list[str]]:
+    """What main.py makes of the command that is told last, and the command."""
+    words = shlex.split(re.fullmatch("to fine-tune it: (.*)", said.splitlines()[-1])[1])
+    given = vars(parser().parse_args(words[2:]))
+    return Start.of(given).settings(given), words
+
+
+def test_the_fine_tuning_that_is_told_goes_as_the_training_did(
+    tmp_path, pictures, monkeypatch, capsys
+):
+    monkeypatch.setattr(main, "fastest", lambda *network: "bf16")
+    flags = "-sr --arch vgg --depth 11 --epochs 2 --batch-size 16 --lr 0.05 --warmup 1 --seed 3"
+    flags += " --precision auto --no-nesterov --label-smoothing 0.1 --wd 0.01 --subset 30"
+    assert train(tmp_path, pictures, *flags.split()) == 0
+    path = next(tmp_path.glob("*checkpoint.pth.tar"))
+    assert prune("vgg", path, pictures) == 0
+    told, words = told_to_tune(capsys.readouterr().out)
+    trained = replace(checkpoint.load(path).settings, precision="bf16")
+    slim = next(tmp_path.glob("*pruned.pth.tar"))
+    assert told == trained.refining(slim)
+    assert (told.method, told.epochs, told.warmup) == ("baseline", 2, 1)
+    assert "--no-cuda" in words
+
+
+def test_where_the_pictures_are_is_told_again(tmp_path, pictures, capsys):
+    """A file of an earlier program does not know, nor how it was trained."""
+    path = tmp_path / "vgg.pth.tar"
+    save(path, random_network("vgg", 11, 0.5), "vgg", 11)
+    assert prune("vgg", path, pictures) == 0
+    told, _ = told_to_tune(capsys.readouterr().out)
+    assert (told.dataset, told.data, told.epochs) == ("folder", str(pictures), 160)

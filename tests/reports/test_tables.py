@@ -56,7 +56,7 @@ def test_every_published_number_stands_in_the_paper():
 
 
 def test_every_published_number_is_printed_and_a_dash_where_there_is_no_run(tmp_path, capsys):
-    text = show(capsys, tmp_path, "--csv", tmp_path / "csv")
+    text = show(capsys, tmp_path, "--csv", tmp_path / "csv", "--only", *TABLES)
     shown = cells(text)
     for name, table in TABLES.items():
         width = len(table.columns)
@@ -70,6 +70,20 @@ def test_every_published_number_is_printed_and_a_dash_where_there_is_no_run(tmp_
         assert [float(n) for n in found] == [n for n in values if n is not None]
         assert not [p for p in tmp_path.iterdir() if p.name != "csv"]
     assert text.count("57.35") >= 2 and text.count("57.54") >= 3  # both, each with a note
+
+
+def test_tables_without_runs_are_left_out_unless_asked_for(tmp_path, capsys):
+    assert console.run(tables.main, ["--save", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert out == "" and "--only" in err
+    recorded.run(tmp_path, "vgg", 11, "proximal", 1, epochs=5)
+    text = show(capsys, tmp_path)
+    assert text.startswith("## Other runs") and "VGG-11" in text
+    recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0, tuned=93)
+    text = show(capsys, tmp_path)
+    shown = [name for name, table in TABLES.items() if table.title in text]
+    assert shown == ["table1", "table2a", "table3"]
+    assert "## Other runs" in text and "Lp slimming" not in text
 
 
 def test_numbers_of_a_cell():

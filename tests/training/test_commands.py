@@ -3,7 +3,6 @@
 import math
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from runs import QUICK, ROOT, assert_same_run, rows, train
 from utils import console
 from utils.flags.settings import FLAGS
 from utils.methods.base import batch_norms
+from utils.reports import results
 
 SLIM = "baseline_seed1_vgg_11_folder_pruned.pth.tar"
 NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 7)]
@@ -27,10 +27,12 @@ LOG = (
 SLIMMING = ["-sr", "--s", "10", "--beta", "100", "--momentum", "0", "--epochs", "20"]
 
 
-def command(*arguments: object) -> subprocess.CompletedProcess:
+def command(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    """Without the running python among the shell's, so that it must be named in full."""
     done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=ROOT,
+        [sys.executable, *map(str, arguments)] if arguments[0] != "sh" else arguments,
+        cwd=cwd,
+        env={**os.environ, "PATH": os.defpath},
         capture_output=True,
         text=True,
         timeout=300,
@@ -39,13 +41,21 @@ def command(*arguments: object) -> subprocess.CompletedProcess:
     return done
 
 
+def pasted(label: str, said: str, cwd: Path) -> str:
+    """What is printed when what the last line of ``said`` tells to type is typed into a shell."""
+    line = said.splitlines()[-1]
+    assert line.startswith(label)
+    return command("sh", "-c", line.removeprefix(label), cwd=cwd).stdout
+
+
 @pytest.mark.parametrize(("arch", "depth"), NETWORKS)
 def test_train_prune_and_refine(arch, depth, tmp_path, pictures):
-    run = f"proximal_seed1_{arch}_{depth}_folder"
-    data = ["--dataset", "folder", "--data", pictures]
-    done = command(
-        "main.py", *QUICK, *SLIMMING, *data, "--save", tmp_path, "--arch", arch, "--depth", depth
-    )
+    """From a folder of the user's, with names that a command line could misread."""
+    run, save = f"-x_{arch}_{depth}_folder", "-my runs"
+    data = ["--dataset", "folder", "--data", pictures, f"--save={save}", "--name=-x"]
+    flags = [*QUICK, *SLIMMING, *data, "--arch", arch, "--depth", depth]
+    said = command(ROOT / "main.py", *flags, cwd=tmp_path).stdout
+    caller, tmp_path = tmp_path, tmp_path / save
     log = rows(tmp_path / f"{run}log.csv")
     assert list(log[0]) == LOG
     assert [row["epoch"] for row in log] == [str(i) for i in range(1, 21)]
@@ -61,8 +71,7 @@ def test_train_prune_and_refine(arch, depth, tmp_path, pictures):
     assert int(trained["xi_zeros"]) >= int(trained["gamma_zeros"]) > 0
 
     # The line that it prints last is the command that comes next.
-    following = re.fullmatch(r"next: python (.*)", done.stdout.splitlines()[-1])[1]
-    done = command(*shlex.split(following), "--no-cuda")
+    said = pasted("next: ", said, caller)
     (pruned,) = rows(tmp_path / "pruned_record.csv")
     assert pruned["run"] == run
     removed = int(pruned["channels"]) - int(pruned["channels_kept"])
@@ -75,11 +84,13 @@ def test_train_prune_and_refine(arch, depth, tmp_path, pictures):
     slim = tmp_path / f"{run}_pruned.pth.tar"
     assert set(torch.load(slim, weights_only=True)) >= {"cfg", "state_dict"}
 
-    following = re.fullmatch(r"to fine-tune it: python (.*)", done.stdout.splitlines()[-1])[1]
-    command(*shlex.split(following), *QUICK)
+    pasted("to fine-tune it: ", said, caller)
     (refined,) = rows(tmp_path / "refine_record.csv")
     assert refined["run"] == f"{run}_refine"
     assert refined["method"] == "baseline"
+    # It went as the training did, but for the penalty.
+    (result,) = results.load(tmp_path)
+    assert result.tuned(pruned) == refined
     refined_path = tmp_path / f"{run}_refinecheckpoint.pth.tar"
     done = command("main.py", "--evaluate", refined_path, "--no-cuda")
     assert f"test accuracy {float(refined['test_accuracy']):.2f} %" in done.stdout
@@ -215,7 +226,9 @@ def test_the_bars_lines_are_sane_in_a_file(tmp_path, pictures):
     done = command("main.py", *QUICK, "--arch", "resnet", "--depth", 11, "--save", tmp_path,
                    "--dataset", "folder", "--data", pictures, "--log-interval", 2)  # fmt: skip
     assert "\r" not in done.stderr
-    assert re.search(r"epoch 1/8: 2/4, loss [\d.]+, accuracy [\d.]+ %, .*left\n", done.stderr)
+    assert re.search(
+        r"epoch 1/8: 2/4, γ = 0: 0, loss [\d.]+, accuracy [\d.]+ %, .*left\n", done.stderr
+    )
 
 
 def test_a_tiny_network_learns_the_pictures(tmp_path, pictures):
@@ -236,4 +249,4 @@ def test_a_few_steps_on_real_pictures(tmp_path):
     done = command("main.py", *argv)
     log = rows(tmp_path / "proximal_seed1_resnet_11_cifar10log.csv")
     assert float(log[1]["train_loss"]) < math.log(10)
-    assert "next: python resnet_prune.py" in done.stdout
+    assert " resnet_prune.py --model " in done.stdout

@@ -1,5 +1,8 @@
 """Time training here and in the released program's structure; or inference of two networks."""
 
+if __name__ == "__main__":
+    from utils import early as early  # before all others
+
 import argparse
 import copy
 import statistics

@@ -16,6 +16,7 @@ from torch import Tensor
 from utils.console import InputError, note
 from utils.data import shapes
 from utils.data.folder import PARTS, read_folder
+from utils.shell import command
 
 CIFAR_NORM = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 SVHN_NORM = ((0.4376821, 0.4437697, 0.47280442), (0.19803012, 0.20101562, 0.19703614))
@@ -127,7 +128,8 @@ def _torchvision(name: str, folder: Path | None) -> tuple[tuple[str, ...], Seque
     if folder is not None and not folder.is_dir():
         raise InputError(f"--data {folder} is not a folder")
     if name == "SVHN" and find_spec("scipy") is None:  # or torchvision would first download
-        raise InputError("torchvision reads SVHN with scipy: pip install scipy")
+        how = command("-m", "pip", "install", "scipy")
+        raise InputError(f"torchvision reads SVHN with scipy: {how}")
 
     def get(**split: bool | str):
         # It unpickles CIFAR's batches, but first compares their MD5 with the known ones.

@@ -2,7 +2,6 @@
 
 import math
 import os
-import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,11 +14,12 @@ from models import family
 from utils import launch
 from utils.console import clock
 from utils.files.names import Files
-from utils.flags.settings import FLAGS, OWN, TRAINING, Settings
+from utils.flags.settings import FLAGS, Settings
 from utils.reports import results
+from utils.shell import command, word
 
 STAGES = ("train", "prune", "refine")
-KEPT = ("seed", "precision", "deterministic")  # from a training to what follows it
+UNKNOWN = "SHARE"  # a --percent that depends on a run that is not pruned yet
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,10 @@ class Experiment:
         return replace(self.settings, seed=seed, name=self._name(method, seed))
 
     def refining(self, seed: int, files: Files) -> Settings:
-        """Those of the fine-tuning: the training's, without a penalty.
-
-        Where weights are cut, their retraining has settings of its own.
-        """
-        cuts = self.prune_ratio is not None
-        names = [name for name in OWN if not (cuts and OWN[name].group == TRAINING)]
-        shared = {name: getattr(self.training(seed), name) for name in [*names, *KEPT]}
-        start = files.checkpoint if cuts else files.slim()
-        changed = {"method": "baseline", "epochs": self.refine_epochs, "refine": str(start)}
-        changed |= {"prune_ratio": self.prune_ratio}
-        return Settings.of({**shared, **changed, **self.tuning})
+        """Those of the fine-tuning."""
+        start = files.slim() if self.prune_ratio is None else files.checkpoint
+        otherwise = {"epochs": self.refine_epochs, "prune_ratio": self.prune_ratio, **self.tuning}
+        return self.training(seed).refining(start, **otherwise)
 
     def run(self, seed: int) -> str:
         """What the names of the run's files begin with."""
@@ -107,23 +100,23 @@ class Job:
         settings = self.experiment.training(self.seed)
         if self.stage == "prune":
             data = [] if settings.data is None else FLAGS["data"].argv(settings.data)
-            words = [f"{family(settings.arch)}_prune.py", "--model", str(self.files.checkpoint)]
+            words = [f"{family(settings.arch)}_prune.py", "--model", word(self.files.checkpoint)]
             target = self.experiment.target
             share = ["--percent", self.percent()]
             share = share if target is None else ["--target-flops", f"{target / 100:.6g}"]
             return [*words, "--name", f"{self.run}_", *share, *data, *self.flags]
         if self.stage == "refine":
             settings = self.experiment.refining(self.seed, self.files)
-        words = ["main.py", *settings.argv(), "--save", str(self.folder), "--resume", "auto"]
+        words = ["main.py", *settings.argv(), "--save", word(self.folder), "--resume", "auto"]
         return [*words, *self.flags]
 
     def percent(self) -> str:
-        """--percent of the pruning; ``SHARE`` where it depends on a run that is not pruned yet."""
+        """--percent of the pruning, or UNKNOWN."""
         if self.experiment.share is not None:
             return f"{self.experiment.share / 100:.6g}"
         like = recorded(self.folder).get(self.experiment.like(self.seed))
         if not like or not (row := like.pruning()):
-            return "SHARE"
+            return UNKNOWN
         removed = 1 - float(row["channels_kept"]) / float(row["channels"])
         return f"{math.ceil(1e6 * removed) / 1e6:g}"  # up: ⌊percent · channels⌋ is then that many
 
@@ -170,7 +163,7 @@ def run(jobs: Sequence[Job], gpus: Sequence[str], per_gpu: int = 1) -> bool:
 
 def start(job: Job, gpu: str, together: bool) -> subprocess.Popen[str]:
     words = job.argv()
-    print(f"{f'GPU {gpu}: ' if together else ''}python {shlex.join(words)}", flush=True)
+    print(f"{f'GPU {gpu}: ' if together else ''}{command(*words)}", flush=True)
     environment = {"CUDA_VISIBLE_DEVICES": gpu} if gpu else None
     if not together:
         return launch.start(words, None, environment)

@@ -5,8 +5,10 @@
 trains, prunes and fine-tunes what that table still lacks. ``--dry-run`` only says what that is.
 """
 
+if __name__ == "__main__":
+    from utils import early as early  # before all others
+
 import argparse
-import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,8 +25,9 @@ from utils.console import InputError
 from utils.data.datasets import load
 from utils.device import fastest, mps_runs, pick_device
 from utils.experiments import jobs
-from utils.experiments.jobs import Experiment
+from utils.experiments.jobs import UNKNOWN, Experiment, Job
 from utils.experiments.remaining import Agenda, begun_with
+from utils.files.names import FOLDER
 from utils.flags.settings import OWN, Settings
 from utils.methods import METHODS
 from utils.methods.slimming import shrinkage
@@ -32,7 +35,9 @@ from utils.paper import lp
 from utils.paper.published import NETWORKS, TABLES
 from utils.paper.sas_admm import SHARES
 from utils.paper.settings import RETRAINING, SAS, Recipe, recipe, schedule
+from utils.reports.listing import listing
 from utils.reports.results import settings_of_paper
+from utils.shell import command, word
 
 # What `small` is: Table 2 for a CPU, on some of CIFAR-10's pictures. Original slimming has its own
 # paper's λ, as in Table 2: ten times that makes half of the VGG-11's factors next to nothing in so
@@ -188,7 +193,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seeds", **seeds, help="default 1")
     scale = "so many epochs instead of 160, with λ raised to shrink as much in total"
     p.add_argument("--scale", type=arguments.epochs, metavar="EPOCHS", help=scale)
-    p.add_argument("--save", default="logs", metavar="DIR", help="where all files go (logs)")
+    p.add_argument("--save", default=FOLDER, metavar="DIR", help="where all files go (logs)")
     p.add_argument("--data", metavar="DIR", help="where the data set is, as for main.py")
     precisions = OWN["precision"].choices
     said = "as for main.py; auto (default) is measured once, for all runs"
@@ -207,6 +212,12 @@ def measured(settings: Settings, no_cuda: bool) -> str:
     images = torch.randn(count, 3, SIZE, SIZE, device=device)
     labels = torch.zeros(count, dtype=torch.int64, device=device)
     return fastest(Network(model, settings.arch, settings.depth), images, labels, device)
+
+
+def shown(job: Job) -> str:
+    """Its command; as a comment while it is not known how much it prunes."""
+    words = job.argv()
+    return f"{'# ' if UNKNOWN in words else ''}{command(*words)}"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -230,7 +241,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.per_gpu > 1 and not mps_runs():
         print(MPS, flush=True)
     if args.dry_run:
-        print("\n".join("python " + shlex.join(job.argv()) for job in agenda.jobs))
+        print("\n".join(map(shown, agenda.jobs)))
         return
     used = ("dataset", "data", "subset", "test_subset")
     for pictures in {itemgetter(*used)(j.experiment.settings.values()) for j in agenda.jobs}:
@@ -243,9 +254,11 @@ def main(argv: list[str] | None = None) -> None:
         print(f"fastest here: {precision}", flush=True)
         left = [replace(j, experiment=j.experiment.told(precision=precision)) for j in left]
     folder.mkdir(parents=True, exist_ok=True)
-    if not jobs.run(left, gpus, args.per_gpu):
+    done = jobs.run(left, gpus, args.per_gpu)
+    print(listing(folder, [run for run, *_ in agenda.lines]))
+    if not done:
         raise SystemExit(1)
-    print(f"results: python -m utils.reports.tables --save {shlex.quote(args.save)}")
+    print(f"results: {command('-m', 'utils.reports.tables', '--save', word(folder))}")
 
 
 if __name__ == "__main__":

@@ -65,15 +65,18 @@ class Agenda:
         files = Files(self.folder, e.run(seed))
         result = self.results.get(files.run)
         train, tune = self._trainings(e, seed)
-        refines = {r.row["run"]: r for r in result.refines} if result else {}
-        refine = refines.get(tune.run) if tune else None
+        pruning = result.pruning(e.share, e.target) if result and e.prunes else None
+        tunings: Sequence[Training] = ()
+        if result and (pruning or not e.prunes):
+            tunings = result.refined(pruning) if pruning else result.refines
+        refine = {r.row["run"]: r for r in tunings}.get(tune.run) if tune else None
+        otherwise = result and result.prunings and pruning is None  # pruned at another share
         for planned, found in ((train, result), (tune, refine)):
             if planned and found:
                 _check_same(Files(self.folder, planned.run).record, planned, found)
         # A slim network that was fine-tuned may be gone.
         slim = refine is not None or files.slim().exists()
-        pruned = slim and result is not None and result.pruning(e.share, e.target) is not None
-        stages = (train, result), (e.prunes, pruned), (tune, refine)
+        stages = (train, result), (e.prunes, slim and pruning), (tune, refine)
         cells, left = [], []
         for stage, (needed, done) in zip(STAGES, stages, strict=True):
             if not needed or done:
@@ -82,7 +85,8 @@ class Agenda:
             seconds: float | None = 0.0
             cells.append("to do")
             if isinstance(needed, Settings):
-                begun = len(self._log(needed))
+                # What fine-tuned another pruning of the run is not begun.
+                begun = 0 if stage == "refine" and otherwise else len(self._log(needed))
                 rest = max(needed.epochs - begun, 0)
                 cells[-1] = f"{rest} of {needed.epochs} epochs" if begun else f"{rest} epochs"
                 known = (self.seconds[key] for key in _keys(needed) if key in self.seconds)

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-CHECKPOINT = "checkpoint.pth.tar"
+FOLDER = "logs"  # where all files go, unless --save says where
+CHECKPOINT, LOG, LOCK = "checkpoint.pth.tar", "log.csv", ".lock"
 TRAINED, REFINED, PRUNED = "train_record.csv", "refine_record.csv", "pruned_record.csv"
 
 
@@ -13,9 +14,9 @@ class Files:
         self.folder, self.run = folder, run
         self.checkpoint = folder / f"{run}{CHECKPOINT}"
         self.best = folder / f"{run}model_best.pth.tar"
-        self.log = folder / f"{run}log.csv"
+        self.log = folder / f"{run}{LOG}"
         self.record = folder / (REFINED if run.endswith("_refine") else TRAINED)
-        self.lock = folder / f"{run}.lock"
+        self.lock = folder / f"{run}{LOCK}"
         self.plot = folder / f"{run}plot"  # without its ending: there are several formats
 
     @property
@@ -30,6 +31,12 @@ class Files:
     def output(self, stage: str) -> Path:
         """Where a command prints that runs beside others."""
         return self.folder / f"{self.run}{stage}.out"
+
+
+def runs_in(folder: Path) -> set[str]:
+    """The runs that have a checkpoint or a log there, or are at work."""
+    endings = CHECKPOINT, LOG, LOCK
+    return {path.name.removesuffix(end) for end in endings for path in folder.glob(f"*{end}")}
 
 
 def run_of(checkpoint: Path) -> str:

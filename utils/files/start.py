@@ -9,9 +9,10 @@ from typing import Any
 from utils.console import InputError, note
 from utils.files import records
 from utils.files.checkpoint import Checkpoint, load
-from utils.files.names import Files, slim_run_of
+from utils.files.names import FOLDER, Files, slim_run_of
 from utils.flags.parser import resolve
 from utils.flags.settings import FLAGS, Settings
+from utils.shell import command, word
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,12 @@ class Start:
         if resume == "auto" and "seeds" not in given:
             found = newest(start.files(given, start.settings(given)))
             if found is not None:
+                cfgs = [c.network.model.cfg for c in (start.checkpoint, found[1]) if c]
+                if cfgs[0] != cfgs[-1]:
+                    raise InputError(
+                        f"{found[0]} is the fine-tuning of another network than {path}: move it"
+                        " away, or give this run another --name"
+                    )
                 note(f"going on with {found[0]}")
                 return cls(*found, resumes=True)
         return start
@@ -71,7 +78,7 @@ class Start:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def files(self, given: Mapping[str, Any], settings: Settings) -> Files:
-        folder = "logs" if self.path is None else self.path.parent
+        folder = FOLDER if self.path is None else self.path.parent
         return Files(Path(given.get("save", folder)), settings.run)
 
 
@@ -116,8 +123,9 @@ def check_free(files: Files, resumed: Path | None) -> None:
     there = [path for path in own if path.exists()]
     if there and (resumed is None or resumed.resolve() not in [path.resolve() for path in own]):
         raise InputError(
-            f"{there[0]} is there already: go on with it by --resume {there[0]}, or, if it is"
-            " damaged or another run, move it away or give this run another --name"
+            f"{there[0]} is there already: go on with it by"
+            f" {command('main.py', '--resume', word(there[0]))}, or, if it is damaged or another"
+            " run, move it away or give this run another --name"
         )
     records.read(files.log, ("epoch",))
     records.read(files.record, ("run",))

@@ -2,13 +2,28 @@
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from utils import arguments
-from utils.arguments import Parser, positive_int
+from utils.arguments import Flag, Parser, positive_int
 from utils.console import InputError, note
 from utils.flags.settings import FILES, FLAGS, NETWORK, OWN, SLIMMING, TRAINING, Settings
-from utils.methods import METHODS
+from utils.methods import METHODS, defaults_of
+
+# What is said of the process and not of the run: no checkpoint has it.
+PROCESS = (
+    Flag("test_batch_size", "default 256, on a GPU 2000", positive_int, metavar="N"),
+    Flag("no_cuda", "train on the CPU", default=False),
+    Flag("no_graph", "on a GPU: launch every kernel, to debug", default=False),
+    Flag("log_interval", "in steps (default 50)", positive_int, metavar="N"),
+)
+
+
+def said_again(given: Mapping[str, Any], *names: str) -> list[str]:
+    """The flags of PROCESS, or those of these ``names``, as they were ``given``."""
+    said = [f for f in PROCESS if f.name in given and (not names or f.name in names)]
+    return [word for flag in said for word in flag.argv(given[flag.name])]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,6 +42,8 @@ def parser() -> argparse.ArgumentParser:
         help="train towards zero scaling factors; without it, the baseline",
     )
     for flag in FLAGS.values():
+        if defaults := defaults_of(flag.name):
+            flag = replace(flag, help=f"{flag.help} (default of {defaults})")
         if flag.name != "seed":
             flag.add_to(groups[flag.group])
     seeds = groups[TRAINING].add_mutually_exclusive_group()
@@ -40,15 +57,15 @@ def parser() -> argparse.ArgumentParser:
     )
     add = groups[TRAINING].add_argument
     add("--start-epoch", type=arguments.natural, metavar="N", help="the first one (default 0)")
-    add("--test-batch-size", type=positive_int, metavar="N", help="default 256, on a GPU 2000")
-    add("--no-cuda", action="store_true", help="train on the CPU")
-    add("--no-graph", action="store_true", help="on a GPU: launch every kernel, to debug")
+    for flag in PROCESS:
+        flag.add_to(groups[TRAINING])
     add = groups[FILES].add_argument
     add("--save", metavar="DIR", help="for all files (default logs, or the checkpoint's folder)")
-    add("--log-interval", type=positive_int, metavar="N", help="in steps (default 50)")
     said = "go on with this run; auto: with the one of this name, or start it"
     add("--resume", metavar="CHECKPOINT", help=said)
     add("--evaluate", metavar="CHECKPOINT", help="only test this network")
+    add("--list", action="store_true", help="only show how far the runs in --save are")
+    add("--version", action="store_true", help="only say which program this is")
     return p
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from models import ARCHITECTURES
@@ -14,6 +15,7 @@ from utils.paper.settings import BATCH_SIZE, DEPTHS, EPOCHS, LEARNING_RATE, MOME
 
 TRAINED = {"refine", "init"}  # flags that name a network that was trained before
 NETWORK, SLIMMING, TRAINING, FILES = "network and data", "slimming", "training", "files"
+KEPT = ("seed", "precision", "deterministic")  # from a training to whatever follows it
 
 
 def _said_by(group: str, *said: Any, **more: Any) -> Any:
@@ -156,6 +158,26 @@ class Settings:
         if values["warmup"] >= values["epochs"]:
             raise ValueError(f"--warmup must be below the {values['epochs']} epochs")
         return cls(**{name: values[name] for name in OWN}, options=options)
+
+    def refining(self, start: Path, **otherwise: Any) -> "Settings":
+        """Those of the fine-tuning of ``start``: the same without a penalty, as in section 5.2.
+
+        ``otherwise`` are flags by name. Where weights are cut, their retraining has settings of
+        its own.
+        """
+        cuts = otherwise.get("prune_ratio") is not None
+        shared = [n for n, f in OWN.items() if not cuts or f.group != TRAINING or n in KEPT]
+        changed = {"method": OWN["method"].default, "init": None, "refine": str(start)}
+        return Settings.of({**{n: getattr(self, n) for n in shared}, **changed, **otherwise})
+
+    def refine_argv(self, cuts: bool = False) -> list[str]:
+        """What to type with --refine, which knows the network and the data, for :meth:`refining`.
+
+        ``cuts``: weights are cut.
+        """
+        said = KEPT if cuts else [name for name, flag in OWN.items() if flag.group == TRAINING]
+        told = {name: value for name in said if (value := getattr(self, name)) != OWN[name].default}
+        return [word for name, value in told.items() for word in OWN[name].argv(value)]
 
     @property
     def run(self) -> str:

@@ -6,6 +6,7 @@ from utils.methods.lp_admm import LpAdmm
 from utils.methods.masked import masking
 from utils.methods.sas_admm import SasAdmm
 from utils.methods.slimming import ProximalSlimming, Subgradient
+from utils.paper.published import NETWORKS
 
 METHODS: dict[str, type[Method]] = {
     m.name: m for m in (Method, ProximalSlimming, Subgradient, LpAdmm, SasAdmm)
@@ -20,3 +21,14 @@ def method_of(name: str, prune_ratio: float | None) -> type[Method]:
 def flags_of_all() -> dict[str, Flag]:
     """Every method's flags by name, each once: methods may share one and differ in its default."""
     return {flag.name: flag for m in reversed(METHODS.values()) for flag in m.flags}
+
+
+def defaults_of(name: str) -> str:
+    """The defaults of a flag that depend on method and network, to be read; '' where none do."""
+    said = []
+    for method in METHODS.values():
+        for flag in (f for f in method.flags if f.name == name and callable(f.default)):
+            values = [f"{flag.default(*network):g}" for network in NETWORKS.values()]
+            each = [f"{title} {value}" for title, value in zip(NETWORKS, values, strict=True)]
+            said.append(f"{method.name}: {', '.join(each if len({*values}) > 1 else values[:1])}")
+    return "; ".join(said)

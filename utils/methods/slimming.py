@@ -21,8 +21,8 @@ from utils.paper.settings import XI_INIT, Schedule, recipe
 from utils.paper.settings import schedule as papers_schedule
 
 # What -h says of the flags.
-LAMBDA = "λ, the weight of the penalty φ (default: the paper's for the network)"
-BETA = "β, the weight of the quadratic penalty (default: the paper's for the network)"
+LAMBDA = "λ, the weight of the penalty φ"
+BETA = "β, the weight of the quadratic penalty"
 EVERY = "update ξ after every mini-batch (default), or as Algorithm 1 is printed"
 INIT = "ξ starts uniform in this range (default 0.47 0.50; fine-tuning: ξ = γ)"
 KEEP = "train channels on that have died: the same result, later (default: cut them out)"

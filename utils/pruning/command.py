@@ -2,9 +2,10 @@
 
 import argparse
 import copy
-import shlex
+import itertools
 from bisect import bisect_left
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from utils.files import checkpoint, records
 from utils.files.layouts import to_released
 from utils.files.names import PRUNED, Files, run_of
 from utils.files.start import known_of
+from utils.flags.settings import FLAGS
 from utils.methods.base import count_of, is_zero
 from utils.pruning.plan import apply_plan, filter_sizes, plan
 from utils.pruning.report import (
@@ -36,6 +38,7 @@ from utils.pruning.report import (
     sizes,
     unread,
 )
+from utils.shell import command, word
 
 TARGETS = {"flops": "flops", "params": "parameters"}  # flags, and entries of a Cost
 
@@ -181,7 +184,13 @@ def prune(arch: str, argv: list[str] | None = None) -> None:
     records.append(folder / PRUNED, row)  # first: a slim network that is there is on record
     checkpoint.save(out, content)
     print(f"slim network: {out}")
-    print(f"to fine-tune it: python main.py --refine {shlex.quote(str(out))}")
+    words = ["main.py", "--refine", word(out)]
+    if settings is not None:  # section 5.2: as the training went, but for the penalty
+        precision = given.precision or settings.precision
+        words += replace(settings, precision=precision).refine_argv()
+    said = [FLAGS[name].argv(vars(args)[name]) for name in ("dataset", "data") if name in args]
+    words += itertools.chain(*said, ["--no-cuda"] * args.no_cuda)
+    print(f"to fine-tune it: {command(*words)}")
 
 
 def holds(path: Path, model: Slimmable) -> bool:

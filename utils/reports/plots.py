@@ -6,6 +6,9 @@
 Needs matplotlib: pip install matplotlib
 """
 
+if __name__ == "__main__":
+    from utils import early as early  # before all others
+
 import argparse
 import math
 import sys

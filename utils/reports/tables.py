@@ -2,9 +2,12 @@
 
     python -m utils.reports.tables --save logs
 
-prints them as Markdown, and after them, in the shape of Table 2, all runs that stand in none of
-them. Nothing but the record files is read.
+prints those that have runs as Markdown, and after them, in the shape of Table 2, all runs that
+stand in none of them. Nothing but the record files is read.
 """
+
+if __name__ == "__main__":
+    from utils import early as early  # before all others
 
 import argparse
 import csv
@@ -17,6 +20,7 @@ from pathlib import Path
 
 from utils import arguments, console
 from utils.atomic import check_writable
+from utils.files.names import FOLDER, REFINED
 from utils.methods import METHODS
 from utils.paper import lp
 from utils.paper.published import TABLES, Column, Table, numbers
@@ -230,15 +234,27 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in padded)
 
 
+def with_runs(folder: Path, found: Sequence[Result], groups: Groups) -> list[str]:
+    """The tables in which there is a run of ours."""
+    papers = [name for name in TABLES if any(row["seeds"] for row in paper_table(name, groups)[1])]
+    tuned = results.trainings(folder / REFINED)
+    others = {
+        COMPRESSED: any(tuning.settings.prune_ratio is not None for tuning in tuned),
+        LP: any(run.settings.method == lp.METHOD and run.prunings for run in found),
+        RUNS: bool(runs_table(groups)[1]),
+    }
+    return [*papers, *(name for name, some in others.items() if some)]
+
+
 def parser() -> argparse.ArgumentParser:
     p = arguments.Parser(
         prog="python -m utils.reports.tables",
         description="The paper's tables from the record files, ours beside the published numbers.",
     )
-    p.add_argument("--save", default="logs", metavar="DIR", help="where the records are (logs)")
+    p.add_argument("--save", default=FOLDER, metavar="DIR", help="where the records are (logs)")
     names = [*TABLES, COMPRESSED, LP, RUNS]
-    whole = f"{', '.join(names)} (default: all)"
-    p.add_argument("--only", nargs="+", choices=names, default=names, metavar="TABLE", help=whole)
+    whole = f"{', '.join(names)} (default: all that have runs)"
+    p.add_argument("--only", nargs="+", choices=names, metavar="TABLE", help=whole)
     p.add_argument("--csv", metavar="DIR", help="write DIR/<table>.csv, a line for each number")
     return p
 
@@ -264,9 +280,12 @@ def main(argv: list[str] | None = None) -> None:
     if args.csv is not None:
         check_writable(Path(args.csv))
         Path(args.csv).mkdir(parents=True, exist_ok=True)
-    if set(args.only) & TABLES.keys():
+    only = args.only or with_runs(Path(args.save), found, groups)
+    if not only:
+        console.note(f"note: no run is on record in {args.save}; --only prints the paper's tables")
+    if set(only) & TABLES.keys():
         print(LEGEND)
-    for name in args.only:
+    for name in only:
         if name in (COMPRESSED, LP):
             cut = name == COMPRESSED
             title, lines = compressed.table(Path(args.save), found) if cut else claims.table(found)

@@ -202,7 +202,7 @@ class Run:
             )
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
+    def kept(self, way_on: str) -> Iterator[None]:
         """Whatever ends the training within, no finished epoch is lost, and the way on is said."""
         try:
             yield
@@ -211,15 +211,12 @@ class Run:
                 f"epoch {self.epoch + 1}: {error}: this epoch is not saved; try a smaller --lr than"
                 f" {self.settings.lr:g}"
             ) from None
-        except (Stopped, RuntimeError) as stopped:
+        except (Stopped, RuntimeError, BrokenPipeError) as stopped:
             self.write()
             said = stopped if isinstance(stopped, Stopped) else "stopped"
-            if self.files.checkpoint.exists():
-                note(
-                    f"{said} in epoch {self.epoch + 1}: go on with --resume {self.files.checkpoint}"
-                )
-            else:
-                note(f"{said} in epoch {self.epoch + 1}: nothing is saved yet")
+            there = self.files.checkpoint.exists()
+            how = f"go on with {way_on}" if there else "nothing is saved yet"
+            note(f"{said} in epoch {self.epoch + 1}: {how}")
             raise
         finally:
             self.write()

@@ -1,0 +1,108 @@
+"""How far the runs in a folder are, and what came of them: a line each."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.atomic import is_held
+from utils.console import InputError, note
+from utils.files import names, records
+from utils.files.names import Files
+from utils.files.records import Row
+from utils.files.start import newest
+from utils.methods import METHODS
+from utils.reports import results
+from utils.reports.results import Result, Training
+
+HEADINGS = ("run", "epochs", "accuracy", "zeros", "left", "fine-tuned")
+LEGEND = """\
+accuracies in percent; zeros: scaling factors that are 0; left: channels that
+pruning left (w: weights); "after": epochs of a fine-tuning that was not as long"""
+LOG = ("epoch", "test_accuracy")
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a training is."""
+
+    done: int  # epochs
+    total: int | None  # of all, where it is known
+    accuracy: str
+    zeros: str
+    at_work: bool
+
+    @property
+    def epochs(self) -> str:
+        all_done = self.done == self.total
+        known = "?" if self.total is None else self.total
+        more = " running" if self.at_work else "" if all_done else " stopped"
+        return f"{self.done}/{known}{more}"
+
+
+def state_of(files: Files, finished: Training | None) -> State | None:
+    """From the log, the record if it is ``finished``, else its checkpoint; None of no training."""
+    try:
+        log = records.read(files.log, LOG, LOG)
+    except InputError as error:
+        note(f"note: passed over: {error}")
+        log = []
+    found = None if finished else newest(files)
+    settings = finished.settings if finished else found[1].settings if found else None
+    if log:
+        done, row = int(float(log[-1]["epoch"])), log[-1]
+    elif finished:
+        done, row = finished.settings.epochs, finished.row
+    else:
+        done, row = (found[1].epoch or 0 if found else 0), Row()
+    if not (log or finished or found or is_held(files.lock)):
+        return None
+    method = METHODS[settings.method] if settings else None
+    zeros = row.get(f"{method.zeroed}_zeros") if method and method.prunes() else None
+    accuracy = f"{float(row['test_accuracy']):.2f}" if row else "-"
+    total = settings.epochs if settings else None
+    return State(done, total, accuracy, zeros or "-", is_held(files.lock))
+
+
+def listing(folder: Path, only: Collection[str] | None = None) -> str:
+    """A table of the trainings in ``folder``, or of those whose runs are named in ``only``.
+
+    A fine-tuning stands with what was pruned; one whose training is not there, alone. Raises
+    InputError where the folder is missing, or a record is foreign or damaged.
+    """
+    found = {result.row["run"]: result for result in results.load(folder)}
+    tunings = {t.row["run"]: t for t in results.trainings(folder / names.REFINED)}
+    runs = names.runs_in(folder) | found.keys()
+    tuned = {Files(folder, run).refined.run for run in runs}
+    tuned |= {tuning.row["run"] for result in found.values() for tuning in result.refines}
+    lines = [HEADINGS]
+    for run in sorted(runs - tuned if only is None else runs & set(only)):
+        files = Files(folder, run)
+        if state := state_of(files, found.get(run) or tunings.get(run)):
+            after = _after(files, found.get(run), tunings.get(files.refined.run))
+            lines.append((run, state.epochs, state.accuracy, state.zeros, *after))
+    if len(lines) == 1:
+        return f"no runs in {folder}"
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = ("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return "\n".join([*rows, LEGEND])
+
+
+def _after(files: Files, result: Result | None, tuning: Training | None) -> tuple[str, str]:
+    """What pruning left, and the accuracy of the latest fine-tuning of that."""
+    pruning = (result.pruning() or next(reversed(result.prunings), None)) if result else None
+    left = "-"
+    if pruning:
+        left = f"{100 * float(pruning['channels_kept']) / float(pruning['channels']):.1f} %"
+    elif tuning and tuning.row.get("weights_kept"):
+        left = f"{100 * float(tuning.row['weights_kept']) / float(tuning.row['weights']):.1f} % w"
+    if result and pruning and (refined := result.refined(pruning)):
+        tuning, files = refined[-1], Files(files.folder, refined[-1].row["run"])
+    else:
+        files = files.refined
+    state = state_of(files, tuning)
+    if state is None:
+        return left, "-"
+    if state.done != state.total:
+        return left, f"{state.accuracy} after {state.epochs}"
+    as_long = result and state.done == result.settings.epochs
+    return left, state.accuracy if as_long else f"{state.accuracy} after {state.done}"
