@@ -42,14 +42,15 @@ from utils.shell import command, word
 # What `small` is: Table 2 for a CPU, on some of CIFAR-10's pictures. Original slimming has its own
 # paper's λ, as in Table 2: ten times that makes half of the VGG-11's factors next to nothing in so
 # short a training too, and a share of 41 % is then cut without loss.
-SMALL_DATA = {"dataset": "cifar10", "subset": 10000, "test_subset": 2000, "epochs": 20}
+SMALL_DATA: dict[str, Any] = {"dataset": "cifar10", "epochs": 20}
+SMALL_DATA |= {"subset": 10000, "test_subset": 2000}
 SMALL = {("vgg", 11): {"s": 0.015, "beta": 10.0}, ("resnet", 20): {"s": 0.018, "beta": 10.0}}
 # What `small-basic` is: other methods and penalties on the same pictures, cut where ℓ1's run was.
 # tl1 and mcp have the λ with which they draw a γ of 0.47 to zero in as many steps as ℓ1: ∫dξ/φ'(ξ)
 # is 0.77 and 1.35 times 0.47. SAS-ADMM's ten iterations see as many pictures as 23 epochs.
 BASIC = {**SMALL_DATA, "arch": "resnet-basic", "depth": 20}
-BASIC_L1 = {"method": "proximal", "s": 0.018, "beta": 10.0}
-BASIC_OTHERS = (
+BASIC_L1: dict[str, Any] = {"method": "proximal", "s": 0.018, "beta": 10.0}
+BASIC_OTHERS: tuple[dict[str, Any], ...] = (
     {**BASIC_L1, "penalty": "tl1", "s": 0.0139},
     {**BASIC_L1, "penalty": "mcp", "s": 0.0243},
     {"method": "subgradient"},
