@@ -9,6 +9,7 @@ import sys
 import termios
 from fcntl import ioctl
 from pathlib import Path
+from select import select
 
 import pytest
 
@@ -77,7 +78,9 @@ def shown(columns: int, numbers: str, monkeypatch: pytest.MonkeyPatch) -> str:
         for _ in range(391):
             progress.step()
         progress.bar.refresh()
-        drawn = os.read(master, 65536)
+        drawn = b""
+        while select([master], [], [], 1)[0]:  # a terminal passes on what it is given by and by
+            drawn += os.read(master, 65536)
         progress.bar.close()
     os.close(master)
     return drawn.decode().rstrip().split("\r")[-1]
