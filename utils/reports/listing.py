@@ -14,10 +14,10 @@ from utils.methods import METHODS
 from utils.reports import results
 from utils.reports.results import Result, Training
 
-HEADINGS = ("run", "epochs", "accuracy", "zeros", "left", "fine-tuned")
+HEADINGS = ("run", "epochs", "top-1", "zeros", "left", "tuned")
 LEGEND = """\
-accuracies in percent; zeros: scaling factors that are 0; left: channels that
-pruning left (w: weights); after N: the fine-tuning was not as long"""
+top-1: test accuracy, %; zeros: scaling factors that are 0; left: channels (w:
+weights) that pruning left; tuned: fine-tuned (after N epochs, if not as long)"""
 LOG = ("epoch", "test_accuracy")
 
 
