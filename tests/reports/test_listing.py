@@ -57,9 +57,9 @@ def test_finished_runs(tmp_path, capsys):
     other = recorded.run(tmp_path, method="subgradient", seed=1, **told, percent=0.3,
                          tuned=81.0, tuned_more={"epochs": 1})  # fmt: skip
     assert shown(capsys, tmp_path) == {
-        run: ["5/5", "86.00", "10", "50.0 %", "86.80"],
+        run: ["5/5", "86.00", "10", "50.0%", "86.80"],
         base: ["5/5", "88.61", "-", "-", "-"],
-        other: ["5/5", "90.00", "10", "50.0 %", "81.00 after 1"],
+        other: ["5/5", "90.00", "10", "50.0%", "81.00 after 1"],
     }
 
 
@@ -84,7 +84,7 @@ def test_a_fine_tuning_that_is_at_work_stands_with_its_training(tmp_path, capsys
     tuning = begun(tmp_path, 2, name="proximal_seed1", refine="logs/x_pruned.pth.tar")
     assert tuning == f"{run}_refine"
     with alone(Files(tmp_path, tuning).lock):
-        assert shown(capsys, tmp_path)[run][3:] == ["50.0 %", "52.00 after 2/5 running"]
+        assert shown(capsys, tmp_path)[run][3:] == ["50.0%", "52.00, 2/5 running"]
     alone_there = begun(tmp_path / "other", 1, name="mine", refine="logs/x_pruned.pth.tar")
     assert shown(capsys, tmp_path / "other").keys() == {alone_there}
 
@@ -96,14 +96,14 @@ def test_the_share_of_weights_that_a_retraining_kept(tmp_path, capsys):
     found = {"weights": 1000, "weights_kept": 151, "test_accuracy": 91.5}
     row = recorded.training(Settings.of(told), **found)
     recorded.append(tmp_path / REFINED, row)
-    assert shown(capsys, tmp_path)[run][3:] == ["15.1 % w", "91.50"]
+    assert shown(capsys, tmp_path)[run][3:] == ["15.1% w", "91.50"]
 
 
 def test_a_pruning_to_a_target_is_shown(tmp_path, capsys):
     run = recorded.run(tmp_path, "vgg", 16, "lp-admm", 1, percent=0.0, mask="z")
     text = (tmp_path / PRUNED).read_text().replace(",0.0,z,", ",,z,")
     (tmp_path / PRUNED).write_text(text)
-    assert shown(capsys, tmp_path)[run][3] == "50.0 %"
+    assert shown(capsys, tmp_path)[run][3] == "50.0%"
 
 
 def test_a_folder_without_runs(tmp_path, capsys):

@@ -82,7 +82,7 @@ def test_tables_without_runs_are_left_out_unless_asked_for(tmp_path, capsys):
     recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0, tuned=93)
     text = show(capsys, tmp_path)
     shown = [name for name, table in TABLES.items() if table.title in text]
-    assert shown == ["table1", "table2a", "table3"]
+    assert shown == ["table1", "table2a"]
     assert "## Other runs" in text and "Lp slimming" not in text
 
 

@@ -14,10 +14,10 @@ from utils.methods import METHODS
 from utils.reports import results
 from utils.reports.results import Result, Training
 
-HEADINGS = ("run", "epochs", "accuracy", "zeros", "left", "fine-tuned")
+HEADINGS = ("run", "epochs", "top-1", "zeros", "left", "tuned")
 LEGEND = """\
-accuracies in percent; zeros: scaling factors that are 0; left: channels that
-pruning left (w: weights); "after": epochs of a fine-tuning that was not as long"""
+top-1: test accuracy, %; zeros: scaling factors that are 0; left: channels (w:
+weights) that pruning left; tuned: fine-tuned (after N epochs, if not as long)"""
 LOG = ("epoch", "test_accuracy")
 
 
@@ -92,9 +92,9 @@ def _after(files: Files, result: Result | None, tuning: Training | None) -> tupl
     pruning = (result.pruning() or next(reversed(result.prunings), None)) if result else None
     left = "-"
     if pruning:
-        left = f"{100 * float(pruning['channels_kept']) / float(pruning['channels']):.1f} %"
+        left = f"{100 * float(pruning['channels_kept']) / float(pruning['channels']):.1f}%"
     elif tuning and tuning.row.get("weights_kept"):
-        left = f"{100 * float(tuning.row['weights_kept']) / float(tuning.row['weights']):.1f} % w"
+        left = f"{100 * float(tuning.row['weights_kept']) / float(tuning.row['weights']):.1f}% w"
     if result and pruning and (refined := result.refined(pruning)):
         tuning, files = refined[-1], Files(files.folder, refined[-1].row["run"])
     else:
@@ -103,6 +103,6 @@ def _after(files: Files, result: Result | None, tuning: Training | None) -> tupl
     if state is None:
         return left, "-"
     if state.done != state.total:
-        return left, f"{state.accuracy} after {state.epochs}"
+        return left, f"{state.accuracy}, {state.epochs}"
     as_long = result and state.done == result.settings.epochs
     return left, state.accuracy if as_long else f"{state.accuracy} after {state.done}"
