@@ -49,10 +49,10 @@ SMALL = {("vgg", 11): {"s": 0.015, "beta": 10.0}, ("resnet", 20): {"s": 0.018, "
 # tl1 and mcp have the λ with which they draw a γ of 0.47 to zero in as many steps as ℓ1: ∫dξ/φ'(ξ)
 # is 0.77 and 1.35 times 0.47. SAS-ADMM's ten iterations see as many pictures as 23 epochs.
 BASIC = {**SMALL_DATA, "arch": "resnet-basic", "depth": 20}
-BASIC_L1: dict[str, Any] = {"method": "proximal", "s": 0.018, "beta": 10.0}
+BASIC_L1: dict[str, Any] = {"method": "proximal", "s": 0.035, "beta": 10.0}
 BASIC_OTHERS: tuple[dict[str, Any], ...] = (
-    {**BASIC_L1, "penalty": "tl1", "s": 0.0139},
-    {**BASIC_L1, "penalty": "mcp", "s": 0.0243},
+    {**BASIC_L1, "penalty": "tl1", "s": 0.027},
+    {**BASIC_L1, "penalty": "mcp", "s": 0.047},
     {"method": "subgradient"},
     {"method": "lp-admm", "s": 0.012, "rho": 0.05},
 )
