@@ -276,6 +276,7 @@ def test_where_the_pictures_are_is_told_again(tmp_path, pictures, capsys):
     """A file of an earlier program does not know, nor how it was trained."""
     path = tmp_path / "vgg.pth.tar"
     save(path, random_network("vgg", 11, 0.5), "vgg", 11)
-    assert prune("vgg", path, pictures) == 0
-    told, _ = told_to_tune(capsys.readouterr().out)
+    assert prune("vgg", path, pictures, "--test-batch-size", 8) == 0
+    told, words = told_to_tune(capsys.readouterr().out)
     assert (told.dataset, told.data, told.epochs) == ("folder", str(pictures), 160)
+    assert words[words.index("--test-batch-size") + 1] == "8"  # as much as there is memory for

@@ -2,7 +2,6 @@
 
 import argparse
 import copy
-import itertools
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +24,7 @@ from utils.files import checkpoint, records
 from utils.files.layouts import to_released
 from utils.files.names import PRUNED, Files, run_of
 from utils.files.start import known_of
+from utils.flags.parser import said_again
 from utils.flags.settings import FLAGS
 from utils.methods.base import count_of, is_zero
 from utils.pruning.plan import apply_plan, filter_sizes, plan
@@ -188,9 +188,10 @@ def prune(arch: str, argv: list[str] | None = None) -> None:
     if settings is not None:  # section 5.2: as the training went, but for the penalty
         precision = given.precision or settings.precision
         words += replace(settings, precision=precision).refine_argv()
-    said = [FLAGS[name].argv(vars(args)[name]) for name in ("dataset", "data") if name in args]
-    words += itertools.chain(*said, ["--no-cuda"] * args.no_cuda)
-    print(f"to fine-tune it: {command(*words)}")
+    told = {name: value for name, value in vars(args).items() if value}
+    for name in [name for name in ("dataset", "data") if name in told]:
+        words += FLAGS[name].argv(told[name])
+    print(f"to fine-tune it: {command(*words, *said_again(told))}")
 
 
 def holds(path: Path, model: Slimmable) -> bool:
