@@ -1,7 +1,9 @@
 """Pictures of other sizes, streamed or not, from the training to what is made of its network."""
 
+import os
 import random
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from models import build_model
 from models.cost import cost
 from models.resnet_basic import ResNetBasic
 from own_pictures import save
-from runs import assert_same, assert_same_run, kill_and_resume, rows, train
+from runs import assert_same, assert_same_run, kill_and_resume, rows, start, train
 from utils import export
 from utils.data.datasets import CIFAR_NORM, IMAGENET_NORM, load_dataset
 from utils.data.stream import batches_of
@@ -69,6 +71,24 @@ def test_imagenet_is_streamed_and_survives_kills(tmp_path: Path, imagenet: Path)
     given = checkpoint.load(made(tmp_path / "whole"))
     assert given.settings.stream and given.settings.size == 32
     assert (tuple(given.mean), tuple(given.std)) == IMAGENET_NORM
+
+
+def test_a_sigterm_to_all_processes_ends_the_training_as_one_to_it_alone(
+    tmp_path: Path, imagenet: Path
+) -> None:
+    """As a batch system sends it: the workers go at once."""
+    flags = [*NETWORK, "--dataset", "imagenet", "--workers", 2, "--epochs", 10**6]
+    process = start(tmp_path, imagenet, *flags, start_new_session=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 2/"):
+            break
+    os.killpg(process.pid, signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert said.count("go on with --resume") == 1 and "Traceback" not in said
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
 
 
 def test_a_size_goes_from_the_run_to_all_that_follows(
