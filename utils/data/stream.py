@@ -1,6 +1,7 @@
 """Batches of pictures that are read from the disk as they are needed, by processes beside."""
 
 import atexit
+import gc
 import os
 import signal
 from collections import deque
@@ -79,7 +80,7 @@ class Stream(Batches):
             sampler=self._told,
             num_workers=workers,
             pin_memory=device.type == "cuda",
-            worker_init_fn=_set_signals,
+            worker_init_fn=_settle,
             generator=torch.Generator(),  # torch's own is left alone
         )
 
@@ -146,7 +147,9 @@ class _Reader:
         return torch.from_numpy(np.stack(pictures))
 
 
-def _set_signals(worker: int) -> None:
-    """A terminal sends SIGINT to all its processes; of a SIGTERM the training has a handler."""
+def _settle(worker: int) -> None:
+    """As a process beside a training, which may have been forked from it."""
+    gc.freeze()  # to look for garbage in what both share would copy it
+    # A terminal sends SIGINT to all its processes; the handler of SIGTERM is the training's.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
