@@ -32,6 +32,7 @@ from utils.atomic import alone
 from utils.console import InputError, Progress, Signals, note
 from utils.data.batches import Batches
 from utils.data.datasets import Dataset, load
+from utils.data.stream import WORKERS, batches_of
 from utils.device import Execution, be_deterministic, execution_for, fastest, pick_device
 from utils.files.names import FOLDER
 from utils.files.start import Start, check_free, known_of
@@ -52,9 +53,9 @@ from utils.training.step import Step, evaluate
 def train(run: Run, given: Mapping[str, Any], argv: Sequence[str]) -> None:
     """Algorithm 1, from the run's next epoch to its last; a log line and a checkpoint each."""
     s, group = run.settings, run.group
-    tests = Batches(run.data, "test", given.get("test_batch_size"), run.execution.device)
+    tests = test_batches(run.data, given, run.execution.device)
     log = account.keep_log(run)
-    full_flops = cost(run.network.model).flops
+    full_flops = cost(run.network.model, s.size).flops
     trains = run.epoch < s.epochs
     accuracy_cut = after_the_cut(run, tests) if not run.epoch else ""
     with Signals() as signals:
@@ -87,28 +88,26 @@ def train(run: Run, given: Mapping[str, Any], argv: Sequence[str]) -> None:
             with step.method.solution(lambda: retake(run.step.model, run.batches)):
                 reading = run.read(order)
                 train_seconds = time.perf_counter() - start
-                test_loss, accuracy = evaluate(step.model, tests, step.execution, group)
-                run.check(test_loss)
+                score = evaluate(step.model, tests, step.execution, group)
+                run.check(score.loss)
                 test_seconds = time.perf_counter() - start - train_seconds
                 run.epoch = epoch + 1
                 seconds = train_seconds, test_seconds
                 change = step.change(z)
-                log.append(
-                    account.log(run, reading, test_loss, accuracy, seconds, change, accuracy_cut)
-                )
-                last = run.epoch == s.epochs
-                run.save(accuracy, now=last or run.lr(run.epoch) < run.lr(epoch) / 2)  # a drop
+                log.append(account.log(run, reading, score, seconds, change, accuracy_cut))
+                last, drop = run.epoch == s.epochs, run.lr(run.epoch) < run.lr(epoch) / 2
+                run.save(score.accuracy, now=last or drop)
             rate = "" if "lr" in step.method.idle else f"lr {run.lr(epoch):g}, "
             print(
-                f"epoch {epoch + 1}/{s.epochs}: {rate}{reading}, test accuracy"
-                f" {accuracy:.2f} %, {zeros(run, reading.zeros)},"
+                f"epoch {epoch + 1}/{s.epochs}: {rate}{reading}, {score},"
+                f" {zeros(run, reading.zeros)},"
                 f" {train_seconds:.1f} s + {test_seconds:.1f} s",
                 flush=True,
             )
     accuracy = float(log[-1]["test_accuracy"]) if log else run.best
     # A finished run that is resumed has its row, unless it was killed just before that.
     if log and group.rank == 0 and (trains or not account.is_recorded(run)):
-        account.record(run, accuracy, log, argv)
+        account.record(run, log, argv)
     if log and run.cut.any():
         spent = sum(int(row["flops"]) for row in log) / len(log) / full_flops
         print(f"training took {spent:.1%} of the FLOPs that it takes at full width")
@@ -121,9 +120,9 @@ def after_the_cut(run: Run, tests: Batches) -> str:
         return ""
     model = copy.deepcopy(run.step.model)
     retake(model, run.batches)
-    _, accuracy = evaluate(model, tests, run.step.execution, run.group)
-    note(f"test accuracy right after the cut: {accuracy:.2f} %")
-    return f"{accuracy:.4f}"
+    score = evaluate(model, tests, run.step.execution, run.group)
+    note(f"right after the cut: {score}")
+    return f"{score.accuracy:.4f}"
 
 
 def alternate(step: Step, where: Tensor) -> None:
@@ -187,7 +186,7 @@ def choose_execution(
     start: Start, settings: Settings, network: Network, batches: Batches, group: Group
 ) -> Execution:
     """Precision and memory format: as the run that is resumed, else as told, or measured."""
-    device = batches.images.device
+    device = batches.labels.device
     before = start.checkpoint if start.resumes else None
     if before is not None and before.precision is not None:
         if settings.precision not in ("auto", before.precision):
@@ -204,13 +203,19 @@ def choose_execution(
 def test(start: Start, given: Mapping[str, Any], device: torch.device) -> None:
     """``--evaluate``: print loss and accuracy on the test set."""
     assert start.checkpoint is not None and start.path is not None
-    data = load({**known_of(start.checkpoint, given, start.path), **given})
+    known = known_of(start.checkpoint, given, start.path)
+    data = load({**known, **given}, start.checkpoint.norm)
     start.checkpoint.check_classes(data, start.path)
     execution = Execution(device)
-    tests = Batches(data, "test", given.get("test_batch_size"), device)
+    tests = test_batches(data, given, device)
     model = execution.place(start.checkpoint.network.model)
-    loss, accuracy = evaluate(model, tests, execution)
-    print(f"{start.path}: test loss {loss:.4f}, test accuracy {accuracy:.2f} %")
+    score = evaluate(model, tests, execution)
+    print(f"{start.path}: test loss {score.loss:.4f}, {score}")
+
+
+def test_batches(data: Dataset, given: Mapping[str, Any], device: torch.device) -> Batches:
+    workers = given.get("workers", WORKERS)
+    return batches_of(data, "test", given.get("test_batch_size"), device, workers=workers)
 
 
 def fresh(settings: Settings, data: Dataset) -> Network:
@@ -240,7 +245,7 @@ def begin(start: Start, settings: Settings, given: Mapping[str, Any]) -> Run:
     group = Group.join(device)
     if group.rank > 0:
         group.wait()  # the first process downloads and decodes for all
-    data = load(settings.values())
+    data = load(settings.values(), start.norm(settings))
     if group.rank == 0:
         group.wait()
     torch.manual_seed(settings.seed)
@@ -250,10 +255,16 @@ def begin(start: Start, settings: Settings, given: Mapping[str, Any]) -> Run:
     else:
         network = start.checkpoint.network
         start.checkpoint.check_classes(data, start.path)
-    batches = Batches(data, "train", settings.batch_size, device, settings.seed)
+    workers = given.get("workers", WORKERS)
+    batches = batches_of(
+        data, "train", settings.batch_size, device, settings.seed, workers, group.part
+    )
     execution = choose_execution(start, settings, network, batches, group)
     group = group.on_time()
     graphs = device.type == "cuda" and group.size == 1 and "no_graph" not in given
+    if graphs and settings.stream:  # a graph takes its pictures from the device
+        note("note: pictures that are streamed are trained on without CUDA graphs")
+        graphs = False
     found = start.checkpoint if start.resumes else None
     epoch = given.get("start_epoch", 0)
     origin = start.origin(settings)

@@ -29,6 +29,17 @@ def family(arch: str) -> str:
     return arch.partition("-")[0]
 
 
+def size_of(arch: str) -> int:
+    """Pixels of the side of a picture that ``arch`` takes, where no other size is asked for."""
+    return SIZE
+
+
+def check_size(arch: str, size: int) -> None:
+    """Raise ValueError where ``arch`` takes no pictures of ``size``×``size`` pixels."""
+    if size != SIZE and not ARCHITECTURES[arch].any_size:
+        raise ValueError(f"{arch} takes pictures of {SIZE}×{SIZE} pixels, not of {size}×{size}")
+
+
 def full_cfg(arch: str, depth: int) -> list[int | str]:
     """Channels of every batch norm that can be slimmed, unpruned and in module order.
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.channel_selection import ChannelSelection
+from models.vgg import SIZE
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Cost:
 
 
 @torch.no_grad()  # FlopCounterMode sees nothing under inference_mode
-def cost(model: nn.Module) -> Cost:
-    """Cost of ``model`` for one [3, 32, 32] picture. Nothing is computed."""
+def cost(model: nn.Module, size: int = SIZE) -> Cost:
+    """Cost of ``model`` for one [3, size, size] picture. Nothing is computed."""
     model = copy.deepcopy(model).to("meta").float().eval()
     extra_parameters = extra_flops = 0
 
@@ -49,7 +50,7 @@ def cost(model: nn.Module) -> Cost:
     for module in model.modules():
         module.register_forward_hook(count)
     with FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, 3, 32, 32, device="meta"))
+        model(torch.empty(1, 3, size, size, device="meta"))
     parameters = sum(p.numel() for p in model.parameters())
     flops = counter.get_total_flops()
     return Cost(parameters, flops, parameters + extra_parameters, flops + extra_flops)

@@ -210,6 +210,8 @@ FITTING: dict[Any, list[str]] = {
     "--batch-size": ["1", "5", "64", "2147483648"],
     arguments.epochs: ["1", "2", "160", "1000000"],
     arguments.positive_int: ["1", "2", "3", "16", "2147483648"],
+    arguments.size: ["32", "64", "4096"],
+    arguments.workers: ["0", "1", "2"],
     arguments.natural: ["0", "1", "2147483648"],
     arguments.seed: ["0", "7", str(2**63 - 1)],
     arguments.positive: ["0.01", "0.1", "3", "100", "1e-30", "1e30"],

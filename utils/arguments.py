@@ -117,6 +117,8 @@ def _number(
 # Bounds keep everything within 64-bit integers and float32.
 positive_int = _number(int, "a whole number from 1 to 2**31", lambda x: 1 <= x <= 2**31)
 epochs = _number(int, "a whole number from 1 to 10**6", lambda x: 1 <= x <= 10**6)
+size = _number(int, "a whole number of pixels from 8 to 4096", lambda x: 8 <= x <= 4096)
+workers = _number(int, "a whole number from 0 to 256", lambda x: 0 <= x <= 256)
 natural = _number(int, "a whole number, 0 or more", lambda x: 0 <= x <= 2**31)
 seed = _number(int, "a whole number from 0 to 2**63 - 1", lambda x: 0 <= x < 2**63)
 positive = _number(float, "a number above 0 (1e-30 to 1e30)", lambda x: 1e-30 <= x <= 1e30)

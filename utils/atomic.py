@@ -50,6 +50,8 @@ def alone(path: Path) -> Iterator[None]:
                 import fcntl
 
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # What is forked from here must not hold it for longer than this process.
+                os.register_at_fork(after_in_child=file.close)
             except BlockingIOError:
                 raise InputError(
                     f"another process trains {path.with_suffix('')}: wait for it, or give this run"

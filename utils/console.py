@@ -44,8 +44,9 @@ class Stopped(Exception):
 def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> int:
     """Run a command and return its exit status.
 
-    0; 1 when another process of the group is gone; 2 for bad input; 3 for a diverged training; 130
-    or 143 after SIGINT or SIGTERM; 141 when nobody reads any more what is printed.
+    0; 1 when another process is gone, of the group or a reading one; 2 for bad input; 3 for a
+    diverged training; 130 or 143 after SIGINT or SIGTERM; 141 when nobody reads any more what is
+    printed.
     """
     global _muted
     if callable(signal.getsignal(signal.SIGINT)):
@@ -84,8 +85,15 @@ def _status(main: Callable[[list[str] | None], None], argv: list[str] | None) ->
     except (MemoryError, RuntimeError) as error:
         said = "out of memory|can't allocate memory|not enough memory"  # by torch
         if isinstance(error, MemoryError) or re.search(said, str(error)):
-            message = "there is not enough memory: try a smaller --batch-size or --test-batch-size"
+            message = (
+                "there is not enough memory: try a smaller --batch-size or --test-batch-size, or"
+                " --stream where it is for the pictures"
+            )
             status = 2
+        elif "DataLoader worker" in str(error):  # torch says so wherever the program is just then
+            reason = str(error).strip().splitlines()[-1]
+            message = f"a process that reads pictures is gone ({reason}): try fewer --workers"
+            status = 1
         elif int(os.environ.get("WORLD_SIZE", 1)) == 1:
             raise
         else:
@@ -118,9 +126,11 @@ class Signals:
         self.before = {s: signal.signal(s, self._ask) for s in self.asking}
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
         for signum, handler in self.before.items():
             signal.signal(signum, handler)
+        if self.received and isinstance(error, RuntimeError):  # processes beside were told, too
+            raise Stopped(self.received) from None
 
     def _ask(self, signum: int, frame: object) -> None:
         self.received = signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM

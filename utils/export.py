@@ -1,7 +1,7 @@
 """Take a network out of the house: ``python -m utils.export --model <checkpoint> --format onnx``.
 
-The exported program takes float32 [n, 3, 32, 32] RGB pictures from 0 to 1, for any n, and returns
-logits [n, classes]. Class names and normalisation go along as metadata.
+The exported program takes float32 [n, 3, size, size] RGB pictures from 0 to 1, for any n, and
+returns logits [n, classes]. Class names and normalisation go along as metadata.
 """
 
 if __name__ == "__main__":
@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import SIZE
 from models.weights import Compression
 from utils import arguments, console
 from utils.atomic import check_writable, replacing
@@ -78,7 +77,8 @@ def main(argv: list[str] | None = None) -> None:
             )
         model = Normalised(model, given.mean, given.std)
     model.eval()
-    pictures = torch.rand(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    size = given.size
+    pictures = torch.rand(4, 3, size, size, generator=torch.Generator().manual_seed(0))
     with replacing(output) as new:
         write = write_onnx if args.format == "onnx" else write_pt2
         answers = write(model, pictures, new, metadata)
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
                 "the exported network does not give the same answers: they differ by"
                 f" {difference:.2g}; try another --format, or another torch or onnxruntime"
             )
-    print(f"{output}: input {takes}, [n, 3, {SIZE}, {SIZE}]")
+    print(f"{output}: input {takes}, [n, 3, {size}, {size}]")
     if answers is None:
         note("onnxruntime is not installed, so the file was not checked against the network")
     else:

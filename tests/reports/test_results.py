@@ -113,3 +113,15 @@ def test_records_of_before_a_method_was_added_are_read(tmp_path, capsys):
     assert console.run(tables.main, ["--save", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
     assert err == "" and "ours, n = 2" in out
+
+
+def test_records_of_before_pictures_had_sizes_are_read(tmp_path, capsys):
+    recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG)
+    path = tmp_path / TRAINED
+    later = dict.fromkeys(("size", "normalise", "stream"))
+    assert later.keys() <= set(path.read_text().partition("\n")[0].split(","))
+    path.write_text(with_cells(path.read_text(), **later))
+    recorded.run(tmp_path, "vgg", 19, "proximal", 2, **VGG)  # which adds the columns
+    assert console.run(tables.main, ["--save", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and "ours, n = 2" in out and "--size" not in out

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import torch
 
-from models import SIZE
 from models.cost import cost
 from utils import arguments, console
 from utils.arguments import positive_int
 from utils.bench.training import in_turn, quartiles, train
-from utils.data.datasets import DATASETS
+from utils.data.datasets import IN_MEMORY
 from utils.device import Execution, pick_device, seconds
 from utils.files import checkpoint
 from utils.paper.settings import BATCH_SIZE
@@ -32,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--compare", nargs=2, metavar=("FULL", "SLIM"), help=said)
     said = f"to train (default {' '.join(NETWORKS)})"
     p.add_argument("--networks", nargs="+", default=NETWORKS, metavar="ARCH-DEPTH", help=said)
-    p.add_argument("--dataset", choices=DATASETS, default="shapes", help="default shapes")
+    p.add_argument("--dataset", choices=IN_MEMORY, default="shapes", help="default shapes")
     p.add_argument("--data", metavar="DIR", help="where the data set is")
     said = f"pictures in an epoch (default {PICTURES}, on a GPU all)"
     p.add_argument("--subset", type=positive_int, metavar="N", help=said)
@@ -62,14 +61,15 @@ def compare(args: argparse.Namespace, device: torch.device, machine: str) -> Non
 
     Each network in the memory format that is faster for it: small ones gain the most.
     """
-    models = [checkpoint.load(Path(path)).network.model.eval() for path in args.compare]
-    flops = [cost(model).flops for model in models]
+    given = [checkpoint.load(Path(path)) for path in args.compare]
+    models, size = [each.network.model.eval() for each in given], given[0].size
+    flops = [cost(model, size).flops for model in models]
     ratio = flops[0] / flops[1]
     print(f"{machine}\nfloat32, FLOPs: {flops[0]:,} and {flops[1]:,}, ratio {ratio:.2f}")
     formats = [Execution(device, channels_last=last) for last in (False, True)]
     placed = [(f.place(copy.deepcopy(m)), f.memory_format) for m in models for f in formats]
     for batch_size in args.batch_size or [1, 64]:
-        pictures = torch.randn(batch_size, 3, SIZE, SIZE, device=device)
+        pictures = torch.randn(batch_size, 3, size, size, device=device)
         passes = [partial(m, pictures.contiguous(memory_format=f)) for m, f in placed]
         measures = [partial(seconds, each, device) for each in passes]
         with torch.inference_mode():

@@ -23,7 +23,7 @@ from models import full_cfg
 from utils.bench.released import Reference
 from utils.console import InputError
 from utils.data.batches import Batches
-from utils.data.datasets import Dataset, Pictures, load
+from utils.data.datasets import Dataset, load
 from utils.device import be_deterministic, execution_for, fastest, pick_device, seconds
 from utils.files.names import Files
 from utils.flags.settings import Settings
@@ -143,7 +143,7 @@ def train(args: argparse.Namespace, device: torch.device, machine: str) -> None:
             raise InputError(f"--networks {name}: give ARCH-DEPTH, as vgg-19 ({error})") from None
     data = load(vars(args))
     count, repeats = len(data.train), args.repeats or 5
-    data = replace(data, test=Pictures(data.test.images[:count], data.test.labels[:count]))
+    data = replace(data, test=data.test.take(torch.arange(min(count, len(data.test)))))
     print(
         f"{machine}\n{count} pictures of {args.dataset}; seconds of a training epoch, medians of"
         f" {repeats}; ratio with its quartiles; a test pass of {len(data.test)} pictures\n"

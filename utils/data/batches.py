@@ -1,27 +1,27 @@
 """The batches that training and tests see, cut on the device that the pictures live on."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models import SIZE
-from utils.data.datasets import Dataset, Pictures
+from utils.data.datasets import Dataset
 
 PAD = 4
 TEST_BATCH_SIZE = {"cpu": 256, "cuda": 2000}  # by device, where no other is asked for
 
 
 def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
-    """Pad 4 black pixels, crop back to 32×32 at (``top``, ``left``), mirror where ``flip``.
+    """Pad 4 black pixels, crop back to the size at (``top``, ``left``), mirror where ``flip``.
 
-    ``images`` uint8 [n, 32, 32, 3]; ``top`` and ``left`` int64 [n], 0 to 8; ``flip`` bool [n].
+    ``images`` uint8 [n, size, size, 3]; ``top`` and ``left`` int64 [n], 0 to 8; ``flip`` bool [n].
     The same pictures as torchvision's pad, crop and hflip give, one gather for the batch.
     """
     padded = F.pad(images, (0, 0, PAD, PAD, PAD, PAD))
-    along = torch.arange(SIZE, device=images.device)
+    along = torch.arange(images.shape[1], device=images.device)
     rows = top[:, None] + along
     columns = left[:, None] + torch.where(flip[:, None], along.flip(0), along)
     picture = torch.arange(len(images), device=images.device)[:, None, None]
@@ -32,8 +32,8 @@ class Batches:
     """Normalised float32 batches of one set of pictures, cut on the device they live on.
 
     To train, :meth:`cut` each batch of :meth:`order` (shuffled and, where the data set says so,
-    augmented); to test, iterate over :meth:`in_order`. Both give ([n, 3, 32, 32], int64 [n]) with
-    ``batch_size`` pictures each but for the last; None is a good one to test on that device.
+    augmented); to test, iterate over :meth:`in_order`. Both give ([n, 3, size, size], int64 [n])
+    with ``batch_size`` pictures each but for the last; None is a good one to test on that device.
     """
 
     def __init__(
@@ -44,12 +44,16 @@ class Batches:
         device: torch.device,
         seed: int = 0,
     ) -> None:
-        pictures: Pictures = getattr(data, part)
-        self.images, self.labels = pictures.images.to(device), pictures.labels.to(device)
+        pictures = getattr(data, part)
+        self.labels = pictures.labels.to(device)
+        self._take(pictures)
         self.mean = torch.tensor(data.mean, device=device)
         self.std = torch.tensor(data.std, device=device)
         self.batch_size = batch_size or TEST_BATCH_SIZE[device.type]
         self.augment, self.seed = data.augment, seed
+
+    def _take(self, pictures: Any) -> None:
+        self.images = pictures.images.to(self.labels.device)
 
     def _normalised(self, images: Tensor) -> Tensor:
         return images.float().div_(255).sub_(self.mean).div_(self.std).permute(0, 3, 1, 2)
@@ -63,6 +67,10 @@ class Batches:
         and whether they are mirrored. All is drawn on the CPU and uploaded once, so that a CPU and
         a GPU, an interrupted and a resumed run see the same batches.
         """
+        return self._drawn(epoch, steps).to(self.labels.device).split(self.batch_size, dim=1)
+
+    def _drawn(self, epoch: int, steps: int | None) -> Tensor:
+        """The batches of :meth:`order` in one, on the CPU."""
         pictures = len(self.labels)
         state = np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(state))
@@ -72,18 +80,25 @@ class Batches:
         else:
             count = steps * self.batch_size
             chosen = torch.randint(pictures, (count,), generator=generator)
+        return torch.cat((chosen[None], self._crops(count, generator)))
+
+    def _crops(self, count: int, generator: torch.Generator) -> Tensor:
+        """What an order says of each picture beside which it is, int64 [k, count]."""
         top, left = torch.randint(2 * PAD + 1, (2, count), generator=generator)
         flip = torch.randint(2, (count,), generator=generator)
-        where = torch.stack((chosen, top, left, flip)).to(self.images.device)
-        return where.split(self.batch_size, dim=1)
+        return torch.stack((top, left, flip))
 
     def cut(self, where: Tensor) -> tuple[Tensor, Tensor]:
         """The batch that ``where`` says, one of :meth:`order`'s."""
-        chosen, top, left, flip = where
-        images = self.images[chosen]
+        images, where = self._uncut(where), where.to(self.labels.device)
         if self.augment:
+            _, top, left, flip = where
             images = crop_and_flip(images, top, left, flip.bool())
-        return self._normalised(images), self.labels[chosen]
+        return self._normalised(images), self.labels[where[0]]
+
+    def _uncut(self, where: Tensor) -> Tensor:
+        """The pictures of that batch on the device, uint8 [n, size, size, 3]."""
+        return self.images[where[0]]
 
     def in_order(self, first: int = 0, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches in the order of the files, as they are: from ``first``, ``every`` so many."""

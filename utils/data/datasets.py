@@ -1,7 +1,7 @@
 """Data sets as ``uint8`` tensors in memory, wherever their pictures come from."""
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -13,27 +13,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models import SIZE
 from utils.console import InputError, note
 from utils.data import shapes
 from utils.data.folder import PARTS, read_folder
+from utils.data.listing import Listing, list_folder
 from utils.shell import command
 
 CIFAR_NORM = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 SVHN_NORM = ((0.4376821, 0.4437697, 0.47280442), (0.19803012, 0.20101562, 0.19703614))
+IMAGENET_NORM = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # Training and test pictures and classes of the public data sets, to notice half an archive.
 KNOWN = {
     "cifar10": (50_000, 10_000, 10),
     "cifar100": (50_000, 10_000, 100),
     "SVHN": (604_388, 26_032, 10),
 }
-DATASETS = ("cifar10", "cifar100", "SVHN", "folder", "shapes")
+IMAGENET = "imagenet"  # which is streamed, from these folders
+IMAGENET_PARTS = ("train", "val")
+IN_MEMORY = ("cifar10", "cifar100", "SVHN", "folder", "shapes")
+DATASETS = (*IN_MEMORY, IMAGENET)
+NORMALISATIONS = ("imagenet", "cifar", "data")
+MEASURED = 2000  # pictures that --normalise data is measured on
 TORCHVISION, PICTURES = "torchvision", "picture files"
 Arrays = tuple[np.ndarray, np.ndarray]  # pictures and labels
+Norm = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of R, G and B
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """``images`` uint8 [n, 32, 32, 3] (height, width, RGB) and ``labels`` int64 [n]."""
+    """``images`` uint8 [n, size, size, 3] (height, width, RGB) and ``labels`` int64 [n]."""
 
     images: Tensor
     labels: Tensor
@@ -45,6 +54,14 @@ class Pictures:
         """CRC-32 of all pictures and labels, behind what has the checksum ``before``."""
         return zlib.crc32(self.labels.numpy().data, zlib.crc32(self.images.numpy().data, before))
 
+    def take(self, chosen: Tensor) -> "Pictures":
+        """Those pictures, int64 [n]."""
+        return Pictures(self.images[chosen], self.labels[chosen])
+
+    def picture(self, index: int) -> np.ndarray:
+        """Uint8 [size, size, 3]."""
+        return self.images[index].numpy()
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -52,11 +69,11 @@ class Dataset:
 
     name: str
     classes: tuple[str, ...]
-    train: Pictures
-    test: Pictures
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    augment: bool
+    train: Pictures | Listing
+    test: Pictures | Listing
+    mean: Sequence[float]
+    std: Sequence[float]
+    augment: bool  # by crops of padded pictures, on the device
     # Of a public data set: TORCHVISION, whose files' MD5 are known, or PICTURES, a copy of it.
     source: str = ""
 
@@ -65,62 +82,121 @@ class Dataset:
         return self.test.checksum(self.train.checksum())
 
 
-def load(known: Mapping[str, Any]) -> Dataset:
+def load(known: Mapping[str, Any], norm: Norm | None = None) -> Dataset:
     """The data set that ``known`` settings name, as :func:`load_dataset` does."""
     name, data = known.get("dataset", DATASETS[0]), known.get("data")
     folder = None if data is None else Path(data)
-    return load_dataset(name, folder, known.get("subset"), known.get("test_subset"))
+    subsets = known.get("subset"), known.get("test_subset")
+    size, stream = known.get("size") or SIZE, bool(known.get("stream"))
+    return load_dataset(name, folder, *subsets, size, stream, known.get("normalise"), norm)
 
 
 def load_dataset(
-    name: str, folder: Path | None = None, subset: int | None = None, test_subset: int | None = None
+    name: str,
+    folder: Path | None = None,
+    subset: int | None = None,
+    test_subset: int | None = None,
+    size: int = SIZE,
+    stream: bool = False,
+    normalise: str | None = None,
+    norm: Norm | None = None,
 ) -> Dataset:
-    """Load a data set of ``DATASETS`` into memory.
+    """Load a data set of ``DATASETS`` into memory; or only find its files, to ``stream`` them.
 
-    ``folder`` holds either what torchvision keeps there or ``{train,test}/<class>/*``; without it,
-    data sets known to torchvision are downloaded into ``./data.<name>``. ``subset`` and
-    ``test_subset`` take that many pictures, always the same ones. Raises InputError, one line, when
-    the pictures are not there, not whole or not readable.
+    ``folder`` holds either what torchvision keeps there or ``{train,test}/<class>/*`` (of ImageNet
+    ``{train,val}/<class>/*``); without it, data sets known to torchvision are downloaded into
+    ``./data.<name>``. ``subset`` and ``test_subset`` take that many pictures, always the same ones.
+    Pictures have ``size`` pixels a side. ``normalise`` is one of NORMALISATIONS, or the data set's
+    own if None; "data" is ``norm`` where that was measured before. Raises InputError, one line,
+    when the pictures are not there, not whole or not readable.
     """
-    source = ""
-    if name == "shapes":
-        if folder is not None:
-            raise InputError("--dataset shapes is drawn by the program: it takes no --data")
-        classes, parts = shapes.CLASSES, _shapes()
-    elif folder is not None and any((folder / part).is_dir() for part in PARTS):
-        classes, parts = read_folder(folder)
-        if name in KNOWN:
-            source = PICTURES
-            _compare(name, folder, len(parts[0][1]), len(parts[1][1]), len(classes))
-    elif name == "folder":
+    source, imagenet = "", name == IMAGENET
+    folders = IMAGENET_PARTS if imagenet else PARTS
+    if name == "shapes" and folder is not None:
+        raise InputError("--dataset shapes is drawn by the program: it takes no --data")
+    parts: Iterable[Pictures | Listing]
+    if folder is not None and any((folder / part).is_dir() for part in folders):
+        if imagenet or stream:
+            classes, parts = list_folder(folder, folders, size, imagenet)
+        else:
+            classes, arrays = read_folder(folder, size)
+            parts = map(_pictures, arrays)
+        source = PICTURES if name in KNOWN else ""
+    elif name in ("folder", IMAGENET):
         where = "give it with --data DIR" if folder is None else f"{folder} has neither"
-        raise InputError(f"--dataset folder needs DIR/{{train,test}}/<class>/*: {where}")
+        wanted = f"DIR/{{{','.join(folders)}}}/<class>/*"
+        raise InputError(f"--dataset {name} needs {wanted}: {where}")
+    elif stream or size != SIZE:
+        flag = "--stream" if stream else f"--size {size}"
+        raise InputError(
+            f"{flag} is for picture files, and {name} has none, but {SIZE}×{SIZE} pixels: give"
+            f" {'no --stream' if stream else f'--size {SIZE}'}, or --data DIR"
+        )
+    elif name == "shapes":
+        classes, parts = shapes.CLASSES, map(_pictures, _shapes())
     else:
-        classes, parts = _torchvision(name, folder)
-        source = TORCHVISION
-    train = _pictures(parts[0], subset, "--subset")
-    test = _pictures(parts[1], test_subset, "--test-subset")
-    mean, std = SVHN_NORM if name == "SVHN" else CIFAR_NORM
-    return Dataset(name, classes, train, test, mean, std, name != "SVHN", source)
+        classes, arrays = _torchvision(name, folder)
+        source, parts = TORCHVISION, map(_pictures, arrays)
+    train, test = parts
+    if source == PICTURES:
+        _compare(name, folder, len(train), len(test), len(classes))
+    train, test = _subset(train, subset, "--subset"), _subset(test, test_subset, "--test-subset")
+    mean, std = norm if normalise == "data" and norm else _norm(name, normalise, train)
+    augment = name not in ("SVHN", IMAGENET)  # ImageNet's crops are made where they are read
+    return Dataset(name, classes, train, test, mean, std, augment, source)
 
 
-def _pictures(part: Arrays, count: int | None, flag: str) -> Pictures:
-    """All of ``part``, or ``count`` of it."""
+def _norm(name: str, normalise: str | None, train: Pictures | Listing) -> Norm:
+    match normalise or name:
+        case "data":
+            return measured(train)
+        case "imagenet":
+            return IMAGENET_NORM
+        case "SVHN":
+            return SVHN_NORM
+        case _:
+            return CIFAR_NORM
+
+
+def _pictures(part: Arrays) -> Pictures:
     images, labels = (torch.from_numpy(np.ascontiguousarray(x)) for x in part)
+    return Pictures(images, labels.long())
+
+
+def _subset(part: Pictures | Listing, count: int | None, flag: str) -> Pictures | Listing:
+    """All of ``part``, or ``count`` of it."""
     if count is None:
-        return Pictures(images, labels.long())
-    if count > len(labels):
-        raise InputError(f"{flag} {count} is more than the {len(labels)} pictures there are")
+        return part
+    if count > len(part):
+        raise InputError(f"{flag} {count} is more than the {len(part)} pictures there are")
     # A fixed seed: the same pictures in every run, whatever the run's own seed.
-    chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:count]
-    return Pictures(images[chosen], labels[chosen].long())
+    generator = torch.Generator().manual_seed(0)
+    return part.take(torch.randperm(len(part), generator=generator)[:count])
 
 
-def _shapes() -> Sequence[Arrays]:
+def measured(pictures: Pictures | Listing) -> Norm:
+    """Mean and standard deviation of the pixels of MEASURED pictures, always the same, or of all.
+
+    As a test sees them, from 0 to 1. Sums are exact, so that it is the same wherever it is taken.
+    """
+    some = _subset(pictures, min(len(pictures), MEASURED), "")
+    sums, squares, count = np.zeros(3, np.int64), np.zeros(3, np.int64), 0
+    for i in range(len(some)):
+        pixels = some.picture(i).reshape(-1, 3).astype(np.int64)
+        sums, squares = sums + pixels.sum(0), squares + (pixels**2).sum(0)
+        count += len(pixels)
+    mean = sums / count
+    std = np.sqrt(squares / count - mean**2)
+    if not (std > 0).all():
+        raise InputError("--normalise data: a colour is the same in all pictures: choose another")
+    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
+
+
+def _shapes() -> Iterable[Arrays]:
     return shapes.draw_shapes(10_000, 0), shapes.draw_shapes(2_000, 1)
 
 
-def _torchvision(name: str, folder: Path | None) -> tuple[tuple[str, ...], Sequence[Arrays]]:
+def _torchvision(name: str, folder: Path | None) -> tuple[tuple[str, ...], list[Arrays]]:
     """CIFAR or SVHN through torchvision, which downloads what is missing where it may."""
     from torchvision import datasets  # here: its import takes as long as that of all else
 
@@ -156,7 +232,7 @@ def _torchvision(name: str, folder: Path | None) -> tuple[tuple[str, ...], Seque
         ) from None
 
 
-def _compare(name: str, folder: Path, train: int, test: int, classes: int) -> None:
+def _compare(name: str, folder: Path | None, train: int, test: int, classes: int) -> None:
     """How many pictures and classes are in ``folder`` with what data set ``name`` has."""
     all_train, all_test, all_classes = KNOWN[name]
     if classes != all_classes:

@@ -244,7 +244,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.dry_run:
         print("\n".join(map(shown, agenda.jobs)))
         return
-    used = ("dataset", "data", "subset", "test_subset")
+    used = ("dataset", "data", "size", "stream", "subset", "test_subset")
     for pictures in {itemgetter(*used)(j.experiment.settings.values()) for j in agenda.jobs}:
         # Refused here if it is of no use, and downloaded once before several processes would.
         if pictures[:2] != ("shapes", None):

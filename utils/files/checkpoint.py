@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models import Network, restore
+from models import Network, restore, size_of
 from models.surgery import Slimmable, State, norms
 from utils.atomic import replacing
 from utils.console import InputError
-from utils.data.datasets import Dataset
+from utils.data.datasets import Dataset, Norm
 from utils.device import PRECISIONS
 from utils.files import untrusted
 from utils.files.layouts import of_admm_programs, to_compact, to_released
@@ -44,6 +44,16 @@ class Checkpoint:
     pictures: int | None = None  # their checksum
     origin: str | None = None  # that of the file that the weights were begun with
     unresumable: str = ""  # why it cannot be gone on from, where it cannot
+
+    @property
+    def size(self) -> int:
+        """Pixels of the side of the pictures that it was trained on."""
+        return size_of(self.network.arch) if self.settings is None else self.settings.size
+
+    @property
+    def norm(self) -> Norm | None:
+        """Mean and deviation that its pictures were normalised with, None where it says none."""
+        return None if self.mean is None or self.std is None else (self.mean, self.std)
 
     @property
     def factors(self) -> State:

@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from models import check_size
 from utils.console import InputError, note
+from utils.data.datasets import Norm
 from utils.files import records
 from utils.files.checkpoint import Checkpoint, load
 from utils.files.names import FOLDER, Files, slim_run_of
@@ -77,6 +79,12 @@ class Start:
         with open(settings.init, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
+    def norm(self, settings: Settings) -> Norm | None:
+        """How its pictures were normalised, where the run is to go on so."""
+        if self.checkpoint is None or not (self.resumes or settings.init is None):
+            return None
+        return self.checkpoint.norm
+
     def files(self, given: Mapping[str, Any], settings: Settings) -> Files:
         folder = FOLDER if self.path is None else self.path.parent
         return Files(Path(given.get("save", folder)), settings.run)
@@ -88,9 +96,14 @@ def known_of(checkpoint: Checkpoint, given: Mapping[str, Any], path: Path) -> di
     Raises InputError where a flag that was ``given`` contradicts it.
     """
     values = {} if checkpoint.settings is None else checkpoint.settings.values()
-    kept = ("dataset", "data", "subset", "test_subset", "seed")
+    kept = ("dataset", "data", "normalise", "stream", "subset", "test_subset", "seed")
     known = {key: values[key] for key in kept if values.get(key) is not None}
     known |= {"arch": checkpoint.network.arch, "depth": checkpoint.network.depth}
+    known["size"] = checkpoint.size
+    try:
+        check_size(known["arch"], given.get("size", known["size"]))
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
     for key in ("arch", "depth", "dataset"):
         if None not in (given.get(key), known.get(key)) and given[key] != known[key]:
             raise InputError(f"{path} has {key} {known[key]}, not {given[key]}")

@@ -13,7 +13,13 @@ from utils.methods import METHODS, defaults_of
 
 # What is said of the process and not of the run: no checkpoint has it.
 PROCESS = (
-    Flag("test_batch_size", "default 256, on a GPU 2000", positive_int, metavar="N"),
+    Flag("test_batch_size", "default 256, on a GPU 2000, streamed 64", positive_int, metavar="N"),
+    Flag(
+        "workers",
+        "processes that read what is streamed (default up to 4; 0: none but the training)",
+        arguments.workers,
+        metavar="N",
+    ),
     Flag("no_cuda", "train on the CPU", default=False),
     Flag("no_graph", "on a GPU: launch every kernel, to debug", default=False),
     Flag("log_interval", "in steps (default 50)", positive_int, metavar="N"),

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from models import ARCHITECTURES
+from models import ARCHITECTURES, check_size, size_of
 from utils import arguments
 from utils.arguments import Flag, positive_int
-from utils.data.datasets import DATASETS
+from utils.data.datasets import DATASETS, IMAGENET, NORMALISATIONS
 from utils.device import PRECISIONS
 from utils.methods import METHODS, flags_of_all, method_of
 from utils.paper.settings import BATCH_SIZE, DEPTHS, EPOCHS, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
@@ -42,9 +42,29 @@ class Settings:
     data: str | None = _said_by(
         NETWORK,
         "where the data set is: as torchvision keeps it, or DIR/train/<class>/* and"
-        " DIR/test/<class>/* (default: downloaded into ./data.<dataset>)",
+        " DIR/test/<class>/*, of imagenet DIR/val/<class>/* (default: downloaded into"
+        " ./data.<dataset>)",
         metavar="DIR",
         fixed=False,
+        compared=False,
+    )
+    size: int = _said_by(
+        NETWORK,
+        "pixels of the side of a picture, to which picture files are resized and cropped (default"
+        " the network's: 32)",
+        arguments.size,
+        metavar="N",
+    )
+    normalise: str | None = _said_by(
+        NETWORK,
+        "with whose mean and deviation of colours; data: with those measured on the training"
+        " pictures (default: the data set's own, else CIFAR-10's)",
+        choices=NORMALISATIONS,
+    )
+    stream: bool = _said_by(
+        NETWORK,
+        "read picture files as they are needed, not all into memory (imagenet's always)",
+        default=False,
         compared=False,
     )
     subset: int | None = _said_by(NETWORK, "training pictures", positive_int, metavar="N")
@@ -148,6 +168,9 @@ class Settings:
         flags = [*OWN.values(), *kind.flags]
         default = {flag.name: flag.default_for(*network) for flag in flags}
         values = default | kind.presets(known) | known
+        values["size"] = values["size"] or size_of(arch)
+        check_size(arch, values["size"])
+        values["stream"] |= values["dataset"] == IMAGENET
         values["name"] = values["name"] or f"{method}_seed{values['seed']}"
         options = {flag.name: values[flag.name] for flag in METHODS[method].flags}
         for flag in METHODS[method].flags:  # a method may take less than others that share a flag
@@ -199,9 +222,9 @@ class Settings:
     def of_cells(cls, row: Mapping[str, str]) -> "Settings":
         """The settings in a record's row. Raises ValueError or KeyError where they are damaged.
 
-        What is of other methods, or may be empty, needs no column: older records have none.
+        What is of other methods, or off by default, needs no column: older records have none.
         """
-        own = {name for name, flag in OWN.items() if flag.default is not None}
+        own = {name for name, flag in OWN.items() if flag.default}
         if row["method"] in METHODS:  # :meth:`of` refuses others
             own |= {flag.name for flag in METHODS[row["method"]].flags}
         cells = {name: row[name] if name in own else row.get(name, "") for name in FLAGS}

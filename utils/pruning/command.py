@@ -19,6 +19,7 @@ from utils.atomic import check_writable
 from utils.console import InputError, note
 from utils.data.batches import Batches
 from utils.data.datasets import DATASETS, load
+from utils.data.stream import WORKERS, batches_of
 from utils.device import pick_device
 from utils.files import checkpoint, records
 from utils.files.layouts import to_released
@@ -78,6 +79,8 @@ def parser(arch: str) -> argparse.ArgumentParser:
     said = "default 256, on a GPU 2000"
     p.add_argument("--test-batch-size", type=count, metavar="N", default=None, help=said)
     p.add_argument("--depth", type=count, help="default: the checkpoint's")
+    said = "processes that read streamed pictures (default up to 4)"
+    p.add_argument("--workers", type=arguments.workers, default=WORKERS, metavar="N", help=said)
     p.add_argument("--no-cuda", action="store_true", default=False, help="test on the CPU")
     return p
 
@@ -109,7 +112,8 @@ def prune(arch: str, argv: list[str] | None = None) -> None:
         if by.isinf().all():
             raise InputError(f"--criterion filters: no channel of a {arch} has its own filter")
     choose = partial(plan, layers, sizes=by, floor=args.adjust)
-    count = channels_to_prune(args, model, int(by.isfinite().sum()), partial(choose, zeros))
+    size = given.size
+    count = channels_to_prune(args, model, size, int(by.isfinite().sum()), partial(choose, zeros))
 
     def cut(zeros: Tensor) -> tuple[list[Tensor], Slimmable, Slimmable, Slimmable]:
         """The masks, the masked network, what they leave of it, and what is written of that."""
@@ -120,10 +124,11 @@ def prune(arch: str, argv: list[str] | None = None) -> None:
     masks, masked, small, written = cut(zeros)
     if out.exists() and (out.samefile(path) or not holds(out, written)):
         raise InputError(f"{out} is there already: move it away, or choose another --name")
-    data = load({**known, **vars(args)})
+    data = load({**known, **vars(args)}, given.norm)
     given.check_classes(data, path)
-    tests = Batches(data, "test", args.test_batch_size, pick_device(args.no_cuda))
-    labels, full_cost = tests.labels.cpu(), cost(model)
+    device = pick_device(args.no_cuda)
+    tests = batches_of(data, "test", args.test_batch_size, device, workers=args.workers)
+    labels, full_cost = tests.labels.cpu(), cost(model, size)
     before, of_masked, of_slim = (predict(each, tests) for each in (model, masked, written))
     settings, targeted = given.settings, (args.target_flops, args.target_params) != (None, None)
     row = {
@@ -138,8 +143,8 @@ def prune(arch: str, argv: list[str] | None = None) -> None:
         "depth": given.network.depth,
         "dataset": data.name,
         "percent": None if targeted else args.percent,
-        **sizes(masks, full_cost, cost(small)),
-        **unread(small, written),
+        **sizes(masks, full_cost, cost(small, size)),
+        **unread(small, written, size),
         "accuracy_before": accuracy(before, labels),
         "accuracy_masked": accuracy(of_masked, labels),
         "accuracy_slim": accuracy(of_slim, labels),
@@ -151,11 +156,11 @@ def prune(arch: str, argv: list[str] | None = None) -> None:
         "criterion": args.criterion,
         "adjust": args.adjust,
     }
-    row |= of_original(given.network, row)
+    row |= of_original(given.network, size, row)
     print_report(row, list(norms(model)), masks)
     if mask != "gamma":
         masks, _, other, _ = cut(is_zero(factors["gamma"]))
-        by_gamma = sizes(masks, full_cost, cost(other))
+        by_gamma = sizes(masks, full_cost, cost(other, size))
         answers = predict(other, tests)
         print_comparison(row, {**by_gamma, "accuracy_slim": accuracy(answers, labels)})
     if not count and not zeros.any():
@@ -207,6 +212,7 @@ def holds(path: Path, model: Slimmable) -> bool:
 def channels_to_prune(
     args: argparse.Namespace,
     model: Slimmable,
+    size: int,
     channels: int,
     choose: Callable[[int], list[Tensor]],
 ) -> int:
@@ -218,10 +224,10 @@ def channels_to_prune(
     if flag is None:
         return count_of(args.percent, channels)
     target, what = getattr(args, f"target_{flag}"), TARGETS[flag]
-    full = getattr(cost(model), what)
+    full = getattr(cost(model, size), what)
 
     def saved(count: int) -> float:
-        return 1 - getattr(cost(to_write(args, model, choose(count))), what) / full
+        return 1 - getattr(cost(to_write(args, model, choose(count)), size), what) / full
 
     # Pruning more never costs more, so this is a binary search.
     count = bisect_left(range(channels + 1), target, key=saved)
@@ -241,5 +247,5 @@ def to_write(args: argparse.Namespace, model: Slimmable, masks: list[Tensor]) ->
 @torch.no_grad()
 def predict(model: nn.Module, tests: Batches) -> Tensor:
     """Logits [n, classes] of all test pictures in eval mode and float32, on the CPU."""
-    model = copy.deepcopy(model).to(tests.images.device).eval()
+    model = copy.deepcopy(model).to(tests.labels.device).eval()
     return torch.cat([model(images).cpu() for images, _ in tests.in_order()])

@@ -38,10 +38,10 @@ def sizes(masks: list[Tensor], before: Cost, after: Cost) -> dict[str, int | str
     return row
 
 
-def unread(small: Slimmable, written: Slimmable) -> dict[str, int]:
+def unread(small: Slimmable, written: Slimmable, size: int) -> dict[str, int]:
     """What went with stream channels that nobody reads, from ``small`` to ``written``."""
     widths = [sum(stream.width for stream in streams(m).values()) for m in (small, written)]
-    before, after = cost(small), cost(written)
+    before, after = cost(small, size), cost(written, size)
     return {
         "unread_channels": widths[0] - widths[1],
         "unread_parameters": before.parameters - after.parameters,
@@ -49,14 +49,15 @@ def unread(small: Slimmable, written: Slimmable) -> dict[str, int]:
     }
 
 
-def of_original(network: Network, row: Mapping[str, Any]) -> dict[str, str]:
+def of_original(network: Network, size: int, row: Mapping[str, Any]) -> dict[str, str]:
     """What share is gone of the network that all began with, where ``row`` says what is kept.
 
     The same as of ``network``, which was pruned, unless that one was slim already.
     """
     with torch.device("meta"):
         full = build_model(network.arch, network.depth, network.model.num_classes)
-    whole = {"channels": sum(bn.num_features for bn in norms(full).values()), **asdict(cost(full))}
+    channels = sum(bn.num_features for bn in norms(full).values())
+    whole = {"channels": channels, **asdict(cost(full, size))}
     return {
         f"original_{what}_pruned_percent": _percent_less(whole[what], row[f"{what}_kept"])
         for what in COUNTED

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from models import size_of
 from utils.arguments import Flag
 from utils.console import InputError
 from utils.data.datasets import TORCHVISION
@@ -84,8 +85,9 @@ def experiment_of(settings: Settings, row: Row | None = None) -> tuple[Group, Va
         compared = (flag for flag in flags if flag.compared)
         return tuple((f.name, known[f.name]) for f in compared if known[f.name] != f.default)
 
-    apart = ("arch", "depth", "dataset", "epochs", "method", "init")
+    apart = ("arch", "depth", "dataset", "size", "epochs", "method", "init")
     others = words(told(flag for flag in OWN.values() if flag.name not in apart))
+    others += [] if s.size == size_of(s.arch) else OWN["size"].argv(s.size)
     source, checksum = ((row or {}).get(column) for column in ("source", "pictures"))
     own = [f"{source or 'pictures'} {checksum}"] if checksum and source != TORCHVISION else []
     terms = f"{s.epochs} epochs", *others, *own
@@ -211,7 +213,7 @@ def _shared(row: Row) -> list[str]:
 
 def trainings(path: Path) -> list[Training]:
     """Those in a record, without what was repeated later."""
-    told = [name for name, flag in OWN.items() if flag.default is not None]
+    told = [name for name, flag in OWN.items() if flag.default]
     found: dict[Hashable, Training] = {}
     for row in records.read(path, (*TRAINED, *told), TRAINED[1:]):
         try:

@@ -12,7 +12,9 @@ import torch
 from models.weights import Compression
 from utils.files import checkpoint, records, sparse
 from utils.training.run import Run
-from utils.training.step import Reading
+from utils.training.step import Reading, Score
+
+TOP_FIVE = "test_top_five"  # a column
 
 
 def keep_log(run: Run) -> list[records.Row]:
@@ -26,16 +28,15 @@ def keep_log(run: Run) -> list[records.Row]:
 def log(
     run: Run,
     reading: Reading,
-    test_loss: float,
-    accuracy: float,
+    score: Score,
     seconds: tuple[float, float],
     change: float,
     accuracy_cut: str,
 ) -> records.Row:
     """Append the line of the epoch just finished to the log.
 
-    ``accuracy`` is in percent; ``seconds`` are those of training and test. ``accuracy_cut`` is
-    that of a network just cut, "" of all others.
+    ``seconds`` are those of training and test; ``accuracy_cut`` is the test accuracy of a network
+    just cut, "" of all others.
     """
     figures = run.step.method.figures(reading.loss)
     row = {
@@ -44,8 +45,9 @@ def log(
         "alpha": f"{run.step.alpha:.6g}",
         "train_loss": f"{reading.loss:.6f}",
         **{name: f"{value:.6f}" for name, value in figures.items()},
-        "test_loss": f"{test_loss:.6f}",
-        "test_accuracy": f"{accuracy:.4f}",
+        "test_loss": f"{score.loss:.6f}",
+        "test_accuracy": f"{score.accuracy:.4f}",
+        **({} if score.top_five is None else {TOP_FIVE: f"{score.top_five:.4f}"}),
         **{f"{name}_zeros": count for name, count in reading.zeros.items()},
         "train_seconds": f"{seconds[0]:.3f}",
         "test_seconds": f"{seconds[1]:.3f}",
@@ -79,8 +81,8 @@ def is_recorded(run: Run) -> bool:
     return any(row["run"] == run.files.run for row in records.read(run.files.record))
 
 
-def record(run: Run, accuracy: float, log: Sequence[records.Row], argv: Sequence[str]) -> None:
-    """Append the finished run's row to the record; ``accuracy`` is in percent."""
+def record(run: Run, log: Sequence[records.Row], argv: Sequence[str]) -> None:
+    """Append the finished run's row to the record. ``log`` has its epochs' lines."""
     run.write()
     seconds = [float(row["train_seconds"]) for row in log]
     device = run.execution.device
@@ -90,7 +92,7 @@ def record(run: Run, accuracy: float, log: Sequence[records.Row], argv: Sequence
         **replace(run.settings, precision=run.execution.precision).cells(),
         "channels": len(run.cut),
         **{f"{name}_zeros": count for name, count in run.zeros().items()},
-        "test_accuracy": f"{accuracy:.4f}",
+        **{key: log[-1][key] for key in ("test_accuracy", TOP_FIVE) if key in log[-1]},
         "best_accuracy": f"{run.best:.4f}",
         **compression(run),
         "accuracy_cut": log[0].get("accuracy_cut"),

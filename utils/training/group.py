@@ -62,11 +62,14 @@ class Group:
         With these weights the average of the processes' gradients is the gradient of the whole
         batch's mean loss. A batch too small to be shared is everybody's.
         """
-        count = where.shape[-1]
-        if self.size == 1 or count < self.size:
-            return where, 1
-        part = where.tensor_split(self.size, dim=-1)[self.rank]
-        return part, part.shape[-1] * self.size / count
+        count, part = where.shape[-1], self.part(where)
+        return part, 1 if part is where else part.shape[-1] * self.size / count
+
+    def part(self, where: Tensor) -> Tensor:
+        """This process's part of a batch [..., n], which is all where it is too small."""
+        if self.size == 1 or where.shape[-1] < self.size:
+            return where
+        return where.tensor_split(self.size, dim=-1)[self.rank]
 
     def sum_(self, tensor: Tensor) -> None:
         """Add up ``tensor`` over the processes, in place."""

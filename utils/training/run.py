@@ -106,7 +106,7 @@ class Run:
         """The step that trains what ``cut`` leaves of ``network``, with the method's own start."""
         s = self.settings
         model = slim(*self._left())
-        self.flops = cost(model).flops
+        self.flops = cost(model, s.size).flops
         self.execution.place(model)
         method = method_of(s.method, s.prune_ratio).of(model, s.options)
         optimizer = torch.optim.SGD(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,8 @@ from utils.data.batches import Batches
 from utils.device import Execution
 from utils.methods.base import Method
 from utils.training.group import ALONE, Group
+
+MANY = 10  # of more classes than these, top-five accuracy is told too
 
 
 class Tally:
@@ -39,6 +42,18 @@ class Reading:
 
     def __str__(self) -> str:
         return f"loss {self.loss:.4f}, accuracy {self.accuracy:.2f} %"
+
+
+class Score(NamedTuple):
+    """Of a test: mean cross-entropy, and accuracies in percent."""
+
+    loss: float
+    accuracy: float
+    top_five: float | None  # whether the class is among the five likeliest; of many classes only
+
+    def __str__(self) -> str:
+        more = "" if self.top_five is None else f" (top five {self.top_five:.2f} %)"
+        return f"test accuracy {self.accuracy:.2f} %{more}"
 
 
 @dataclass
@@ -177,13 +192,17 @@ class Step:
 @torch.no_grad()
 def evaluate(
     model: nn.Module, batches: Batches, execution: Execution, group: Group = ALONE
-) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy in percent, in eval mode."""
+) -> Score:
+    """How good ``model`` is in eval mode."""
     model.eval()
-    tally = Tally(execution.device)
+    tally, many = Tally(execution.device), False
+    in_five = torch.zeros(1, dtype=torch.float64, device=execution.device)
     for images, labels in batches.in_order(group.rank, group.size):
         logits = execution.logits(model, images)
         tally.add(logits, labels, F.cross_entropy(logits, labels))
-    group.sum_(tally.sums)
-    loss, correct, seen = tally.sums.tolist()
-    return loss / seen, 100 * correct / seen
+        if many := logits.shape[1] > MANY:
+            in_five += (logits.topk(5).indices == labels[:, None]).sum()
+    sums = torch.cat([tally.sums, in_five])
+    group.sum_(sums)
+    loss, correct, seen, five = sums.tolist()
+    return Score(loss / seen, 100 * correct / seen, 100 * five / seen if many else None)
