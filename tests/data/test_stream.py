@@ -309,10 +309,10 @@ def test_a_worker_that_is_killed_ends_the_command_in_one_line(
         stream.cut(order[0])
         children = multiprocessing.active_children()
         assert len(children) == 2
-        for child in children:
-            os.kill(child.pid, signal.SIGKILL)
+        os.kill(children[0].pid, signal.SIGKILL)  # torch raises wherever it learns of that
         for where in order[1:]:
             stream.cut(where)
+        time.sleep(10)
 
     assert console.run(read) == 1
     assert "reads pictures is gone" in error_line(capsys.readouterr().err)
