@@ -5,7 +5,6 @@ from functools import cache
 
 import torch
 from torch import nn
-from torchvision.models import get_model
 
 from models.surgery import norms
 from models.traced import Chains, Traced, adopt, trace
@@ -35,12 +34,12 @@ def full(name: str, size: int) -> Named:
     Raises ValueError where it cannot take so small ones.
     """
     with torch.device("meta"):
-        model = get_model(name, weights=None)
+        model = _theirs(name, 1)
         try:
             chains = trace(model, torch.empty(1, 3, size, size))
         except ValueError:
             raise ValueError(f"{name} cannot take pictures of {size}×{size}") from None
-    return _adopt(model, chains, 1000)
+    return _adopt(model, chains, 1)
 
 
 def build(name: str, num_classes: int, size: int) -> Named:
@@ -48,11 +47,17 @@ def build(name: str, num_classes: int, size: int) -> Named:
 
     Raises ValueError where it cannot take pictures of ``size``.
     """
-    model = get_model(name, weights=None, num_classes=num_classes)
+    model = _theirs(name, num_classes)
     network = _adopt(model, full(name, size).chains, num_classes)
     for bn in norms(network).values():
         nn.init.constant_(bn.weight, 0.5)
     return network
+
+
+def _theirs(name: str, num_classes: int) -> nn.Module:
+    from torchvision.models import get_model  # here: its import takes as long as that of all else
+
+    return get_model(name, weights=None, num_classes=num_classes)
 
 
 def _adopt(model: nn.Module, chains: Chains, num_classes: int) -> Named:
