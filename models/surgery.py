@@ -186,15 +186,19 @@ def whereabouts(
             continue
         for key, tensor in layer.state_dict().items():
             rows = kept[writes] if writes else slice(None)
-            columns = kept[reads] if reads else slice(None)
-            if reads in widths and tensor.dim() > 1:
-                pixels = tensor.shape[1] // widths[reads]
-                own = torch.arange(pixels, device=columns.device)
-                columns = (columns[:, None] * pixels + own).flatten()
+            columns = _columns(kept[reads], tensor, widths.get(reads)) if reads else slice(None)
             if tensor.dim() > 1 and writes and reads:
                 rows = kept[writes][:, None]
             index[f"{name}.{key}"] = (rows, columns)[: tensor.dim()]
     return index
+
+
+def _columns(kept: Tensor, tensor: Tensor, width: int | None) -> Tensor:
+    """Which columns stay of a layer's ``tensor`` that reads a batch norm of this ``width``."""
+    if width is None or tensor.dim() < 2:
+        return kept
+    pixels = tensor.shape[1] // width
+    return (kept[:, None] * pixels + torch.arange(pixels, device=kept.device)).flatten()
 
 
 @torch.no_grad()

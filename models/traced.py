@@ -246,15 +246,14 @@ class _Graph:
             divides = options.get("divisor_override") is not None or len(user.args) > 6
             return len(before) == POOLS[kind] + 2 and not divides
         if kind in MEANS:
-            axes = user.kwargs.get("dim", user.args[1] if len(user.args) > 1 else ())
-            axes = (axes,) if isinstance(axes, int) else axes
-            over = {axis % len(before) for axis in axes or ()}
-            return bool(over) and over == set(range(2, len(before)))
+            axes: Any = user.kwargs.get("dim", user.args[1] if len(user.args) > 1 else None)
+            axes = () if axes is None else (axes,) if isinstance(axes, int) else axes
+            return len(before) > 2 and {a % len(before) for a in axes} == {*range(2, len(before))}
         if kind in FLATTENINGS:
             # A view must find the width by itself: a number that is written there is the old one.
-            last = user.args[-1]
-            finds = kind not in VIEWS or (last[-1] if isinstance(last, Sequence) else last) == -1
-            return finds and after == (before[0], math.prod(before[1:]))
+            last: Any = user.args[-1]
+            last = last[-1] if isinstance(last, Sequence) else last
+            return (kind not in VIEWS or last == -1) and after == (before[0], math.prod(before[1:]))
         return kind in DROPOUTS or kind in UNCHANGED
 
     def asks_size(self, node: fx.Node, axes: int) -> bool:
@@ -462,13 +461,14 @@ class Traced(Slimmable):
                         layer.in_channels = columns = width[reads]
                 case _ if isinstance(layer, AnyBatchNorm):
                     layer.num_features = rows or layer.num_features
-            for kind in (own := layer._parameters, layer._buffers):
-                for key, x in kind.items():
+            own: tuple[dict[str, Any], ...] = layer._parameters, layer._buffers
+            for named in own:
+                for key, x in named.items():
                     if x is None or x.dim() == 0:
                         continue
                     shape = [rows or x.shape[0], columns or x.shape[1:2].numel(), *x.shape[2:]]
                     new = x.new_empty(shape[: x.dim()])
-                    kind[key] = nn.Parameter(new, x.requires_grad) if kind is own else new
+                    named[key] = nn.Parameter(new, x.requires_grad) if named is own[0] else new
         return small
 
 
