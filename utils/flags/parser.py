@@ -32,6 +32,7 @@ def said_again(given: Mapping[str, Any], *names: str) -> list[str]:
     said = [f for f in PROCESS if f.name in given and (not names or f.name in names)]
     return [word for flag in said for word in flag.argv(given[flag.name])]
 
+
 _NAMED = list(NAMED)
 NETWORKS = f"""networks:
   --arch        --depth (default)               as in
