@@ -155,9 +155,10 @@ class _Graph:
 
     def chain(self, name: str) -> Chain:
         """What is done with the channels of the batch norm ``name``. Raises Stays."""
-        bn = self.own(name)
-        if not self.is_norm(bn):
+        norm = self.modules[f"{ROOT}.{name}".removesuffix(".")]
+        if type(norm) not in NORMS or norm.running_mean is None:
             raise Stays("it keeps no statistics, or is no batch norm of torch's own")
+        bn = self.own(name)
         (made,) = bn.all_input_nodes
         if AXES.get(self.kind(made)) is None:
             raise Stays(f"its channels are made by {self.says(made)}, not by one layer")

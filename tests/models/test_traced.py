@@ -221,15 +221,18 @@ def randomise(net: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def kill(net: nn.Module, low: float, high: float, share: float = 0.5) -> list[Tensor]:
-    """γ = 0 and a bias from ``low`` to ``high`` in about a ``share`` of what can go; the masks."""
-    masks = []
-    for bn in norms(net).values():
-        mask = torch.rand(bn.num_features) > share
+def kill(net: nn.Module, low: float, high: float, silent: bool) -> list[Tensor]:
+    """γ = 0 and a bias from ``low`` to ``high`` in about half of what can go; the masks.
+
+    To be ``silent``, all must that go together: an alive one behind a dead one emits a constant.
+    """
+    masks = [torch.rand(bn.num_features) < 0.5 for bn in norms(net).values()]
+    for mask in masks:
         mask[torch.randint(len(mask), ())] = True
+    masks = together(net, masks) if silent else masks
+    for bn, mask in zip(norms(net).values(), masks, strict=True):
         bn.weight[~mask] = 0
         bn.bias[~mask] = torch.empty_like(bn.bias).uniform_(low, high)[~mask]
-        masks.append(mask)
     return masks
 
 
@@ -252,7 +255,7 @@ def test_a_slim_network_computes_what_the_masked_one_does_and_the_rest_stays(con
     every = {n for n, m in net.named_modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)}
     assert view.stays().keys() == every - expected
     assert all(why and "\n" not in why for why in view.stays().values())
-    masks = kill(view, *((0, 8) if constants else (-1, 0)))
+    masks = kill(view, *((0, 8) if constants else (-1, 0)), silent=not constants)
     before = copy.deepcopy(net.state_dict())
     small = slim(net, masks, example)
     assert type(small) is Net and type(net) is Net
@@ -307,6 +310,11 @@ class Branching(nn.Module):
 
     def forward(self, x):
         return self.bn(x) if x.sum() > 0 else x
+
+
+class Louder(nn.BatchNorm2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
 
 
 def CONV():
@@ -367,6 +375,7 @@ STAY = {  # why batch norm number 1 stays
         chain(CONV(), nn.ReLU(), nn.Linear(6, 2)), "3 works along another axis"),
     "no statistics": lambda: (
         chain(CONV(), *READ, track_running_stats=False), "it keeps no statistics"),
+    "not torch's": lambda: (nn.Sequential(CONV(), Louder(4), *READ), "no batch norm of torch's"),
     "twice": lambda: (Own(lambda s, x: s.net(x) + s.net(-x)), "net.1 is called more than once"),
     "shared": lambda: (shared(), "the weights of 3 are used elsewhere, too"),
     "weights in code": lambda: (Own(weighs), "the weights of net.0 are used elsewhere, too"),
@@ -420,11 +429,8 @@ def test_torchvisions_networks_slim_are_masked_and_what_torch_pruning_cuts(name)
     assert sum(bn.num_features for bn in norms(view).values()) == can_go
     assert all_channels(view) == every
     randomise(view.eval())
-    masks, x = together(view, kill(view, -1, 0)), torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        for bn, mask in zip(norms(view).values(), masks, strict=True):
-            bn.weight.mul_(mask)
-            bn.bias[~mask] = -bn.bias[~mask].abs()  # Torch-Pruning folds no constants
+    # Torch-Pruning folds no constants.
+    masks, x = kill(view, -1, 0, silent=True), torch.randn(2, 3, 64, 64)
     small = surgery.slim(view, masks)
     assert furthest(view, small, x) < 1e-5
     cut_by_torch_pruning(view, view, masks, x)  # in place

@@ -30,8 +30,9 @@ def worth_cutting(model: Slimmable, dead: Sequence[Tensor]) -> list[Tensor]:
     together = {name: gone.clone() for name, gone in zip(named, dead, strict=True)}
     for tie in model.ties():  # one tensor for all of a tie
         together |= dict.fromkeys(tie, torch.stack([together[name] for name in tie]).all(0))
+    never = model.never_cut()
     for name, gone in together.items():
-        if name in model.never_cut():
+        if name in never:
             gone.zero_()
         if gone.all():
             gone[int(named[name].bias.argmax())] = False
