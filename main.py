@@ -238,7 +238,7 @@ def test_batches(data: Dataset, given: Mapping[str, Any], device: torch.device) 
 
 def fresh(settings: Settings, data: Dataset) -> Network:
     """The network of ``settings``, with its initial values."""
-    model = build_model(settings.arch, settings.depth, len(data.classes))
+    model = build_model(settings.arch, settings.depth, len(data.classes), size=settings.size)
     METHODS[settings.method].initialise(model)
     return Network(model, settings.arch, settings.depth)
 

@@ -55,10 +55,11 @@ def size_of(arch: str) -> int:
 
 def check_size(arch: str, size: int) -> None:
     """Raise ValueError where ``arch`` takes no pictures of ``size``×``size`` pixels."""
-    if arch not in named.DEPTHS and size != SIZE:
+    if arch in named.DEPTHS:
+        if size < (least := named.SMALLEST.get(arch, SIZE)):
+            raise ValueError(f"{arch} takes {least}×{least} pixels or more, not {size}×{size}")
+    elif size != SIZE and not ARCHITECTURES[arch].any_size:
         raise ValueError(f"{arch} takes pictures of {SIZE}×{SIZE} pixels, not of {size}×{size}")
-    if arch in named.DEPTHS and size < (least := named.SMALLEST.get(arch, SIZE)):
-        raise ValueError(f"{arch} takes pictures of {least}×{least} and more, not of {size}×{size}")
 
 
 def full_cfg(arch: str, depth: int) -> list[int | str]:

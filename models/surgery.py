@@ -46,6 +46,8 @@ class Slimmable(nn.Module):
     not all of them.
     """
 
+    any_size = False  # whether it takes pictures of other sizes than 32×32
+
     def __init__(
         self, num_classes: int, cfg: Sequence[int | str], **streams: Sequence[int]
     ) -> None:

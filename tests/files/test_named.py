@@ -68,7 +68,7 @@ SPOILT: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda c: c["settings"].update(arch="resnet18", depth=18),
         "is missing or has no length",
     ),
-    "no name": (lambda c: c["settings"].update(arch=["resnet18"]), "does not fit a network"),
+    "no name": (lambda c: c["settings"].update(arch=["resnet18"]), "its settings are damaged"),
     "a cfg that does not fit": (lambda c: c.update(cfg=[3] * 35), "its cfg does not fit"),
 }
 

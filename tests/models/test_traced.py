@@ -411,6 +411,16 @@ def test_an_example_that_does_not_fit_is_refused_in_one_line():
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("name", named.DEPTHS)
+def test_the_smallest_pictures_are_those_that_a_network_takes(name):
+    """And no batch norm is seen in alexnet."""
+    least = named.SMALLEST.get(name, 32)
+    assert bool(norms(named.full(name, least))) == (name != "alexnet")
+    if name.startswith(("vgg", "alex")):  # the others take pictures of any size
+        with pytest.raises(ValueError, match="cannot take"):
+            named.full(name, least - 1)
+
+
 def cut_by_torch_pruning(net: nn.Module, view: nn.Module, masks: list[Tensor], x: Tensor) -> None:
     graph = tp.DependencyGraph().build_dependency(net, x)
     behind = {name for tie in view.ties() for name in tie[1:]}

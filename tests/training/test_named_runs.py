@@ -15,7 +15,7 @@ from utils.files import checkpoint
 
 
 def test_channels_die_are_cut_and_pruned_and_the_slim_network_is_tuned(tmp_path, pictures, capsys):
-    flags = ["--arch", "resnet18", "-sr", "--s", 6, "--beta", 30, "--momentum", 0.3]
+    flags = ["--arch", "resnet18", "--size", 32, "-sr", "--s", 6, "--beta", 30, "--momentum", 0.3]
     assert train(tmp_path, pictures, *flags, "--epochs", 20, "--batch-size", 4) == 0
     said = capsys.readouterr()
     assert "1920 of 4800 channels of batch norms can go" in said.err
@@ -53,7 +53,7 @@ def test_channels_die_are_cut_and_pruned_and_the_slim_network_is_tuned(tmp_path,
 
 
 def test_what_dropout_draws_is_the_same_after_a_resume(tmp_path, pictures, monkeypatch, capsys):
-    flags = ["--arch", "mobilenet_v2", "-sr", "--epochs", 2]
+    flags = ["--arch", "mobilenet_v2", "--size", 32, "-sr", "--epochs", 2]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(whole, pictures, *flags) == 0
     assert "no channel of features.18.1 is cut while training: dropout" in capsys.readouterr().err
@@ -79,7 +79,8 @@ def test_torchvisions_weights_begin_a_run_with_a_head_of_its_own(tmp_path, pictu
         torch.nn.init.uniform_(bn.weight)
     old = {k: v for k, v in given.state_dict().items() if "num_batches" not in k}  # as theirs are
     torch.save(old, tmp_path / "resnet18-5c106cde.pth")
-    flags = ["--init", tmp_path / "resnet18-5c106cde.pth", "-sr", "--epochs", 1, "--lr", 1e-30]
+    flags = ["--init", tmp_path / "resnet18-5c106cde.pth", "--size", 32, "--epochs", 1, "-sr"]
+    flags += ["--lr", 1e-30]
     assert train(tmp_path, pictures, *flags, "--s", 0, "--arch", "resnet18") == 0
     assert "the last layer, of 7 classes, is a fresh one of 2" in capsys.readouterr().err
     (path,) = tmp_path.glob("*checkpoint.pth.tar")
@@ -98,7 +99,9 @@ def test_torchvisions_weights_begin_a_run_with_a_head_of_its_own(tmp_path, pictu
     ("flags", "said"),
     [
         (["--arch", "resnet18", "--depth", 50], "resnet18 has no depth 50: leave --depth out"),
-        (["--arch", "alexnet"], "alexnet cannot take pictures of 32×32"),
+        (["--arch", "alexnet", "--size", 62], "alexnet takes 63×63 pixels or more, not 62×62"),
+        (["--arch", "alexnet", "-sr"], "--method proximal finds no channels: take --method sas"),
+        (["--arch", "vgg11_bn", "--size", 31], "vgg11_bn takes 32×32 pixels or more, not 31×31"),
     ],
 )
 def test_what_is_no_network_is_refused(flags, said, tmp_path, pictures, capsys):

@@ -197,11 +197,17 @@ def load(path: Path, arch: str | None = None) -> Checkpoint:
     if ("precision" in ours) != ("channels_last" in ours):
         raise InputError(f"{path} is damaged: it has only one of precision and channels_last")
     state = {key.removeprefix("module."): value for key, value in state.items()}
-    said = content.get("settings")
-    name = said.get("arch") if isinstance(said, dict) else arch
     try:
-        if name in tuple(NAMED):  # whatever a file says, it need not be hashable
-            network = restore(state, name)
+        if "settings" in ours:
+            ours["settings"] = Settings.of(ours["settings"])
+    except ValueError as error:
+        why = f"its settings are damaged: {error}"
+        raise InputError(f"{path} cannot be resumed or pruned: {why}") from None
+    settings = ours.get("settings")
+    name = arch if settings is None else settings.arch
+    try:
+        if name in NAMED:
+            network = restore(state, name, None if settings is None else settings.size)
         else:
             network = restore(to_compact(of_admm_programs(state)))
     except ValueError as error:
@@ -209,12 +215,6 @@ def load(path: Path, arch: str | None = None) -> Checkpoint:
     cfg = ours.pop("cfg", network.model.cfg)
     if cfg != network.model.cfg and not (network.is_full and cfg == _left(network.model)):
         raise InputError(f"{path} contradicts itself: its cfg does not fit its weights")
-    try:
-        if "settings" in ours:
-            ours["settings"] = Settings.of(ours["settings"])
-    except ValueError as error:
-        why = f"its settings are damaged: {error}"
-        raise InputError(f"{path} cannot be resumed or pruned: {why}") from None
     checkpoint = Checkpoint(network, **ours)
     try:
         _add_progress(checkpoint, content, state)

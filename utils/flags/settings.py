@@ -55,7 +55,7 @@ class Settings:
     size: int = _said_by(
         NETWORK,
         "pixels of the side of a picture, to which picture files are resized and cropped (default"
-        " the network's: 32)",
+        " the network's: 32, and 224 of torchvision's)",
         arguments.size,
         metavar="N",
     )
