@@ -14,7 +14,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -26,7 +26,8 @@ from torch import Tensor
 
 from models import Network, build_model, family, full_cfg
 from models.cost import cost
-from models.surgery import norms
+from models.named import DEPTHS as NAMED
+from models.surgery import Slimmable, all_channels, norms
 from utils import console
 from utils.atomic import alone
 from utils.console import InputError, Progress, Signals, note
@@ -66,6 +67,7 @@ def train(run: Run, given: Mapping[str, Any], argv: Sequence[str]) -> None:
                     f" {len(run.cut)} train on, at {run.flops / full_flops:.0%} of the FLOPs"
                 )
             step = run.step
+            torch.manual_seed(s.seed + (epoch << 32))  # dropout: the same after a resume
             order = step.batches.order(epoch, step.method.steps(epoch))
             progress = Progress(
                 len(order),
@@ -174,12 +176,28 @@ def summary(run: Run, accuracy: float, said: Sequence[str]) -> str:
         lines.append(f"verdict: {verdict}")
     flags = run.step.method.prune_flags
     if flags is not None:
-        words = [f"{family(run.settings.arch)}_prune.py", "--model", checkpoint]
-        lines.append(f"next: {command(*words, *flags, *said)}")
+        arch = run.settings.arch
+        script = ["-m", "utils.prune"] if arch in NAMED else [f"{family(arch)}_prune.py"]
+        lines.append(f"next: {command(*script, '--model', checkpoint, *flags, *said)}")
     if (flags := run.step.method.refine_flags) is not None:
         kept = replace(run.settings, precision=run.execution.precision).refine_argv(cuts=True)
         lines.append(f"next: {command('main.py', '--refine', checkpoint, *flags, *kept, *said)}")
     return "\n".join(lines)
+
+
+def notes(model: Slimmable) -> Iterator[str]:
+    """What to say before a training of what of ``model`` cannot go, or not at once."""
+    if model.stays():
+        channels = sum(bn.num_features for bn in norms(model).values())
+        yield (
+            f"note: {channels} of {all_channels(model)} channels of batch norms can go, and are"
+            " penalised; of the others, the prune command says why they stay"
+        )
+    if kept := [name for name in norms(model) if name in model.never_cut()]:
+        yield (
+            f"note: no channel of {', '.join(kept)} is cut while training: dropout behind it would"
+            " draw other numbers"
+        )
 
 
 def choose_execution(
@@ -220,7 +238,7 @@ def test_batches(data: Dataset, given: Mapping[str, Any], device: torch.device) 
 
 def fresh(settings: Settings, data: Dataset) -> Network:
     """The network of ``settings``, with its initial values."""
-    model = build_model(settings.arch, settings.depth, len(data.classes))
+    model = build_model(settings.arch, settings.depth, len(data.classes), size=settings.size)
     METHODS[settings.method].initialise(model)
     return Network(model, settings.arch, settings.depth)
 
@@ -236,9 +254,14 @@ def begin(start: Start, settings: Settings, given: Mapping[str, Any]) -> Run:
     if given.get("start_epoch", 0) >= settings.epochs:
         raise InputError(f"--start-epoch must be below the {settings.epochs} epochs")
     try:
-        full_cfg(settings.arch, settings.depth)
+        channels = full_cfg(settings.arch, settings.depth)
     except ValueError as error:
         raise InputError(str(error)) from None
+    if not channels and METHODS[settings.method].prunes():
+        raise InputError(
+            f"{settings.arch} has no batch norm, so --method {settings.method} finds no channels:"
+            " take --method sas-admm"
+        )
     files = start.files(given, settings)
     check_free(files, start.path if start.resumes else None)
 
@@ -254,7 +277,12 @@ def begin(start: Start, settings: Settings, given: Mapping[str, Any]) -> Run:
         network = fresh(settings, data)
     else:
         network = start.checkpoint.network
-        start.checkpoint.check_classes(data, start.path)
+        count = network.model.num_classes
+        if settings.init is not None and not start.resumes and count != len(data.classes):
+            network = network.with_classes(len(data.classes))
+            note(f"note: the last layer, of {count} classes, is a fresh one of {len(data.classes)}")
+        else:
+            start.checkpoint.check_classes(data, start.path)
     workers = given.get("workers", WORKERS)
     batches = batches_of(
         data, "train", settings.batch_size, device, settings.seed, workers, group.part
@@ -273,6 +301,9 @@ def begin(start: Start, settings: Settings, given: Mapping[str, Any]) -> Run:
         run = Run(settings, files, network, data, batches, *how)
     except ValueError as error:
         raise InputError(f"{start.path} cannot be resumed: {error}") from None
+    if run.step.method.prunes():
+        for line in notes(network.model):
+            note(line)
     if found is None:
         trained = settings.arch, settings.depth, settings.momentum
         for line in run.step.method.warnings(run.schedule()[epoch:], *trained):

@@ -1,12 +1,14 @@
-"""The paper's three networks and a fourth, full or slim, behind one :func:`build_model`."""
+"""The paper's three networks, a fourth, and torchvision's, behind one :func:`build_model`."""
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from models import named
 from models.channel_selection import ChannelSelection
 from models.densenet import DenseNet
 from models.resnet import ResNet
@@ -14,7 +16,18 @@ from models.resnet_basic import ResNetBasic
 from models.surgery import Slimmable, norms, streams
 from models.vgg import SIZE, VGG
 
-__all__ = ["SIZE", "ChannelSelection", "Network", "build_model", "family", "full_cfg", "restore"]
+__all__ = [
+    "SIZE",
+    "ChannelSelection",
+    "Network",
+    "build_model",
+    "check_size",
+    "family",
+    "full_cfg",
+    "label",
+    "restore",
+    "size_of",
+]
 
 ARCHITECTURES: dict[str, type[Slimmable]] = {
     "vgg": VGG,
@@ -22,6 +35,7 @@ ARCHITECTURES: dict[str, type[Slimmable]] = {
     "resnet-basic": ResNetBasic,
     "densenet": DenseNet,
 }
+NAMES = (*ARCHITECTURES, *named.DEPTHS)
 
 
 def family(arch: str) -> str:
@@ -29,14 +43,22 @@ def family(arch: str) -> str:
     return arch.partition("-")[0]
 
 
+def label(arch: str, depth: int, between: str = "-") -> str:
+    """A network's name: of torchvision's, the depth is in it already."""
+    return arch if arch in named.DEPTHS else f"{arch}{between}{depth}"
+
+
 def size_of(arch: str) -> int:
     """Pixels of the side of a picture that ``arch`` takes, where no other size is asked for."""
-    return SIZE
+    return named.SIZE if arch in named.DEPTHS else SIZE
 
 
 def check_size(arch: str, size: int) -> None:
     """Raise ValueError where ``arch`` takes no pictures of ``size``×``size`` pixels."""
-    if size != SIZE and not ARCHITECTURES[arch].any_size:
+    if arch in named.DEPTHS:
+        if size < (least := named.SMALLEST.get(arch, SIZE)):
+            raise ValueError(f"{arch} takes {least}×{least} pixels or more, not {size}×{size}")
+    elif size != SIZE and not ARCHITECTURES[arch].any_size:
         raise ValueError(f"{arch} takes pictures of {SIZE}×{SIZE} pixels, not of {size}×{size}")
 
 
@@ -47,8 +69,12 @@ def full_cfg(arch: str, depth: int) -> list[int | str]:
 
     Raises ValueError for an unknown ``arch`` or a ``depth`` it does not come in.
     """
+    if arch in named.DEPTHS:
+        if depth != named.DEPTHS[arch]:
+            raise ValueError(f"{arch} has no depth {depth}: leave --depth out")
+        return list(named.full(arch, named.SIZE).cfg)
     if arch not in ARCHITECTURES:
-        raise ValueError(f"unknown architecture {arch!r}: choose {', '.join(ARCHITECTURES)}")
+        raise ValueError(f"unknown architecture {arch!r}: choose {', '.join(NAMES)}")
     return list(ARCHITECTURES[arch].full_cfg(depth))
 
 
@@ -57,24 +83,29 @@ def build_model(
     depth: int,
     num_classes: int,
     cfg: Sequence[int | str] | None = None,
+    size: int | None = None,
     **kept: Sequence[int],
 ) -> Slimmable:
-    """Build a freshly initialised network that maps [n, 3, 32, 32] to [n, num_classes] logits.
+    """Build a freshly initialised network from [n, 3, size, size] to [n, num_classes] logits.
 
     ``cfg`` counts the kept channels of every batch norm (default: all, :func:`full_cfg`), and
     ``kept`` says where in a stream those channels are that are not cut (default: everywhere).
     Initial values are section 5.1's: γ = 0.5, convolutions N(0, √(2 / (k²·out))), batch-norm biases
-    0.
+    0. Of torchvision's networks they are its own, but for γ = 0.5 where channels can go; a slim one
+    is without content, on the meta device.
 
-    Raises ValueError for an unknown ``arch``, ``depth``, or what does not fit them.
+    Raises ValueError for an unknown ``arch``, ``depth``, ``size``, or what does not fit them.
     """
-    full = full_cfg(arch, depth)
+    full, size = full_cfg(arch, depth), size or size_of(arch)
     cfg = full if cfg is None else cfg
     if len(cfg) != len(full) or not all(
         kept == width if isinstance(width, str) else type(kept) is int and 1 <= kept <= width
         for kept, width in zip(cfg, full, strict=True)
     ):
-        raise ValueError(f"this cfg does not fit {arch}-{depth}: at full width it is {full}")
+        raise ValueError(f"this cfg does not fit {label(arch, depth)}: at full width it is {full}")
+    if arch in named.DEPTHS:
+        whole = named.build(arch, num_classes, size)
+        return whole if cfg == full else whole.narrowed([int(width) for width in cfg])
     model = ARCHITECTURES[arch](num_classes, cfg, **kept)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -97,17 +128,31 @@ class Network:
         """Whether nothing is pruned."""
         return self.model.cfg == full_cfg(self.arch, self.depth)
 
+    def with_classes(self, count: int) -> "Network":
+        """The same with a fresh last layer, for ``count`` classes."""
+        model = copy.deepcopy(self.model)
+        name, head = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
+        model.set_submodule(name, nn.Linear(head.in_features, count, head.bias is not None))
+        model.num_classes = count
+        return replace(self, model=model)
 
-def restore(state: Mapping[str, Tensor]) -> Network:
+
+def restore(
+    state: Mapping[str, Tensor], name: str | None = None, size: int | None = None
+) -> Network:
     """The network whose state dict (compact layout) this is; everything follows from its shapes.
+
+    But for torchvision's: ``name`` says which one of these it is, and ``size`` what pictures it
+    is for.
 
     Raises ValueError, naming the first thing that does not fit.
     """
-    arch, depth = _identify(state)
+    arch, depth = (name, named.DEPTHS[name]) if name else _identify(state)
     # On the meta device a network takes no memory, however wide the file says that it is.
     with torch.device("meta"):
-        full = build_model(arch, depth, 1)
-        head = next(f"{n}.weight" for n, m in full.named_modules() if isinstance(m, nn.Linear))
+        full = build_model(arch, depth, 1, size=size)
+        linear = (n for n, m in full.named_modules() if isinstance(m, nn.Linear))
+        head = f"{list(linear)[-1]}.weight"
         gammas = [f"{name}.weight" for name in norms(full)]
         for key in (head, *gammas):
             if key not in state or state[key].dim() == 0 or state[key].numel() == 0:
@@ -120,14 +165,14 @@ def restore(state: Mapping[str, Tensor]) -> Network:
             if value.dtype != torch.int64 or value.dim() != 1 or len(value) >= width:
                 raise ValueError(f"{key} is not a list of some of {width} channels")
         positions = {name: state[key].tolist() for name, key in left.items()}
-        model = build_model(arch, depth, len(state[head]), cfg, **positions)
+        model = build_model(arch, depth, len(state[head]), cfg, size, **positions)
     expected = model.state_dict()
     # Checkpoints of before torch 0.4.1 do not count batches.
     counters = [k for k in expected if k.endswith("num_batches_tracked")]
     state = {**dict.fromkeys(counters, torch.tensor(0)), **state}
     if odd := sorted(expected.keys() ^ state.keys()):
         where = "missing" if odd[0] in expected else "not expected"
-        raise ValueError(f"{odd[0]} is {where} in {arch}-{depth}")
+        raise ValueError(f"{odd[0]} is {where} in {label(arch, depth)}")
     for key, value in state.items():
         due = expected[key]
         if value.shape != due.shape or value.is_floating_point() != due.is_floating_point():

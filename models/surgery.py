@@ -5,7 +5,7 @@ batch norm, or of a stream that can get narrower.
 All that must follow when channels go comes from there: which rows and columns of a tensor stay.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.channel_selection import ChannelSelection, Stream
+from models.weights import Convolution
 
 Wiring = dict[str, tuple[str | None, str | None]]
 State = dict[str, Tensor]
@@ -71,10 +72,27 @@ class Slimmable(nn.Module):
     def offsets(self, emitted: Mapping[str, Tensor]) -> State:
         """What to add to entries of the state dict so that ``emitted`` constants are still felt.
 
-        ``emitted`` has for every batch norm what its removed channels give behind their ReLU: 0 for
-        those that stay, [channels].
+        ``emitted`` is :meth:`emitted`'s, 0 for the channels that stay. Of a layer without a bias
+        it may name one.
         """
         raise NotImplementedError
+
+    def ties(self) -> Sequence[Sequence[str]]:
+        """Batch norms whose channels go together, in the order in which a picture meets them."""
+        return ()
+
+    def never_cut(self) -> Container[str]:
+        """Batch norms whose channels training does not cut: dropout behind them draws by width."""
+        return ()
+
+    def stays(self) -> Mapping[str, str]:
+        """Batch norms whose channels cannot go, and why, where that needs to be said."""
+        return {}
+
+    def emitted(self, masks: Sequence[Tensor]) -> State:
+        """What channels that go give behind their ReLU, and 0 for the others: [channels] each."""
+        named = zip(norms(self).items(), masks, strict=True)
+        return {name: bn.bias.relu().masked_fill(mask, 0) for (name, bn), mask in named}
 
     def narrowed(self, widths: Sequence[int], **streams: Sequence[int]) -> "Slimmable":
         """A fresh network of this shape, whose batch norms have these ``widths``."""
@@ -83,11 +101,30 @@ class Slimmable(nn.Module):
         return type(self)(self.num_classes, cfg, **streams)
 
 
+def together(model: Slimmable, masks: Sequence[Tensor]) -> list[Tensor]:
+    """What is left where some channels go together: those that all of their ``masks`` keep.
+
+    Where that is none, the first.
+    """
+    kept = dict(zip(norms(model), masks, strict=True))
+    for tie in model.ties():
+        all_keep = torch.stack([kept[name] for name in tie]).all(0)
+        all_keep[0] |= ~all_keep.any()
+        kept |= dict.fromkeys(tie, all_keep)
+    return list(kept.values())
+
+
 def norms(model: nn.Module) -> dict[str, AnyBatchNorm]:
     """The batch norms of ``model`` whose channels can go, by name, in module order."""
     fixed = model.wiring() if isinstance(model, Slimmable) else {}
     named = model.named_modules()
     return {n: m for n, m in named if isinstance(m, AnyBatchNorm) and m.affine and n not in fixed}
+
+
+def all_channels(model: nn.Module) -> int:
+    """Channels of all batch norms with scaling factors, those whose channels stay among them."""
+    every = (m for m in model.modules() if isinstance(m, AnyBatchNorm) and m.affine)
+    return sum(bn.num_features for bn in every)
 
 
 def streams(model: nn.Module) -> dict[str, Stream]:
@@ -120,7 +157,8 @@ def still_read(model: Slimmable, masks: Sequence[Tensor]) -> State:
 
 def _kept(model: Slimmable, masks: Sequence[Tensor], read: Mapping[str, Tensor]) -> State:
     """Where the channels are that stay: of batch norms, streams and parts of streams, by name."""
-    kept = {n: mask.nonzero().flatten() for n, mask in zip(norms(model), masks, strict=True)}
+    named = zip(norms(model), together(model, masks), strict=True)
+    kept = {name: mask.nonzero().flatten() for name, mask in named}
     for name, stream in streams(model).items():
         mask = read.get(name, masks[0].new_ones(stream.width))
         parts = (part.nonzero().flatten() for part in mask.split(list(stream.parts.values())))
@@ -134,12 +172,15 @@ def whereabouts(
     """Of every parameter and buffer, the index of what stays in it: ``tensor[index]``.
 
     ``masks`` has one bool tensor per batch norm, True where a channel is kept, and ``read`` one for
-    each stream of which not everything is. The index serves for everything of the tensor's shape:
-    the weights, their gradients, their momentum.
+    each stream of which not everything is. What a layer reads may be flattened maps: then as many
+    columns go with a channel as a map has pixels. The index serves for everything of the tensor's
+    shape: the weights, their gradients, their momentum.
     """
     kept = _kept(model, masks, read)
-    wiring = model.wiring() | {name: (name, None) for name in norms(model)}
-    index: dict[str, tuple] = {f"{name}.index": (kept[name],) for name in streams(model)}
+    widths = {name: bn.num_features for name, bn in norms(model).items()}
+    wiring = model.wiring() | {name: (name, None) for name in widths}
+    index: dict[str, tuple] = dict.fromkeys(model.state_dict(), ())
+    index |= {f"{name}.index": (kept[name],) for name in streams(model)}
     for name, (writes, reads) in wiring.items():
         layer = model.get_submodule(name)
         if isinstance(layer, ChannelSelection) and writes:
@@ -147,11 +188,19 @@ def whereabouts(
             continue
         for key, tensor in layer.state_dict().items():
             rows = kept[writes] if writes else slice(None)
-            columns = kept[reads] if reads else slice(None)
+            columns = _columns(kept[reads], tensor, widths.get(reads)) if reads else slice(None)
             if tensor.dim() > 1 and writes and reads:
                 rows = kept[writes][:, None]
             index[f"{name}.{key}"] = (rows, columns)[: tensor.dim()]
     return index
+
+
+def _columns(kept: Tensor, tensor: Tensor, width: int | None) -> Tensor:
+    """Which columns stay of a layer's ``tensor`` that reads a batch norm of this ``width``."""
+    if width is None or tensor.dim() < 2:
+        return kept
+    pixels = tensor.shape[1] // width
+    return (kept[:, None] * pixels + torch.arange(pixels, device=kept.device)).flatten()
 
 
 @torch.no_grad()
@@ -160,7 +209,8 @@ def slim(
 ) -> Slimmable:
     """A new network of the kept channels only; ``model`` stays as it is.
 
-    ``masks`` has one bool tensor per batch norm, True where a channel is kept, at least one each.
+    ``masks`` has one bool tensor per batch norm, True where a channel is kept, at least one each;
+    where channels go together, one goes if any of its masks says so.
     Removed channels are taken as γ = 0; the ReLU(bias) they emit is folded into what follows,
     exactly but at the border of 3×3 convolutions. Where they emit 0, both networks compute the
     same. A mask chooses what is read of a residual or dense stream; the stream keeps its width, or
@@ -179,15 +229,16 @@ def slim(
     for name, stream in streams(model).items():
         state[f"{name}.index"] = stream.positions().to(device)
         left[name] = state[f"{name}.index"][kept[name]].tolist()
-    emitted = {
-        name: bn.bias.relu().masked_fill(mask, 0)
-        for (name, bn), mask in zip(norms(model).items(), masks, strict=True)
-    }
-    for key, offset in model.offsets(emitted).items():
-        state[key] = state[key] + offset
+    left_of = zip(model.emitted(masks).items(), together(model, masks), strict=True)
+    emitted = {name: constants.masked_fill(mask, 0) for (name, constants), mask in left_of}
     index = whereabouts(model, masks, read)
     with torch.device("meta"):
-        small = model.narrowed([int(mask.sum()) for mask in masks], **left)
+        small = model.narrowed([int(mask.sum()) for mask in together(model, masks)], **left)
+    for key, offset in model.offsets(emitted).items():
+        if key not in state:
+            small.get_submodule(key.removesuffix(".bias")).bias = nn.Parameter(offset)
+            index[key] = ()
+        state[key] = state[key] + offset if key in state else offset
     small.load_state_dict({k: state[k][index[k]].clone() for k in small.state_dict()}, assign=True)
     return small.train(model.training)
 
@@ -226,11 +277,13 @@ def put_back(
             full[key][index[key]] = value.to(full[key])
 
 
-def offset(conv: nn.Conv2d, constants: Tensor, size: int | None = None) -> Tensor:
+def offset(conv: Convolution, constants: Tensor, size: Sequence[int] = ()) -> Tensor:
     """What constant inputs add to each output of ``conv``, inside the border: [out_channels].
 
-    Where maps of ``size`` × ``size`` are nothing but border, the mean over the map instead.
+    Where maps of ``size`` are nothing but border, the mean over the map instead.
     """
-    if size is not None and size < conv.kernel_size[0]:
-        return conv(constants[None, :, None, None].expand(-1, -1, size, size)).mean((0, 2, 3))
-    return conv.weight.sum((2, 3)) @ constants
+    if any(pixels < kernel for pixels, kernel in zip(size, conv.kernel_size, strict=False)):
+        maps = constants[:, *[None] * len(size)].expand(-1, *size)[None]
+        return (conv(maps) - conv(torch.zeros_like(maps))).flatten(2).mean((0, 2))
+    inside = conv.weight.flatten(2).sum(2)  # [out_channels, in_channels / groups]
+    return inside @ constants if conv.groups == 1 else inside[:, 0] * constants

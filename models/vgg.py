@@ -59,7 +59,7 @@ class VGG(Slimmable):
             if isinstance(layer, nn.Conv2d):
                 # Maps of 2×2 are nothing but border: there the constants count in the mean.
                 writes = f"feature.{i + 1}"
-                offsets[f"{writes}.running_mean"] = -offset(layer, constants, size)
+                offsets[f"{writes}.running_mean"] = -offset(layer, constants, (size, size))
                 constants = emitted[writes]
             elif isinstance(layer, nn.MaxPool2d):
                 size //= 2

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from torchvision.models import resnet18
+from torchvision.models import resnet18, vgg11_bn
 
 from models import build_model, full_cfg
 from utils import console, export
@@ -85,22 +85,45 @@ def example(readme: Path) -> str:
     return re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)[0]
 
 
-def test_the_readmes_library_examples_run():
-    """ProximalSlimming on a torchvision network, and Torch-Pruning cutting what it zeroed."""
-    train, cut = example(ROOT / "README.md"), example(ROOT / "models/README.md")
+class Own(torch.nn.Module):
+    """A user's network: a chain, a stream that stays, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = torch.nn.Conv2d(8, 3, 3, padding=1), torch.nn.BatchNorm2d(3)
+        self.fc = torch.nn.Linear(3 * 64, 4)
+
+    def forward(self, x):
+        y = torch.relu(self.bn1(self.conv1(x)))
+        return self.fc(torch.relu(x + self.bn2(self.conv2(y))).flatten(1))
+
+
+def test_the_readmes_example_slims_a_users_network():
     torch.manual_seed(0)
-    pictures, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
-    scope = {"batches": [(pictures, labels)] * 3}
-    exec(train, scope)
-    model, slimming = scope["model"], scope["slimming"]
-    assert len(slimming.gamma) == sum(bn.num_features for bn in scope["batch_norms"](model))
-    assert (slimming.xi < 1).all()
+    pictures, labels = torch.randn(4, 3, 8, 8), torch.arange(4)
+    loader, model = [(pictures, labels)] * 1000, Own()
+    scope = {"model": model, "example": pictures, "loader": loader, "lr": 0.1}
+    exec(example(ROOT / "README.md"), scope)
+    small = scope["small"]
+    assert list(scope["view"].stays()) == ["bn2"]
+    assert type(small) is Own and 0 < small.bn1.num_features < 8
+    assert small.bn1.num_features == (scope["slimming"].gamma != 0).sum()
+    with torch.no_grad():
+        torch.testing.assert_close(small.eval()(pictures), model.eval()(pictures))
+
+
+def test_torch_pruning_cuts_what_is_zero():
+    cut = example(ROOT / "models/README.md")
+    torch.manual_seed(0)
+    model, pictures = vgg11_bn(), torch.randn(4, 3, 32, 32)
+    model.avgpool, model.classifier = torch.nn.AdaptiveAvgPool2d(1), torch.nn.Linear(512, 10)
     with torch.no_grad():  # as after a long training: half of every layer is dead
-        for bn in scope["batch_norms"](model):
+        for bn in batch_norms(model):
             bn.weight[::2] = 0
             bn.bias[::2] = -0.1
         expected = model.eval()(pictures)
-    exec(cut, scope)
+    exec(cut, {"model": model, "torch": torch, "batch_norms": batch_norms})
     assert model.features[0].out_channels == 32
     torch.testing.assert_close(model(pictures), expected, rtol=1e-4, atol=1e-5)
 

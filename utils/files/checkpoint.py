@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from models import Network, restore, size_of
+from models.named import DEPTHS as NAMED
 from models.surgery import Slimmable, State, norms
 from utils.atomic import replacing
 from utils.console import InputError
@@ -58,7 +59,8 @@ class Checkpoint:
     @property
     def factors(self) -> State:
         """What a prune command may mask by: γ, and the method's other factors."""
-        gamma = torch.cat([bn.weight.detach() for bn in norms(self.network.model).values()])
+        gammas = (bn.weight.detach() for bn in norms(self.network.model).values())
+        gamma = torch.cat([torch.empty(0), *gammas])
         own = self.tensors if self.settings is None else METHODS[self.settings.method].factors
         same = {n: x for n, x in self.tensors.items() if n in own and x.shape == gamma.shape}
         return {"gamma": gamma, **same}
@@ -172,8 +174,8 @@ OURS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def load(path: Path) -> Checkpoint:
-    """Read a checkpoint of ours or of an earlier program.
+def load(path: Path, arch: str | None = None) -> Checkpoint:
+    """Read a checkpoint of ours or of an earlier program, or torchvision's of ``arch``.
 
     Raises InputError when the file is missing, damaged, not a checkpoint, or does not fit itself.
     """
@@ -196,18 +198,23 @@ def load(path: Path) -> Checkpoint:
         raise InputError(f"{path} is damaged: it has only one of precision and channels_last")
     state = {key.removeprefix("module."): value for key, value in state.items()}
     try:
-        network = restore(to_compact(of_admm_programs(state)))
-    except ValueError as error:
-        raise InputError(f"{path} does not fit a network of this program: {error}") from None
-    cfg = ours.pop("cfg", network.model.cfg)
-    if cfg != network.model.cfg and not (network.is_full and cfg == _left(network.model)):
-        raise InputError(f"{path} contradicts itself: its cfg does not fit its weights")
-    try:
         if "settings" in ours:
             ours["settings"] = Settings.of(ours["settings"])
     except ValueError as error:
         why = f"its settings are damaged: {error}"
         raise InputError(f"{path} cannot be resumed or pruned: {why}") from None
+    settings = ours.get("settings")
+    name = arch if settings is None else settings.arch
+    try:
+        if name in NAMED:
+            network = restore(state, name, None if settings is None else settings.size)
+        else:
+            network = restore(to_compact(of_admm_programs(state)))
+    except ValueError as error:
+        raise InputError(f"{path} does not fit a network of this program: {error}") from None
+    cfg = ours.pop("cfg", network.model.cfg)
+    if cfg != network.model.cfg and not (network.is_full and cfg == _left(network.model)):
+        raise InputError(f"{path} contradicts itself: its cfg does not fit its weights")
     checkpoint = Checkpoint(network, **ours)
     try:
         _add_progress(checkpoint, content, state)
@@ -248,6 +255,8 @@ def _was_dead(cut: Tensor, checkpoint: Checkpoint) -> bool:
     factors = checkpoint.factors
     if cut.shape != factors["gamma"].shape or (cut.any() and len(factors) == 1):
         return False
+    if not cut.any():
+        return True
     bias = torch.cat([bn.bias.detach() for bn in layers])
     dead = torch.stack([bias <= 0, *(factor == 0 for factor in factors.values())]).all(0)
     emptied = any(part.all() for part in cut.split([bn.num_features for bn in layers]))

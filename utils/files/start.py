@@ -35,7 +35,7 @@ class Start:
                 raise InputError(f"{resume} cannot be resumed: {checkpoint.unresumable}")
             return cls(Path(resume), checkpoint, resumes=True)
         path = given.get("refine", given.get("init", given.get("evaluate")))
-        start = cls() if path is None else cls(Path(path), load(Path(path)))
+        start = cls() if path is None else cls(Path(path), load(Path(path), given.get("arch")))
         if "init" in given and start.checkpoint and not start.checkpoint.network.is_full:
             raise InputError(f"{path} is a slim network: --refine is what goes on with it")
         if resume == "auto" and "seeds" not in given:

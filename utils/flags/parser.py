@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from models.named import DEPTHS as NAMED
 from utils import arguments
 from utils.arguments import Flag, Parser, positive_int
 from utils.console import InputError, note
@@ -32,12 +33,28 @@ def said_again(given: Mapping[str, Any], *names: str) -> list[str]:
     return [word for flag in said for word in flag.argv(given[flag.name])]
 
 
+_NAMED = list(NAMED)
+NETWORKS = f"""networks:
+  --arch        --depth (default)               as in
+  vgg           11, 13, 16, 19 (19)             --arch vgg --depth 16
+  resnet        9n+2 (164), bottlenecks         --arch resnet --depth 110
+  resnet-basic  6n+2 (32), basic blocks         --arch resnet-basic --depth 56
+  densenet      3n+4 (40)                       --arch densenet --depth 22
+  These are for pictures of 32×32. torchvision's are for larger ones; their depth is in the name:
+  {", ".join(_NAMED[:5])},
+  {", ".join(_NAMED[5:-1])},
+  {_NAMED[-1]} (it has no batch norm: for --method sas-admm)
+"""
+
+
 def parser() -> argparse.ArgumentParser:
     # Every default is suppressed, so that what was given can be told from what was not: a
     # checkpoint's settings stand between the two.
     p = Parser(
         prog="main.py",
         description="Train a network by proximal network slimming, or fine-tune a slim one.",
+        epilog=NETWORKS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )
     groups = {name: p.add_argument_group(name) for name in (NETWORK, SLIMMING, TRAINING, FILES)}

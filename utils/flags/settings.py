@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from models import ARCHITECTURES, check_size, size_of
+from models import NAMES, check_size, label, size_of
+from models.named import DEPTHS as NAMED
 from utils import arguments
 from utils.arguments import Flag, positive_int
 from utils.data.datasets import DATASETS, IMAGENET, NORMALISATIONS
@@ -14,6 +15,7 @@ from utils.methods import METHODS, flags_of_all, method_of
 from utils.paper.settings import BATCH_SIZE, DEPTHS, EPOCHS, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
 
 TRAINED = {"refine", "init"}  # flags that name a network that was trained before
+DEFAULT_DEPTHS = DEPTHS | NAMED
 NETWORK, SLIMMING, TRAINING, FILES = "network and data", "slimming", "training", "files"
 KEPT = ("seed", "precision", "deterministic")  # from a training to whatever follows it
 
@@ -30,13 +32,15 @@ class Settings:
     ``options`` are those of the method's own flags, by name.
     """
 
-    arch: str = _said_by(NETWORK, default="vgg", choices=tuple(ARCHITECTURES))
-    depth: int = _said_by(
+    arch: str = _said_by(
         NETWORK,
-        "vgg: 11, 13, 16, 19; resnet: 9n+2; resnet-basic: 6n+2; densenet: 3n+4 (default 19, 164,"
-        " 32, 40)",
-        positive_int,
-        lambda arch, depth: DEPTHS[arch],
+        "one of the networks below (default vgg)",
+        default="vgg",
+        choices=NAMES,
+        metavar="NAME",
+    )
+    depth: int = _said_by(
+        NETWORK, "see below", positive_int, lambda arch, depth: DEFAULT_DEPTHS[arch], metavar="N"
     )
     dataset: str = _said_by(NETWORK, default="cifar10", choices=DATASETS)
     data: str | None = _said_by(
@@ -51,7 +55,7 @@ class Settings:
     size: int = _said_by(
         NETWORK,
         "pixels of the side of a picture, to which picture files are resized and cropped (default"
-        " the network's: 32)",
+        " the network's: 32, and 224 of torchvision's)",
         arguments.size,
         metavar="N",
     )
@@ -160,7 +164,7 @@ class Settings:
                 raise ValueError(f"{name} is {said!r}")
         known = {name: value for name, value in known.items() if value is not None}
         arch, method = (known.get(name, OWN[name].default) for name in ("arch", "method"))
-        network = arch, known.get("depth", DEPTHS[arch]), bool(known.keys() & TRAINED)
+        network = arch, known.get("depth", DEFAULT_DEPTHS[arch]), bool(known.keys() & TRAINED)
         if "prune_ratio" in known and "refine" not in known:
             raise ValueError("--prune-ratio needs --refine: it cuts weights of a trained network")
         kind = method_of(method, known.get("prune_ratio"))
@@ -206,7 +210,7 @@ class Settings:
     def run(self) -> str:
         """What the names of the run's files begin with."""
         refine = "" if self.refine is None else "_refine"
-        return f"{self.name}_{self.arch}_{self.depth}_{self.dataset}{refine}"
+        return f"{self.name}_{label(self.arch, self.depth, '_')}_{self.dataset}{refine}"
 
     def values(self) -> dict[str, Any]:
         """All of them by name, None for the flags of other methods."""

@@ -42,7 +42,7 @@ class Method:
     ``channels``. Build it when the model is on its device; moving the model afterwards breaks the
     views.
 
-    Raises ValueError for a model without batch norms.
+    Raises ValueError for a model without batch norms, if it trains towards channels that can go.
     """
 
     name, title, help = "baseline", "Baseline", ""  # typed, in tables, in -h
@@ -59,10 +59,11 @@ class Method:
 
     def __init__(self, model: nn.Module) -> None:
         self.norms = batch_norms(model)
-        if not self.norms:
+        if not self.norms and self.prunes():
             raise ValueError("the model has no batch norm, so there are no scaling factors to slim")
         self.weights = [bn.weight for bn in self.norms]
-        self.gamma = torch.cat([w.detach() for w in self.weights])
+        none = next(model.parameters()).new_empty(0)
+        self.gamma = torch.cat([none, *(w.detach() for w in self.weights)])
         for weight, part in zip(self.weights, self.split(self.gamma), strict=True):
             weight.data = part
         # 0 or 1, where an optimiser's ``found_inf`` would be: at 1, nothing changes a parameter or

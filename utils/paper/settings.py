@@ -58,7 +58,7 @@ class Recipe:
 
 def recipe(arch: str, depth: int) -> Recipe:
     """The paper's settings for this network, or for the nearest one it trains."""
-    if arch == "vgg":
+    if arch.startswith("vgg"):
         return Recipe(lambda_=0.0045, beta=100.0, subgradient_lambda=1e-4)
     if arch == "densenet":
         return Recipe(lambda_=0.004, beta=100.0, subgradient_lambda=1e-5)

@@ -1,4 +1,4 @@
-"""What the three prune commands share: arguments, plan, tests, report, checkpoint, record."""
+"""The prune command: arguments, plan, tests, report, checkpoint, record."""
 
 import argparse
 import copy
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models import family
 from models.cost import cost
-from models.surgery import Slimmable, norms, slim, still_read, widened
+from models.surgery import Slimmable, norms, slim, still_read, together, widened
 from utils import arguments
 from utils.atomic import check_writable
 from utils.console import InputError, note
@@ -33,6 +33,7 @@ from utils.pruning.report import (
     accuracy,
     differences,
     kinds,
+    of_all,
     of_original,
     print_comparison,
     print_report,
@@ -44,11 +45,11 @@ from utils.shell import command, word
 TARGETS = {"flops": "flops", "params": "parameters"}  # flags, and entries of a Cost
 
 
-def parser(arch: str) -> argparse.ArgumentParser:
+def parser(kind: str | None) -> argparse.ArgumentParser:
     # Defaults are suppressed: what is not given is what the checkpoint knows.
     p = arguments.Parser(
-        prog=f"{arch}_prune.py",
-        description=f"Cut the channels with zero scaling factors out of a {arch}.",
+        prog=f"{kind}_prune.py" if kind else "python -m utils.prune",
+        description=f"Cut the channels with zero scaling factors out of a {kind or 'network'}.",
         argument_default=argparse.SUPPRESS,
     )
     p.add_argument("--model", required=True, metavar="CHECKPOINT", help="what to prune")
@@ -85,13 +86,14 @@ def parser(arch: str) -> argparse.ArgumentParser:
     return p
 
 
-def prune(arch: str, argv: list[str] | None = None) -> None:
-    """Prune, test and write one network of ``arch`` or an architecture of its family."""
-    args = parser(arch).parse_args(argv)
+def prune(kind: str | None, argv: list[str] | None = None) -> None:
+    """Prune, test and write one network, of any kind or of an architecture of this family."""
+    args = parser(kind).parse_args(argv)
     path = Path(args.model)
     given = checkpoint.load(path)
-    if family(given.network.arch) == arch:
-        arch = given.network.arch
+    arch = given.network.arch
+    if kind is not None and family(arch) != kind:
+        arch = kind  # which it is refused for
     known = known_of(given, {**vars(args), "arch": arch}, path)
     folder = Path(getattr(args, "save", path.parent))
     out = Files(folder, run_of(path)).slim(getattr(args, "name", None))
@@ -102,6 +104,8 @@ def prune(arch: str, argv: list[str] | None = None) -> None:
     if args.layout == "released":
         model = widened(model)  # all that those programs know
     layers, factors = list(norms(model).values()), given.factors
+    if not layers:
+        raise InputError(f"{path} is of {arch}, which has no batch norm: no channel can be cut")
     mask = args.mask or given.mask
     if mask not in factors:
         has = ", ".join(factors)
@@ -116,10 +120,10 @@ def prune(arch: str, argv: list[str] | None = None) -> None:
     count = channels_to_prune(args, model, size, int(by.isfinite().sum()), partial(choose, zeros))
 
     def cut(zeros: Tensor) -> tuple[list[Tensor], Slimmable, Slimmable, Slimmable]:
-        """The masks, the masked network, what they leave of it, and what is written of that."""
+        """What is left, the masked network, what is left of it, and what is written of that."""
         masks, masked = choose(zeros, count), copy.deepcopy(model)
         apply_plan(masked, masks, zeros)
-        return masks, masked, slim(masked, masks), to_write(args, masked, masks)
+        return together(model, masks), masked, slim(masked, masks), to_write(args, masked, masks)
 
     masks, masked, small, written = cut(zeros)
     if out.exists() and (out.samefile(path) or not holds(out, written)):
@@ -149,15 +153,15 @@ def prune(arch: str, argv: list[str] | None = None) -> None:
         "accuracy_masked": accuracy(of_masked, labels),
         "accuracy_slim": accuracy(of_slim, labels),
         "mask": mask,
-        **kinds(masks, layers),
+        **kinds(masks, model),
         **differences(before, of_masked, of_slim),
         "target_flops": args.target_flops,
         "target_params": args.target_params,
         "criterion": args.criterion,
         "adjust": args.adjust,
     }
-    row |= of_original(given.network, size, row)
-    print_report(row, list(norms(model)), masks)
+    row |= of_original(given.network, size, row) | of_all(model, row)
+    print_report(row, model, masks)
     if mask != "gamma":
         masks, _, other, _ = cut(is_zero(factors["gamma"]))
         by_gamma = sizes(masks, full_cost, cost(other, size))

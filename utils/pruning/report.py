@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models import Network, build_model
 from models.cost import Cost, cost
-from models.surgery import AnyBatchNorm, Slimmable, norms, streams
+from models.surgery import Slimmable, all_channels, norms, streams
 from utils.methods.base import is_zero
 
 # Below this share of the largest logit, a difference is rounding.
@@ -38,6 +38,13 @@ def sizes(masks: list[Tensor], before: Cost, after: Cost) -> dict[str, int | str
     return row
 
 
+def of_all(model: Slimmable, row: Mapping[str, Any]) -> dict[str, int | str]:
+    """Channels of all batch norms of ``model``, and what share of these is gone by the ``row``."""
+    gone, every = row["channels"] - row["channels_kept"], all_channels(model)
+    share = _percent_less(every, every - gone)
+    return {"batch_norm_channels": every, "batch_norm_channels_pruned_percent": share}
+
+
 def unread(small: Slimmable, written: Slimmable, size: int) -> dict[str, int]:
     """What went with stream channels that nobody reads, from ``small`` to ``written``."""
     widths = [sum(stream.width for stream in streams(m).values()) for m in (small, written)]
@@ -64,10 +71,19 @@ def of_original(network: Network, size: int, row: Mapping[str, Any]) -> dict[str
     }
 
 
-def kinds(masks: list[Tensor], layers: Sequence[AnyBatchNorm]) -> dict[str, int]:
-    """How many of the removed channels were silent, emitted a constant, or were alive."""
-    removed, dead = ~torch.cat(masks), is_zero(torch.cat([bn.weight for bn in layers]))
-    silent = dead & (torch.cat([bn.bias for bn in layers]) <= 0)
+@torch.no_grad()
+def kinds(masks: list[Tensor], model: Slimmable) -> dict[str, int]:
+    """How many of the removed channels were silent, emitted a constant, or were alive.
+
+    Channels that go together are dead if one of them is, and it counts what the last one emits.
+    """
+    zeros = {name: is_zero(bn.weight) for name, bn in norms(model).items()}
+    emitted = model.emitted([~zero for zero in zeros.values()])
+    for tie in model.ties():
+        zeros |= dict.fromkeys(tie, torch.stack([zeros[name] for name in tie]).any(0))
+        emitted |= dict.fromkeys(tie, emitted[tie[-1]])
+    removed, dead = ~torch.cat(masks), torch.cat(list(zeros.values()))
+    silent = dead & (torch.cat(list(emitted.values())) <= 0)
     found = {"silent": silent, "constant": dead & ~silent, "alive": ~dead}
     return {kind: int((removed & which).sum()) for kind, which in found.items()}
 
@@ -88,14 +104,19 @@ def differences(before: Tensor, masked: Tensor, slim: Tensor) -> dict[str, int |
     return values | {"largest_logit": f"{before.abs().max().item():.4g}"}
 
 
-def print_report(row: Mapping[str, Any], names: Sequence[str], masks: Sequence[Tensor]) -> None:
+def print_report(row: Mapping[str, Any], model: Slimmable, masks: Sequence[Tensor]) -> None:
     """Print the record's ``row`` for a person, after the channels of every layer."""
     print(f"{'layer':<24}channels  kept")
-    for name, mask in zip(names, masks, strict=True):
+    for name, mask in zip(norms(model), masks, strict=True):
         print(f"{name:<24}{len(mask):8}{int(mask.sum()):6}")
+    for name, why in model.stays().items():
+        print(f"{name:<24}stays: {why}")
     for what in COUNTED:
         kept, share = row[f"{what}_kept"], row[f"{what}_pruned_percent"]
         print(f"{what}: {row[what]:,} -> {kept:,}, {share} % pruned")
+    if row["batch_norm_channels"] != row["channels"]:
+        share = row["batch_norm_channels_pruned_percent"]
+        print(f"of all {row['batch_norm_channels']:,} channels of batch norms {share} % are gone")
     if row["unread_channels"]:
         parameters, flops = row["unread_parameters"], row["unread_flops"]
         print(

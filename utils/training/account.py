@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from models.surgery import all_channels
 from models.weights import Compression
 from utils.files import checkpoint, records, sparse
 from utils.training.run import Run
@@ -91,6 +92,7 @@ def record(run: Run, log: Sequence[records.Row], argv: Sequence[str]) -> None:
         "run": run.files.run,
         **replace(run.settings, precision=run.execution.precision).cells(),
         "channels": len(run.cut),
+        "batch_norm_channels": all_channels(run.network.model),
         **{f"{name}_zeros": count for name, count in run.zeros().items()},
         **{key: log[-1][key] for key in ("test_accuracy", TOP_FIVE) if key in log[-1]},
         "best_accuracy": f"{run.best:.4f}",

@@ -174,6 +174,8 @@ class Run:
         by the same code.
         """
         step = self.step
+        if not len(self.cut):  # a network without batch norms
+            return 0
 
         def gone_now() -> Tensor:
             highest = max(map(self.lr, range(self.epoch, self.settings.epochs)))  # still to come

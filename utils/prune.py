@@ -1,0 +1,15 @@
+"""Cut channels out of a network: ``python -m utils.prune --model <checkpoint>``."""
+
+if __name__ == "__main__":
+    from utils import early as early  # before all others
+
+import sys
+from functools import partial
+
+from utils.console import run
+from utils.pruning.command import prune
+
+main = partial(prune, None)
+
+if __name__ == "__main__":
+    sys.exit(run(main))
