@@ -8,7 +8,7 @@ usage() {
 usage: bash script.sh quickstart             train, prune and fine-tune a small network, in minutes
        bash script.sh test                   everything that must hold
        bash script.sh table1|table2a|table2b|table3|small|small-basic|
-                                                 sas32|sas56|lp16|lp56|lp110
+                                                 sas32|sas56|sasalex|lp16|lp56|lp110|lp50
                       [--seeds N ...] [--dry-run] [more flags]
                                              train, prune and fine-tune what that table lacks
        bash script.sh vgg|densenet|resnet110|resnet164 cifar10|cifar100 [seed] [more flags]
@@ -90,7 +90,7 @@ command=${1:-}
 case $command in
 quickstart) module experiments.recipes quickstart --save logs/quickstart "$@" ;;
 test) run_tests "$@" ;;
-table1 | table2a | table2b | table3 | small | small-basic | sas32 | sas56 | lp16 | lp56 | lp110)
+table1 | table2a | table2b | table3 | small | small-basic | sas32 | sas56 | sasalex | lp16 | lp56 | lp110 | lp50)
     module experiments.recipes "$command" "$@"
     ;;
 vgg | densenet | resnet110 | resnet164) alone "$command" "$@" ;;

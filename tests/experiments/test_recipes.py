@@ -446,12 +446,23 @@ def test_bad_input_ends_in_one_line(tmp_path, pictures, capsys):
     assert not (tmp_path / "d").exists()
 
 
-@pytest.mark.parametrize("part", lp.RECIPES)
+def test_a_resnet50_is_slimmed_to_what_its_row_says(tmp_path, capsys):
+    """How it trains and is fine-tuned is our choice: no text tells it."""
+    argv = ["lp50", "--save", tmp_path, "--data", "pictures"]
+    train, prune, refine = left(capsys, *argv)
+    s, t = told(train[1:]), told(refine[1:])
+    assert (s.arch, s.dataset, s.size, s.method) == ("resnet50", "imagenet", 224, "lp-admm")
+    assert (s.epochs, s.batch_size, t.epochs, t.schedule) == (90, 256, 100, "cosine")
+    assert prune[prune.index("--target-flops") + 1] == "0.624"
+    assert told(left(capsys, *argv, "--scale", 2)[2][1:]).epochs == 2
+
+
+@pytest.mark.parametrize("part", ["lp16", "lp56", "lp110"])
 def test_lp_slimmings_recipes_are_pruned_and_tuned_as_their_row_was(part, tmp_path, capsys):
     train, prune, refine = left(capsys, part, "--save", tmp_path, "--seeds", 3)
     claim = lp.RECIPES[part][1]
     s = told(train[1:])
-    assert (s.arch, s.depth) == lp.NETWORKS[lp.RECIPES[part][0]]
+    assert (s.arch, s.depth, s.dataset) == lp.NETWORKS[lp.RECIPES[part][0]]
     assert (s.method, s.epochs, s.seed, s.schedule) == ("lp-admm", 160, 3, "step")
     assert dict(s.options) == {"s": 1e-4, "p": 0.2, "rho": 1.5e-3, "bound": 1.0, "z_every": "epoch"}
     assert prune[0] == ("vgg_prune.py" if s.arch == "vgg" else "resnet_prune.py")

@@ -65,6 +65,17 @@ def test_the_recipes_are_the_programs_settings(part, depth, share, tmp_path, cap
     assert retraining.epochs == 19
 
 
+def test_an_alexnet_is_told_what_a_resnet_is_not(tmp_path, capsys):
+    argv = ["sasalex", "--save", str(tmp_path), "--dry-run", "--data", "pictures"]
+    for more, outer, inner, epochs in (([], 190, 1000, 90), (["--scale", "2"], 2, 10, 2)):
+        assert console.run(recipes.main, [*argv, *more]) == 0
+        lines = [x for x in capsys.readouterr().out.splitlines() if "main.py" in x]
+        training, retraining = (told(shlex.split(line)[2:]) for line in lines)
+        assert (training.arch, training.dataset, training.size) == ("alexnet", "imagenet", 224)
+        assert (training.options["outer"], training.options["inner"]) == (outer, inner)
+        assert (retraining.lr, retraining.prune_ratio, retraining.epochs) == (0.01, 0.9522, epochs)
+
+
 def test_what_they_are_made_of_is_found_done(tmp_path, monkeypatch, capsys):
     short = {"outer": 2, "inner": 1, "dataset": "shapes", "subset": 16, "test_subset": 8}
     known = {"arch": "resnet-basic", "depth": 8, "method": "sas-admm", "batch_size": 8}

@@ -49,8 +49,8 @@ class Experiment:
     def refining(self, seed: int, files: Files) -> Settings:
         """Those of the fine-tuning."""
         start = files.slim() if self.prune_ratio is None else files.checkpoint
-        otherwise = {"epochs": self.refine_epochs, "prune_ratio": self.prune_ratio, **self.tuning}
-        return self.training(seed).refining(start, **otherwise)
+        told = {"epochs": self.refine_epochs, "prune_ratio": self.prune_ratio}
+        return self.training(seed).refining(start, **{**self.tuning, **told})
 
     def run(self, seed: int) -> str:
         """What the names of the run's files begin with."""

@@ -31,9 +31,8 @@ from utils.files.names import FOLDER
 from utils.flags.settings import OWN, Settings
 from utils.methods import METHODS
 from utils.methods.slimming import shrinkage
-from utils.paper import lp
+from utils.paper import lp, sas_admm
 from utils.paper.published import NETWORKS, TABLES
-from utils.paper.sas_admm import SHARES
 from utils.paper.settings import RETRAINING, SAS, Recipe, recipe, schedule
 from utils.reports.listing import listing
 from utils.reports.results import settings_of_paper
@@ -69,8 +68,7 @@ ALONE = {
     for name, (arch, depth) in zip(ALONE_NAMES, NETWORKS.values(), strict=True)
     for dataset in ("cifar10", "cifar100")
 }
-SAS_PARTS = {f"sas{depth}": depth for depth in SHARES}
-PARTS = (*TABLES, "small", "small-basic", "quickstart", *ALONE, *SAS_PARTS, *lp.RECIPES)
+PARTS = (*TABLES, "small", "small-basic", "quickstart", *ALONE, *sas_admm.RECIPES, *lp.RECIPES)
 MPS = """\
 runs on one GPU take turns unless NVIDIA's MPS shares it. To start it before, and end it after them:
     nvidia-cuda-mps-control -d
@@ -100,12 +98,10 @@ def experiments(part: str, scale: int | None = None) -> list[Experiment]:
             replace(_stages(Settings.of(BASIC | told)), share=None, kind=told.get("penalty", ""))
             for told in BASIC_OTHERS
         ]
-        cut = replace(_sas_admm(BASIC, BASIC_RATIO, BASIC_SAS), refine_epochs=epochs, label="")
+        cut = replace(_sas_admm(BASIC, BASIC_RATIO, {}, BASIC_SAS), refine_epochs=epochs, label="")
         return [plain, l1, *others, cut]
-    if part in SAS_PARTS:
-        depth = SAS_PARTS[part]
-        known = {"arch": "resnet-basic", "depth": depth, "dataset": "cifar10"}
-        return [_sas_admm(known, SHARES[depth], scale)]
+    if part in sas_admm.RECIPES:
+        return [_sas_admm(*sas_admm.RECIPES[part], scale)]
     if part in ALONE:
         return [_of_paper(Settings.of(ALONE[part] | {"method": "proximal"}), None, scale)]
     if part in lp.RECIPES:
@@ -137,32 +133,37 @@ def _of_lp(network: str, claim: lp.Claim, scale: int | None) -> Experiment:
 
     Scaled, it keeps its λ: what is pruned is chosen, and a larger one would leave γ far from z.
     """
-    arch, depth = lp.NETWORKS[network]
-    known = {"arch": arch, "depth": depth, "dataset": lp.DATASET, "method": lp.METHOD}
-    tuning = lp.TUNING | {"schedule": claim.schedule}
-    full = Experiment(
-        Settings.of(known), True, claim.epochs, None, target=claim.flops, tuning=tuning
-    )
+    arch, depth, dataset = lp.NETWORKS[network]
+    known = {"arch": arch, "depth": depth, "dataset": dataset, "method": lp.METHOD}
+    epochs = claim.epochs or lp.EPOCHS
+    tuning = lp.TUNING | {"schedule": claim.schedule or lp.SCHEDULE}
+    settings = Settings.of(known | lp.TRAINING.get(network, {}))
+    full = Experiment(settings, True, epochs, None, target=claim.flops, tuning=tuning)
     if scale is None:
         return full
     short = replace(full.settings, epochs=scale)
-    tuning |= {"warmup": tuning["warmup"] * scale // claim.epochs}
+    tuning |= {"warmup": tuning["warmup"] * scale // epochs}
     return replace(
         full, settings=short, refine_epochs=scale, label=f"_{scale}epochs", tuning=tuning
     )
 
 
-def _sas_admm(network: Mapping[str, Any], ratio: float, scale: int | None) -> Experiment:
+def _sas_admm(
+    network: Mapping[str, Any], ratio: float, tuning: Mapping[str, Any], scale: int | None
+) -> Experiment:
     """SAS-ADMM, its cut and the retraining by SGD; ``scale``: outer iterations, and epochs after.
 
     In a shorter run the inner loop grows, and averaging begins, at the same part of it.
     """
     known = {**network, "method": "sas-admm"}
-    whole = Experiment(Settings.of(known), False, RETRAINING["epochs"], prune_ratio=ratio)
+    epochs = {**RETRAINING, **tuning}["epochs"]
+    whole = Experiment(Settings.of(known), False, epochs, prune_ratio=ratio, tuning=tuning)
     if scale is None:
         return whole
     moments = {"growth_from": SAS.k0, "average_from": SAS.average_from}
     shorter = {name: max(1, round(at * scale / SAS.outer)) for name, at in moments.items()}
+    if "inner" in network:  # an inner loop that is the network's own gets shorter, too
+        shorter["inner"] = max(1, network["inner"] * scale // SAS.outer)
     settings = Settings.of(known | shorter | {"outer": scale})
     return replace(whole, settings=settings, refine_epochs=scale, label=f"_{scale}iterations")
 

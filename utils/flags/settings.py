@@ -81,8 +81,8 @@ class Settings:
     )
     prune_ratio: float | None = _said_by(
         SLIMMING,
-        "with --refine: cut this share of each convolution's weights, the smallest ones, and train"
-        " on with zeros that stay 0",
+        "with --refine: cut this share of each convolution's weights, the smallest ones (of linear"
+        " layers', too, where these have most), and train on with zeros that stay 0",
         arguments.fraction,
         metavar="P",
     )

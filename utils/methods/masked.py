@@ -15,12 +15,17 @@ from utils.paper.settings import RETRAINING, Schedule
 def cut(model: nn.Module, ratio: float) -> Tensor:
     """Set the ⌊``ratio`` · n⌋ smallest of each convolution's n weights to 0; bool: which are left.
 
-    The mask is over all of :func:`weights`, those of linear layers among them, which all stay.
+    Linear layers stay whole, as in the ResNets that SAS-ADMM's program cuts, unless they have most
+    of the weights: of an AlexNet's, convolutions alone would leave 1.04 times fewer at best. The
+    mask is over all of :func:`weights`.
     """
-    mask = []
-    for name, weight in weights(model).items():
+    named, mask = weights(model), []
+    layers = {name: model.get_submodule(name.removesuffix(".weight")) for name in named}
+    convolved = sum(w.numel() for n, w in named.items() if isinstance(layers[n], Convolution))
+    all_are_cut = 2 * convolved < sum(w.numel() for w in named.values())
+    for name, weight in named.items():
         kept = torch.ones(weight.numel(), dtype=torch.bool, device=weight.device)
-        if isinstance(model.get_submodule(name.removesuffix(".weight")), Convolution):
+        if all_are_cut or isinstance(layers[name], Convolution):
             order = weight.abs().flatten().argsort(stable=True)
             kept[order[: count_of(ratio, len(kept))]] = False
             weight.masked_fill_(~kept.view_as(weight), 0)

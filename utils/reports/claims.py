@@ -9,13 +9,14 @@ from utils.paper import lp
 from utils.reports.compressed import mean
 from utils.reports.results import Result, words
 
-TITLE = "Lp slimming on CIFAR-10"
+TITLE = "Lp slimming"
 COLUMNS = [
     "Network", "Run", "Before Pruning (%)", "Post Pruned", "Fine Tuned", "% FLOPs Pruned",
     "% Param. Pruned", "Fine-tuning",
 ]  # fmt: skip
 NOTE = """\
 Published runs began with a trained network; its accuracy stands before pruning where it is said.
+Networks are CIFAR-10's, the ResNet-50 ImageNet's (published: top-1, and top-5 in brackets).
 Ours: mean ± standard deviation over n seeds, FLOPs and parameters in the paper's accounting.
 """
 # What a line has of a pruning, by column of its record; the fine-tuning stands behind the second.
@@ -28,7 +29,7 @@ HOW = {"target_flops": "--target-flops", "target_params": "--target-params",
 class Line(NamedTuple):
     """What the runs of a line share."""
 
-    network: tuple[str, int]
+    network: tuple[str, int, str]
     told: str  # how they were trained and pruned
     tuned: str  # and fine-tuned
 
@@ -37,15 +38,17 @@ def table(found: Iterable[Result]) -> tuple[str, list[list[str]]]:
     """Title and note, and lines: every published row, and below a network's all that we pruned."""
     ours: dict[Line, list[list[str]]] = defaultdict(list)
     for run in found:
-        if run.settings.method == lp.METHOD and run.settings.dataset == lp.DATASET:
+        if run.settings.method == lp.METHOD:
             for pruning in run.prunings:
                 line, values = _line(run, pruning)
                 ours[line].append(values)
     lines = [COLUMNS]
     for name, network in lp.NETWORKS.items():
         for claim in lp.CLAIMS[name]:
-            sizes = f"{claim.accuracy:.2f}", f"{claim.flops:.1f}", f"{claim.parameters:.1f}"
-            how = f"{claim.schedule}, {claim.epochs} epochs"
+            top5 = "" if claim.top5 is None else f" ({claim.top5:.2f})"
+            parameters = "—" if claim.parameters is None else f"{claim.parameters:.1f}"
+            sizes = f"{claim.accuracy:.2f}{top5}", f"{claim.flops:.1f}", parameters
+            how = "—" if claim.epochs is None else f"{claim.schedule}, {claim.epochs} epochs"
             lines.append([name, "published", f"{lp.BASE.get(name, '—')}", "—", *sizes, how])
         for line, runs in ours.items():
             if line.network == network:
@@ -64,4 +67,4 @@ def _line(run: Result, pruning: Row) -> tuple[Line, list[str]]:
     accuracy = refine.row["test_accuracy"] if refine else ""
     cells = [pruning[name] if name else accuracy for name in SHOWN]
     cells = [f"{float(cell):.2f}" if cell else "" for cell in cells]
-    return Line((group.arch, group.depth), told, tuned), cells
+    return Line((group.arch, group.depth, group.dataset), told, tuned), cells

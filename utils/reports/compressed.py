@@ -39,7 +39,7 @@ def table(folder: Path, trained: list[Result]) -> tuple[str, list[list[str]]]:
         groups.setdefault((told_of(start), *found.experiment), []).append(row)
     lines = [[*HEADINGS, *COLUMNS]]
     for network, factor in PUBLISHED.items():
-        name = Group(*network, "cifar10", ()).network
+        name = Group(*network, ()).network
         blank = [""] * (len(COLUMNS) - 2)
         lines.append([name, "SAS-ADMM", "the paper's", "", "", f"{factor:.2f}", *blank])
     for (start_by, group, variant), rows in groups.items():
