@@ -24,9 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models import Network, build_model, family, full_cfg
+from models import Network, build_model, full_cfg, pruner
 from models.cost import cost
-from models.named import DEPTHS as NAMED
 from models.surgery import Slimmable, all_channels, norms
 from utils import console
 from utils.atomic import alone
@@ -176,9 +175,8 @@ def summary(run: Run, accuracy: float, said: Sequence[str]) -> str:
         lines.append(f"verdict: {verdict}")
     flags = run.step.method.prune_flags
     if flags is not None:
-        arch = run.settings.arch
-        script = ["-m", "utils.prune"] if arch in NAMED else [f"{family(arch)}_prune.py"]
-        lines.append(f"next: {command(*script, '--model', checkpoint, *flags, *said)}")
+        words = [*pruner(run.settings.arch), "--model", checkpoint]
+        lines.append(f"next: {command(*words, *flags, *said)}")
     if (flags := run.step.method.refine_flags) is not None:
         kept = replace(run.settings, precision=run.execution.precision).refine_argv(cuts=True)
         lines.append(f"next: {command('main.py', '--refine', checkpoint, *flags, *kept, *said)}")

@@ -43,6 +43,11 @@ def family(arch: str) -> str:
     return arch.partition("-")[0]
 
 
+def pruner(arch: str) -> list[str]:
+    """The program that prunes networks of this architecture: a script, or -m and a module."""
+    return ["-m", "utils.prune"] if arch in named.DEPTHS else [f"{family(arch)}_prune.py"]
+
+
 def label(arch: str, depth: int, between: str = "-") -> str:
     """A network's name: of torchvision's, the depth is in it already."""
     return arch if arch in named.DEPTHS else f"{arch}{between}{depth}"

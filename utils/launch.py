@@ -21,11 +21,14 @@ Task = TypeVar("Task")
 def start(
     words: Sequence[str], output: int | IO[str] | None, environment: Mapping[str, str] | None = None
 ) -> subprocess.Popen[str]:
-    """A script and its flags, in a process that prints into ``output``."""
+    """A script, or -m and a module, and its flags, in a process that prints into ``output``."""
+    script, there = [str(ROOT / words[0])], {}
+    if words[0] == "-m":  # -P: modules are this program's, wherever it is called from
+        script, there = ["-P", "-m"], {"PYTHONPATH": str(ROOT)}
     # In a session of its own, so that a signal from the terminal comes once: through this process.
     return subprocess.Popen(
-        [sys.executable, str(ROOT / words[0]), *words[1:]],
-        env=environment and {**os.environ, **environment},
+        [sys.executable, *script, *words[1:]],
+        env={**os.environ, **there, **(environment or {})},
         stdout=output,
         stderr=None if output is None else subprocess.STDOUT,
         text=True,

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import signal
+import subprocess
 import threading
 import time
 from dataclasses import replace
@@ -41,7 +42,9 @@ def left(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[list[st
     capsys.readouterr()
     assert command(*arguments, "--dry-run") == 0
     lines = capsys.readouterr().out.splitlines()
-    commands = [line.removeprefix("# ") for line in lines if re.search(r"(main|_prune)\.py ", line)]
+    commands = [
+        line.removeprefix("# ") for line in lines if " --model " in line or " main.py " in line
+    ]
     return [shlex.split(line)[1:] for line in commands]
 
 
@@ -446,15 +449,19 @@ def test_bad_input_ends_in_one_line(tmp_path, pictures, capsys):
     assert not (tmp_path / "d").exists()
 
 
-def test_a_resnet50_is_slimmed_to_what_its_row_says(tmp_path, capsys):
+def test_a_resnet50_is_slimmed_to_what_its_row_says(tmp_path, capsys, monkeypatch):
     """How it trains and is fine-tuned is our choice: no text tells it."""
     argv = ["lp50", "--save", tmp_path, "--data", "pictures"]
     train, prune, refine = left(capsys, *argv)
     s, t = told(train[1:]), told(refine[1:])
     assert (s.arch, s.dataset, s.size, s.method) == ("resnet50", "imagenet", 224, "lp-admm")
     assert (s.epochs, s.batch_size, t.epochs, t.schedule) == (90, 256, 100, "cosine")
-    assert prune[prune.index("--target-flops") + 1] == "0.624"
     assert told(left(capsys, *argv, "--scale", 2)[2][1:]).epochs == 2
+    assert prune[:2] == ["-m", "utils.prune"]
+    assert prune[prune.index("--target-flops") + 1] == "0.624"
+    monkeypatch.chdir(tmp_path)
+    asked = launch.start(["-m", "utils.prune", "-h"], subprocess.PIPE)
+    assert "utils.prune" in asked.communicate()[0] and asked.returncode == 0
 
 
 @pytest.mark.parametrize("part", ["lp16", "lp56", "lp110"])

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from models import family
+from models import pruner
 from utils import launch
 from utils.console import clock
 from utils.files.names import Files
@@ -100,7 +100,7 @@ class Job:
         settings = self.experiment.training(self.seed)
         if self.stage == "prune":
             data = [] if settings.data is None else FLAGS["data"].argv(settings.data)
-            words = [f"{family(settings.arch)}_prune.py", "--model", word(self.files.checkpoint)]
+            words = [*pruner(settings.arch), "--model", word(self.files.checkpoint)]
             target = self.experiment.target
             share = ["--percent", self.percent()]
             share = share if target is None else ["--target-flops", f"{target / 100:.6g}"]
