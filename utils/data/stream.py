@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from utils.console import InputError
+from utils.console import InputError, Lost
 from utils.data.batches import Batches
 from utils.data.datasets import Dataset
 from utils.data.listing import Listing
@@ -104,11 +104,11 @@ class Stream(Batches):
             return self._received(self._reader[where.numpy()])
         if not self._ahead:
             self._read(self._due)
-        images = next(self._ahead[0])
+        images = self._next()
         self._due.popleft()
         if not self._due:
             self._ahead.clear()
-        return self._received(images)
+        return images
 
     def in_order(self, first: int = 0, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """As that of :class:`Batches`."""
@@ -116,7 +116,7 @@ class Stream(Batches):
         labels = self.labels.split(self.batch_size)[first::every]
         self._read(chosen)
         for classes in labels:
-            yield self._normalised(self._received(next(self._ahead[0]))), classes
+            yield self._normalised(self._next()), classes
         self._ahead.clear()
 
     def _read(self, order: Iterable[Tensor]) -> None:
@@ -124,6 +124,13 @@ class Stream(Batches):
         self._ahead.clear()
         self._told[:] = [where.numpy() for where in order]
         self._ahead.append(iter(self._loader))
+
+    def _next(self) -> Tensor:
+        try:
+            batch = next(self._ahead[0])
+        except (OSError, EOFError) as error:  # a worker took along what it had read
+            raise Lost(f"a process that reads pictures is gone ({error!r})") from None
+        return self._received(batch)
 
     def _received(self, batch: Tensor | InputError) -> Tensor:
         if isinstance(batch, InputError):
