@@ -96,6 +96,7 @@ def train(run: Run, given: Mapping[str, Any], argv: Sequence[str]) -> None:
                 seconds = train_seconds, test_seconds
                 change = step.change(z)
                 log.append(account.log(run, reading, score, seconds, change, accuracy_cut))
+                accuracy_cut = ""  # it stands in the first line
                 last, drop = run.epoch == s.epochs, run.lr(run.epoch) < run.lr(epoch) / 2
                 run.save(score.accuracy, now=last or drop)
             rate = "" if "lr" in step.method.idle else f"lr {run.lr(epoch):g}, "

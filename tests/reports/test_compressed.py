@@ -84,8 +84,9 @@ def test_what_they_are_made_of_is_found_done(tmp_path, monkeypatch, capsys):
     argv = ["sas32", "--save", str(tmp_path), "--no-cuda", "--precision", "fp32", "--dry-run"]
     for _ in range(2):
         assert console.run(recipes.main, argv) == 0
-        commands = [x for x in capsys.readouterr().out.splitlines() if x.startswith("python")]
-        assert console.run(main.main, shlex.split(commands[0])[2:]) == 0
+        commands = [x for x in capsys.readouterr().out.splitlines() if " main.py " in x]
+        words = shlex.split(commands[0])
+        assert console.run(main.main, words[words.index("main.py") + 1 :]) == 0
     (row,) = rows(tmp_path / "refine_record.csv")
     assert row["weights_kept"] == "11767"
     capsys.readouterr()

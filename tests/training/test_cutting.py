@@ -372,7 +372,7 @@ def test_whether_the_dead_are_kept_does_not_change_on_resuming(tmp_path, picture
 def test_a_run_killed_before_in_and_after_epochs_that_cut_is_the_uninterrupted_one(
     tmp_path, pictures
 ):
-    kill_and_resume(tmp_path, pictures, DYING, 20, random.Random(0))
+    kill_and_resume(tmp_path, pictures, DYING, 12, random.Random(0))
     widths = channels_of(next((tmp_path / "whole").glob("*log.csv")))
     assert len(set(widths)) > 2, "it cuts at least twice"
 

@@ -15,7 +15,7 @@ from utils.data.batches import Batches
 from utils.data.datasets import load_dataset
 from utils.files import checkpoint
 from utils.flags.parser import parser, resolve
-from utils.training.run import Run
+from utils.training import account
 from utils.training.statistics import retake
 
 SAS = "-sr --method sas-admm --arch resnet-basic --depth 8 --batch-size 8 --inner 3 --k0 3".split()
@@ -116,15 +116,15 @@ def test_masked_retraining_goes_on_bit_for_bit_and_zeros_stay(
     flags = ["--refine", trained, "--prune-ratio", "0.85", "--batch-size", "8", *flags]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(whole, pictures, *flags) == 0
-    log = Run.log
+    log = account.log
 
-    def stopping(self, *args):
-        if self.epoch == 3:
+    def stopping(run, *args):
+        if run.epoch == 3:
             raise KeyboardInterrupt
-        return log(self, *args)
+        return log(run, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "log", stopping)
+        patch.setattr(account, "log", stopping)
         assert train(parts, pictures, *flags) == 130
     assert train(parts, pictures, *flags, "--resume", "auto") == 0
     assert_same_run(whole, parts)

@@ -16,7 +16,7 @@ KILLS = 8
 
 
 def test_a_run_killed_at_random_moments_is_the_uninterrupted_one(tmp_path, pictures):
-    kill_and_resume(tmp_path, pictures, [*RESNET, "--epochs", "40"], KILLS, random.Random(0))
+    kill_and_resume(tmp_path, pictures, [*RESNET, "--epochs", "24"], KILLS, random.Random(0))
 
 
 @pytest.mark.parametrize("at", [1, 2, 3, 4, 5, 6, 8, 11])
@@ -52,21 +52,21 @@ def test_a_signal_ends_the_run_so_that_it_can_go_on(signum, tmp_path, pictures):
 
 def test_states_the_clock_has_not_written_are_written_at_the_end(tmp_path, pictures, monkeypatch):
     """Best and last, when the run is broken off: writes are far apart where epochs are short."""
-    from utils.training import run
+    from utils.training import account, run
 
     monkeypatch.setattr(run, "WRITES", 1e9)
-    epochs, at = [], run.Run.log
+    epochs, at = [], account.log
 
-    def log(self, *args):
+    def log(run, *args):
         epochs.append(torch.load(p, weights_only=True)["epoch"] if (p := path()) else None)
-        if self.epoch == 4:
+        if run.epoch == 4:
             raise KeyboardInterrupt
-        return at(self, *args)
+        return at(run, *args)
 
     def path() -> Path | None:
         return next(tmp_path.glob("*checkpoint.pth.tar"), None)
 
-    monkeypatch.setattr(run.Run, "log", log)
+    monkeypatch.setattr(account, "log", log)
     assert train(tmp_path, pictures, *RESNET) == 130
     assert epochs == [None, 1, 1, 1]  # written once, and then not yet again
     assert torch.load(path(), weights_only=True)["epoch"] == 3
