@@ -83,6 +83,7 @@ def test_what_they_are_made_of_is_found_done(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(recipes, "experiments", lambda part, scale: [tiny])
     argv = ["sas32", "--save", str(tmp_path), "--no-cuda", "--precision", "fp32", "--dry-run"]
     for _ in range(2):
+        capsys.readouterr()
         assert console.run(recipes.main, argv) == 0
         commands = [x for x in capsys.readouterr().out.splitlines() if " main.py " in x]
         words = shlex.split(commands[0])
