@@ -45,18 +45,19 @@ def test_a_network_that_is_none_is_named(name, capsys):
 def test_the_reference_does_the_same_steps_2_and_3():
     data = load_dataset("shapes", None, 16, 16)
     reference = Reference("resnet", 11, data, 8, CPU)
-    method = ProximalSlimming(reference.model, reference.paper.lambda_, reference.paper.beta)
-    method.xi.copy_(torch.cat(reference.xi))
+    update = reference.proximal_update
+    method = ProximalSlimming(reference.model, update.paper.lambda_, update.paper.beta)
+    method.xi.copy_(torch.cat(update.xi))
     for _ in range(5):
         gamma = method.gamma.clone()
         method.on_step(10.0)
         ours = method.gamma.clone()
         for bn, before in zip(batch_norms(reference.model), method.split(gamma), strict=True):
             bn.weight.data = before
-        reference._proximal_update(10.0)
+        update(10.0)
         theirs = torch.cat([bn.weight.data for bn in batch_norms(reference.model)])
         torch.testing.assert_close(theirs, ours, rtol=1e-6, atol=0)
-        torch.testing.assert_close(torch.cat(reference.xi), method.xi, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(torch.cat(update.xi), method.xi, rtol=1e-6, atol=1e-9)
         method.gamma.copy_(ours)
         for bn, part in zip(batch_norms(reference.model), method.split(method.gamma), strict=True):
             bn.weight.data = part

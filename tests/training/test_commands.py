@@ -1,5 +1,6 @@
 """The commands as a user gives them, from training to fine-tuning, in real processes."""
 
+import importlib
 import math
 import os
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import main
 from models import build_model
 from runs import QUICK, ROOT, assert_same_run, rows, train
 from utils import console
@@ -49,7 +51,7 @@ def pasted(label: str, said: str, cwd: Path) -> str:
 
 
 @pytest.mark.parametrize(("arch", "depth"), NETWORKS)
-def test_train_prune_and_refine(arch, depth, tmp_path, pictures):
+def test_train_prune_and_refine(arch, depth, tmp_path, pictures, capsys):
     """From a folder of the user's, with names that a command line could misread."""
     run, save = f"-x_{arch}_{depth}_folder", "-my runs"
     data = ["--dataset", "folder", "--data", pictures, f"--save={save}", "--name=-x"]
@@ -92,11 +94,12 @@ def test_train_prune_and_refine(arch, depth, tmp_path, pictures):
     (result,) = results.load(tmp_path)
     assert result.tuned(pruned) == refined
     refined_path = tmp_path / f"{run}_refinecheckpoint.pth.tar"
-    done = command("main.py", "--evaluate", refined_path, "--no-cuda")
-    assert f"test accuracy {float(refined['test_accuracy']):.2f} %" in done.stdout
+    assert console.run(main.main, ["--evaluate", str(refined_path), "--no-cuda"]) == 0
+    assert f"test accuracy {float(refined['test_accuracy']):.2f} %" in capsys.readouterr().out
     # Slim networks can be pruned again.
     again = ["--percent", "0.2", "--save", tmp_path / "again", "--no-cuda"]
-    command(f"{arch}_prune.py", "--model", refined_path, *again)
+    argv = list(map(str, ["--model", refined_path, *again]))
+    assert console.run(importlib.import_module(f"{arch}_prune").main, argv) == 0
 
 
 def test_refining_with_the_penalty_starts_from_the_networks_own_gamma(tmp_path, pictures):

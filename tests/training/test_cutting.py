@@ -372,7 +372,7 @@ def test_whether_the_dead_are_kept_does_not_change_on_resuming(tmp_path, picture
 def test_a_run_killed_before_in_and_after_epochs_that_cut_is_the_uninterrupted_one(
     tmp_path, pictures
 ):
-    kill_and_resume(tmp_path, pictures, DYING, 12, random.Random(0))
+    kill_and_resume(tmp_path, pictures, DYING, 6, random.Random(0))
     widths = channels_of(next((tmp_path / "whole").glob("*log.csv")))
     assert len(set(widths)) > 2, "it cuts at least twice"
 
@@ -385,14 +385,14 @@ def test_a_run_stopped_where_it_cuts_is_the_uninterrupted_one(tmp_path, pictures
     while True:
         process = start(parts, pictures, *DYING, "--resume", "auto")
         for line in process.stdout:
-            if "dead channels are cut" in line and stops < 4:
+            if "dead channels are cut" in line and stops < 3:
                 process.send_signal(signal.SIGKILL)
                 stops += 1
                 break
         process.communicate()
         if process.returncode == 0:
             break
-    assert stops > 2
+    assert stops == 3
     assert_same_run(whole, parts)
 
 

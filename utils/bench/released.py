@@ -21,6 +21,7 @@ from models.channel_selection import ChannelSelection
 from utils.data.batches import PAD
 from utils.data.datasets import Dataset, Pictures
 from utils.methods.base import batch_norms
+from utils.methods.released import LayerByLayer
 from utils.paper.settings import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, recipe
 
 
@@ -56,12 +57,12 @@ class Reference:
                 layer.register_buffer("ones", torch.ones(layer.channels), persistent=False)
                 layer.register_forward_hook(gather)
         self.model.to(device)
-        self.paper, self.device = recipe(arch, depth), device
+        self.device = device
         torch.backends.cudnn.allow_tf32 = True  # as torch has it unless told otherwise
         self.loader, self.count = pictures(data, batch_size, device.type == "cuda"), len(data.train)
         weights, norms = self.model.parameters(), batch_norms(self.model)
         self.optimizer = SGD(weights, LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
-        self.xi = [torch.empty(len(bn.weight)).uniform_(0.47, 0.53) for bn in norms]
+        self.proximal_update = LayerByLayer(norms, recipe(arch, depth))
 
     def epoch(self) -> float:
         """Train on every picture, then compute the loss on every picture."""
@@ -70,19 +71,9 @@ class Reference:
             self.optimizer.zero_grad()
             self._loss(images, labels).backward()
             self.optimizer.step()
-            self._proximal_update(1 / LEARNING_RATE)
+            self.proximal_update(1 / LEARNING_RATE)
         losses = (self._loss(x, labels).item() * len(labels) for x, labels in self.loader)
         return sum(losses) / self.count
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(self.model(images.to(self.device)), labels.to(self.device))
-
-    def _proximal_update(self, alpha: float) -> None:
-        beta = self.paper.beta
-        for i, bn in enumerate(batch_norms(self.model)):
-            gamma, xi = bn.weight.data.cpu(), self.xi[i]
-            gamma = (alpha * gamma + beta * xi) / (alpha + beta)
-            mean = (alpha * xi + beta * gamma) / (alpha + beta)
-            size = (mean.abs() - self.paper.lambda_ / (alpha + beta)).clamp(min=0)
-            self.xi[i] = mean.sign() * size
-            bn.weight.data = gamma.to(self.device)
