@@ -464,6 +464,13 @@ def test_a_resnet50_is_slimmed_to_what_its_row_says(tmp_path, capsys, monkeypatc
     assert "utils.prune" in asked.communicate()[0] and asked.returncode == 0
 
 
+def test_precision_is_measured_at_the_size_that_is_trained(monkeypatch):
+    """An AlexNet cannot take 32×32 pixels."""
+    monkeypatch.setattr(recipes, "fastest", lambda network, images, *_: network.model(images).shape)
+    known = {"arch": "alexnet", "method": "sas-admm", "size": 64, "batch_size": 2}
+    assert recipes.measured(Settings.of(known), True) == (2, 10)
+
+
 @pytest.mark.parametrize("part", ["lp16", "lp56", "lp110"])
 def test_lp_slimmings_recipes_are_pruned_and_tuned_as_their_row_was(part, tmp_path, capsys):
     train, prune, refine = left(capsys, part, "--save", tmp_path, "--seeds", 3)

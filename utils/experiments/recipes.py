@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from models import SIZE, Network, build_model
+from models import Network, build_model
 from utils import arguments, console
 from utils.atomic import check_writable
 from utils.console import InputError
@@ -209,9 +209,9 @@ def parser() -> argparse.ArgumentParser:
 
 def measured(settings: Settings, no_cuda: bool) -> str:
     """In which precision the network of ``settings`` trains fastest here."""
-    device, count = pick_device(no_cuda), settings.batch_size
-    model = build_model(settings.arch, settings.depth, 10)
-    images = torch.randn(count, 3, SIZE, SIZE, device=device)
+    device, count, size = pick_device(no_cuda), settings.batch_size, settings.size
+    model = build_model(settings.arch, settings.depth, 10, size=size)
+    images = torch.randn(count, 3, size, size, device=device)
     labels = torch.zeros(count, dtype=torch.int64, device=device)
     return fastest(Network(model, settings.arch, settings.depth), images, labels, device)
 
