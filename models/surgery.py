@@ -229,11 +229,12 @@ def slim(
     for name, stream in streams(model).items():
         state[f"{name}.index"] = stream.positions().to(device)
         left[name] = state[f"{name}.index"][kept[name]].tolist()
-    left_of = zip(model.emitted(masks).items(), together(model, masks), strict=True)
-    emitted = {name: constants.masked_fill(mask, 0) for (name, constants), mask in left_of}
+    stay = together(model, masks)
+    constants = zip(model.emitted(masks).items(), stay, strict=True)
+    emitted = {name: constant.masked_fill(mask, 0) for (name, constant), mask in constants}
     index = whereabouts(model, masks, read)
     with torch.device("meta"):
-        small = model.narrowed([int(mask.sum()) for mask in together(model, masks)], **left)
+        small = model.narrowed([int(mask.sum()) for mask in stay], **left)
     for key, offset in model.offsets(emitted).items():
         if key not in state:
             small.get_submodule(key.removesuffix(".bias")).bias = nn.Parameter(offset)
