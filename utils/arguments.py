@@ -40,7 +40,7 @@ class Flag:
     def typed(self) -> tuple[str, ...]:
         return self.words or ("--" + self.name.replace("_", "-"),)
 
-    def add_to(self, parser: argparse._ArgumentGroup) -> None:
+    def add_to(self, parser: argparse._ActionsContainer) -> None:
         """As an argument without a default: what was given can be told from what was not."""
         if isinstance(self.default, bool):
             action = "store_false" if self.default else "store_true"

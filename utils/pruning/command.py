@@ -25,7 +25,7 @@ from utils.files import checkpoint, records
 from utils.files.layouts import to_released
 from utils.files.names import PRUNED, Files, run_of
 from utils.files.start import known_of
-from utils.flags.parser import said_again
+from utils.flags.parser import PROCESS, said_again
 from utils.flags.settings import FLAGS
 from utils.methods.base import count_of, is_zero
 from utils.pruning.plan import apply_plan, filter_sizes, plan
@@ -77,11 +77,11 @@ def parser(kind: str | None) -> argparse.ArgumentParser:
     p.add_argument("--data", metavar="DIR", help="where it is (default: the checkpoint's)")
     count = arguments.positive_int
     p.add_argument("--test-subset", type=count, metavar="N", help="test pictures")
-    said = "default 256, on a GPU 2000"
-    p.add_argument("--test-batch-size", type=count, metavar="N", default=None, help=said)
     p.add_argument("--depth", type=count, help="default: the checkpoint's")
-    said = "processes that read streamed pictures (default up to 4)"
-    p.add_argument("--workers", type=arguments.workers, default=WORKERS, metavar="N", help=said)
+    for of_process in PROCESS:
+        if of_process.name in ("test_batch_size", "workers"):
+            of_process.add_to(p)
+    p.set_defaults(test_batch_size=None, workers=WORKERS)
     p.add_argument("--no-cuda", action="store_true", default=False, help="test on the CPU")
     return p
 
