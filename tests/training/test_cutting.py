@@ -28,7 +28,7 @@ from utils.training.cutting import worth_cutting
 NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 10), ("resnet-basic", 8)]
 
 
-LR = 0.02
+LR = 0.04
 
 
 class Trainer:
@@ -36,7 +36,7 @@ class Trainer:
 
     def __init__(self, model: nn.Module, xi: Tensor | None, **sgd: float) -> None:
         self.model = model.train()
-        self.method = ProximalSlimming(model, lambda_=0.06, beta=10)
+        self.method = ProximalSlimming(model, lambda_=0.2, beta=10)
         if xi is not None:
             self.method.xi = xi.clone()
         sgd = {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-4} | sgd
@@ -123,7 +123,7 @@ def furthest(full: Trainer, cut: Trainer, gone: Tensor) -> float:
     return max((one - other).abs().max().item() for one, other in pairs)
 
 
-def compare(full: Trainer, cut: Trainer, gone: Tensor, steps: int = 200) -> float:
+def compare(full: Trainer, cut: Trainer, gone: Tensor, steps: int = 100) -> float:
     for step, (images, labels) in zip(range(steps), shuffled(), strict=False):
         for trainer in (full, cut):
             trainer.step(images.double(), labels, LR if step < steps // 2 else LR / 10)
