@@ -26,6 +26,7 @@ from utils.device import Execution, be_deterministic
 from utils.files.names import Files
 from utils.flags.settings import Settings
 from utils.training import run as runs
+from utils.training.begin import fresh
 from utils.training.graph import Graphs
 from utils.training.group import ALONE
 from utils.training.run import Run
@@ -54,7 +55,7 @@ def make(case: str, folder: Path = Path()) -> Run:
     arch, depth = network.split("-")
     known = {"arch": arch, "depth": int(depth), "method": method, "batch_size": BATCH, "epochs": 8}
     settings = Settings.of(known)
-    whole = main.fresh(settings, DATA)
+    whole = fresh(settings, DATA)
     return Run(
         settings, Files(folder, settings.run), halved(whole) if width == "slim" else whole, DATA,
         Batches(DATA, "train", BATCH, GPU), Execution(GPU, precision, memory_format == "last"),

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import nn
 
-import main
 import released
 from models import build_model
 from models.cost import cost
@@ -23,6 +22,7 @@ from utils.files.start import Start
 from utils.flags.parser import parser
 from utils.flags.settings import Settings
 from utils.methods.base import batch_norms
+from utils.training import begin
 
 NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 7)]
 x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -258,7 +258,7 @@ def told_to_tune(said: str) -> tuple[Settings, list[str]]:
 def test_the_fine_tuning_that_is_told_goes_as_the_training_did(
     tmp_path, pictures, monkeypatch, capsys
 ):
-    monkeypatch.setattr(main, "fastest", lambda *network: "bf16")
+    monkeypatch.setattr(begin, "fastest", lambda *network: "bf16")
     flags = "-sr --arch vgg --depth 11 --epochs 2 --batch-size 16 --lr 0.05 --warmup 1 --seed 3"
     flags += " --precision auto --no-nesterov --label-smoothing 0.1 --wd 0.01 --subset 30"
     assert train(tmp_path, pictures, *flags.split()) == 0

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from main import alternate, fresh
+from main import alternate
 from models import full_cfg
 from utils.bench.released import Reference
 from utils.console import InputError
@@ -29,6 +29,7 @@ from utils.files.names import Files
 from utils.flags.settings import Settings
 from utils.methods import METHODS
 from utils.paper.settings import BATCH_SIZE
+from utils.training.begin import fresh
 from utils.training.graph import Graphs, preserved
 from utils.training.group import ALONE
 from utils.training.run import Run

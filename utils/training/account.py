@@ -1,17 +1,23 @@
-"""A run's lines in its log and in the record."""
+"""What a run says of itself: in its log, in the record, and when it ends."""
 
+import os
 import platform
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from models.surgery import all_channels
+from models import pruner
+from models.surgery import all_channels, norms
 from models.weights import Compression
 from utils.files import checkpoint, records, sparse
+from utils.flags.parser import said_again
+from utils.methods.base import is_zero
+from utils.shell import ROOT, command, near, word
 from utils.training.run import Run
 from utils.training.step import Reading, Score
 
@@ -116,6 +122,57 @@ def record(run: Run, log: Sequence[records.Row], argv: Sequence[str]) -> None:
         "init_checksum": run.origin,
     }
     records.append(run.files.record, row)
+
+
+def zeros(run: Run, counts: Mapping[str, int]) -> str:
+    symbols = run.step.method.factors
+    return ", ".join(f"{symbols.get(name, name)} = 0: {count}" for name, count in counts.items())
+
+
+def summary(run: Run, accuracy: float, said: Sequence[str]) -> str:
+    """Zeros per layer, the final ``accuracy`` in percent, and the command that comes next.
+
+    ``said`` are flags that it needs as this one did.
+    """
+    checkpoint = word(run.files.checkpoint)
+    factors, symbols = run.factors(), run.step.method.factors
+    lines = [f"{'layer':<24}channels" + "".join(f"  {symbols[name]} = 0" for name in factors)]
+    for name, *parts in zip(norms(run.network.model), *factors.values(), strict=True):
+        counts = "".join(f"{int(is_zero(part).sum()):7}" for part in parts)
+        lines.append(f"{name:<24}{len(parts[0]):8}{counts}")
+    totals = [f"{symbols[name]} = 0: {run.zeros()[name]}" for name in factors]
+    lines.append(
+        f"test accuracy {accuracy:.2f} % (best {run.best:.2f} %),"
+        f" {', '.join(totals)} of {len(run.cut)}; checkpoint {run.files.checkpoint}"
+    )
+    if found := compression(run):
+        lines.append(
+            f"weights: {found['weights']:,} -> {found['weights_kept']:,}, {found['compression']}"
+            f" times fewer; of all parameters {found['compression_all']} times;"
+            f" {found['bytes']:,} bytes dense, {found['bytes_sparse']:,} sparse"
+        )
+        words = ["-m", "utils.export", "--format", "sparse", "--model", checkpoint]
+        lines.append(f"to keep it small: {command(*words)}")
+    if verdict := run.verdict(accuracy):
+        lines.append(f"verdict: {verdict}")
+    flags = run.step.method.prune_flags
+    if flags is not None:
+        words = [*pruner(run.settings.arch), "--model", checkpoint]
+        lines.append(f"next: {command(*words, *flags, *said)}")
+    if (flags := run.step.method.refine_flags) is not None:
+        kept = replace(run.settings, precision=run.execution.precision).refine_argv(cuts=True)
+        lines.append(f"next: {command('main.py', '--refine', checkpoint, *flags, *kept, *said)}")
+    return "\n".join(lines)
+
+
+def way_on(run: Run, given: Mapping[str, Any]) -> str:
+    """The command that goes on with ``run``, on as many processes."""
+    words = ["--resume", word(run.files.checkpoint), *said_again(given)]
+    if run.group.size == 1:
+        return command("main.py", *words)
+    here = os.environ.get("LOCAL_WORLD_SIZE", str(run.group.size))
+    several = ["-m", "torch.distributed.run", "--nproc-per-node", here]
+    return command(*several, "--", word(near(ROOT / "main.py")), *words)
 
 
 def commit() -> str | None:

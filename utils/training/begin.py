@@ -1,0 +1,139 @@
+"""How a run begins: its pictures, its network, the precision and the processes that train it."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models import Network, build_model, full_cfg
+from models.surgery import Slimmable, all_channels, norms
+from utils.console import InputError, note
+from utils.data.batches import Batches
+from utils.data.datasets import Dataset, load
+from utils.data.stream import WORKERS, batches_of
+from utils.device import Execution, be_deterministic, execution_for, fastest, pick_device
+from utils.files.start import Start, check_free
+from utils.flags.settings import Settings
+from utils.methods import METHODS
+from utils.training.group import Group
+from utils.training.run import Run
+from utils.training.step import Step
+
+
+def begin(
+    start: Start,
+    settings: Settings,
+    given: Mapping[str, Any],
+    alternate: Callable[[Step, Tensor], None],
+) -> Run:
+    """The run of ``settings``, from where it ``start``s, whose steps ``alternate`` carries out.
+
+    Raises InputError where these flags, this file and these pictures do not go together.
+    """
+    device = pick_device("no_cuda" in given)
+    chosen = start.checkpoint.precision if start.resumes and start.checkpoint else None
+    if "tf32" in (settings.precision, chosen) and device.type == "cpu":
+        raise InputError("only a GPU computes in tf32: choose another --precision for a new run")
+    if start.resumes and "start_epoch" in given:
+        raise InputError("--start-epoch is for a run that begins; --resume knows its epoch")
+    if given.get("start_epoch", 0) >= settings.epochs:
+        raise InputError(f"--start-epoch must be below the {settings.epochs} epochs")
+    try:
+        channels = full_cfg(settings.arch, settings.depth)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if not channels and METHODS[settings.method].prunes():
+        raise InputError(
+            f"{settings.arch} has no batch norm, so --method {settings.method} finds no channels:"
+            " take --method sas-admm"
+        )
+    files = start.files(given, settings)
+    check_free(files, start.path if start.resumes else None)
+
+    group = Group.join(device)
+    if group.rank > 0:
+        group.wait()  # the first process downloads and decodes for all
+    data = load(settings.values(), start.norm(settings))
+    if group.rank == 0:
+        group.wait()
+    torch.manual_seed(settings.seed)
+    be_deterministic(settings.deterministic)
+    if start.checkpoint is None or start.path is None:
+        network = fresh(settings, data)
+    else:
+        network = start.checkpoint.network
+        count = network.model.num_classes
+        if settings.init is not None and not start.resumes and count != len(data.classes):
+            network = network.with_classes(len(data.classes))
+            note(f"note: the last layer, of {count} classes, is a fresh one of {len(data.classes)}")
+        else:
+            start.checkpoint.check_classes(data, start.path)
+    workers = given.get("workers", WORKERS)
+    batches = batches_of(
+        data, "train", settings.batch_size, device, settings.seed, workers, group.part
+    )
+    execution = choose_execution(start, settings, network, batches, group)
+    group = group.on_time()
+    graphs = device.type == "cuda" and group.size == 1 and "no_graph" not in given
+    if graphs and settings.stream:  # a graph takes its pictures from the device
+        note("note: pictures that are streamed are trained on without CUDA graphs")
+        graphs = False
+    found = start.checkpoint if start.resumes else None
+    epoch = given.get("start_epoch", 0)
+    origin = start.origin(settings)
+    how = execution, group, alternate, graphs, found, epoch, origin
+    try:
+        run = Run(settings, files, network, data, batches, *how)
+    except ValueError as error:
+        raise InputError(f"{start.path} cannot be resumed: {error}") from None
+    if run.step.method.prunes():
+        for line in notes(network.model):
+            note(line)
+    if found is None:
+        trained = settings.arch, settings.depth, settings.momentum
+        for line in run.step.method.warnings(run.schedule()[epoch:], *trained):
+            note(line)
+    elif start.path is not None and start.path.resolve() != files.checkpoint.resolve():
+        run.keep()  # its own checkpoint is elsewhere or damaged, and there may be no epoch left
+    return run
+
+
+def choose_execution(
+    start: Start, settings: Settings, network: Network, batches: Batches, group: Group
+) -> Execution:
+    """Precision and memory format: as the run that is resumed, else as told, or measured."""
+    device = batches.labels.device
+    before = start.checkpoint if start.resumes else None
+    if before is not None and before.precision is not None:
+        if settings.precision not in ("auto", before.precision):
+            raise InputError(f"this run was started with --precision {before.precision}")
+        return Execution(device, before.precision, before.channels_last)
+    precision = settings.precision
+    if precision == "auto":
+        first = batches.cut(batches.order(0)[0])
+        precision = group.first_says(lambda: fastest(network, *first, device))
+        note(f"fastest here: {precision}")
+    return execution_for(network, precision, device)
+
+
+def fresh(settings: Settings, data: Dataset) -> Network:
+    """The network of ``settings``, with its initial values."""
+    model = build_model(settings.arch, settings.depth, len(data.classes), size=settings.size)
+    METHODS[settings.method].initialise(model)
+    return Network(model, settings.arch, settings.depth)
+
+
+def notes(model: Slimmable) -> Iterator[str]:
+    """What to say before a training of what of ``model`` cannot go, or not at once."""
+    if model.stays():
+        channels = sum(bn.num_features for bn in norms(model).values())
+        yield (
+            f"note: {channels} of {all_channels(model)} channels of batch norms can go, and are"
+            " penalised; of the others, the prune command says why they stay"
+        )
+    if kept := [name for name in norms(model) if name in model.never_cut()]:
+        yield (
+            f"note: no channel of {', '.join(kept)} is cut while training: dropout behind it would"
+            " draw other numbers"
+        )
