@@ -137,6 +137,9 @@ class SasAdmm(Method):
     def forget(self) -> str:
         return "W, Z and U start again from its weights"
 
+    def remedy(self, lr: float) -> str:
+        return f"try a larger --v than {self.v:g}"
+
     def optimised(self, model: nn.Module) -> list[nn.Parameter]:
         return []
 
