@@ -91,6 +91,7 @@ FLAGS = {
     "-sr --shape 2": "--shape 2",  # ℓ1 has none
     "-sr --penalty lp --shape 1.5": "up to 1",
     "--penalty l1-l2 --shape 2": "up to 1",
+    "-sr --penalty tl1 --shape 1e7": "up to 1e+06",
     "-sr --method lp-admm --p 0": "--p",
     "--schedule linear": "linear",
     "--warmup 1": "--warmup must be below the 1 epochs",

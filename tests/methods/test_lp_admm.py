@@ -170,8 +170,11 @@ def test_its_objective_has_the_slope_of_its_steps():
     assert flat.figures(1.0)["primal_gap"] == 0
 
 
-def test_p_is_an_exponent_or_the_number_below_it():
-    assert (exponent("0.2"), exponent("5"), exponent("1")) == (0.2, 0.2, 1.0)
+def test_p_is_an_exponent_or_the_number_below_it(capsys):
+    assert (exponent("0.2"), exponent("1")) == (0.2, 1.0)
+    assert not capsys.readouterr().err
+    assert exponent("5") == 0.2
+    assert "--p 5 is read as 1/5" in capsys.readouterr().err
     assert (every("epoch"), every("step"), every("10")) == ("epoch", 1, 10)
 
 

@@ -1,6 +1,7 @@
 """Lp-ADMM on real pictures: zeros of z appear, and masking them costs next to nothing.
 
-``python tests/methods/test_lp_on_pictures.py 1 2 3`` prints the runs of these seeds, and baselines.
+``PYTHONPATH=. python tests/methods/test_lp_on_pictures.py 1 2 3``, where CIFAR10_JPEG names the
+folder of the pictures, prints the runs of these seeds, and baselines.
 """
 
 import os
@@ -50,9 +51,9 @@ def train(make: Callable[[nn.Module], Method], seed: int) -> tuple[float, float,
     torch.manual_seed(seed)
     model = network()
     method = make(model)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=1e-4, nesterov=True)
     for epoch in range(EPOCHS):
-        lr = 0.1 if epoch < 0.8 * EPOCHS - 1 else 0.01
+        lr = 0.1 if epoch < 0.8 * EPOCHS else 0.01
         optimizer.param_groups[0]["lr"] = lr
         model.train()
         for where in torch.randperm(len(labels)).split(BATCH):
@@ -78,7 +79,7 @@ def stepwise(model: nn.Module) -> LpAdmm:
 @pytest.mark.skipif(
     "CIFAR10_JPEG" not in os.environ, reason="CIFAR10_JPEG does not name a folder of the pictures"
 )
-@pytest.mark.parametrize(("make", "low", "high"), [(epochwise, 50, 110), (stepwise, 25, 90)])
+@pytest.mark.parametrize(("make", "low", "high"), [(epochwise, 50, 110), (stepwise, 45, 90)])
 def test_zeros_of_z_can_be_masked(make, low, high):
     whole, masked, zeros = train(make, 1)
     assert low <= zeros["z"] <= high and zeros["gamma"] == 0

@@ -1,6 +1,10 @@
-"""Penalties: what a closed form gives is nowhere beaten, and 0 stays 0."""
+"""Penalties: what a closed form gives is nowhere beaten, and 0 stays 0.
+
+``PYTHONPATH=. python tests/methods/test_penalties.py 10000`` tries as many cases of each.
+"""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -166,6 +170,15 @@ def test_a_whole_shrink_of_l1_l2_leaves_the_first_of_the_largest():
     assert L1L2(0.1).prox(v, 0.4).tolist() == [0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("t", [4e-6, 4e-5, 1e-2])
+def test_at_their_largest_shapes_they_are_the_l1_norm(t):
+    """And no rounding shows, in parts of a step's shrink."""
+    s = torch.linspace(0, 1.5, 1001, dtype=torch.float64)
+    soft = PENALTIES["l1"]().prox(s, t)
+    for penalty in (TransformedL1(TransformedL1.largest), Lp(Lp.largest), MCP(1e30), SCAD(1e30)):
+        torch.testing.assert_close(penalty.prox(s, t), soft, rtol=0, atol=1e-4 * t)
+
+
 @pytest.mark.parametrize("name", PENALTIES)
 @pytest.mark.parametrize("t", [1e-6, 4e-5, 1e-2, 0.4])
 def test_steps_are_odd_and_monotone_and_keep_zero(name, t):
@@ -255,6 +268,22 @@ def test_what_is_dead_stays_dead(name):
     assert method.dead(optimizer, 0.1)[:7].all()
 
 
+@pytest.mark.parametrize("name", PENALTIES)
+def test_the_others_are_what_they_are_without_the_dead(name):
+    """Also where the penalty is not a sum over the factors: the norm of ℓ1 − ℓ2 has 0 of these."""
+    torch.manual_seed(0)
+    full, cut = (ProximalSlimming(bn(n), 0.035, 3.0, penalty=name) for n in (40, 33))
+    full.gamma[:7] = full.xi[:7] = 0
+    cut.gamma.copy_(full.gamma[7:])
+    cut.xi.copy_(full.xi[7:])
+    for _ in range(300):
+        for method in (full, cut):
+            method.on_step(10.0)
+        torch.testing.assert_close(full.xi[7:], cut.xi, rtol=0, atol=1e-14)
+        torch.testing.assert_close(full.gamma[7:], cut.gamma, rtol=0, atol=1e-14)
+    assert (cut.xi == 0).any()
+
+
 @pytest.mark.parametrize("name", [name for name, each in PENALTIES.items() if not each.steep])
 def test_the_subgradient_method_adds_the_slope(name):
     model = bn()
@@ -279,3 +308,8 @@ def test_a_flat_start_and_too_short_a_way_are_warned_of():
     assert "starts at" in said("mcp", 1.0, 0.0077)
     assert "40 of 40 ξ start beyond" in said("mcp", 0.4, 10)
     assert "flat" not in said("mcp", 1.0, 1e-4)
+
+
+if __name__ == "__main__":
+    for name in SEPARABLE:
+        print(f"{name:<5} {max(gaps(name, int(sys.argv[1]))):.1e}", flush=True)

@@ -160,6 +160,12 @@ def test_the_inner_loop_grows():
     assert sizes == pytest.approx([50 * 51 / 25] * 190)
 
 
+def test_a_loop_that_grows_by_whole_numbers_is_not_a_step_longer():
+    """50 · 55/50 is 55, and a little more in binary floating point."""
+    method = SasAdmm(Weights(torch.zeros(2)), q=1.0)
+    assert [method.steps(i - 1) for i in range(50, 191)] == [*range(50, 191)]
+
+
 def test_growing_inner_loops_and_the_average_hold_noise_down():
     exact, _, c = separable()
     random = torch.Generator().manual_seed(2)

@@ -1,6 +1,7 @@
 """SAS-ADMM on real pictures: a ResNet-8 with basic blocks at 16×16, beside the plain way.
 
-``PYTHONPATH=.:tests python tests/methods/test_sas_pictures.py 1 2 3`` prints all of it for these.
+``PYTHONPATH=. python tests/methods/test_sas_pictures.py 1 2 3``, where CIFAR10_JPEG names the
+folder of the pictures, prints all of it for these seeds.
 """
 
 import os
@@ -142,10 +143,11 @@ def control(seed: int) -> dict[str, float]:
 def test_it_learns_and_what_is_cut_is_learnt_again():
     """Bands about what was seen, 5 points either way."""
     found = by_sas_admm(1, again=False)
-    assert found["SAS"] > 33
+    seen = {"SAS": 37.9, "cut, statistics retaken": 25.7, "retrained by SGD": 40.9}
+    assert {name: found[name] for name in seen} == pytest.approx(seen, abs=5)
     assert found["cut"] < found["cut, statistics retaken"]
     assert found["cut, statistics retaken"] < found["SAS"] - 5, "cutting costs nothing"
-    assert found["retrained by SGD"] > found["cut, statistics retaken"] + 10
+    assert found["retrained by SGD"] > found["cut, statistics retaken"] + 12
     assert found["zeros, SGD"] == 63_033
 
 

@@ -97,6 +97,20 @@ def test_every_layer_keeps_its_floor_survivors_first_then_the_largest():
     assert masks(8, 1.0) == [[1] * 4] * 2
 
 
+def test_a_floor_goes_by_what_the_pruning_goes_by():
+    """By filters' norms, where there are such: the channel of the largest filter stays."""
+    layers = [norm([0.9, 0.1, 0.2, 0.3]), norm([0.5, 0.7, 0.6, 0.4])]
+    sizes = torch.tensor([0.0, 0.3, 1.0, 0.6, *[torch.inf] * 4])  # the second one's is a stream
+
+    def masks(zeros: list[bool], floor: float) -> list[list[int]]:
+        found = plan(layers, torch.tensor(zeros), 4, sizes, floor)
+        return [mask.int().tolist() for mask in found]
+
+    assert masks([False] * 8, 0.0) == [[0, 0, 1, 0], [1] * 4]
+    assert masks([False] * 8, 0.5) == [[0, 0, 1, 1], [1] * 4]
+    assert masks([False] * 4 + [True, True, False, True], 0.5)[1] == [0, 1, 1, 0]
+
+
 @pytest.mark.parametrize(("arch", "depth"), [("vgg", 11), ("resnet", 11)])
 def test_filters_are_compared_by_their_norms_scaled_in_every_layer(arch, depth):
     torch.manual_seed(0)

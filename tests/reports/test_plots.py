@@ -209,6 +209,13 @@ def test_without_matplotlib_it_says_what_to_install(tmp_path, monkeypatch, capsy
     assert "pip install matplotlib" in capsys.readouterr().err
 
 
+def test_a_network_without_batch_norms_has_nothing_to_draw(tmp_path, monkeypatch, capsys):
+    run(tmp_path, "a", "resnet", 20, 2)
+    monkeypatch.setattr(plots, "batch_norms", lambda model: [])  # an AlexNet is 200 MB
+    assert console.run(plots.main, ["--save", str(tmp_path), "--run", "a"]) == 2
+    assert "a has no batch norm" in capsys.readouterr().err
+
+
 def test_bad_input_ends_in_one_line(tmp_path, capsys):
     run(tmp_path, "a", "resnet", 11, 2)
     for name in ("b", "c", "d"):

@@ -1,6 +1,7 @@
 """SAS-ADMM and masked retraining by the real commands: what is saved, records, files, kills."""
 
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from utils.data.batches import Batches
 from utils.data.datasets import load_dataset
 from utils.files import checkpoint
 from utils.flags.parser import parser, resolve
+from utils.methods.sas_admm import SasAdmm
 from utils.training import account
 from utils.training.statistics import retake
 
@@ -28,6 +30,18 @@ def trained(tmp_path_factory, pictures) -> Path:
     folder = tmp_path_factory.mktemp("sas")
     assert train(folder, pictures, *SAS, "--outer", "6", "--average-from", "4") == 0
     return folder / f"{NAME}checkpoint.pth.tar"
+
+
+def stop_at(epoch: int, patch: pytest.MonkeyPatch) -> None:
+    """Interrupt a training at the end of that epoch, before it is kept."""
+    log = account.log
+
+    def stopping(run, *args):
+        if run.epoch == epoch:
+            raise KeyboardInterrupt
+        return log(run, *args)
+
+    patch.setattr(account, "log", stopping)
 
 
 def statistics(model: nn.Module) -> dict[str, Tensor]:
@@ -103,6 +117,52 @@ def test_a_killed_run_is_the_uninterrupted_one(tmp_path, pictures):
     kill_and_resume(tmp_path, pictures, flags, 2, random.Random(1))
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory, pictures) -> Path:
+    """The run of ``trained``, stopped in its sixth iteration: averaging has begun."""
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(6, patch)
+        flags = [*SAS, "--outer", "6", "--average-from", "4"]
+        assert train(folder, pictures, *flags) == 130
+    return folder
+
+
+def test_a_run_that_goes_on_while_it_averages_is_the_uninterrupted_one(
+    stopped, trained, tmp_path, pictures
+):
+    parts = tmp_path / "parts"
+    shutil.copytree(stopped, parts)
+    assert train(parts, pictures, "--resume", parts / trained.name) == 0
+    assert_same_run(trained.parent, parts)
+
+
+@pytest.mark.parametrize("name", ["W", "breve", "Z", "U"])
+def test_it_takes_every_tensor_to_go_on(name, stopped, trained, tmp_path, pictures, monkeypatch):
+    """But for Wᵃ, which is the network. An iteration begins at W̆, so W is in the log only."""
+    parts = tmp_path / "parts"
+    shutil.copytree(stopped, parts)
+    tensors = SasAdmm.tensors
+    monkeypatch.setattr(
+        SasAdmm, "tensors", lambda self: {k: x for k, x in tensors(self).items() if k != name}
+    )
+    assert train(parts, pictures, "--resume", parts / trained.name) == 0
+    folders = trained.parent, parts
+    last = [rows(folder / f"{NAME}log.csv")[-1] for folder in folders]
+    assert last[0]["w_change"] != last[1]["w_change"]
+    one, other = (torch.load(f / trained.name, weights_only=True)["state_dict"] for f in folders)
+    same = torch.equal(one["layer1.0.conv1.weight"], other["layer1.0.conv1.weight"])
+    assert same == (name == "W")
+
+
+def test_what_diverges_is_told_of_a_flag_that_it_uses(tmp_path, pictures, monkeypatch, capsys):
+    monkeypatch.setattr(SasAdmm, "_mean", lambda self: self.w * torch.nan)
+    assert train(tmp_path, pictures, *SAS, "--outer", "2") == 3
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith("error: ") and said[-1].endswith("try a larger --v than 25")
+    assert any("no γ is trained here and no channel dies" in line for line in said)
+
+
 RETRAINING = {
     "SGD": ["--epochs", "4"],
     "SAS-ADMM": ["-sr", "--method", "sas-admm", "--outer", "4", "--inner", "2"],
@@ -116,15 +176,8 @@ def test_masked_retraining_goes_on_bit_for_bit_and_zeros_stay(
     flags = ["--refine", trained, "--prune-ratio", "0.85", "--batch-size", "8", *flags]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(whole, pictures, *flags) == 0
-    log = account.log
-
-    def stopping(run, *args):
-        if run.epoch == 3:
-            raise KeyboardInterrupt
-        return log(run, *args)
-
     with monkeypatch.context() as patch:
-        patch.setattr(account, "log", stopping)
+        stop_at(3, patch)
         assert train(parts, pictures, *flags) == 130
     assert train(parts, pictures, *flags, "--resume", "auto") == 0
     assert_same_run(whole, parts)

@@ -179,6 +179,10 @@ class Method:
         """
         return ""
 
+    def remedy(self, lr: float) -> str:
+        """What to try where a training with learning rate ``lr`` diverged."""
+        return f"try a smaller --lr than {lr:g}"
+
     def set_(self, target: Tensor, value: Tensor) -> None:
         """``target`` becomes ``value``, unless the training is halted."""
         torch.where(self.halted > 0, target, value, out=target)

@@ -110,6 +110,7 @@ class TransformedL1(Penalty):
     """Σ(a + 1)s/(a + s) (Zhang and Xin, Comm. Math. Sci. 15 (2017) 511)."""
 
     name, shape = "tl1", 1.0  # a
+    largest = 1e6  # ℓ1 to a millionth; beyond, rounding would show in a step
 
     def value(self, s: Tensor) -> Tensor:
         return ((self.shape + 1) * s / (self.shape + s)).sum()

@@ -23,6 +23,7 @@ from utils.methods.slimming import lambda_flag
 from utils.paper.settings import SAS, SAS_RETRAINING, Schedule
 
 TAU, SIGMA = 0.9, 1.09  # factors of the two dual steps; τ + σ + 1 > τ² + σ² + τσ
+MOST = 10**6  # mini-batches of an outer iteration: all that it sees is drawn at once
 
 
 class SasAdmm(Method):
@@ -104,6 +105,17 @@ class SasAdmm(Method):
         self.changes = torch.zeros_like(self.w[:2])  # ‖ΔW‖², ‖ΔZ‖²
 
     @classmethod
+    def check(cls, options: Mapping[str, Any]) -> None:
+        inner, outer = options.get("inner", SAS.inner), options.get("outer", SAS.outer)
+        k0, q = options.get("growth_from", SAS.k0), options.get("q", SAS.q)
+        # Of the last iteration, which has the most; its own logarithm may be beyond all numbers.
+        if math.log(inner) + q * max(math.log(outer / k0), 0) > math.log(MOST):
+            raise ValueError(
+                f"--inner {inner} grows beyond {MOST:,} mini-batches in {outer} outer iterations:"
+                " take a smaller --inner or --q, or a larger --k0"
+            )
+
+    @classmethod
     def presets(cls, known: Mapping[str, Any]) -> dict[str, Any]:
         retraining = {} if known.get("prune_ratio") is None else SAS_RETRAINING
         epochs = known.get("outer", SAS.outer)
@@ -125,13 +137,16 @@ class SasAdmm(Method):
     def forget(self) -> str:
         return "W, Z and U start again from its weights"
 
+    def remedy(self, lr: float) -> str:
+        return f"try a larger --v than {self.v:g}"
+
     def optimised(self, model: nn.Module) -> list[nn.Parameter]:
         return []
 
     def steps(self, epoch: int) -> int:
         """M_i, how many mini-batches outer iteration ``epoch`` + 1 takes."""
         growth = ((epoch + 1) / self.k0) ** self.q if epoch + 1 > self.k0 else 1
-        return math.ceil(self.inner * growth)
+        return math.ceil(self.inner * growth - 1e-9)  # which rounding may lift above a whole number
 
     def begin(self, epoch: int) -> None:
         self.i = epoch + 1

@@ -24,15 +24,18 @@ def plan(
     Prunes all ``zeros`` (bool, over all channels), and the ``count`` smallest |γ| over all layers,
     or smallest of other ``sizes``, zeros being the first. Whatever ties with the last of them goes
     with it. A layer keeps the share ``floor`` of its channels, and one, whatever that says: of
-    those that should go, the ones of the largest |γ| or, if all are zero, of the largest bias.
+    those that should go, the largest ones or, if all γ are zero, the ones of the largest bias.
     """
-    sizes = torch.cat([bn.weight for bn in norms]).abs() if sizes is None else sizes
+    gamma = torch.cat([bn.weight for bn in norms]).abs()
+    sizes = gamma if sizes is None else sizes
+    widths = [len(bn.weight) for bn in norms]
+    by = torch.where(sizes.isfinite(), sizes, gamma).split(widths)  # to choose what stays
     sizes = sizes.masked_fill(zeros, 0)
     threshold = sizes.kthvalue(count).values if count else -1.0
-    masks = (~zeros & (sizes > threshold)).split([len(bn.weight) for bn in norms])
-    for bn, mask in zip(norms, masks, strict=True):
+    masks = (~zeros & (sizes > threshold)).split(widths)
+    for bn, size, mask in zip(norms, by, masks, strict=True):
         if (least := max(1, count_of(floor, len(mask)))) > mask.sum():
-            rank = bn.bias if is_zero(bn.weight).all() else bn.weight.abs()
+            rank = bn.bias if is_zero(bn.weight).all() else size
             rank = rank.masked_fill(mask, math.inf)
             mask[rank.argsort(descending=True, stable=True)[:least]] = True
     return list(masks)

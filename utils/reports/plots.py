@@ -59,6 +59,8 @@ def draw_run(folder: Path, run: str) -> Any:
             f"{folder} has no log and checkpoint of a run {run!r}; runs there: {known}"
         )
     norms = batch_norms(checkpoint.load(files.checkpoint).network.model)
+    if not norms:
+        raise InputError(f"{run} has no batch norm, so there are no channels to draw")
     gammas = [bn.weight.detach() for bn in norms]
     pruned = {row["model"]: row for row in records.read(folder / PRUNED, ("model",))}  # the last
     source = pruned.get(files.slim().name, {}).get("checksum")

@@ -210,8 +210,8 @@ class Run:
             yield
         except Diverged as error:
             raise Diverged(
-                f"epoch {self.epoch + 1}: {error}: this epoch is not saved; try a smaller --lr than"
-                f" {self.settings.lr:g}"
+                f"epoch {self.epoch + 1}: {error}: this epoch is not saved;"
+                f" {self.step.method.remedy(self.settings.lr)}"
             ) from None
         except (Stopped, RuntimeError, BrokenPipeError) as stopped:
             self.write()
