@@ -13,6 +13,7 @@ from runs import ROOT
 from utils import console
 from utils.bench import __main__ as bench
 from utils.bench.released import Reference
+from utils.bench.training import Ours
 from utils.data.datasets import load_dataset
 from utils.methods.base import batch_norms
 from utils.methods.slimming import ProximalSlimming
@@ -34,6 +35,17 @@ def test_training_is_timed_beside_the_reference():
     assert there > 0
     assert float(re.match(r"[\d.]+", cells["ratio"])[0]) > 0
     assert "nan" not in row
+
+
+@pytest.mark.parametrize("method", ["lp-admm", "sas-admm"])
+def test_each_method_is_timed_as_it_trains(method):
+    data = load_dataset("shapes", None, 16, 16)
+    ours = Ours("resnet", 11, data, 8, CPU, method)
+    weight = ours.run.step.model.conv1.weight.detach()
+    before = weight.clone()
+    ours.epoch()
+    assert weight.isfinite().all() and not torch.equal(weight, before)
+    assert ours.figures()["update"] > 0
 
 
 @pytest.mark.parametrize("name", ["vgg", "vgg-12", "lenet-5", "resnet-x"])

@@ -19,6 +19,8 @@ from utils.bench.training import in_turn, quartiles, train
 from utils.data.datasets import IN_MEMORY
 from utils.device import Execution, pick_device, seconds
 from utils.files import checkpoint
+from utils.methods import METHODS
+from utils.methods.slimming import ProximalSlimming
 from utils.paper.settings import BATCH_SIZE
 
 NETWORKS = ("vgg-19", "resnet-20", "densenet-40", "resnet-164")
@@ -31,6 +33,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--compare", nargs=2, metavar=("FULL", "SLIM"), help=said)
     said = f"to train (default {' '.join(NETWORKS)})"
     p.add_argument("--networks", nargs="+", default=NETWORKS, metavar="ARCH-DEPTH", help=said)
+    said = "of what trains here; the reference's is always proximal slimming (default proximal)"
+    p.add_argument("--method", choices=METHODS, default=ProximalSlimming.name, help=said)
     p.add_argument("--dataset", choices=IN_MEMORY, default="shapes", help="default shapes")
     p.add_argument("--data", metavar="DIR", help="where the data set is")
     said = f"pictures in an epoch (default {PICTURES}, on a GPU all)"

@@ -27,7 +27,7 @@ from utils.data.datasets import Dataset, load
 from utils.device import be_deterministic, execution_for, fastest, pick_device, seconds
 from utils.files.names import Files
 from utils.flags.settings import Settings
-from utils.methods import METHODS
+from utils.methods.slimming import ProximalSlimming
 from utils.paper.settings import BATCH_SIZE
 from utils.training.begin import fresh
 from utils.training.graph import Graphs, preserved
@@ -56,9 +56,14 @@ class Ours:
     """This program's training, as ``main.py`` builds it."""
 
     def __init__(
-        self, arch: str, depth: int, data: Dataset, batch_size: int, device: torch.device
+        self,
+        arch: str,
+        depth: int,
+        data: Dataset,
+        batch_size: int,
+        device: torch.device,
+        method: str = ProximalSlimming.name,
     ) -> None:
-        method = next(m.name for m in METHODS.values() if m.prunes())
         known = {"arch": arch, "depth": depth, "batch_size": batch_size, "method": method}
         settings, files = Settings.of(known), Files(Path(), "bench")
         network, batches = fresh(settings, data), Batches(data, "train", batch_size, device)
@@ -75,6 +80,7 @@ class Ours:
         run, step = self.run, self.run.step
         before = step.z()
         step.begin(run.lr(0))
+        step.method.begin(run.epoch)
         order = step.batches.order(run.epoch)
         for where in order:
             step.launch(where)
@@ -90,11 +96,17 @@ class Ours:
         how, step = self.run.execution, self.run.step
         images, labels = self.first
 
+        def update() -> None:
+            step.method.before_forward()
+            step.method.on_gradient()
+            step.method.on_step(10.0)
+
         def timed(work: Callable[[], object], repeats: int) -> float:
             return median(in_turn([lambda: seconds(work, how.device)], repeats)[0])
 
         with FlopCounterMode(display=False) as counter:
             F.cross_entropy(how.logits(step.model, images), labels).backward()
+        update_seconds = timed(update, 200)
         step.optimizer.zero_grad()
         size = 4096 if how.device.type == "cuda" else 2048
         dtype = torch.bfloat16 if how.precision == "bf16" else torch.float32
@@ -105,7 +117,7 @@ class Ours:
             "step": self._captured() if how.device.type == "cuda" else None,
             "precision": f"{how.precision}, {how.layout}",
             "test": timed(lambda: evaluate(step.model, self.tests, how), 1),
-            "update": timed(lambda: step.method.on_step(10.0), 200),
+            "update": update_seconds,
             "flops": counter.get_total_flops() / len(labels),
             "peak": 2 * size**3 / product,
         }
@@ -146,20 +158,21 @@ def train(args: argparse.Namespace, device: torch.device, machine: str) -> None:
     count, repeats = len(data.train), args.repeats or 5
     data = replace(data, test=data.test.take(torch.arange(min(count, len(data.test)))))
     print(
-        f"{machine}\n{count} pictures of {args.dataset}; seconds of a training epoch, medians of"
-        f" {repeats}; ratio with its quartiles; a test pass of {len(data.test)} pictures\n"
+        f"{machine}\n{count} pictures of {args.dataset}, {args.method}; seconds of a training"
+        f" epoch, medians of {repeats}; ratio with its quartiles; a test pass of {len(data.test)}"
+        " pictures\n"
         "reference: float32, PIL transforms in the training process (on a GPU in one worker),"
         " selection layers that gather, the proximal update layer by layer through the host, a"
         " second pass for the loss\n"
         "| network | batch | precision | reference, s | here, s | ratio | pictures/s | test pass, s"
-        " | proximal update | GFLOP/s | of peak | peak memory, reference and here |\n"
+        " | method's update | GFLOP/s | of peak | peak memory, reference and here |\n"
         f"|{' --- |' * 12}",
         flush=True,
     )
-    of_steps = []
+    of_steps, here_by = [], partial(Ours, method=args.method)
     for (arch, depth), batch_size in product(networks, args.batch_size or [BATCH_SIZE]):
         setting = (arch, depth, data, batch_size, device)
-        with _beside(Ours, *setting) as here, _beside(Reference, *setting) as there:
+        with _beside(here_by, *setting) as here, _beside(Reference, *setting) as there:
             ours, theirs = in_turn([partial(side, "epoch") for side in (here, there)], repeats)
             memory = [side("memory") / 2**20 for side in (here, there)]
             figures = here("figures")
@@ -182,7 +195,7 @@ def train(args: argparse.Namespace, device: torch.device, machine: str) -> None:
 
 
 @contextmanager
-def _beside(side: type, *setting: Any) -> Iterator[Callable[[str], Any]]:
+def _beside(side: Callable[..., Any], *setting: Any) -> Iterator[Callable[[str], Any]]:
     """Within, one of the two in a process and memory of its own, idle unless asked."""
     context = get_context("spawn")
     connection, other = context.Pipe()
@@ -208,7 +221,7 @@ def _beside(side: type, *setting: Any) -> Iterator[Callable[[str], Any]]:
         process.join()
 
 
-def _serve(connection: Connection, side: type, *setting: Any) -> None:
+def _serve(connection: Connection, side: Callable[..., Any], *setting: Any) -> None:
     """Answer seconds of an epoch, bytes of memory at their peak, or other figures."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the asking process ends, and this one with it
     try:
