@@ -115,7 +115,9 @@ def prune(kind: str | None, argv: list[str] | None = None) -> None:
         by = filter_sizes(model)
         if by.isinf().all():
             raise InputError(f"--criterion filters: no channel of a {arch} has its own filter")
-    choose = partial(plan, layers, sizes=by, floor=args.adjust)
+    names = list(norms(model))
+    ties = [[names.index(name) for name in tie] for tie in model.ties()]
+    choose = partial(plan, layers, sizes=by, floor=args.adjust, ties=ties)
     size = given.size
     count = channels_to_prune(args, model, size, int(by.isfinite().sum()), partial(choose, zeros))
 
