@@ -98,7 +98,7 @@ def test_the_layout_of_programs_that_know_no_such_network_is_refused(content, tm
 def test_a_name_is_only_taken_of_a_file_that_says_none(content, tmp_path):
     torch.save(content["state_dict"], tmp_path / "bare.pth")
     assert checkpoint.load(tmp_path / "bare.pth", ARCH).network.arch == ARCH
-    with pytest.raises(InputError, match="does not fit a network of this program.*--arch NAME"):
+    with pytest.raises(InputError, match=r"does not fit a network of this program.*--arch NAME"):
         checkpoint.load(tmp_path / "bare.pth")
     torch.save(content, tmp_path / "whole.pth")
     assert checkpoint.load(tmp_path / "whole.pth", "resnet18").network.arch == ARCH
