@@ -106,7 +106,8 @@ def train(run: Run, given: Mapping[str, Any], argv: Sequence[str]) -> None:
     if log and run.cut.any():
         spent = sum(int(row["flops"]) for row in log) / len(log) / full_flops
         print(f"training took {spent:.1%} of the FLOPs that it takes at full width")
-    print(account.summary(run, accuracy, said_again(given, "test_batch_size", "no_cuda")))
+    said = said_again(given, "test_batch_size", "workers", "no_cuda")
+    print(account.summary(run, accuracy, said))
 
 
 def after_the_cut(run: Run, tests: Batches) -> str:

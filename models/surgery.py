@@ -240,7 +240,11 @@ def slim(
             small.get_submodule(key.removesuffix(".bias")).bias = nn.Parameter(offset)
             index[key] = ()
         state[key] = state[key] + offset if key in state else offset
-    small.load_state_dict({k: state[k][index[k]].clone() for k in small.state_dict()}, assign=True)
+    first: dict[int, str] = {}  # names of a tensor: a user's layer, or its weight, may have several
+    names = {k: first.setdefault(id(x), k) for k, x in small.state_dict(keep_vars=True).items()}
+    cut = {name: state[name][index[name]].clone() for name in first.values()}
+    cut |= {n: nn.Parameter(cut[n], False) for n, _ in small.named_parameters()}
+    small.load_state_dict({key: cut[name] for key, name in names.items()}, assign=True)
     return small.train(model.training)
 
 

@@ -99,7 +99,8 @@ class _Tracer(fx.Tracer):
         except Exception as error:  # whatever the code raises when it is given no numbers
             path = self.path_of_module(m)
             for node in reversed(list(self.graph.nodes)[before:]):
-                self.graph.erase_node(node)
+                if node.op != "get_attr":  # the tracer gives it to whatever reads the weight next
+                    self.graph.erase_node(node)
             self.module_stack = stack
             self.opaque[path] = _first_line(error)
             return self.create_proxy("call_module", path, args, kwargs)
@@ -269,7 +270,7 @@ class _Graph:
                 return False
             where = user.args[1]
             where = slice(where, where + 1 or None) if isinstance(where, int) else where
-            if not isinstance(where, slice) or 1 in range(axes)[where]:
+            if user.users and (not isinstance(where, slice) or 1 in range(axes)[where]):
                 return False
         return True
 
@@ -315,7 +316,7 @@ def trace(model: nn.Module, example: Tensor) -> Chains:
     cannot be run with it.
     """
     parameter = next(model.parameters())
-    example = example.to(parameter)
+    example = example.to(parameter if example.is_floating_point() else parameter.device)
     evaluation, training = (_Graph(model, example, training) for training in (False, True))
     found: dict[str, Chain] = {}
     stays: dict[str, str] = {}
@@ -446,6 +447,8 @@ class Traced(Slimmable):
                 raise ValueError(f"{' and '.join(tie)} are not equally wide")
         for name, (writes, reads) in {**self.wiring(), **{n: (n, None) for n in full}}.items():
             layer = small.get_submodule(name)
+            if writes is reads is None:
+                continue
             rows = width[writes] if writes else None
             columns = None
             match layer:
@@ -477,7 +480,13 @@ View = TypeVar("View", bound=Traced)
 
 
 def adopt(model: nn.Module, chains: Chains, kind: type[View]) -> View:
-    """``model`` with its own layers, as one that knows what it takes to cut its channels."""
+    """``model`` with its own layers, as one that knows what it takes to cut its channels.
+
+    Raises ValueError where it has attributes of the names that this takes.
+    """
+    ours = {"own", "chains", *vars(Slimmable), *vars(Traced)} - {*dir(nn.Module)}
+    if not isinstance(model, Traced) and (both := sorted(ours.intersection(dir(model)))):
+        raise ValueError(f"the network has an attribute {both[0]}: it needs another name here")
     view = copy.copy(model)
     own = model.own if isinstance(model, Traced) else type(model)
     view.__class__ = type(own.__name__, (kind, own), {"own": own})
@@ -506,4 +515,6 @@ def slim(model: Network, masks: Sequence[Tensor], example: Tensor) -> Network:
     small: Any = surgery.slim(slimmable(model, example), masks)
     small.__class__ = small.own
     del small.chains
+    for name, module in model.named_modules():  # some may be kept from training
+        small.get_submodule(name).training = module.training
     return small

@@ -12,6 +12,7 @@ import torch
 from torchvision.models import resnet18, vgg11_bn
 
 from models import build_model, full_cfg
+from models.surgery import norms, slim
 from utils import console, export
 from utils.bench import __main__ as bench
 from utils.methods.base import batch_norms
@@ -52,6 +53,23 @@ def test_exported_onnx_gives_the_checkpoints_answers(checkpoint, flags):
             x = (pictures - mean) / std
         (logits,) = session.run(None, {"pictures": pictures.numpy()})
         np.testing.assert_allclose(logits, model(x).numpy(), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_slim_resnet50_leaves_as_onnx(tmp_path):
+    torch.manual_seed(0)
+    full = build_model("resnet50", 50, 3, size=40).eval()
+    for bn in norms(full).values():
+        bn.bias.normal_()  # some that go emit a constant
+    small = slim(full, [torch.rand(bn.num_features) < 0.3 for bn in norms(full).values()])
+    settings = {"arch": "resnet50", "depth": 50, "dataset": "folder", "size": 40}
+    torch.save({"state_dict": small.state_dict(), "settings": settings}, tmp_path / "net.pth.tar")
+    assert console.run(export.main, ["--model", str(tmp_path / "net.pth.tar"), "--normalised"]) == 0
+    pictures = torch.randn(5, 3, 40, 40)
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+    (logits,) = session.run(None, {"pictures": pictures.numpy()})
+    np.testing.assert_allclose(logits, small(pictures).numpy(), rtol=1e-4, atol=1e-5)
+    assert np.abs(logits[0] - logits[1]).max() > 1e-3  # it sees the pictures
 
 
 @torch.no_grad()

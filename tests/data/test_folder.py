@@ -93,6 +93,15 @@ def test_other_sizes_are_resized_and_cropped_in_the_middle(
     assert "1 pictures were resized and centre-cropped to 32×32" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("error")
+def test_metadata_that_is_damaged_is_not_told_of(own: Path) -> None:
+    picture = Image.fromarray(noise(32, 32, 3))
+    picture.save(own / "train/cat/0.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01")
+    with pytest.warns(UserWarning, match="Corrupt EXIF"), Image.open(own / "train/cat/0.jpg"):
+        pass
+    folder.read_picture(own / "train/cat/0.jpg")
+
+
 def test_nothing_is_said_of_sizes_where_all_are_right(
     own: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -86,10 +86,19 @@ def test_what_does_not_fit_is_refused_in_one_line(case, content, tmp_path, capsy
     assert [path.name for path in tmp_path.iterdir()] == ["net.pth.tar"]
 
 
+def test_the_layout_of_programs_that_know_no_such_network_is_refused(content, tmp_path, capsys):
+    torch.save(content, tmp_path / "net.pth.tar")
+    argv = ["--model", str(tmp_path / "net.pth.tar"), "--layout", "released", "--no-cuda"]
+    assert console.run(prune.main, argv) == 2
+    err = capsys.readouterr().err
+    assert err == "error: --layout released: the earlier programs know no mobilenet_v2\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["net.pth.tar"]
+
+
 def test_a_name_is_only_taken_of_a_file_that_says_none(content, tmp_path):
     torch.save(content["state_dict"], tmp_path / "bare.pth")
     assert checkpoint.load(tmp_path / "bare.pth", ARCH).network.arch == ARCH
-    with pytest.raises(InputError, match="does not fit a network of this program"):
+    with pytest.raises(InputError, match=r"does not fit a network of this program.*--arch NAME"):
         checkpoint.load(tmp_path / "bare.pth")
     torch.save(content, tmp_path / "whole.pth")
     assert checkpoint.load(tmp_path / "whole.pth", "resnet18").network.arch == ARCH

@@ -399,6 +399,102 @@ def test_what_cannot_go_stays_and_it_is_said_why(case):
                     torch.randn(2, channels, 6, 6)) == 0  # fmt: skip
 
 
+def half(net: nn.Module, example: Tensor, x: Tensor | None = None) -> nn.Module:
+    """``net`` with half of its batch norms' channels silent, and slim: the answers are the same."""
+    view = slimmable(randomise(net.double()).eval(), example)
+    assert norms(view)
+    small = slim(net, kill(view, -1, 0, silent=True), example)
+    assert furthest(net, small, torch.randn_like(example).double() if x is None else x) < 1e-10
+    return small
+
+
+class Twofold(nn.Module):
+    """Layers, and weights of the head, that have two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn, self.conv2 = CONV(), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1, bias=False)
+        self.layers = nn.ModuleList([self.conv2, self.bn, self.conv1])
+        self.one, self.other = (nn.Linear(72, 5, bias=False) for _ in range(2))
+        self.other.weight = self.one.weight
+
+    def forward(self, x):
+        x = self.conv2(self.bn(self.conv1(x)).relu()).flatten(1)
+        return self.one(x) + 2 * self.other(x)
+
+
+def test_what_has_two_names_has_two_in_the_slim_network():
+    net, example = Twofold(), torch.zeros(2, 3, 6, 6)
+    small = half(net, example)
+    assert list(small.layers) == [small.conv2, small.bn, small.conv1]
+    assert small.other.weight is small.one.weight and small.conv2.bias is None
+    assert all(p.requires_grad for p in small.parameters())
+    with torch.no_grad():
+        net.bn.bias[net.bn.weight == 0] = 1  # its constant becomes a bias, with two names too
+    small = slim(net, [net.bn.weight != 0], example)
+    x = torch.randn(2, 3, 6, 6).double()
+    assert small.layers[0].bias is small.conv2.bias and furthest(net, small, x) < 1e-10
+
+
+class Words(nn.Module):
+    """Reads numbers of words, and asks for the whole shape of its maps."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.conv = nn.Embedding(9, 3), nn.Conv1d(3, 4, 3)
+        self.bn, self.fc = nn.BatchNorm1d(4), nn.Linear(20, 2)
+
+    def forward(self, x):
+        x = F.relu(self.bn(self.conv(self.words(x).transpose(1, 2))))
+        count, _, length = x.shape
+        return self.fc(x.reshape(count, -1)) / length
+
+
+def test_an_example_may_be_of_numbers():
+    half(Words(), torch.arange(7)[None], torch.randint(9, (3, 7)))
+
+
+class Scaled(nn.Module):
+    """Code that cannot be traced, and a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((1,), 2.0))
+
+    def forward(self, x):
+        x = self.scale * x
+        return x if x.sum() > 0 else -x
+
+
+def test_a_weight_that_is_read_in_code_that_cannot_be_traced_may_be_read_elsewhere():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.odd = chain(CONV(), nn.ReLU(), nn.Conv2d(4, 2, 1)), Scaled()
+
+        def forward(self, x):
+            return self.odd(self.net(x)) * self.odd.scale
+
+    half(Net(), torch.zeros(2, 3, 6, 6))
+
+
+def test_what_is_kept_from_training_or_from_gradients_stays_so():
+    net = chain(CONV(), *READ, nn.BatchNorm2d(2)).train()
+    net[4].eval()
+    net[0].weight.requires_grad_(False)
+    small = slim(net, [torch.tensor([True, False, True, True])], torch.zeros(2, 3, 6, 6))
+    assert [m.training for m in small] == [True, True, True, True, False]
+    assert [p.requires_grad for p in small.parameters()] == [False, *[True] * 7]
+
+
+@pytest.mark.parametrize("name", ["chains", "offsets"])
+def test_names_that_it_needs_itself_are_refused_in_one_line(name):
+    net = chain(CONV(), *READ)
+    net.add_module(name, nn.Identity())
+    with pytest.raises(ValueError, match=f"^the network has an attribute {name}: .*another name"):
+        slimmable(net, torch.zeros(1, 3, 6, 6))
+
+
 def test_a_batch_norm_that_is_not_called_stays():
     net = Own(lambda self, x: self.alone(x))
     stays = slimmable(net, torch.zeros(1, 4, 6, 6)).stays()

@@ -269,7 +269,7 @@ def test_the_fine_tuning_that_is_told_goes_as_the_training_did(
     slim = next(tmp_path.glob("*pruned.pth.tar"))
     assert told == trained.refining(slim)
     assert (told.method, told.epochs, told.warmup) == ("baseline", 2, 1)
-    assert "--no-cuda" in words
+    assert "--no-cuda" in words and "--workers" not in words
 
 
 def test_where_the_pictures_are_is_told_again(tmp_path, pictures, capsys):

@@ -111,6 +111,31 @@ def test_a_floor_goes_by_what_the_pruning_goes_by():
     assert masks([False] * 4 + [True, True, False, True], 0.5)[1] == [0, 1, 1, 0]
 
 
+def test_channels_that_go_together_count_by_the_smallest_and_stay_together():
+    gammas = [[0.1, 0.9, 0.8, 0.7], [0.6, 0.2, 0.7, 0.5], [0.3, 0.15, 1.0]]
+    layers = [norm(gamma) for gamma in gammas]
+    none = torch.zeros(11, dtype=torch.bool)
+
+    def kept(zeros: torch.Tensor, count: int, floor: float = 0.0) -> list[list[int]]:
+        masks = plan(layers, zeros, count, floor=floor, ties=[(0, 1)])
+        together = [masks[0] & masks[1], masks[2]]
+        return [mask.nonzero().flatten().tolist() for mask in together]
+
+    assert kept(none, 2) == [[1, 2, 3], [0, 1, 2]]
+    assert kept(none, 3) == [[1, 2, 3], [0, 2]]  # without ties 0.2 would be the third
+    assert kept(none, 5) == [[2, 3], [0, 2]]
+    assert kept(none, 11) == [[2], [2]]  # the same one of both
+    assert kept(none, 11, 0.5) == [[2, 3], [2]]
+    assert kept(none.index_fill(0, torch.tensor([2, 4, 5, 7]), True), 0) == [[2], [0, 1, 2]]
+    for bn, biases in zip(layers, [[0.0, 1.0, 2.0, 3.0], [4.0, 3.0, 5.0, 1.0]], strict=False):
+        bn.bias.data = torch.tensor(biases)
+        bn.weight.data.zero_()
+    zeros = none.index_fill(0, torch.arange(8), True)
+    assert kept(zeros, 0)[0] == [2]  # what comes last is what is read
+    # What only goes along is not small itself: what it emits then is folded.
+    assert plan([norm([0.0, 1.0]), norm([1.0, 1.0])], zeros[7:], ties=[(0, 1)])[1].all()
+
+
 @pytest.mark.parametrize(("arch", "depth"), [("vgg", 11), ("resnet", 11)])
 def test_filters_are_compared_by_their_norms_scaled_in_every_layer(arch, depth):
     torch.manual_seed(0)

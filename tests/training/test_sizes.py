@@ -96,6 +96,7 @@ def test_a_size_goes_from_the_run_to_all_that_follows(
 ) -> None:
     flags = [*NETWORK, "--size", 48, "--epochs", 1, "--normalise", "data", "--stream"]
     assert train(tmp_path, pictures, *flags, "-sr", "--workers", 0) == 0
+    assert capsys.readouterr().out.endswith("--workers 0 --no-cuda\n")  # what comes next
     path = made(tmp_path)
     given = checkpoint.load(path)
     assert given.size == given.settings.size == 48
@@ -110,6 +111,7 @@ def test_a_size_goes_from_the_run_to_all_that_follows(
 
     prune = ["--model", path, "--percent", 0.5, "--no-cuda", "--workers", 0]
     assert command(resnet_prune, *prune) == 0
+    assert capsys.readouterr().out.endswith("--workers 0 --no-cuda\n")
     (row,) = rows(tmp_path / "pruned_record.csv")
     assert int(row["flops"]) == flops[48]
     assert row["accuracy_before"] == record["test_accuracy"]
@@ -120,7 +122,6 @@ def test_a_size_goes_from_the_run_to_all_that_follows(
     percent = 100 * (1 - cost(small, 48).flops / flops[48])
     assert float(row["original_flops_pruned_percent"]) == pytest.approx(percent, abs=0.006)
 
-    capsys.readouterr()
     assert command(main, "--evaluate", path, "--no-cuda", "--workers", 0) == 0
     accuracy = float(record["test_accuracy"])
     assert f"test accuracy {accuracy:.2f} %" in capsys.readouterr().out

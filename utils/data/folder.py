@@ -151,6 +151,7 @@ def read_picture(file: Path) -> Image.Image:
     """The RGB picture in ``file``. Raises InputError, one line, where there is none."""
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of metadata: ImageNet has some that are damaged
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return _rgb(file)
     except Exception as error:  # Pillow raises of all kinds on damaged files

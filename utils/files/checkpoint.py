@@ -211,7 +211,8 @@ def load(path: Path, arch: str | None = None) -> Checkpoint:
         else:
             network = restore(to_compact(of_admm_programs(state)))
     except ValueError as error:
-        raise InputError(f"{path} does not fit a network of this program: {error}") from None
+        hint = "" if name else "; main.py --init takes one of torchvision's, with --arch NAME"
+        raise InputError(f"{path} does not fit a network of this program: {error}{hint}") from None
     cfg = ours.pop("cfg", network.model.cfg)
     if cfg != network.model.cfg and not (network.is_full and cfg == _left(network.model)):
         raise InputError(f"{path} contradicts itself: its cfg does not fit its weights")

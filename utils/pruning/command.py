@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from models import family
 from models.cost import cost
+from models.named import DEPTHS as NAMED
 from models.surgery import Slimmable, norms, slim, still_read, together, widened
 from utils import arguments
 from utils.atomic import check_writable
@@ -81,7 +82,6 @@ def parser(kind: str | None) -> argparse.ArgumentParser:
     for of_process in PROCESS:
         if of_process.name in ("test_batch_size", "workers"):
             of_process.add_to(p)
-    p.set_defaults(test_batch_size=None, workers=WORKERS)
     p.add_argument("--no-cuda", action="store_true", default=False, help="test on the CPU")
     return p
 
@@ -102,6 +102,8 @@ def prune(kind: str | None, argv: list[str] | None = None) -> None:
 
     model = given.network.model.eval()
     if args.layout == "released":
+        if arch in NAMED:
+            raise InputError(f"--layout released: the earlier programs know no {arch}")
         model = widened(model)  # all that those programs know
     layers, factors = list(norms(model).values()), given.factors
     if not layers:
@@ -115,7 +117,9 @@ def prune(kind: str | None, argv: list[str] | None = None) -> None:
         by = filter_sizes(model)
         if by.isinf().all():
             raise InputError(f"--criterion filters: no channel of a {arch} has its own filter")
-    choose = partial(plan, layers, sizes=by, floor=args.adjust)
+    names = list(norms(model))
+    ties = [[names.index(name) for name in tie] for tie in model.ties()]
+    choose = partial(plan, layers, sizes=by, floor=args.adjust, ties=ties)
     size = given.size
     count = channels_to_prune(args, model, size, int(by.isfinite().sum()), partial(choose, zeros))
 
@@ -131,7 +135,8 @@ def prune(kind: str | None, argv: list[str] | None = None) -> None:
     data = load({**known, **vars(args)}, given.norm)
     given.check_classes(data, path)
     device = pick_device(args.no_cuda)
-    tests = batches_of(data, "test", args.test_batch_size, device, workers=args.workers)
+    batch_size, workers = getattr(args, "test_batch_size", None), getattr(args, "workers", WORKERS)
+    tests = batches_of(data, "test", batch_size, device, workers=workers)
     labels, full_cost = tests.labels.cpu(), cost(model, size)
     before, of_masked, of_slim = (predict(each, tests) for each in (model, masked, written))
     settings, targeted = given.settings, (args.target_flops, args.target_params) != (None, None)
@@ -197,7 +202,7 @@ def prune(kind: str | None, argv: list[str] | None = None) -> None:
     if settings is not None:  # section 5.2: as the training went, but for the penalty
         precision = given.precision or settings.precision
         words += replace(settings, precision=precision).refine_argv()
-    told = {name: value for name, value in vars(args).items() if value}
+    told = {name: x for name, x in vars(args).items() if x is not None and x is not False}
     for name in [name for name in ("dataset", "data") if name in told]:
         words += FLAGS[name].argv(told[name])
     print(f"to fine-tune it: {command(*words, *said_again(told))}")

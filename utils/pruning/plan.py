@@ -18,6 +18,7 @@ def plan(
     count: int = 0,
     sizes: Tensor | None = None,
     floor: float = 0.0,
+    ties: Sequence[Sequence[int]] = (),
 ) -> list[Tensor]:
     """Masks: a bool tensor for each of the batch ``norms``, True where a channel is kept.
 
@@ -25,19 +26,32 @@ def plan(
     or smallest of other ``sizes``, zeros being the first. Whatever ties with the last of them goes
     with it. A layer keeps the share ``floor`` of its channels, and one, whatever that says: of
     those that should go, the largest ones or, if all γ are zero, the ones of the largest bias.
+
+    ``ties`` are the numbers of batch norms whose channels go together, in the order in which a
+    picture meets them: the smallest counts for all, and what a layer keeps, all of them keep.
     """
     gamma = torch.cat([bn.weight for bn in norms]).abs()
     sizes = gamma if sizes is None else sizes
     widths = [len(bn.weight) for bn in norms]
     by = torch.where(sizes.isfinite(), sizes, gamma).split(widths)  # to choose what stays
     sizes = sizes.masked_fill(zeros, 0)
-    threshold = sizes.kthvalue(count).values if count else -1.0
+    smallest = list(sizes.split(widths))
+    for tie in ties:
+        of_tie = torch.stack([smallest[i] for i in tie]).amin(0)
+        for i in tie:
+            smallest[i] = of_tie
+    threshold = torch.cat(smallest).kthvalue(count).values if count else -1.0
     masks = (~zeros & (sizes > threshold)).split(widths)
-    for bn, size, mask in zip(norms, by, masks, strict=True):
-        if (least := max(1, count_of(floor, len(mask)))) > mask.sum():
-            rank = bn.bias if is_zero(bn.weight).all() else size
-            rank = rank.masked_fill(mask, math.inf)
-            mask[rank.argsort(descending=True, stable=True)[:least]] = True
+    alone = ([i] for i in range(len(norms)) if not any(i in tie for tie in ties))
+    for layers in (*ties, *alone):
+        keep = torch.stack([masks[i] for i in layers]).all(0)
+        if (least := max(1, count_of(floor, len(keep)))) > keep.sum():
+            gammas = torch.stack([norms[i].weight for i in layers]).abs().amin(0)
+            size = torch.stack([by[i] for i in layers]).amin(0)
+            rank = norms[layers[-1]].bias if is_zero(gammas).all() else size
+            rank = rank.masked_fill(keep, math.inf)
+            for i in layers:
+                masks[i][rank.argsort(descending=True, stable=True)[:least]] = True
     return list(masks)
 
 
