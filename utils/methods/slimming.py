@@ -260,7 +260,9 @@ class ProximalSlimming(Method):
         if not zeros["xi"]:
             cap = MOST * recipe(arch, depth).lambda_
             enough = min(cap, max(self._enough(schedule, arch, depth), 2 * self.lambda_))
-            advice = f"--s {enough:.2g} would do" if enough > self.lambda_ else "more epochs would"
+            advice = (
+                f"--s {enough:.2g} would do" if enough > self.lambda_ else "more epochs would do"
+            )
             return f"no ξ is 0: λ = {self.lambda_:g} was too small for so short a run, {advice}"
         if collapse:
             return too_large(self.lambda_, collapse)

@@ -73,13 +73,13 @@ def draw(found: Sequence[Result]) -> Any:
     What trained on the same data as long shares a row, with the paper's where that trained so.
     Rows that only the paper has are drawn where there is no other.
     """
-    from matplotlib.lines import Line2D
-
     own = points_of(found)
     points = points_of_paper() + own
     rows = list(dict.fromkeys(point.where for point in own or points))
     points = [point for point in points if point.where in rows]
     figure, axes = style.subplots(len(rows), 1 + 3.4 * len(rows), sharey="row")
+    from matplotlib.lines import Line2D
+
     markers = dict(zip(dict.fromkeys(p.network for p in points), cycle("osD^vPX*"), strict=False))
     colours = {method: f"C{i}" for i, method in enumerate(dict.fromkeys(p.method for p in points))}
     for line, where in zip(axes, rows, strict=True):
