@@ -18,7 +18,7 @@ QUICK = ["--epochs", "8", "--batch-size", "8", "--deterministic", "--no-cuda"]
 # Channels die, and are cut, in the first epochs: so large a λ brings ξ to 0 in a few of an epoch's
 # four steps, and with little momentum γ follows within some dozen.
 DYING = ["-sr", "--arch", "resnet", "--depth", "11", "--s", "6", "--beta", "30"]
-DYING += ["--momentum", "0.3", "--epochs", "60"]
+DYING += ["--momentum", "0.3", "--epochs", "36"]
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -84,14 +84,21 @@ def assert_same(one: object, other: object) -> None:
 
 
 def kill_and_resume(
-    folder: Path, pictures: Path, flags: list[str], kills: int, moments: random.Random
+    folder: Path,
+    pictures: Path,
+    flags: list[str],
+    kills: int,
+    moments: random.Random,
+    whole: Path | None = None,
 ) -> None:
     """Kill a run ``kills`` times, resume it each time, and compare with one left alone.
 
-    A run that finishes before it is killed is compared, and another is begun.
+    That is in ``whole``, or trained first. A run that finishes before it is killed is compared, and
+    another is begun.
     """
-    whole = folder / "whole"
-    assert train(whole, pictures, *flags) == 0
+    if whole is None:
+        whole = folder / "whole"
+        assert train(whole, pictures, *flags) == 0
     done, finished = 0, 0
     while done < kills or finished == 0:
         parts = folder / f"parts{finished}"

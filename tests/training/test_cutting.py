@@ -4,6 +4,7 @@ import copy
 import functools
 import itertools
 import random
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -331,18 +332,26 @@ def channels_of(log: Path) -> list[int]:
     return [int(row["channels"]) for row in rows(log)]
 
 
-def test_a_run_that_cuts_writes_what_one_that_does_not_would(tmp_path, pictures, capsys):
+@pytest.fixture(scope="module")
+def cutting(tmp_path_factory, pictures) -> tuple[Path, str]:
+    """A run that cuts what dies: where it is, and what it said."""
+    folder = tmp_path_factory.mktemp("cutting")
+    process = start(folder, pictures, *DYING)
+    said, _ = process.communicate()
+    assert process.returncode == 0
+    return folder, said
+
+
+def test_a_run_that_cuts_writes_what_one_that_does_not_would(tmp_path, pictures, cutting):
     """Up to rounding: the files are as wide, and count and cost the same channels."""
-    cut, whole = tmp_path / "cut", tmp_path / "whole"
-    assert train(cut, pictures, *DYING) == 0
-    said = capsys.readouterr()
+    (cut, said), whole = cutting, tmp_path / "whole"
     assert train(whole, pictures, *DYING, "--keep-dead") == 0
     name = "proximal_seed1_resnet_11_folder"
     widths = channels_of(cut / f"{name}log.csv")
     assert len(set(widths)) > 2 and widths == sorted(widths, reverse=True)
     assert set(channels_of(whole / f"{name}log.csv")) == {widths[0]}
-    assert said.err.count("dead channels are cut") == len(set(widths)) - 1
-    assert "of the FLOPs that it takes at full width" in said.out
+    assert said.count("dead channels are cut") == len(set(widths)) - 1
+    assert "of the FLOPs that it takes at full width" in said
     one, other = (
         torch.load(folder / f"{name}checkpoint.pth.tar", weights_only=True)
         for folder in (cut, whole)
@@ -370,17 +379,16 @@ def test_whether_the_dead_are_kept_does_not_change_on_resuming(tmp_path, picture
 
 
 def test_a_run_killed_before_in_and_after_epochs_that_cut_is_the_uninterrupted_one(
-    tmp_path, pictures
+    tmp_path, pictures, cutting
 ):
-    kill_and_resume(tmp_path, pictures, DYING, 6, random.Random(0))
-    widths = channels_of(next((tmp_path / "whole").glob("*log.csv")))
+    kill_and_resume(tmp_path, pictures, DYING, 4, random.Random(0), cutting[0])
+    widths = channels_of(next(cutting[0].glob("*log.csv")))
     assert len(set(widths)) > 2, "it cuts at least twice"
 
 
-def test_a_run_stopped_where_it_cuts_is_the_uninterrupted_one(tmp_path, pictures):
+def test_a_run_stopped_where_it_cuts_is_the_uninterrupted_one(tmp_path, pictures, cutting):
     """Killed as soon as the line that says so is there: in the first epoch at the new width."""
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert train(whole, pictures, *DYING) == 0
+    whole, parts = cutting[0], tmp_path / "parts"
     stops = 0
     while True:
         process = start(parts, pictures, *DYING, "--resume", "auto")
@@ -399,8 +407,10 @@ def test_a_run_stopped_where_it_cuts_is_the_uninterrupted_one(tmp_path, pictures
 @pytest.mark.parametrize(
     "spoilt", ["a bias above 0", "γ", "ξ", "a whole layer", "too short", "no ξ"]
 )
-def test_a_cut_of_channels_that_are_not_dead_is_refused(spoilt, tmp_path, pictures, capsys):
-    assert train(tmp_path, pictures, *DYING) == 0
+def test_a_cut_of_channels_that_are_not_dead_is_refused(
+    spoilt, tmp_path, pictures, cutting, capsys
+):
+    shutil.copytree(cutting[0], tmp_path, dirs_exist_ok=True)
     path = tmp_path / "proximal_seed1_resnet_11_foldercheckpoint.pth.tar"
     content = torch.load(path, weights_only=True)
     channel = int(content["cut"][:16].logical_not().nonzero()[0])  # of layer1.0.bn1

@@ -200,7 +200,7 @@ def test_a_process_that_is_not_where_the_others_are_is_soon_lost(monkeypatch):
 
 
 def test_two_processes_cut_what_died_and_go_on_from_there_when_killed(tmp_path, pictures):
-    dying = ["--s", 6, "--beta", 30, "--momentum", 0.3, "--epochs", 60]
+    dying = ["--s", 6, "--beta", 30, "--momentum", 0.3, "--epochs", 36]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     said, _ = torchrun(whole, pictures, *dying).communicate(timeout=240)
     widths = [row["channels"] for row in rows(whole / "proximal_seed1_resnet_11_folderlog.csv")]

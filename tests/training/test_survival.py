@@ -12,7 +12,7 @@ from runs import QUICK, assert_same, assert_same_run, dies_at, kill_and_resume, 
 
 RESNET = ["--arch", "resnet", "--depth", "11", "-sr", "--s", "1", "--beta", "100"]
 NAME = "proximal_seed1_resnet_11_folder"
-KILLS = 5
+KILLS = 4
 
 
 def test_a_run_killed_at_random_moments_is_the_uninterrupted_one(tmp_path, pictures):

@@ -123,7 +123,12 @@ class Stream(Batches):
         """Have the pictures of these batches read ahead, and no others."""
         self._ahead.clear()
         self._told[:] = [where.numpy() for where in order]
-        self._ahead.append(iter(self._loader))
+        # A terminal sends SIGINT to all its processes: it is the training's from the fork on.
+        training = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            self._ahead.append(iter(self._loader))
+        finally:
+            signal.signal(signal.SIGINT, training)
 
     def _next(self) -> Tensor:
         try:
