@@ -28,8 +28,8 @@ from utils import console
 from utils.atomic import alone
 from utils.console import InputError, Progress, Signals, note
 from utils.data.batches import Batches
-from utils.data.datasets import Dataset, load
-from utils.data.stream import WORKERS, batches_of
+from utils.data.datasets import load
+from utils.data.stream import test_batches
 from utils.device import Execution, pick_device
 from utils.files.names import FOLDER
 from utils.files.start import Start, known_of
@@ -148,11 +148,6 @@ def test(start: Start, given: Mapping[str, Any], device: torch.device) -> None:
     model = execution.place(start.checkpoint.network.model)
     score = evaluate(model, tests, execution)
     print(f"{start.path}: test loss {score.loss:.4f}, {score}")
-
-
-def test_batches(data: Dataset, given: Mapping[str, Any], device: torch.device) -> Batches:
-    workers = given.get("workers", WORKERS)
-    return batches_of(data, "test", given.get("test_batch_size"), device, workers=workers)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -5,7 +5,7 @@ import gc
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 from weakref import WeakSet
 
@@ -47,6 +47,12 @@ def batches_of(
     if isinstance(getattr(data, part), Listing):
         return Stream(data, part, batch_size, device, seed, workers, share)
     return Batches(data, part, batch_size, device, seed)
+
+
+def test_batches(data: Dataset, given: Mapping[str, Any], device: torch.device) -> Batches:
+    """Those that a command tests on; what its flags did not say has its default."""
+    workers = given.get("workers", WORKERS)
+    return batches_of(data, "test", given.get("test_batch_size"), device, workers=workers)
 
 
 class Stream(Batches):
@@ -162,6 +168,6 @@ class _Reader:
 def _settle(worker: int) -> None:
     """As a process beside a training, which may have been forked from it."""
     gc.freeze()  # to look for garbage in what both share would copy it
-    # A terminal sends SIGINT to all its processes; the handler of SIGTERM is the training's.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # also where it was not forked: see Stream._read
+    # Else the handler would be the training's.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -20,7 +20,7 @@ from utils.atomic import check_writable
 from utils.console import InputError, note
 from utils.data.batches import Batches
 from utils.data.datasets import DATASETS, load
-from utils.data.stream import WORKERS, batches_of
+from utils.data.stream import test_batches
 from utils.device import pick_device
 from utils.files import checkpoint, records
 from utils.files.layouts import to_released
@@ -135,8 +135,7 @@ def prune(kind: str | None, argv: list[str] | None = None) -> None:
     data = load({**known, **vars(args)}, given.norm)
     given.check_classes(data, path)
     device = pick_device(args.no_cuda)
-    batch_size, workers = getattr(args, "test_batch_size", None), getattr(args, "workers", WORKERS)
-    tests = batches_of(data, "test", batch_size, device, workers=workers)
+    tests = test_batches(data, vars(args), device)
     labels, full_cost = tests.labels.cpu(), cost(model, size)
     before, of_masked, of_slim = (predict(each, tests) for each in (model, masked, written))
     settings, targeted = given.settings, (args.target_flops, args.target_params) != (None, None)
