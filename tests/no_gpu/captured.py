@@ -131,7 +131,7 @@ def bench(case: str) -> dict:
     """What the benchmark says of a step; torch's bindings know only the real runtime."""
     arch, depth = case.split(",")[0].split("-")
     bindings.cudaGraphGetNodes = lambda graph: (0, [], stand_ins.runtime.gpu_nodes())
-    ours = Ours(arch, int(depth), DATA, BATCH, GPU)
+    ours = Ours(arch, int(depth), DATA, BATCH, GPU, "proximal")
     for where in ours.run.step.batches.order(0)[:1]:
         ours.run.step.begin(0.1)
         ours.run.step.launch(where)

@@ -33,8 +33,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--compare", nargs=2, metavar=("FULL", "SLIM"), help=said)
     said = f"to train (default {' '.join(NETWORKS)})"
     p.add_argument("--networks", nargs="+", default=NETWORKS, metavar="ARCH-DEPTH", help=said)
-    said = "of what trains here; the reference's is always proximal slimming (default proximal)"
-    p.add_argument("--method", choices=METHODS, default=ProximalSlimming.name, help=said)
+    own = ProximalSlimming.name  # and the reference's
+    said = f"that trains here; the reference is always {own} (default {own})"
+    p.add_argument("--method", choices=METHODS, default=own, help=said)
     p.add_argument("--dataset", choices=IN_MEMORY, default="shapes", help="default shapes")
     p.add_argument("--data", metavar="DIR", help="where the data set is")
     said = f"pictures in an epoch (default {PICTURES}, on a GPU all)"

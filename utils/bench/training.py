@@ -27,7 +27,6 @@ from utils.data.datasets import Dataset, load
 from utils.device import be_deterministic, execution_for, fastest, pick_device, seconds
 from utils.files.names import Files
 from utils.flags.settings import Settings
-from utils.methods.slimming import ProximalSlimming
 from utils.paper.settings import BATCH_SIZE
 from utils.training.begin import fresh
 from utils.training.graph import Graphs, preserved
@@ -62,7 +61,7 @@ class Ours:
         data: Dataset,
         batch_size: int,
         device: torch.device,
-        method: str = ProximalSlimming.name,
+        method: str,
     ) -> None:
         known = {"arch": arch, "depth": depth, "batch_size": batch_size, "method": method}
         settings, files = Settings.of(known), Files(Path(), "bench")

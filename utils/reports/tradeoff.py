@@ -78,7 +78,7 @@ def draw(found: Sequence[Result]) -> Any:
     rows = list(dict.fromkeys(point.where for point in own or points))
     points = [point for point in points if point.where in rows]
     figure, axes = style.subplots(len(rows), 1 + 3.4 * len(rows), sharey="row")
-    from matplotlib.lines import Line2D
+    from matplotlib.lines import Line2D  # here, for :func:`style.subplots` says if it is missing
 
     markers = dict(zip(dict.fromkeys(p.network for p in points), cycle("osD^vPX*"), strict=False))
     colours = {method: f"C{i}" for i, method in enumerate(dict.fromkeys(p.method for p in points))}
