@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from models.surgery import norms
-from models.traced import Chains, Traced, adopt, trace
+from models.traced import Traced, adopt
+from models.tracing import Chains, trace
 
 # And how many layers they have.
 DEPTHS = {
