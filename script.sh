@@ -51,8 +51,7 @@ python_with() {
         refuse "$venv is broken: no python in it that runs pip; rm -r '$venv', and it is made again"
     if has "$python" "$1"; then return; fi
     echo "installing $1 into $venv: up to 5.4 GB (torch with CUDA), a minute on a fast line" >&2
-    # What is used is compiled when it is used: of torch that is a small part.
-    "$python" -m pip install --no-compile --disable-pip-version-check -r "$here/$1"
+    "$python" -m pip install --disable-pip-version-check -r "$here/$1"
 }
 
 # The paper's recipe for network $1 on data set $2, with a seed or not, and flags.

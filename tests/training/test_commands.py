@@ -26,7 +26,7 @@ LOG = (
     "epoch,lr,alpha,train_loss,objective,ns_objective,test_loss,test_accuracy,gamma_zeros,xi_zeros,"
     "train_seconds,test_seconds,change,channels,flops"
 ).split(",")
-SLIMMING = ["-sr", "--s", "10", "--beta", "100", "--momentum", "0", "--epochs", "20"]
+SLIMMING = ["-sr", "--s", "100", "--beta", "1000", "--momentum", "0", "--epochs", "10"]
 
 
 def command(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
@@ -60,8 +60,8 @@ def test_train_prune_and_refine(arch, depth, tmp_path, pictures, capsys):
     caller, tmp_path = tmp_path, tmp_path / save
     log = rows(tmp_path / f"{run}log.csv")
     assert list(log[0]) == LOG
-    assert [row["epoch"] for row in log] == [str(i) for i in range(1, 21)]
-    lrs = [0.1] * 10 + [0.01] * 5 + [0.001] * 5
+    assert [row["epoch"] for row in log] == [str(i) for i in range(1, 11)]
+    lrs = [0.1] * 5 + [0.01] * 2 + [0.001] * 3
     assert [float(row["lr"]) for row in log] == pytest.approx(lrs)
     assert all(float(row["alpha"]) == pytest.approx(1 / float(row["lr"])) for row in log)
     assert all(float(row["objective"]) >= float(row["train_loss"]) for row in log)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from models import build_model
-from runs import QUICK, ROOT, assert_same_run, rows
+from runs import DYING, QUICK, ROOT, assert_same_run, rows
 from utils.data.batches import Batches
 from utils.data.datasets import load_dataset
 from utils.methods.sas_admm import SasAdmm
@@ -200,17 +200,16 @@ def test_a_process_that_is_not_where_the_others_are_is_soon_lost(monkeypatch):
 
 
 def test_two_processes_cut_what_died_and_go_on_from_there_when_killed(tmp_path, pictures):
-    dying = ["--s", 6, "--beta", 30, "--momentum", 0.3, "--epochs", 36]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    said, _ = torchrun(whole, pictures, *dying).communicate(timeout=240)
+    said, _ = torchrun(whole, pictures, *DYING).communicate(timeout=240)
     widths = [row["channels"] for row in rows(whole / "proximal_seed1_resnet_11_folderlog.csv")]
     assert len(set(widths)) > 2, said
-    process = torchrun(parts, pictures, *dying)
+    process = torchrun(parts, pictures, *DYING)
     kill_at(process, r"epoch \d+: \d+ dead channels are cut", 1, parts)
     said, _ = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "SIGKILL" in said or "lost one another" in said
-    said, _ = torchrun(parts, pictures, *dying, "--resume", "auto").communicate(timeout=240)
+    said, _ = torchrun(parts, pictures, *DYING, "--resume", "auto").communicate(timeout=240)
     assert "going on with" in said
     assert_same_run(whole, parts)
 
