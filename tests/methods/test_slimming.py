@@ -67,9 +67,9 @@ def test_dead_channels_arrive_at_exactly_zero(alpha, beta):
     """ξ = 0 and no gradient: γ shrinks by α/(α + β) a step and must not stick at a subnormal."""
     assert torch.tensor(1e-40).item() > 0, "this test means nothing where subnormals are flushed"
     method = ProximalSlimming(network(), 100.0, beta)  # so large a λ keeps ξ at 0
-    method.gamma.fill_(0.3)
+    method.gamma.fill_(1e-30)
     method.xi.zero_()
-    steps = int(np.log(0.3 / 1e-38) / np.log1p(beta / alpha)) + 10
+    steps = int(np.log(1e-30 / 1e-38) / np.log1p(beta / alpha)) + 10
     for _ in range(steps):
         method.on_step(alpha)
     assert method.gamma.tolist() == [0.0] * 9
