@@ -346,6 +346,16 @@ def test_lp_slimmings_published_rows_and_ours_below_their_network(tmp_path, caps
         assert len(list(csv.reader(file))) == len(rows) - 1
 
 
+def test_lp_slimming_of_other_networks_stands_below_by_mask(tmp_path, capsys):
+    for mask in ("z", "gamma"):
+        run = {"percent": 0.5, "mask": mask, "slim": 60.0}
+        recorded.run(tmp_path, "resnet-basic", 20, "lp-admm", 1, **run)
+    rows = [row for row in cells(show(capsys, tmp_path, "--only", "lp")) if "basic-20" in row[0]]
+    assert [row[0] for row in rows] == ["ResNet-basic-20 on cifar10"] * 2
+    assert ["--mask z, --percent 0.5" in row[1] for row in rows] == [True, False]
+    assert "--mask gamma, --percent 0.5" in rows[1][1]
+
+
 def test_other_criteria_and_floors_are_not_the_papers_prunings(tmp_path, capsys):
     run = {"s": 1e-4, "percent": 0.74}
     recorded.run(tmp_path, "vgg", 19, "subgradient", 1, **run, slim=10.5)

@@ -22,20 +22,22 @@ Ours: mean ± standard deviation over n seeds, FLOPs and parameters in the paper
 # What a line has of a pruning, by column of its record; the fine-tuning stands behind the second.
 SHOWN = ("accuracy_before", "accuracy_slim", "", "paper_flops_pruned_percent",
          "paper_parameters_pruned_percent")  # fmt: skip
-HOW = {"target_flops": "--target-flops", "target_params": "--target-params",
+HOW = {"mask": "--mask", "target_flops": "--target-flops", "target_params": "--target-params",
        "percent": "--percent", "criterion": "--criterion", "adjust": "--adjust"}  # fmt: skip
+PUBLISHED = {network: name for name, network in lp.NETWORKS.items()}
 
 
 class Line(NamedTuple):
     """What the runs of a line share."""
 
-    network: tuple[str, int, str]
+    network: str
     told: str  # how they were trained and pruned
     tuned: str  # and fine-tuned
 
 
 def table(found: Iterable[Result]) -> tuple[str, list[list[str]]]:
-    """Title and note, and lines: every published row, and below a network's all that we pruned."""
+    """Title and note, and lines: every published row, below a network's all that we pruned of it,
+    and what we pruned of other networks."""
     ours: dict[Line, list[list[str]]] = defaultdict(list)
     for run in found:
         if run.settings.method == lp.METHOD:
@@ -43,15 +45,15 @@ def table(found: Iterable[Result]) -> tuple[str, list[list[str]]]:
                 line, values = _line(run, pruning)
                 ours[line].append(values)
     lines = [COLUMNS]
-    for name, network in lp.NETWORKS.items():
-        for claim in lp.CLAIMS[name]:
+    for name in dict.fromkeys([*lp.NETWORKS, *(line.network for line in ours)]):
+        for claim in lp.CLAIMS.get(name, ()):
             top5 = "" if claim.top5 is None else f" ({claim.top5:.2f})"
             parameters = "—" if claim.parameters is None else f"{claim.parameters:.1f}"
             sizes = f"{claim.accuracy:.2f}{top5}", f"{claim.flops:.1f}", parameters
             how = "—" if claim.epochs is None else f"{claim.schedule}, {claim.epochs} epochs"
             lines.append([name, "published", f"{lp.BASE.get(name, '—')}", "—", *sizes, how])
         for line, runs in ours.items():
-            if line.network == network:
+            if line.network == name:
                 cells = [mean(list(column)) for column in zip(*runs, strict=True)]
                 lines.append([name, f"ours, n = {len(runs)}: {line.told}", *cells, line.tuned])
     return f"## {TITLE}\n\n{NOTE}", lines
@@ -61,10 +63,11 @@ def _line(run: Result, pruning: Row) -> tuple[Line, list[str]]:
     """Where a pruning stands, and its cells; with its last fine-tuning."""
     group, variant = run.experiment
     how = [f"{word} {pruning[name]}" for name, word in HOW.items() if pruning.get(name)]
+    network = PUBLISHED.get(group[:3], f"{group.network} on {group.dataset}")
     told = ", ".join([*group.terms, *words(variant.options), *how])
     refine = next(reversed(run.refined(pruning)), None)
     tuned = ", ".join(refine.experiment[0].terms) if refine else "—"
     accuracy = refine.row["test_accuracy"] if refine else ""
     cells = [pruning[name] if name else accuracy for name in SHOWN]
     cells = [f"{float(cell):.2f}" if cell else "" for cell in cells]
-    return Line((group.arch, group.depth, group.dataset), told, tuned), cells
+    return Line(network, told, tuned), cells
