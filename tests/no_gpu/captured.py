@@ -118,8 +118,8 @@ def training(case: str) -> dict:
     seen: list[dict[str, int]] = []
     with TemporaryDirectory() as folder:
         run = make(case, Path(folder))
-        dead = run.step.method.dead
-        run.step.method.dead = lambda optimizer, lr: dead(optimizer, lr).zero_()
+        dead, none = run.step.method.dead, torch.zeros(len(run.cut), dtype=torch.bool).to(GPU)
+        run.step.method.dead = lambda optimizer, lr: (dead(optimizer, lr), none)[1]
         torch.Tensor.tolist, Run.cut_dead = made_up, begins
         runs.WRITES = 1e9  # only when the learning rate drops, and at the end
         main.train(run, {"log_interval": 2}, [])
