@@ -50,7 +50,7 @@ python_with() {
     "$python" -m pip --version >/dev/null 2>&1 ||
         refuse "$venv is broken: no python in it that runs pip; rm -r '$venv', and it is made again"
     if has "$python" "$1"; then return; fi
-    echo "installing $1 into $venv: up to 5.4 GB (torch with CUDA), a minute on a fast line" >&2
+    echo "installing $1 into $venv: up to 5.4 GB (torch with CUDA), two minutes on a fast line" >&2
     "$python" -m pip install --disable-pip-version-check -r "$here/$1"
 }
 

@@ -126,7 +126,7 @@ def test_shares_cover_a_batch_and_their_weights_make_its_mean(count, size):
 
 
 def test_when_the_first_process_is_killed_the_job_ends_and_the_run_can_go_on(tmp_path, pictures):
-    """The second one: below."""
+    """The second one is, where it cuts, in a test below."""
     process = torchrun(tmp_path, pictures, "--epochs", 500)
     kill_at(process, "epoch 2/500: lr", 0, tmp_path)
     killed = time.monotonic()
