@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -34,6 +35,14 @@ def train(folder: Path, pictures: Path, *more: object) -> int:
         more = ["--dataset", "folder", "--data", pictures, *more]
     argv = [*QUICK, "--save", folder, *more]
     return console.run(main.main, [str(arg) for arg in argv])
+
+
+def command(program: ModuleType, *args: object) -> int | str | None:
+    """Run a program in process; its exit status."""
+    try:
+        return console.run(program.main, list(map(str, args)))
+    except SystemExit as stop:  # argparse
+        return stop.code
 
 
 def start(folder: Path, pictures: Path, *more: object, **options: object) -> subprocess.Popen:

@@ -14,7 +14,7 @@ import densenet_prune
 import main
 import resnet_prune
 import vgg_prune
-from utils import console
+from runs import command
 
 ROOT = Path(main.__file__).parent
 PRUNE = {"vgg": vgg_prune, "resnet": resnet_prune, "densenet": densenet_prune}
@@ -29,13 +29,6 @@ READERS = {
 CHECKPOINT = "checkpoint.pth.tar"
 # Whatever is not refused ends soon, with or without a GPU.
 QUICK = "--epochs 1 --precision fp32 --no-cuda".split()
-
-
-def command(program: ModuleType, *args: object) -> int | str | None:
-    try:
-        return console.run(program.main, list(map(str, args)))
-    except SystemExit as stop:  # argparse
-        return stop.code
 
 
 class Workshop(NamedTuple):

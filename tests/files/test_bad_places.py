@@ -9,7 +9,8 @@ import pytest
 
 import main
 import resnet_prune
-from workshop import PRUNE, Refused, Workshop, command
+from runs import command
+from workshop import PRUNE, Refused, Workshop
 
 
 def _a_file(place: Path) -> str:

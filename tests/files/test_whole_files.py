@@ -16,10 +16,11 @@ import pytest
 import torch
 
 import main
+from runs import command
 from utils.atomic import replacing
 from utils.console import InputError
 from utils.files import checkpoint, records
-from workshop import ROOT, Workshop, command, error_line
+from workshop import ROOT, Workshop, error_line
 
 COLUMNS = ["epoch", "text"]
 

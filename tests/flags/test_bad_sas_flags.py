@@ -3,8 +3,9 @@
 import pytest
 
 import main
+from runs import command
 from utils import export
-from workshop import Refused, Workshop, command
+from workshop import Refused, Workshop
 
 FLAGS = {
     "--prune-ratio 0.85": "--prune-ratio needs --refine",

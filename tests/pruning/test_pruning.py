@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models import ARCHITECTURES, build_model, family, full_cfg, restore
-from models.surgery import norms
+from models.surgery import norms, put_back, whereabouts
 from utils.methods.base import batch_norms, count_of, is_zero
 from utils.pruning.plan import apply_plan, filter_sizes, plan
 
@@ -367,3 +367,21 @@ def test_on_maps_that_are_all_border_folding_is_exact_in_the_mean():
     assert whole.shape[-1] == 2
     torch.testing.assert_close(slim.mean((2, 3)), whole.mean((2, 3)), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(slim, whole, atol=1e-3)
+
+
+@pytest.mark.parametrize(("arch", "depth"), NETWORKS)
+def test_what_is_cut_can_be_put_back(arch, depth):
+    torch.manual_seed(0)
+    model = build_model(arch, depth, 10)
+    masks = [torch.rand(bn.num_features) < 0.5 for bn in norms(model).values()]
+    for mask in masks:
+        mask[0] = True
+    index, before = whereabouts(model, masks), copy.deepcopy(model.state_dict())
+    part = {k: v[index[k]] + 1 for k, v in before.items()}
+    small = SLIM[arch](model, masks).state_dict()
+    assert part.keys() >= {key for key in small if not key.endswith("select.index")}
+    put_back(part, model.state_dict(), index)
+    for key, value in model.state_dict().items():
+        there = torch.zeros_like(value, dtype=torch.bool)
+        there[index[key]] = True
+        assert torch.equal(value, torch.where(there, before[key] + 1, before[key]))

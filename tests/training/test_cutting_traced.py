@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_cutting import LR, Trainer, furthest
+from test_dead import LR, Trainer, furthest
 from torch import Tensor, nn
 
 from models.surgery import norms

@@ -15,14 +15,14 @@ from models import build_model
 from models.cost import cost
 from models.resnet_basic import ResNetBasic
 from own_pictures import save
-from runs import assert_same, assert_same_run, kill_and_resume, rows, start, train
+from runs import assert_same, assert_same_run, command, kill_and_resume, rows, start, train
 from utils import export
 from utils.data.datasets import CIFAR_NORM, IMAGENET_NORM, load_dataset
 from utils.data.stream import batches_of
 from utils.device import Execution
 from utils.files import checkpoint
 from utils.training.step import evaluate
-from workshop import Refused, Workshop, command
+from workshop import Refused, Workshop
 
 NETWORK = ["--arch", "resnet-basic", "--depth", 8, "--batch-size", 16]
 
