@@ -215,7 +215,14 @@ def slim(
     exactly but at the border of 3×3 convolutions. Where they emit 0, both networks compute the
     same. A mask chooses what is read of a residual or dense stream; the stream keeps its width, or
     what :func:`still_read` says of these masks if that is given as ``read``.
+
+    Raises ValueError where the masks are not those of its batch norms whose channels can go.
     """
+    if [*map(len, masks)] != [bn.num_features for bn in norms(model).values()]:
+        raise ValueError(
+            "these are not masks of the network's batch norms whose channels can go: what made them"
+            " (a method, say) must be given the same network, or the same view of it"
+        )
     device = next(model.parameters()).device
     masks = [mask.to(device) for mask in masks]
     read = {name: mask.to(device) for name, mask in read.items()}
@@ -287,7 +294,10 @@ def offset(conv: Convolution, constants: Tensor, size: Sequence[int] = ()) -> Te
 
     Where maps of ``size`` are nothing but border, the mean over the map instead.
     """
-    if any(pixels < kernel for pixels, kernel in zip(size, conv.kernel_size, strict=False)):
+    padding = [0] * len(size) if isinstance(conv.padding, str) else conv.padding  # the stride is 1
+    axes = zip(size, conv.kernel_size, conv.stride, padding, conv.dilation, strict=False)
+    # −p mod s: where the first output that begins inside the map does.
+    if any(-p % s + d * (k - 1) >= pixels for pixels, k, s, p, d in axes):
         maps = constants[:, *[None] * len(size)].expand(-1, *size)[None]
         return (conv(maps) - conv(torch.zeros_like(maps))).flatten(2).mean((0, 2))
     inside = conv.weight.flatten(2).sum(2)  # [out_channels, in_channels / groups]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models import surgery
 from models.surgery import AnyBatchNorm, Slimmable, State, Wiring, norms, offset
-from models.tracing import Chains, trace
+from models.tracing import Chains, copied, trace
 from models.weights import Convolution
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -83,7 +83,7 @@ class Traced(Slimmable):
             else torch.empty_like(x, device="meta")
             for x in (tensors[name] for name in self.state_dict() if name in tensors)
         }
-        small = copy.deepcopy(self, empty)
+        small = copied(self, empty)
         full = {name: bn.num_features for name, bn in norms(self).items()}
         width = dict(zip(full, widths, strict=True))
         for tie in self.ties():

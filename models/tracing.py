@@ -12,7 +12,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from models.surgery import AnyBatchNorm, Wiring
 from models.weights import Convolution
 
+Copied = TypeVar("Copied", bound=nn.Module)
 ACTIVATIONS: dict[Any, Callable[[Tensor], Tensor]] = {
     **dict.fromkeys((nn.ReLU, F.relu, torch.relu, torch.relu_, "relu", "relu_"), F.relu),
     **dict.fromkeys((nn.ReLU6, F.relu6), F.relu6),
@@ -124,12 +125,22 @@ class _Sizes(fx.Interpreter):
         return result
 
 
+def copied(model: Copied, memo: Mapping[int, Any]) -> Copied:
+    """A deep copy; ``memo`` has what of it is copied already, by ``id``.
+
+    What the code of ``model`` kept of a forward pass is copied without its history.
+    """
+    kept = (x for module in model.modules() for x in vars(module).values())
+    history = {id(x): x.detach().clone() for x in kept if isinstance(x, Tensor) and not x.is_leaf}
+    return copy.deepcopy(model, {**memo, **history})
+
+
 class _Graph:
     """A network's code as it was traced, with an example."""
 
     def __init__(self, model: nn.Module, example: Tensor, training: bool) -> None:
         # The code may keep what it is given, and may count: it is run in a copy.
-        taking = _Taking(copy.deepcopy(model)).train(training)
+        taking = _Taking(copied(model, {})).train(training)
         tracer = _Tracer()
         self.graph = tracer.trace(taking)
         self.opaque = tracer.opaque
@@ -198,6 +209,8 @@ class _Graph:
             raise Stays(f"{name} is called {many}")
         if target in self.read or any(self.owners[id(p)] > 1 for p in module.parameters()):
             raise Stays(f"the weights of {name} are used elsewhere, too")
+        if target not in self.node:  # called in it by another name
+            raise Stays(f"{name} is called in code that cannot be traced")
         if isinstance(self.kind(self.node[target]), str):
             raise Stays(f"{name} has hooks")
         return self.node[target]
@@ -245,7 +258,7 @@ class _Graph:
             options = vars(self.modules[user.target]) if module else user.kwargs
             divides = options.get("divisor_override") is not None or len(user.args) > 6
             return len(before) == POOLS[kind] + 2 and not divides
-        if kind in MEANS:
+        if kind in MEANS and user.all_input_nodes == [at]:  # no axis that is computed
             axes: Any = user.kwargs.get("dim", user.args[1] if len(user.args) > 1 else None)
             axes = () if axes is None else (axes,) if isinstance(axes, int) else axes
             return len(before) > 2 and {a % len(before) for a in axes} == {*range(2, len(before))}

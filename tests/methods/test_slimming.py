@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from utils.methods.base import Method
+from utils.methods.lp_admm import LpAdmm
 from utils.methods.penalties import soft_threshold
 from utils.methods.slimming import ProximalSlimming, Subgradient, shrinkage
 
@@ -24,6 +25,23 @@ def reference_step(gamma, xi, alpha, beta, lambda_):
     gamma = (alpha * gamma + beta * xi) / (alpha + beta)
     mean = (alpha * xi + beta * gamma) / (alpha + beta)
     return gamma, np.sign(mean) * np.maximum(0, np.abs(mean) - lambda_ / (alpha + beta))
+
+
+@pytest.mark.parametrize("frozen", [[], [1], [1, 4]])
+@pytest.mark.parametrize("kind", [Subgradient, LpAdmm])
+def test_a_gamma_that_is_frozen_gets_no_gradient(kind, frozen):
+    model = network()
+    for i in frozen:
+        model[i].weight.requires_grad_(False)
+    method = kind(model, 0.1)
+    if kind is LpAdmm:
+        method.z += 1
+    model(torch.randn(2, 3, 4, 4)).sum().backward()
+    before = [None if w.grad is None else w.grad.clone() for w in method.weights]
+    method.on_gradient()
+    for i, weight, old in zip((1, 4), method.weights, before, strict=True):
+        assert (weight.grad is None) == (i in frozen)
+        assert i in frozen or (weight.grad != old).all()
 
 
 def test_soft_threshold_is_the_papers_operator():

@@ -118,6 +118,48 @@ def test_what_cannot_go_stays_and_it_is_said_why(case):
                     torch.randn(2, channels, 6, 6)) == 0  # fmt: skip
 
 
+class Unseen(nn.Module):
+    """Calls a layer that has another name, too, in code that cannot be traced."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x) if x.sum() > 0 else self.layer(-x)
+
+
+def test_what_is_called_by_another_name_where_it_is_not_seen_stays():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = chain(nn.Conv2d(2, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+            self.first = chain(CONV(), *READ)
+            self.outer = Unseen(self.inner)
+
+        def forward(self, x):
+            return self.outer(self.first(x))
+
+    stays = slimmable(Net(), torch.zeros(1, 3, 6, 6)).stays()
+    assert stays == {"inner.1": "inner.1 is called in code that cannot be traced"}
+
+
+def test_a_mean_over_an_axis_that_is_computed_is_not_gone_through():
+    net = Own(lambda self, x: self.net[2](self.net[1](self.net[0](x))).mean(x.dim() - 1))
+    assert "'mean' reads it" in slimmable(net, torch.zeros(1, 3, 6, 6)).stays()["net.1"]
+
+
+def test_what_the_code_keeps_of_a_forward_pass_is_no_hindrance():
+    def keeps(self, x):
+        self.maps = self.net[1](self.net[0](x))
+        return self.net[3](self.net[2](self.maps))
+
+    net, example = Own(keeps), torch.zeros(2, 3, 6, 6)
+    net(example)
+    assert not net.maps.is_leaf
+    half(net, example)
+
+
 class Words(nn.Module):
     """Reads numbers of words, and asks for the whole shape of its maps."""
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models import ARCHITECTURES, build_model, family, full_cfg, restore
-from models.surgery import norms, put_back, whereabouts
+from models.surgery import norms, offset, put_back, whereabouts
 from utils.methods.base import batch_norms, count_of, is_zero
 from utils.pruning.plan import apply_plan, filter_sizes, plan
 
@@ -385,3 +385,33 @@ def test_what_is_cut_can_be_put_back(arch, depth):
         there = torch.zeros_like(value, dtype=torch.bool)
         there[index[key]] = True
         assert torch.equal(value, torch.where(there, before[key] + 1, before[key]))
+
+
+@pytest.mark.parametrize("padding", [0, 1, 2])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("pixels", range(2, 9))
+def test_a_constant_is_folded_as_an_output_feels_it_whose_taps_are_all_inside_or_else_in_the_mean(
+    padding, stride, dilation, pixels
+):
+    torch.manual_seed(0)
+    how = {"padding": padding, "stride": stride, "dilation": dilation, "bias": False}
+    conv, constants = nn.Conv2d(3, 4, 3, **how), torch.rand(3)
+    if pixels + 2 * padding < 2 * dilation + 1:
+        return  # there is no output
+    with torch.no_grad():
+        out = conv(constants[:, None, None].expand(3, pixels, pixels)[None])[0]
+        taps = nn.Conv2d(1, 1, 3, **how)
+        taps.weight.fill_(1)
+        whole = taps(torch.ones(1, 1, pixels, pixels))[0, 0] == 9
+        expected = out[:, whole][:, 0] if whole.any() else out.mean((1, 2))
+        torch.testing.assert_close(offset(conv, constants, (pixels, pixels)), expected)
+
+
+def test_masks_of_other_batch_norms_are_refused_in_one_line():
+    model = build_model("resnet", 11, 10)
+    masks = [torch.ones(bn.num_features, dtype=torch.bool) for bn in batch_norms(model)]
+    for wrong in (masks[1:], [masks[0][:1], *masks[1:]]):
+        with pytest.raises(ValueError, match=r"^these are not masks of .*") as raised:
+            SLIM["resnet"](model, wrong)
+        assert "\n" not in str(raised.value)

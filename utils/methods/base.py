@@ -183,6 +183,14 @@ class Method:
         """What to try where a training with learning rate ``lr`` diverged."""
         return f"try a smaller --lr than {lr:g}"
 
+    def add_to_gradients(self, flat: Tensor, scale: float) -> None:
+        """Add ``scale`` times ``flat``, as long as γ, to the gradients of γ that there are."""
+        parts = zip(self.weights, self.split(flat), strict=True)
+        pairs = [(w.grad, part) for w, part in parts if w.grad is not None]  # none where frozen
+        if pairs:
+            gradients, added = zip(*pairs, strict=True)
+            torch._foreach_add_(gradients, added, alpha=scale)
+
     def set_(self, target: Tensor, value: Tensor) -> None:
         """``target`` becomes ``value``, unless the training is halted."""
         torch.where(self.halted > 0, target, value, out=target)

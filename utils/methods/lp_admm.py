@@ -108,9 +108,7 @@ class LpAdmm(Method):
     def on_gradient(self) -> None:
         self.check_views()
         # ∇γ of ρ/2·‖γ − z + u‖²; SGD's momentum is over it too.
-        coupling = (self.gamma - self.z).add_(self.u)
-        grads = [w.grad for w in self.weights if w.grad is not None]
-        torch._foreach_add_(grads, self.split(coupling), alpha=self.rho)
+        self.add_to_gradients((self.gamma - self.z).add_(self.u), self.rho)
 
     @torch.no_grad()
     def on_step(self, alpha: float) -> None:

@@ -25,7 +25,7 @@ LAMBDA = "λ, the weight of the penalty φ"
 BETA = "β, the weight of the quadratic penalty"
 EVERY = "update ξ after every mini-batch (default), or as Algorithm 1 is printed"
 INIT = "ξ starts uniform in this range (default 0.47 0.50; fine-tuning: ξ = γ)"
-KEEP = "train channels on that have died: the same result, later (default: cut them out)"
+KEEP = "train on channels that have died: the same but for rounding, later (default: cut them)"
 
 
 def lambda_flag(default: Callable[[str, int], float]) -> Flag:
@@ -80,9 +80,8 @@ class Subgradient(Method):
     def on_gradient(self) -> None:
         self.check_views()
         # (3b): the subgradient of λ‖γ‖₁, or of λφ(γ), 0 where γ = 0.
-        grads = [w.grad for w in self.weights if w.grad is not None]
         subgradient = self.gamma.sign() * self.phi.slope(self.gamma.abs())
-        torch._foreach_add_(grads, self.split(subgradient), alpha=self.lambda_)
+        self.add_to_gradients(subgradient, self.lambda_)
 
     def figures(self, loss: float) -> dict[str, float]:
         return {
