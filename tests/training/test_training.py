@@ -124,6 +124,24 @@ def test_where_capture_fails_the_run_is_none_the_worse(capsys, monkeypatch):
     assert all(map(torch.equal, step.state(), plain.state()))
 
 
+def test_what_a_capture_that_fails_halfway_recorded_is_no_gradient(monkeypatch):
+    step, plain = make_step(), make_step()
+
+    def fails_halfway(work):
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setattr(step.method, "on_step", lambda alpha: 1 / 0)
+            work()
+        assert step.model.conv1.weight.grad is not None
+        raise RuntimeError("no graphs here")
+
+    monkeypatch.setattr(graph, "capture", fails_halfway)
+    step.launch = Graphs(step)
+    for each in (step, plain):
+        for where in each.batches.order(0):
+            each.launch(where)
+    assert all(map(torch.equal, step.state(), plain.state()))
+
+
 def test_what_a_failed_capture_would_leave_is_seen(monkeypatch):
     """The control of the test above: without putting back, the two differ."""
     monkeypatch.setattr(graph, "capture", fails_late)

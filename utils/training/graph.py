@@ -37,21 +37,25 @@ class Graphs:
             self.captured, self.alpha = {}, self.step.alpha
         size = where.shape[1]
         if size not in self.captured:
-            try:
-                self.captured[size] = self._capture(where)
-            except Exception as error:  # of any kind: the plain step needs no graph
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                note(
-                    f"note: the step could not be captured as a graph ({reason}): going on without"
-                )
-                self.captured, self.step.launch = {}, self.step.eager
-                self.step.eager(where)
-                return
+            self._capture(where)
+        if size not in self.captured:  # here, where the memory of what failed is free again
+            self.step.eager(where)
+            return
         static, graph = self.captured[size]
         static.copy_(where)
         graph.replay()
 
-    def _capture(self, where: Tensor) -> tuple[Tensor, torch.cuda.CUDAGraph]:
+    def _capture(self, where: Tensor) -> None:
         static = where.clone()
-        with preserved(self.step.state()):
-            return static, capture(lambda: self.step.eager(static))
+        # What is drawn on the device (dropout) is the same whether a step was captured or not.
+        devices = [where.device] if where.is_cuda else []
+        try:
+            with torch.random.fork_rng(devices), preserved(self.step.state()):
+                graph = capture(lambda: self.step.eager(static))
+        except Exception as error:  # of any kind: the plain step needs no graph
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            note(f"note: the step could not be captured as a graph ({reason}): going on without")
+            self.captured, self.step.launch = {}, self.step.eager
+            self.step.model.zero_grad()  # what was recorded halfway was never computed
+        else:
+            self.captured[where.shape[1]] = static, graph
