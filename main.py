@@ -180,6 +180,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     settings = start.settings(given)
     if "seeds" in given:
+        load(settings.values(), start.norm(settings))  # downloaded once, before several would
         named = "name" in given or settings.refine is not None
         run_seeds(argv, settings.name if named else None, "no_cuda" in given)
         return

@@ -42,6 +42,16 @@ def test_a_reader_that_leaves_ends_it_without_a_word(line, stream):
     assert process.returncode == 141
 
 
+def test_an_operation_that_is_not_deterministic_is_named(capsys):
+    def main(argv):
+        reason = "f_cuda does not have a deterministic implementation"
+        raise RuntimeError(f"{reason}, but you set 'torch.use_deterministic_algorithms(True)'. ...")
+
+    assert console.run(main) == 2
+    said = "error: f_cuda does not have a deterministic implementation: leave out --deterministic"
+    assert capsys.readouterr().err.startswith(said)
+
+
 def test_what_is_printed_last_counts_too():
     """A few lines stay in Python's buffer until the end."""
     few = PRINTS.format(line=TO_OUT).replace("100_000", "10")

@@ -82,7 +82,7 @@ def _status(main: Callable[[list[str] | None], None], argv: list[str] | None) ->
         return 128 + signal.SIGINT
     except (InputError, Diverged, Lost, OSError) as error:  # OSError: a disk full or gone
         message, status = str(error), getattr(error, "status", 2)
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, ValueError) as error:
         said = "out of memory|can't allocate memory|not enough memory"  # by torch
         if isinstance(error, MemoryError) or re.search(said, str(error)):
             message = (
@@ -94,7 +94,16 @@ def _status(main: Callable[[list[str] | None], None], argv: list[str] | None) ->
             reason = str(error).strip().splitlines()[-1]
             message = f"a process that reads pictures is gone ({reason}): try fewer --workers"
             status = 1
-        elif int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        elif "deterministic implementation" in str(error):  # of an operation of a user's network
+            reason = str(error).partition(",")[0]
+            message, status = f"{reason}: leave out --deterministic, or train on the CPU", 2
+        elif "more than 1 value per channel" in str(error):  # a batch norm, of maps of one pixel
+            message = (
+                "a batch of one picture cannot be normalised: choose another --batch-size, of which"
+                " the last batch has more, or a larger --size"
+            )
+            status = 2
+        elif isinstance(error, ValueError) or int(os.environ.get("WORLD_SIZE", 1)) == 1:
             raise
         else:
             message, status = f"the processes lost one another ({error})", 1

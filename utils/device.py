@@ -155,11 +155,13 @@ def execution_for(network: Network, precision: str, device: torch.device) -> Exe
     return Execution(device, precision, not (slim_resnet and precision == "fp32"))
 
 
-def fastest(network: Network, images: Tensor, labels: Tensor, device: torch.device) -> str:
+def fastest(
+    network: Network, images: Tensor, labels: Tensor, device: torch.device, graphs: bool
+) -> str:
     """Measure in which precision ``network`` trains fastest, each in its memory format.
 
-    Takes a few steps of each, on a GPU as a graph; ``network`` is left as it is. What comes out
-    flips with noise where two are alike, so decide once and keep it.
+    Takes a few steps of each, as a graph where training takes ``graphs``; ``network`` is left as it
+    is. What comes out flips with noise where two are alike, so decide once and keep it.
     """
     on_gpu = device.type == "cuda"
     has = {
@@ -170,7 +172,7 @@ def fastest(network: Network, images: Tensor, labels: Tensor, device: torch.devi
 
     def seconds_in(precision: str) -> float:
         execution = execution_for(network, precision, device)
-        return _step_seconds(execution, network.model, images, labels)
+        return _step_seconds(execution, network.model, images, labels, graphs)
 
     return min((p for p in PRECISIONS if has[p]), key=seconds_in)
 
@@ -179,16 +181,20 @@ def capture(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
     """``work`` as a CUDA graph. Runs it three times, which sets the libraries up."""
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            work()
-    torch.cuda.current_stream().wait_stream(stream)
+    try:
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                work()
+    finally:
+        torch.cuda.current_stream().wait_stream(stream)
     with torch.cuda.graph(graph):
         work()
     return graph
 
 
-def _step_seconds(execution: Execution, model: nn.Module, images: Tensor, labels: Tensor) -> float:
+def _step_seconds(
+    execution: Execution, model: nn.Module, images: Tensor, labels: Tensor, graphs: bool
+) -> float:
     """The fewest seconds of a few training steps of a copy, after one that warms up."""
     trial = execution.place(copy.deepcopy(model)).train()
 
@@ -198,7 +204,7 @@ def _step_seconds(execution: Execution, model: nn.Module, images: Tensor, labels
         trial.zero_grad()
 
     work = step
-    if execution.device.type == "cuda":
+    if graphs:
         with suppress(Exception):  # it runs without a graph then, as the training will
             work = capture(step).replay
     return min([seconds(work, execution.device) for _ in range(4)][1:])

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
 from typing import IO, TypeVar
 
 import torch
@@ -34,6 +35,13 @@ def start(
         text=True,
         start_new_session=True,
     )
+
+
+def visible_gpus() -> list[str]:
+    """The visible GPUs, as CUDA_VISIBLE_DEVICES names them."""
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [str(i) for i in range(count)] if named is None else named.split(",")[:count]
 
 
 def run(
@@ -89,7 +97,8 @@ def run_seeds(argv: Sequence[str], name: str | None, no_cuda: bool) -> None:
 
     As ``name``_seedN, or under its default name, which has the seed.
 
-    Side by side on a GPU, which one small network does not fill; in turn on a CPU, which it does.
+    Side by side on the GPUs, which one small network each does not fill; in turn on a CPU, which it
+    does.
     A process apart keeps each run what it is alone. Exits with the first status that is not 0;
     raises Stopped when a signal came and all have ended.
     """
@@ -97,7 +106,8 @@ def run_seeds(argv: Sequence[str], name: str | None, no_cuda: bool) -> None:
     p.add_argument("--seeds", nargs="+")
     given, rest = p.parse_known_args(argv)
     seeds = dict.fromkeys(given.seeds)
-    together = len(seeds) if torch.cuda.is_available() and not no_cuda else 1
+    gpus = [] if no_cuda else visible_gpus()
+    slots = [gpu for gpu, _ in zip(cycle(gpus), seeds, strict=False)] or [""]
 
     def say(seed: str, process: subprocess.Popen[str]) -> None:
         for line in process.stdout or ():
@@ -105,12 +115,13 @@ def run_seeds(argv: Sequence[str], name: str | None, no_cuda: bool) -> None:
 
     def begin(seed: str, slot: str) -> subprocess.Popen[str]:
         named = [] if name is None else ["--name", f"{name}_seed{seed}"]
-        process = start(["main.py", *rest, "--seed", seed, *named], subprocess.PIPE)
+        where = {"CUDA_VISIBLE_DEVICES": slot} if slot else None
+        process = start(["main.py", *rest, "--seed", seed, *named], subprocess.PIPE, where)
         readers.submit(say, seed, process)
         return process
 
     with ThreadPoolExecutor(len(seeds)) as readers:  # all that was printed is said before it ends
-        ends = run(seeds, [""] * together, lambda seed, other: False, begin)
+        ends = run(seeds, slots, lambda seed, other: False, begin)
         failed = next(filter(None, [status for _, status, _ in ends]), 0)
     if failed:
         sys.exit(failed if failed > 0 else 128 - failed)

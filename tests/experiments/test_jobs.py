@@ -162,7 +162,7 @@ def notes(tmp_path, monkeypatch):
 
 
 def test_jobs_are_spread_over_the_gpus(notes, tmp_path, pictures, monkeypatch, capfd):
-    monkeypatch.setattr(jobs, "visible_gpus", lambda: ["4", "GPU-a"])
+    monkeypatch.setattr(launch, "visible_gpus", lambda: ["4", "GPU-a"])
     argv = ["small", "--seeds", 1, 2, 3, "--save", tmp_path / "logs", "--data", pictures]
     assert command(*argv) == 0
     calls = notes()
@@ -183,7 +183,7 @@ def test_jobs_are_spread_over_the_gpus(notes, tmp_path, pictures, monkeypatch, c
 def test_several_runs_share_a_gpu(tmp_path, pictures, monkeypatch, capsys, mps):
     """As many places as GPUs and runs on each; where MPS is off, how to turn it on."""
     places = []
-    monkeypatch.setattr(jobs, "visible_gpus", lambda: ["4", "GPU-a"])
+    monkeypatch.setattr(launch, "visible_gpus", lambda: ["4", "GPU-a"])
     monkeypatch.setattr(jobs.launch, "run", lambda jobs, slots, *how: places.extend(slots) or [])
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
     if mps:
@@ -201,13 +201,13 @@ def test_several_runs_share_a_gpu(tmp_path, pictures, monkeypatch, capsys, mps):
 
 
 def test_runs_share_a_gpu_only_where_there_is_one(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(jobs, "visible_gpus", list)
+    monkeypatch.setattr(launch, "visible_gpus", list)
     assert command("small", "--save", tmp_path, "--per-gpu", 2) == 2
     assert "--per-gpu" in capsys.readouterr().err
 
 
 def test_a_job_that_fails_takes_only_what_needs_it(notes, tmp_path, pictures, monkeypatch, capfd):
-    monkeypatch.setattr(jobs, "visible_gpus", list)
+    monkeypatch.setattr(launch, "visible_gpus", list)
     monkeypatch.setenv("FAILS", "proximal_seed1")
     argv = ["small", "--seeds", 1, 2, "--save", tmp_path / "logs", "--data", pictures]
     assert command(*argv) == 1

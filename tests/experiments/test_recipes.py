@@ -167,6 +167,17 @@ def test_a_pruning_at_another_share_and_its_fine_tuning_are_not_the_recipes(tmp_
     assert row() == ["done", "done", "done", "-"]
 
 
+def test_a_pruning_at_another_share_than_its_like_lost_is_not_the_recipes(tmp_path, capsys):
+    told = {**recipes.SMALL_DATA, **recipes.SMALL["vgg", 11]}
+    recorded.run(tmp_path, "vgg", 11, "proximal", 1, **told, percent=0.0, pruned=(39.3, 1, 1))
+    for percent, done in ((0.5, False), (0.393, True)):
+        run = recorded.run(tmp_path, "vgg", 11, "subgradient", 1, **recipes.SMALL_DATA,
+                           percent=percent)  # fmt: skip
+        Files(tmp_path, run).slim().touch()
+        prunings = [c for c in left(capsys, "small", "--save", tmp_path) if c[0] == "vgg_prune.py"]
+        assert any(run in " ".join(c) for c in prunings) != done
+
+
 def test_bad_input_ends_in_one_line(tmp_path, pictures, capsys):
     recorded.run(tmp_path / "a", "vgg", 19, "proximal", 1, s=0.009, beta=100)
     vgg = {"s": 0.0045, "beta": 100, "percent": 0.0, "tuned": 93}

@@ -280,3 +280,39 @@ def test_where_the_pictures_are_is_told_again(tmp_path, pictures, capsys):
     told, words = told_to_tune(capsys.readouterr().out)
     assert (told.dataset, told.data, told.epochs) == ("folder", str(pictures), 160)
     assert words[words.index("--test-batch-size") + 1] == "8"  # as much as there is memory for
+
+
+def test_gammas_mask_is_compared_at_the_same_target(tmp_path, pictures, capsys):
+    """Although ξ's zeros alone reach it."""
+    model = random_network("resnet", 11, dead=0.0)
+    channels = sum(bn.num_features for bn in batch_norms(model))
+    xi = torch.ones(channels)
+    xi[::2] = 0
+    save(tmp_path / "net.pth.tar", model, "resnet", 11, xi)
+    path, target = tmp_path / "net.pth.tar", ["--target-flops", 0.2]
+    assert prune("resnet", path, pictures, "--mask", "xi", *target) == 0
+    (line,) = re.findall(r"^gamma .*", capsys.readouterr().out, re.M)
+    assert prune("resnet", path, pictures, *target, "--name", "other_") == 0
+    row = record(tmp_path)
+    assert float(row["channels_pruned_percent"]) > 0
+    shares = [f"{row[f'{what}_pruned_percent']} %" for what in ("channels", "parameters", "flops")]
+    assert re.split(r" {2,}", line)[1:4] == shares
+
+
+def test_equal_factors_go_together_and_it_is_said(tmp_path, pictures, capsys):
+    model = random_network("resnet", 11, dead=0.0)
+    with torch.no_grad():
+        for bn in batch_norms(model):
+            bn.weight.fill_(1)
+    save(tmp_path / "net.pth.tar", model, "resnet", 11)
+    assert prune("resnet", tmp_path / "net.pth.tar", pictures, "--percent", 0.1) == 0
+    channels = sum(bn.num_features for bn in batch_norms(model))
+    assert f"note: {channels} channels are equally large, 1: none" in capsys.readouterr().err
+
+
+def test_the_released_layout_is_for_networks_that_the_earlier_programs_know(
+    tmp_path, pictures, capsys
+):
+    save(tmp_path / "net.pth.tar", random_network("resnet-basic", 8, 0.5), "resnet-basic", 8)
+    assert prune("resnet", tmp_path / "net.pth.tar", pictures, "--layout", "released") == 2
+    assert "the earlier programs know no resnet-basic" in capsys.readouterr().err

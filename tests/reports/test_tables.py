@@ -371,3 +371,56 @@ def test_other_criteria_and_floors_are_not_the_papers_prunings(tmp_path, capsys)
     assert name
     _, ours = lines_of(show(capsys, tmp_path), "Original NS [23]")
     assert ours[7] == "10.50 / —"
+
+
+def test_repeated_prunings_of_a_seed_count_once(tmp_path, capsys):
+    """In the table of Lp slimming, where the last one stands; and of two names of a seed."""
+    run = {"percent": 0.5, "mask": "z"}
+    for slim, name in ((60.0, "a"), (62.0, "a"), (64.0, "b")):
+        recorded.run(tmp_path, "vgg", 16, "lp-admm", 1, **run, slim=slim, name=name)
+    rows = [r for r in cells(show(capsys, tmp_path, "--only", "lp")) if r[1].startswith("ours")]
+    assert len(rows) == 1 and rows[0][1].startswith("ours, n = 1: ") and rows[0][3] == "64.00"
+
+
+def test_a_fine_tuning_of_another_file_of_that_name_is_not_the_prunings(tmp_path, capsys):
+    run = recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0, slim=77, tuned=79,
+                       tuned_more={"init_checksum": "aa"})  # fmt: skip
+    path = tmp_path / PRUNED
+    head, line = path.read_text().splitlines()
+    for checksum, shown in (("aa", "79.00"), ("bb", "—"), ("", "79.00")):
+        path.write_text(f"{head},slim_checksum\n{line},{checksum}\n")
+        assert console.run(tables.main, ["--save", str(tmp_path)]) == 0
+        out, err = capsys.readouterr()
+        assert lines_of(out, "Proximal NS (ours)")[1][7] == f"77.00 / {shown}"
+        assert (f"{run}_refine is left out" in err) == (shown == "—")
+
+
+def test_runs_of_several_processes_are_not_the_papers(tmp_path, capsys):
+    recorded.run(tmp_path, "vgg", 19, "baseline", 1, accuracy=77)
+    path = tmp_path / TRAINED
+    head, line = path.read_text().splitlines()
+    for processes, papers in (("1", True), ("", True), ("4", False)):
+        path.write_text(f"{head},processes\n{line},{processes}\n")
+        text = show(capsys, tmp_path)
+        assert ("## Table" in text) == papers
+        assert ("4 processes" in text) != papers
+
+
+def test_a_papers_table_says_on_what_its_runs_were_made(tmp_path, capsys):
+    recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0, tuned=79,
+                 tuned_more={"commit": "def5678"})  # fmt: skip
+    text = show(capsys, tmp_path, "--only", "table2a")
+    assert "Seed 1; precision bf16; device GPU X; commit abc1234, def5678." in text
+    assert "precision" not in show(capsys, tmp_path, "--only", "table2b").split("## ")[1]
+
+
+def test_prunings_that_no_table_has_are_named(tmp_path, capsys):
+    for mask, percent in (("gamma", 0.0), ("gamma", 0.0), ("xi", 0.0), ("gamma", 0.5)):
+        run = recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=percent, mask=mask)
+    assert console.run(tables.main, ["--save", str(tmp_path)]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "in no table" in line]
+    assert [line.split("with ")[1] for line in said] == [
+        "--mask xi --percent 0.0 is in no table: one pruning is",
+        "--mask gamma --percent 0.5 is in no table: one pruning is",
+    ]
+    assert all(f"note: {run} as pruned" in line for line in said)

@@ -14,7 +14,7 @@ import torch
 import main
 from models import build_model
 from runs import QUICK, ROOT, assert_same_run, rows, train
-from utils import console
+from utils import console, launch
 from utils.flags.settings import FLAGS
 from utils.methods.base import batch_norms
 from utils.reports import results
@@ -186,6 +186,41 @@ def test_each_of_several_seeds_is_what_it_is_alone(tmp_path, pictures):
     }
     assert train(alone, pictures, *flags, "--name", "x_seed3", "--seed", 3) == 0
     assert_same_run(alone, together)
+
+
+def test_seeds_are_spread_over_the_gpus(monkeypatch, capsys):
+    def start(words, output, environment):
+        says = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
+        argv, env = [sys.executable, "-c", says], {**os.environ, **environment}
+        return subprocess.Popen(argv, stdout=output, env=env, text=True)
+
+    monkeypatch.setattr(launch, "visible_gpus", lambda: ["4", "GPU-a"])
+    monkeypatch.setattr(launch, "start", start)
+    launch.run_seeds(["--seeds", "1", "2", "3"], None, no_cuda=False)
+    said = sorted(capsys.readouterr().err.splitlines())
+    assert said == ["seed 1: 4", "seed 2: GPU-a", "seed 3: 4"]
+
+
+def test_pictures_of_no_use_are_refused_once_for_all_seeds(tmp_path, pictures, capsys):
+    assert train(tmp_path, pictures, "--seeds", 1, 2, "--subset", 1000) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_run_may_begin_at_a_later_epoch_and_is_another_then(tmp_path, pictures, capsys):
+    flags = ["--arch", "resnet", "--depth", 11, "--epochs", 4, "--start-epoch", 2]
+    for _ in range(2):  # the same line goes on with it
+        assert train(tmp_path, pictures, *flags, "--resume", "auto") == 0
+    log = rows(next(tmp_path.glob("*log.csv")))
+    assert [(row["epoch"], float(row["lr"])) for row in log] == [("3", 0.01), ("4", 0.001)]
+    (result,) = results.load(tmp_path)
+    assert result.settings.start_epoch == 2
+    assert "--start-epoch 2" in result.experiment[0].terms
+
+
+def test_a_batch_that_cannot_be_normalised_ends_in_one_line(tmp_path, pictures, capsys):
+    flags = ["--arch", "resnet18", "--size", 32, "--batch-size", 31]  # of 32 pictures
+    assert train(tmp_path, pictures, *flags) == 2
+    assert "error: a batch of one picture cannot be normalised" in capsys.readouterr().err
 
 
 def test_a_new_run_never_overwrites_another(tmp_path, pictures, capsys):

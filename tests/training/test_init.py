@@ -1,6 +1,7 @@
 """--init: the weights of a file, and a run of one's own."""
 
 import hashlib
+import shutil
 
 import pytest
 import torch
@@ -50,6 +51,26 @@ def test_it_goes_on_where_the_file_is_gone_and_says_the_same(before, tmp_path, p
     assert_same(*(torch.load(f / path.name, weights_only=True) for f in (whole, parts)))
     one, other = (rows(folder / "train_record.csv")[0] for folder in (whole, parts))
     assert one["init_checksum"] == other["init_checksum"] != ""
+
+
+def test_other_classes_get_a_last_layer_of_their_own(before, tmp_path, pictures, capsys):
+    others = tmp_path / "others"  # as many
+    shutil.copytree(pictures, others)
+    for part in ("train", "test"):
+        (others / part / "blue").rename(others / part / "green")
+    flags = ["--init", before, "--epochs", 1, "--lr", 1e-30]
+    assert train(tmp_path / "new", others, *flags) == 0
+    assert "the last layer, of 2 classes, is a fresh one of 2" in capsys.readouterr().err
+    (path,) = (tmp_path / "new").glob("*checkpoint.pth.tar")
+    old, new = (checkpoint.load(p).network.model for p in (before, path))
+    torch.testing.assert_close(new.conv1.weight, old.conv1.weight)
+    assert not torch.allclose(new.fc.weight, old.fc.weight)
+
+
+def test_it_may_begin_on_another_data_set(before, tmp_path, pictures, capsys):
+    flags = ["--init", before, "--dataset", "cifar10"]
+    assert train(tmp_path / "new", pictures, *flags) == 2
+    assert "2 classes" in capsys.readouterr().err  # what --data has, and no contradiction before
 
 
 def test_what_cannot_be_begun_with_is_refused(before, tmp_path, pictures, capsys):

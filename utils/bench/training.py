@@ -69,9 +69,9 @@ class Ours:
         self.tests = Batches(data, "test", None, device)
         self.first = batches.cut(batches.order(0)[0])
         be_deterministic(False)
-        precision = fastest(network, *self.first, device)
-        execution = execution_for(network, precision, device)
         graphs = device.type == "cuda"
+        precision = fastest(network, *self.first, device, graphs)
+        execution = execution_for(network, precision, device)
         self.run = Run(settings, files, network, data, batches, execution, ALONE, alternate, graphs)
 
     def epoch(self) -> None:

@@ -1,14 +1,11 @@
 """The commands that an experiment consists of, and running many, one on each GPU at a time."""
 
 import math
-import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from models import pruner
 from utils import launch
@@ -51,6 +48,16 @@ class Experiment:
         start = files.slim() if self.prune_ratio is None else files.checkpoint
         told = {"epochs": self.refine_epochs, "prune_ratio": self.prune_ratio}
         return self.training(seed).refining(start, **{**self.tuning, **told})
+
+    def share_of(self, seed: int, found: Mapping[str, results.Result]) -> float | None:
+        """Percent of the channels to prune; None until its like is pruned, as ``found`` says."""
+        if self.share is not None:
+            return self.share
+        like = found.get(self.like(seed))
+        if not like or not (row := like.pruning(0.0)):
+            return None
+        removed = 1 - float(row["channels_kept"]) / float(row["channels"])
+        return math.ceil(1e6 * removed) / 1e4  # up: ⌊share · channels⌋ is then that many
 
     def run(self, seed: int) -> str:
         """What the names of the run's files begin with."""
@@ -112,13 +119,8 @@ class Job:
 
     def percent(self) -> str:
         """--percent of the pruning, or UNKNOWN."""
-        if self.experiment.share is not None:
-            return f"{self.experiment.share / 100:.6g}"
-        like = recorded(self.folder).get(self.experiment.like(self.seed))
-        if not like or not (row := like.pruning()):
-            return UNKNOWN
-        removed = 1 - float(row["channels_kept"]) / float(row["channels"])
-        return f"{math.ceil(1e6 * removed) / 1e6:g}"  # up: ⌊percent · channels⌋ is then that many
+        share = self.experiment.share_of(self.seed, recorded(self.folder))
+        return UNKNOWN if share is None else f"{share / 100:.6g}"
 
     def __str__(self) -> str:
         return f"{self.stage} {self.run}"
@@ -128,13 +130,6 @@ def recorded(folder: Path) -> dict[str, results.Result]:
     """What is on record in ``folder``, by run."""
     found = results.load(folder) if folder.is_dir() else []
     return {result.row["run"]: result for result in found}
-
-
-def visible_gpus() -> list[str]:
-    """The visible GPUs, as CUDA_VISIBLE_DEVICES names them."""
-    count = torch.cuda.device_count()
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [str(i) for i in range(count)] if named is None else named.split(",")[:count]
 
 
 def run(jobs: Sequence[Job], gpus: Sequence[str], per_gpu: int = 1) -> bool:

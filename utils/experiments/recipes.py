@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from models import Network, build_model
-from utils import arguments, console
+from utils import arguments, console, launch
 from utils.atomic import check_writable
 from utils.console import InputError
 from utils.data.datasets import load
@@ -213,7 +213,9 @@ def measured(settings: Settings, no_cuda: bool) -> str:
     model = build_model(settings.arch, settings.depth, 10, size=size)
     images = torch.randn(count, 3, size, size, device=device)
     labels = torch.zeros(count, dtype=torch.int64, device=device)
-    return fastest(Network(model, settings.arch, settings.depth), images, labels, device)
+    network = Network(model, settings.arch, settings.depth)
+    graphs = device.type == "cuda" and not settings.stream
+    return fastest(network, images, labels, device, graphs)
 
 
 def shown(job: Job) -> str:
@@ -235,7 +237,7 @@ def main(argv: list[str] | None = None) -> None:
     if precision == "auto":  # decided once: a measurement flips, and a run goes on as it began
         precision = begun_with(chosen.values(), seeds, folder) or precision
     planned = [experiment.told(precision=precision) for experiment in chosen.values()]
-    flags, gpus = (["--no-cuda"], []) if args.no_cuda else ([], jobs.visible_gpus())
+    flags, gpus = (["--no-cuda"], []) if args.no_cuda else ([], launch.visible_gpus())
     agenda = Agenda(planned, seeds, folder, flags)
     if args.per_gpu > 1 and not gpus:
         raise InputError("--per-gpu is for GPUs, and there is none: leave it out")

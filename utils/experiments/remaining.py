@@ -65,7 +65,9 @@ class Agenda:
         files = Files(self.folder, e.run(seed))
         result = self.results.get(files.run)
         train, tune = self._trainings(e, seed)
-        pruning = result.pruning(e.share, e.target) if result and e.prunes else None
+        share = e.share_of(seed, self.results)
+        chosen = e.prunes and (e.target is not None or share is not None)
+        pruning = result.pruning(share, e.target) if result and chosen else None
         tunings: Sequence[Training] = ()
         if result and (pruning or not e.prunes):
             tunings = result.refined(pruning) if pruning else result.refines

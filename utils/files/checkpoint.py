@@ -1,7 +1,8 @@
 """Checkpoints on disk: ours, and those of the earlier network-slimming programs."""
 
+import hashlib
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,10 +102,15 @@ class Checkpoint:
             "std": self.std,
         }
 
+    def knows(self, classes: Sequence[str]) -> bool:
+        """Whether the network tells just these apart."""
+        same = self.classes is None or self.classes == list(classes)
+        return same and self.network.model.num_classes == len(classes)
+
     def check_classes(self, data: Dataset, path: Path) -> None:
         """Raise InputError where the network at ``path`` knows other classes than ``data`` has."""
-        count, classes = self.network.model.num_classes, self.classes or list(data.classes)
-        if count != len(data.classes) or classes != list(data.classes):
+        if not self.knows(data.classes):
+            count, classes = self.network.model.num_classes, self.classes or data.classes
             raise InputError(
                 f"{path} tells {count} classes apart ({', '.join(classes[:3])}, ...), but"
                 f" {data.name} has {len(data.classes)} ({', '.join(data.classes[:3])}, ...)"
@@ -129,6 +135,12 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
 def checksum(path: Path) -> str:
     """CRC-32 of the file, as records have it: what tells one checkpoint from another."""
     return f"{zlib.crc32(path.read_bytes()):08x}"
+
+
+def sha256(path: Path) -> str:
+    """Of the file, as records have it of what a run began with."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def snapshot(value: Any) -> Any:

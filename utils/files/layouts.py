@@ -18,6 +18,7 @@ from torch import Tensor
 from models import ChannelSelection
 from models.surgery import Slimmable, State
 
+EARLIER = ("vgg", "resnet", "densenet")  # what the programs of network slimming know
 # A batch norm's entries, and what a removed channel has there in the released layout.
 REMOVED = {"weight": 0.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
 

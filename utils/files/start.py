@@ -1,6 +1,5 @@
 """The checkpoint that a training goes on with or starts from, and what need not be said again."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from models import check_size
 from utils.console import InputError, note
 from utils.data.datasets import Norm
 from utils.files import records
-from utils.files.checkpoint import Checkpoint, load
+from utils.files.checkpoint import Checkpoint, load, sha256
 from utils.files.names import FOLDER, Files, slim_run_of
 from utils.flags.parser import resolve
 from utils.flags.settings import FLAGS, Settings
@@ -56,8 +55,6 @@ class Start:
         if self.checkpoint is None or self.path is None:
             return resolve(given, None, {})
         known = known_of(self.checkpoint, given, self.path)
-        if "init" in given:  # a run of its own, but for the network and where the pictures are
-            known = {k: v for k, v in known.items() if k in ("arch", "depth", "dataset", "data")}
         if self.resumes:
             return resolve(given, self.checkpoint.settings, known)
         settings = resolve(given, None, known)
@@ -71,13 +68,10 @@ class Start:
         return replace(settings, name=name)
 
     def origin(self, settings: Settings) -> str | None:
-        """SHA-256 of the file that ``--init`` named when the run began, None where none was."""
+        """SHA-256 of the file that the run's weights began with, None where there was none."""
         if self.resumes and self.checkpoint is not None:
             return self.checkpoint.origin
-        if settings.init is None:
-            return None
-        with open(settings.init, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return None if self.path is None else sha256(self.path)
 
     def norm(self, settings: Settings) -> Norm | None:
         """How its pictures were normalised, where the run is to go on so."""
@@ -104,6 +98,10 @@ def known_of(checkpoint: Checkpoint, given: Mapping[str, Any], path: Path) -> di
         check_size(known["arch"], given.get("size", known["size"]))
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
+    if "init" in given:  # a run of its own, but for the network and where the same pictures are
+        same = given.get("dataset") in (None, known.get("dataset"))
+        own = ["arch", "depth", *(("dataset", "data") if same else ())]
+        known = {key: known[key] for key in own if key in known}
     for key in ("arch", "depth", "dataset"):
         if None not in (given.get(key), known.get(key)) and given[key] != known[key]:
             raise InputError(f"{path} has {key} {known[key]}, not {given[key]}")

@@ -78,8 +78,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="a run for each of these, named NAME_seedN: side by side on a GPU, else in turn",
     )
-    add = groups[TRAINING].add_argument
-    add("--start-epoch", type=arguments.natural, metavar="N", help="the first one (default 0)")
     for flag in PROCESS:
         flag.add_to(groups[TRAINING])
     add = groups[FILES].add_argument

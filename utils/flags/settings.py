@@ -87,6 +87,9 @@ class Settings:
         metavar="P",
     )
     epochs: int = _said_by(TRAINING, None, arguments.epochs, EPOCHS)
+    start_epoch: int = _said_by(
+        TRAINING, "the first one (default 0)", arguments.natural, 0, metavar="N"
+    )
     batch_size: int = _said_by(TRAINING, None, positive_int, BATCH_SIZE, metavar="N")
     lr: float = _said_by(
         TRAINING,
@@ -182,8 +185,11 @@ class Settings:
                 takes = f"--method {method} takes {flag.typed[-1]} {', '.join(flag.choices or ())}"
                 raise ValueError(f"{takes}, not {options[flag.name]}")
         METHODS[method].check(options)
-        if values["warmup"] >= values["epochs"]:
-            raise ValueError(f"--warmup must be below the {values['epochs']} epochs")
+        for name in ("warmup", "start_epoch"):
+            if values[name] >= values["epochs"]:
+                raise ValueError(
+                    f"{FLAGS[name].typed[-1]} must be below the {values['epochs']} epochs"
+                )
         return cls(**{name: values[name] for name in OWN}, options=options)
 
     def refining(self, start: Path, **otherwise: Any) -> "Settings":

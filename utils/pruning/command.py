@@ -4,6 +4,7 @@ import argparse
 import copy
 from bisect import bisect_left
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 
 from models import family
 from models.cost import cost
-from models.named import DEPTHS as NAMED
 from models.surgery import Slimmable, norms, slim, still_read, together, widened
 from utils import arguments
 from utils.atomic import check_writable
@@ -23,7 +23,7 @@ from utils.data.datasets import DATASETS, load
 from utils.data.stream import test_batches
 from utils.device import pick_device
 from utils.files import checkpoint, records
-from utils.files.layouts import to_released
+from utils.files.layouts import EARLIER, to_released
 from utils.files.names import PRUNED, Files, run_of
 from utils.files.start import known_of
 from utils.flags.parser import PROCESS, said_again
@@ -102,7 +102,7 @@ def prune(kind: str | None, argv: list[str] | None = None) -> None:
 
     model = given.network.model.eval()
     if args.layout == "released":
-        if arch in NAMED:
+        if arch not in EARLIER:
             raise InputError(f"--layout released: the earlier programs know no {arch}")
         model = widened(model)  # all that those programs know
     layers, factors = list(norms(model).values()), given.factors
@@ -121,15 +121,20 @@ def prune(kind: str | None, argv: list[str] | None = None) -> None:
     ties = [[names.index(name) for name in tie] for tie in model.ties()]
     choose = partial(plan, layers, sizes=by, floor=args.adjust, ties=ties)
     size = given.size
-    count = channels_to_prune(args, model, size, int(by.isfinite().sum()), partial(choose, zeros))
+    enough = partial(channels_to_prune, args, model, size, int(by.isfinite().sum()))
+    count = enough(partial(choose, zeros))
+    sizes_left = by.masked_fill(zeros, 0)
+    last = float(sizes_left.kthvalue(count).values) if count else 0.0
+    if last and (same := int((sizes_left == last).sum())) > len(by) / 100:
+        note(f"note: {same} channels are equally large, {last:g}: none or all of them are pruned")
 
-    def cut(zeros: Tensor) -> tuple[list[Tensor], Slimmable, Slimmable, Slimmable]:
+    def cut(zeros: Tensor, count: int) -> tuple[list[Tensor], Slimmable, Slimmable, Slimmable]:
         """What is left, the masked network, what is left of it, and what is written of that."""
         masks, masked = choose(zeros, count), copy.deepcopy(model)
         apply_plan(masked, masks, zeros)
         return together(model, masks), masked, slim(masked, masks), to_write(args, masked, masks)
 
-    masks, masked, small, written = cut(zeros)
+    masks, masked, small, written = cut(zeros, count)
     if out.exists() and (out.samefile(path) or not holds(out, written)):
         raise InputError(f"{out} is there already: move it away, or choose another --name")
     data = load({**known, **vars(args)}, given.norm)
@@ -167,10 +172,12 @@ def prune(kind: str | None, argv: list[str] | None = None) -> None:
     row |= of_original(given.network, size, row) | of_all(model, row)
     print_report(row, model, masks)
     if mask != "gamma":
-        masks, _, other, _ = cut(is_zero(factors["gamma"]))
-        by_gamma = sizes(masks, full_cost, cost(other, size))
-        answers = predict(other, tests)
-        print_comparison(row, {**by_gamma, "accuracy_slim": accuracy(answers, labels)})
+        zeros_of_gamma = is_zero(factors["gamma"])
+        with suppress(InputError):  # a target may be out of its reach
+            fewer, _, other, _ = cut(zeros_of_gamma, enough(partial(choose, zeros_of_gamma)))
+            by_gamma = sizes(fewer, full_cost, cost(other, size))
+            answers = predict(other, tests)
+            print_comparison(row, {**by_gamma, "accuracy_slim": accuracy(answers, labels)})
     if not count and not zeros.any():
         others = {name: int(is_zero(factor).sum()) for name, factor in factors.items()}
         name = max(others, key=others.__getitem__)
@@ -194,8 +201,8 @@ def prune(kind: str | None, argv: list[str] | None = None) -> None:
         **{key: row[key] for key in ("run", "percent", "mask")},
     }
     folder.mkdir(parents=True, exist_ok=True)
-    records.append(folder / PRUNED, row)  # first: a slim network that is there is on record
     checkpoint.save(out, content)
+    records.append(folder / PRUNED, row | {"slim_checksum": checkpoint.sha256(out)})
     print(f"slim network: {out}")
     words = ["main.py", "--refine", word(out)]
     if settings is not None:  # section 5.2: as the training went, but for the penalty

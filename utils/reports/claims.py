@@ -7,7 +7,7 @@ from typing import NamedTuple
 from utils.files.records import Row
 from utils.paper import lp
 from utils.reports.compressed import mean
-from utils.reports.results import Result, words
+from utils.reports.results import Result, how, words
 
 TITLE = "Lp slimming"
 COLUMNS = [
@@ -22,8 +22,6 @@ Ours: mean ± standard deviation over n seeds, FLOPs and parameters in the paper
 # What a line has of a pruning, by column of its record; the fine-tuning stands behind the second.
 SHOWN = ("accuracy_before", "accuracy_slim", "", "paper_flops_pruned_percent",
          "paper_parameters_pruned_percent")  # fmt: skip
-HOW = {"mask": "--mask", "target_flops": "--target-flops", "target_params": "--target-params",
-       "percent": "--percent", "criterion": "--criterion", "adjust": "--adjust"}  # fmt: skip
 PUBLISHED = {network: name for name, network in lp.NETWORKS.items()}
 
 
@@ -38,12 +36,12 @@ class Line(NamedTuple):
 def table(found: Iterable[Result]) -> tuple[str, list[list[str]]]:
     """Title and note, and lines: every published row, below a network's all that we pruned of it,
     and what we pruned of other networks."""
-    ours: dict[Line, list[list[str]]] = defaultdict(list)
+    ours: dict[Line, dict[int, list[str]]] = defaultdict(dict)  # by seed; of repetitions the last
     for run in found:
         if run.settings.method == lp.METHOD:
             for pruning in run.prunings:
                 line, values = _line(run, pruning)
-                ours[line].append(values)
+                ours[line][run.settings.seed] = values
     lines = [COLUMNS]
     for name in dict.fromkeys([*lp.NETWORKS, *(line.network for line in ours)]):
         for claim in lp.CLAIMS.get(name, ()):
@@ -54,7 +52,7 @@ def table(found: Iterable[Result]) -> tuple[str, list[list[str]]]:
             lines.append([name, "published", f"{lp.BASE.get(name, '—')}", "—", *sizes, how])
         for line, runs in ours.items():
             if line.network == name:
-                cells = [mean(list(column)) for column in zip(*runs, strict=True)]
+                cells = [mean(list(column)) for column in zip(*runs.values(), strict=True)]
                 lines.append([name, f"ours, n = {len(runs)}: {line.told}", *cells, line.tuned])
     return f"## {TITLE}\n\n{NOTE}", lines
 
@@ -62,9 +60,8 @@ def table(found: Iterable[Result]) -> tuple[str, list[list[str]]]:
 def _line(run: Result, pruning: Row) -> tuple[Line, list[str]]:
     """Where a pruning stands, and its cells; with its last fine-tuning."""
     group, variant = run.experiment
-    how = [f"{word} {pruning[name]}" for name, word in HOW.items() if pruning.get(name)]
     network = PUBLISHED.get(group[:3], f"{group.network} on {group.dataset}")
-    told = ", ".join([*group.terms, *words(variant.options), *how])
+    told = ", ".join([*group.terms, *words(variant.options), *how(pruning)])
     refine = next(reversed(run.refined(pruning)), None)
     tuned = ", ".join(refine.experiment[0].terms) if refine else "—"
     accuracy = refine.row["test_accuracy"] if refine else ""

@@ -30,13 +30,15 @@ NOTE = (
 def table(folder: Path, trained: list[Result]) -> tuple[str, list[list[str]]]:
     """Title and note, and lines: the retrainings in the record, seeds together, by network."""
     before = {result.row["run"]: result for result in trained}
-    groups: dict[tuple[str, Group, Variant], list[Mapping[str, str]]] = {}
+    # By seed; of repetitions the last.
+    groups: dict[tuple[str, Group, Variant], dict[int, Mapping[str, str]]] = {}
     for found in results.trainings(folder / names.REFINED):
         if found.settings.prune_ratio is None or not found.row.get("compression"):
             continue
         start = before.get(names.run_of(Path(found.settings.refine or "")))
         row = {**found.row, "before": start.row["test_accuracy"] if start else ""}
-        groups.setdefault((told_of(start), *found.experiment), []).append(row)
+        key = told_of(start), *found.experiment
+        groups.setdefault(key, {})[found.settings.seed] = row
     lines = [[*HEADINGS, *COLUMNS]]
     for network, factor in PUBLISHED.items():
         name = Group(*network, ()).network
@@ -46,7 +48,9 @@ def table(folder: Path, trained: list[Result]) -> tuple[str, list[list[str]]]:
         options = " ".join([*words(variant.options), *group.terms])
         retrained = f"{METHODS[variant.method].title}, {options}"
         where = f"{group.network} on {group.dataset}"
-        cells = [mean([row.get(column, "") for row in rows]) for column in COLUMNS.values()]
+        cells = [
+            mean([row.get(column, "") for row in rows.values()]) for column in COLUMNS.values()
+        ]
         lines.append([where, start_by, retrained, str(len(rows)), *cells])
     return f"## Networks whose weights were cut\n\n{NOTE}\n", lines
 

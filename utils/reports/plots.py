@@ -58,7 +58,8 @@ def draw_run(folder: Path, run: str) -> Any:
         raise InputError(
             f"{folder} has no log and checkpoint of a run {run!r}; runs there: {known}"
         )
-    norms = batch_norms(checkpoint.load(files.checkpoint).network.model)
+    loaded = checkpoint.load(files.checkpoint)
+    norms = batch_norms(loaded.network.model)
     if not norms:
         raise InputError(f"{run} has no batch norm, so there are no channels to draw")
     gammas = [bn.weight.detach() for bn in norms]
@@ -68,7 +69,7 @@ def draw_run(folder: Path, run: str) -> Any:
         slim = checkpoint.load(files.slim()).network
         kept, how = [len(bn.weight) for bn in batch_norms(slim.model)], "As pruned"
     else:
-        masks = plan(norms, is_zero(torch.cat(gammas)))
+        masks = plan(norms, is_zero(loaded.factors[loaded.mask]))
         kept, how = [int(mask.sum()) for mask in masks], "At percent 0"
     figure, axes = style.subplots(4, 12)
     figure.suptitle(run)

@@ -45,6 +45,9 @@ PRUNED = (
 # Where the rows of a training and of a pruning of its final checkpoint, on its own test pictures,
 # are the same.
 SHARED = ("run", "checksum", "test_pictures")
+# The flags of a pruning, by column of its record.
+HOW = {"mask": "--mask", "target_flops": "--target-flops", "target_params": "--target-params",
+       "percent": "--percent", "criterion": "--criterion", "adjust": "--adjust"}  # fmt: skip
 Told = tuple[tuple[str, Any], ...]  # flags by name, and their values
 
 
@@ -73,6 +76,11 @@ def words(told: Told) -> list[str]:
     return [" ".join(FLAGS[name].argv(value)) for name, value in told if value is not None]
 
 
+def how(pruning: Row) -> list[str]:
+    """What of a pruning's command says what goes."""
+    return [f"{word} {pruning[name]}" for name, word in HOW.items() if pruning.get(name)]
+
+
 def experiment_of(settings: Settings, row: Row | None = None) -> tuple[Group, Variant]:
     """What runs must share to be averaged: the values of all flags that are compared, the pictures.
 
@@ -90,6 +98,9 @@ def experiment_of(settings: Settings, row: Row | None = None) -> tuple[Group, Va
     others += [] if s.size == size_of(s.arch) else OWN["size"].argv(s.size)
     source, checksum = ((row or {}).get(column) for column in ("source", "pictures"))
     own = [f"{source or 'pictures'} {checksum}"] if checksum and source != TORCHVISION else []
+    # Each normalises its own part of a batch.
+    several = (row or {}).get("processes") or "1"
+    own += [f"{several} processes"] if several != "1" else []
     terms = f"{s.epochs} epochs", *others, *own
     # Where it began is the training's, and not the fine-tuning's.
     variant = Variant(s.method, told([*METHODS[s.method].flags, OWN["init"]]))
@@ -124,12 +135,14 @@ class Result(Training):
     refines: Sequence[Training]
 
     def refined(self, pruning: Row) -> list[Training]:
-        """The fine-tunings of what a ``pruning`` left, as file and width tell."""
+        """The fine-tunings of what a ``pruning`` left, as file, its checksum and width tell."""
+        written = pruning.get("slim_checksum")  # older records have none
         return [
             refine
             for refine in self.refines
             if Path(refine.settings.refine or "").name == pruning["model"]
             and float(refine.row["channels"]) == float(pruning["channels_kept"])
+            and (not written or refine.row.get("init_checksum") in (written, None, ""))
         ]
 
     def tuned(self, pruning: Row | None) -> Row | None:
@@ -156,17 +169,17 @@ class Result(Training):
             and row.get("criterion", "") in plain[0]
             and row.get("adjust", "") in plain[1]
         ]
+
+        def at(column: str, percent: float, apart: float) -> list[Row]:
+            cells = ((row, float(row.get(column) or "nan")) for row in fits)
+            return [row for row, cell in cells if abs(100 * cell - percent) < apart]
+
         if target is not None:
-            near = (
-                abs(100 * float(row.get("target_flops") or "nan") - target) < 1e-3 for row in fits
-            )
-            fits = [row for row, is_near in zip(fits, near, strict=True) if is_near]
-            return fits[-1] if fits else None
-        fits = [row for row in fits if row["percent"]]
-        if share is not None:
-            fits = [row for row in fits if abs(100 * float(row["percent"]) - share) < 0.5]
+            fits = at("target_flops", target, 1e-3)
+        elif share is not None:
+            fits = at("percent", share, 0.5)
         elif own.prune_flags == ():
-            fits = [row for row in fits if float(row["percent"]) == 0] or fits
+            fits = at("percent", 0, 1e-9) or fits
         if own.prune_flags:
             fits = [row for row in fits if self.tuned(row)] or fits
         return fits[-1] if fits else None

@@ -21,11 +21,12 @@ from pathlib import Path
 from utils import arguments, console
 from utils.atomic import check_writable
 from utils.files.names import FOLDER, REFINED
+from utils.files.records import Row
 from utils.methods import METHODS
 from utils.paper import lp
 from utils.paper.published import TABLES, Column, Table, numbers
 from utils.reports import claims, compressed, results
-from utils.reports.results import Group, Groups, Result, Variant, words
+from utils.reports.results import Group, Groups, Result, Variant, how, words
 
 DASH = "—"
 LEGEND = """\
@@ -163,10 +164,11 @@ def paper_table(name: str, groups: Groups) -> tuple[str, list[dict[str, object]]
     table = TABLES[name]
     headings = [column.heading for column in table.columns]
     lines = [[*headings[:2], "", *headings[2:], "Ours − paper's"]]
-    rows = []
+    rows, made = [], list[Row]()
     for printed in table.rows:
         columns = compare(table, printed, groups)
         cells = [cell for column in columns for cell in column]
+        made += [row for cell in cells for row in rows_of(cell.runs, cell.share)]
         lines.append([*printed[:2], "paper", *printed[2:], ""])
         if table.method(printed):
             n = max(len(cell.runs) for cell in cells)
@@ -176,22 +178,35 @@ def paper_table(name: str, groups: Groups) -> tuple[str, list[dict[str, object]]
         what = {"table": name, "network": printed[0], "settings": "the paper's"}
         what["method"] = table.method_as_printed(printed)
         rows += [what | cell.csv() for cell in cells]
-    note = f"\n{table.note}\n" if table.note else ""
-    return f"## {table.title}\n\n{markdown(lines)}{note}", rows
+    notes = [*([table.note] if table.note else []), *([circumstances(made)] if made else [])]
+    return "\n".join([f"## {table.title}\n\n{markdown(lines)}", *(f"{n}\n" for n in notes)]), rows
 
 
 def joined(cells: Sequence[Cell], n: int) -> str:
     return " / ".join(cell.text(n) for cell in cells) if any(c.values for c in cells) else DASH
 
 
-def runs_table(groups: Groups) -> tuple[str, list[dict[str, object]]]:
-    """All runs that the paper's tables have not, as Markdown and as lines of a CSV file."""
-    shares = {
+def shares_of_paper() -> dict[object, float | None]:
+    """At what share the runs of the paper's tables are pruned, in percent."""
+    return {
         key_of(table, row, column): table.share(row)
         for table in TABLES.values()
         for row in table.rows
         for column in table.columns
     }
+
+
+def unshown(result: Result) -> list[str]:
+    """How else it was pruned than a table shows."""
+    shares = {None, shares_of_paper().get(result.experiment)}
+    shown = [how(row) for share in shares if (row := result.pruning(share))]
+    found = dict.fromkeys(" ".join(how(row)) for row in result.prunings if how(row) not in shown)
+    return list(found)
+
+
+def runs_table(groups: Groups) -> tuple[str, list[dict[str, object]]]:
+    """All runs that the paper's tables have not, as Markdown and as lines of a CSV file."""
+    shares = shares_of_paper()
     text, rows = "## Other runs, in the shape of Table 2\n", []
     for group, variants in groups.items():
         listed = list[Result]()
@@ -212,16 +227,22 @@ def runs_table(groups: Groups) -> tuple[str, list[dict[str, object]]]:
             rows += [what | cell.csv() for column in columns for cell in column]
         if listed:
             title = ", ".join([f"{group.network} on {group.dataset}", *group.terms])
-            text += f"\n### {title}\n\n{markdown(lines)}\n{circumstances(listed)}\n"
+            text += f"\n### {title}\n\n{markdown(lines)}\n{circumstances(rows_of(listed))}\n"
     return text, rows
 
 
-def circumstances(runs: Sequence[Result]) -> str:
-    """Seeds, and on what the runs were made as far as the record says."""
-    seeds = sorted({run.settings.seed for run in runs})
+def rows_of(runs: Sequence[Result], share: float | None = None) -> list[Row]:
+    """Their rows in the records of trainings and, where one is shown, of fine-tunings."""
+    tuned = (run.tuned(run.pruning(share)) for run in runs)
+    return [*(run.row for run in runs), *filter(None, tuned)]
+
+
+def circumstances(rows: Sequence[Row]) -> str:
+    """Seeds, and on what trainings were made as far as their ``rows`` say."""
+    seeds = sorted({int(row["seed"]) for row in rows})
     said = [f"Seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"]
     for column in CIRCUMSTANCES:
-        if told := dict.fromkeys(filter(None, (run.row.get(column) for run in runs))):
+        if told := dict.fromkeys(filter(None, (row.get(column) for row in rows))):
             said.append(f"{column} {', '.join(told)}")
     return "; ".join(said) + "."
 
@@ -270,7 +291,9 @@ def main(argv: list[str] | None = None) -> None:
             console.note(f"note: {run} is left out: a later run has its settings and its seed")
         tuned = [result.tuned(pruning) for pruning in result.prunings]
         if result not in shown or result.settings.method == lp.METHOD:
-            continue  # the table of the latter says how each was fine-tuned
+            continue  # the table of the latter has all prunings, and how each was fine-tuned
+        for pruned in unshown(result):
+            console.note(f"note: {run} as pruned with {pruned} is in no table: one pruning is")
         for refine in result.refines:
             if refine.row not in tuned and refine.settings.prune_ratio is None:
                 console.note(

@@ -35,10 +35,6 @@ def begin(
     chosen = start.checkpoint.precision if start.resumes and start.checkpoint else None
     if "tf32" in (settings.precision, chosen) and device.type == "cpu":
         raise InputError("only a GPU computes in tf32: choose another --precision for a new run")
-    if start.resumes and "start_epoch" in given:
-        raise InputError("--start-epoch is for a run that begins; --resume knows its epoch")
-    if given.get("start_epoch", 0) >= settings.epochs:
-        raise InputError(f"--start-epoch must be below the {settings.epochs} epochs")
     try:
         channels = full_cfg(settings.arch, settings.depth)
     except ValueError as error:
@@ -63,8 +59,9 @@ def begin(
         network = fresh(settings, data)
     else:
         network = start.checkpoint.network
-        count = network.model.num_classes
-        if settings.init is not None and not start.resumes and count != len(data.classes):
+        begins = settings.init is not None and not start.resumes
+        if begins and not start.checkpoint.knows(data.classes):
+            count = network.model.num_classes
             network = network.with_classes(len(data.classes))
             note(f"note: the last layer, of {count} classes, is a fresh one of {len(data.classes)}")
         else:
@@ -73,16 +70,16 @@ def begin(
     batches = batches_of(
         data, "train", settings.batch_size, device, settings.seed, workers, group.part
     )
-    execution = choose_execution(start, settings, network, batches, group)
-    group = group.on_time()
     graphs = device.type == "cuda" and group.size == 1 and "no_graph" not in given
     if graphs and settings.stream:  # a graph takes its pictures from the device
         note("note: pictures that are streamed are trained on without CUDA graphs")
         graphs = False
+    execution = choose_execution(start, settings, network, batches, group, graphs)
+    group.wait()  # all have loaded, and are on time from here on
+    group = group.on_time()
     found = start.checkpoint if start.resumes else None
-    epoch = given.get("start_epoch", 0)
     origin = start.origin(settings)
-    how = execution, group, alternate, graphs, found, epoch, origin
+    how = execution, group, alternate, graphs, found, settings.start_epoch, origin
     try:
         run = Run(settings, files, network, data, batches, *how)
     except ValueError as error:
@@ -92,7 +89,7 @@ def begin(
             note(line)
     if found is None:
         trained = settings.arch, settings.depth, settings.momentum
-        for line in run.step.method.warnings(run.schedule()[epoch:], *trained):
+        for line in run.step.method.warnings(run.schedule()[settings.start_epoch :], *trained):
             note(line)
     elif start.path is not None and start.path.resolve() != files.checkpoint.resolve():
         run.keep()  # its own checkpoint is elsewhere or damaged, and there may be no epoch left
@@ -100,7 +97,12 @@ def begin(
 
 
 def choose_execution(
-    start: Start, settings: Settings, network: Network, batches: Batches, group: Group
+    start: Start,
+    settings: Settings,
+    network: Network,
+    batches: Batches,
+    group: Group,
+    graphs: bool,
 ) -> Execution:
     """Precision and memory format: as the run that is resumed, else as told, or measured."""
     device = batches.labels.device
@@ -111,8 +113,8 @@ def choose_execution(
         return Execution(device, before.precision, before.channels_last)
     precision = settings.precision
     if precision == "auto":
-        first = batches.cut(batches.order(0)[0])
-        precision = group.first_says(lambda: fastest(network, *first, device))
+        first = batches.cut(group.part(batches.order(0)[0]))
+        precision = group.first_says(lambda: fastest(network, *first, device, graphs))
         note(f"fastest here: {precision}")
     return execution_for(network, precision, device)
 
