@@ -28,9 +28,15 @@ mistyped() { # what is wrong with it
     refuse "$1"
 }
 
-# Whether python $1 has what requirements file $2 asks for.
+# Whether python $1 is new enough.
+is_new() {
+    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))'
+}
+
+# Whether python $1 has what requirements file $2 asks for. (With --report, pip also tells of a
+# python that the system manages.)
 has() {
-    "$1" -m pip install --dry-run --no-index -r "$here/$2" >/dev/null 2>&1
+    "$1" -m pip install --dry-run --report /dev/null --no-index -r "$here/$2" >/dev/null 2>&1
 }
 
 # Make sure that python has what requirements file $1 asks for: the active environment's python if
@@ -38,11 +44,11 @@ has() {
 python_with() {
     command -v python3 >/dev/null || refuse "there is no python3: install Python 3.11 or newer"
     python=python3
-    if has "$python" "$1"; then return; fi
+    if is_new "$python" && has "$python" "$1"; then return; fi
     venv=$here/.venv
     python=$venv/bin/python
     if [ ! -e "$venv" ] && [ ! -L "$venv" ]; then
-        python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        is_new python3 ||
             refuse "$(python3 --version) is too old: install Python 3.11 or newer"
         echo "making $venv" >&2
         python3 -m venv "$venv" || refuse "$venv could not be made: see above; rm -r $venv, then again"

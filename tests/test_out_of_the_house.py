@@ -89,6 +89,10 @@ def test_a_checkpoint_without_normalisation_says_so(checkpoint, tmp_path, capsys
     assert console.run(export.main, ["--model", str(path)]) == 2
     assert "--normalised" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert (
+        console.run(export.main, ["--model", str(path), "--format", "sparse", "--normalised"]) == 2
+    )
+    assert "--normalised is for programs" in capsys.readouterr().err
 
 
 def test_bench_prints_speed_beside_flops(checkpoint, tmp_path, capsys):
@@ -122,7 +126,9 @@ def test_the_readmes_example_slims_a_users_network():
     pictures, labels = torch.randn(4, 3, 8, 8), torch.arange(4)
     loader, model = [(pictures, labels)] * 1000, Own()
     scope = {"model": model, "example": pictures, "loader": loader, "lr": 0.1}
-    exec(example(ROOT / "README.md"), scope)
+    paper, larger = "lambda_=0.0045", "lambda_=1.0"  # for so few steps
+    assert paper in example(ROOT / "README.md")
+    exec(example(ROOT / "README.md").replace(paper, larger), scope)
     small = scope["small"]
     assert list(scope["view"].stays()) == ["bn2"]
     assert type(small) is Own and 0 < small.bn1.num_features < 8

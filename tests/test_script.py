@@ -123,6 +123,17 @@ def test_a_broken_environment_is_named(how, house, tmp_path):
     assert not Path(f"{calls}.installed").exists()
 
 
+def test_a_python_that_is_too_old_is_not_taken_although_it_has_the_packages(house):
+    flags, calls = house
+    python = flags["cwd"] / "bin" / "python3"
+    old = 'case $* in\n"-c "*) exit 1 ;;\n--version) echo Python 3.10.1 ;;'
+    python.write_text(FAKE.replace("case $* in", old))
+    Path(f"{calls}.installed").touch()
+    done = script("bench", **flags)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: Python 3.10.1 is too old: install Python 3.11 or newer\n"
+
+
 def test_without_python_it_says_so(house):
     flags, _ = house
     (flags["cwd"] / "bin" / "python3").unlink()

@@ -63,6 +63,8 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"{output} is what is to be exported: choose another --output")
     check_writable(output.parent)
     if args.format == "sparse":
+        if args.normalised:
+            raise InputError("--normalised is for programs: --format sparse keeps a checkpoint")
         write_sparse(given, output)
         return
     takes = "normalised" if args.normalised else "RGB from 0 to 1"
