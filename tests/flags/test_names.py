@@ -37,7 +37,7 @@ def test_the_default_name_has_the_seed_and_a_given_one_is_left_alone():
 def test_seeds_do_not_double_it(flags, names, monkeypatch):
     started = []
 
-    def start(words: list[str], output: int) -> SimpleNamespace:
+    def start(words: list[str], output: int, environment: None) -> SimpleNamespace:
         started.append(vars(parser().parse_args(words[1:])))
         return SimpleNamespace(stdout=())
 
@@ -48,6 +48,7 @@ def test_seeds_do_not_double_it(flags, names, monkeypatch):
 
     monkeypatch.setattr(launch, "start", start)
     monkeypatch.setattr(launch, "run", run)
+    monkeypatch.setattr(main, "load", lambda *known: None)
     argv = ["--arch", "resnet", "--depth", "11", "-sr", *flags, "--seeds", "4", "5"]
     assert console.run(main.main, argv) == 0
     assert [given["seed"] for given in started] == [4, 5]

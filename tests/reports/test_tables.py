@@ -418,9 +418,9 @@ def test_prunings_that_no_table_has_are_named(tmp_path, capsys):
     for mask, percent in (("gamma", 0.0), ("gamma", 0.0), ("xi", 0.0), ("gamma", 0.5)):
         run = recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=percent, mask=mask)
     assert console.run(tables.main, ["--save", str(tmp_path)]) == 0
-    said = [line for line in capsys.readouterr().err.splitlines() if "in no table" in line]
+    said = [line for line in capsys.readouterr().err.splitlines() if "one pruning" in line]
     assert [line.split("with ")[1] for line in said] == [
-        "--mask xi --percent 0.0 is in no table: one pruning is",
-        "--mask gamma --percent 0.5 is in no table: one pruning is",
+        "--mask xi --percent 0.0 is left out: tables show one pruning",
+        "--mask gamma --percent 0.5 is left out: tables show one pruning",
     ]
-    assert all(f"note: {run} as pruned" in line for line in said)
+    assert all(f"note: {run} pruned" in line for line in said)

@@ -293,7 +293,7 @@ def main(argv: list[str] | None = None) -> None:
         if result not in shown or result.settings.method == lp.METHOD:
             continue  # the table of the latter has all prunings, and how each was fine-tuned
         for pruned in unshown(result):
-            console.note(f"note: {run} as pruned with {pruned} is in no table: one pruning is")
+            console.note(f"note: {run} pruned with {pruned} is left out: tables show one pruning")
         for refine in result.refines:
             if refine.row not in tuned and refine.settings.prune_ratio is None:
                 console.note(

@@ -89,7 +89,7 @@ def begin(
             note(line)
     if found is None:
         trained = settings.arch, settings.depth, settings.momentum
-        for line in run.step.method.warnings(run.schedule()[settings.start_epoch :], *trained):
+        for line in run.step.method.warnings(run.schedule(), *trained):
             note(line)
     elif start.path is not None and start.path.resolve() != files.checkpoint.resolve():
         run.keep()  # its own checkpoint is elsewhere or damaged, and there may be no epoch left

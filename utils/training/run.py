@@ -140,8 +140,9 @@ class Run:
 
     def schedule(self) -> Schedule:
         """Mini-batches and learning rate of all its epochs."""
-        steps = -(-len(self.data.train) // self.settings.batch_size)
-        return [(steps, self.lr(epoch)) for epoch in range(self.settings.epochs)]
+        s = self.settings
+        steps = -(-len(self.data.train) // s.batch_size)
+        return [(steps, self.lr(epoch)) for epoch in range(s.start_epoch, s.epochs)]
 
     def verdict(self, accuracy: float) -> str:
         """What the method says of its λ after the training, '' where all is well.
