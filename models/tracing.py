@@ -10,7 +10,7 @@ import copy
 import math
 import operator
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -125,13 +125,22 @@ class _Sizes(fx.Interpreter):
         return result
 
 
+def _tensors(x: object) -> Iterator[Tensor]:
+    """Those in lists, tuples and dicts, however deep."""
+    if isinstance(x, Tensor):
+        yield x
+    elif isinstance(x, dict | list | tuple):
+        for each in x.values() if isinstance(x, dict) else x:
+            yield from _tensors(each)
+
+
 def copied(model: Copied, memo: Mapping[int, Any]) -> Copied:
     """A deep copy; ``memo`` has what of it is copied already, by ``id``.
 
     What the code of ``model`` kept of a forward pass is copied without its history.
     """
-    kept = (x for module in model.modules() for x in vars(module).values())
-    history = {id(x): x.detach().clone() for x in kept if isinstance(x, Tensor) and not x.is_leaf}
+    kept = (x for module in model.modules() for x in _tensors(vars(module)))
+    history = {id(x): x.detach().clone() for x in kept if not x.is_leaf}
     return copy.deepcopy(model, {**memo, **history})
 
 

@@ -39,7 +39,7 @@ def start(
 
 def visible_gpus() -> list[str]:
     """The visible GPUs, as CUDA_VISIBLE_DEVICES names them."""
-    count = torch.cuda.device_count()
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return [str(i) for i in range(count)] if named is None else named.split(",")[:count]
 

@@ -84,6 +84,8 @@ def test_a_released_run_resumes(best, tmp_path, pictures, capsys):
     released.training_checkpoint(path, "vgg", 11, best)
     flags = ["--dataset", "folder", "--data", str(pictures), "--save", str(tmp_path)]
     argv = ["-sr", "--resume", str(path), "--epochs", "2", "--precision", "fp32", "--no-cuda"]
+    assert console.run(main.main, [*argv, "--start-epoch", "1"]) == 2
+    assert "leave out --start-epoch" in capsys.readouterr().err
     assert console.run(main.main, [*argv, *flags]) == 0
     printed = capsys.readouterr()
     assert "ξ = γ" in printed.err

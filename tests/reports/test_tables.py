@@ -406,6 +406,31 @@ def test_runs_of_several_processes_are_not_the_papers(tmp_path, capsys):
         assert ("4 processes" in text) != papers
 
 
+def test_what_several_processes_trained_may_be_fine_tuned_by_one(tmp_path, capsys):
+    recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0, tuned=79)
+    path = tmp_path / TRAINED
+    head, line = path.read_text().splitlines()
+    path.write_text(f"{head},processes\n{line},4\n")
+    assert "79.00" in show(capsys, tmp_path)
+
+
+def test_a_pruning_repeated_with_other_bytes_keeps_its_fine_tuning(tmp_path, capsys):
+    recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0, slim=77, tuned=79,
+                 tuned_more={"init_checksum": "aa"})  # fmt: skip
+    path = tmp_path / PRUNED
+    head, line = path.read_text().splitlines()
+    for checksums in (("aa", "bb"), ("", "bb")):
+        lines = (f"{line},{checksum}" for checksum in checksums)
+        path.write_text("\n".join([f"{head},slim_checksum", *lines]) + "\n")
+        assert lines_of(show(capsys, tmp_path), "Proximal NS (ours)")[1][7] == "77.00 / 79.00"
+
+
+def test_a_pruned_baseline_is_no_baseline_of_the_papers(tmp_path, capsys):
+    recorded.run(tmp_path, "vgg", 19, "baseline", 1, accuracy=93.5, percent=0.5, tuned=92)
+    _, ours = lines_of(show(capsys, tmp_path), "Baseline")
+    assert ours[2:] == ["ours, n = 1", "31.00 / —", "—", "—", "—", "93.50 / —", "accuracy -0.33"]
+
+
 def test_a_papers_table_says_on_what_its_runs_were_made(tmp_path, capsys):
     recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0, tuned=79,
                  tuned_more={"commit": "def5678"})  # fmt: skip
@@ -424,3 +449,12 @@ def test_prunings_that_no_table_has_are_named(tmp_path, capsys):
         "--mask gamma --percent 0.5 is left out: tables show one pruning",
     ]
     assert all(f"note: {run} pruned" in line for line in said)
+
+
+def test_a_share_that_the_papers_table_has_not_is_named(tmp_path, capsys):
+    for percent in (0.74, 0.5):
+        run = {"s": 1e-4, "percent": percent, "tuned": 93.0}
+        recorded.run(tmp_path, "vgg", 19, "subgradient", 1, **run)
+    assert console.run(tables.main, ["--save", str(tmp_path)]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "one pruning" in line]
+    assert len(said) == 1 and "--percent 0.5 is left out" in said[0]

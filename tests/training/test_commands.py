@@ -214,7 +214,9 @@ def test_a_run_may_begin_at_a_later_epoch_and_is_another_then(tmp_path, pictures
     assert [(row["epoch"], float(row["lr"])) for row in log] == [("3", 0.01), ("4", 0.001)]
     (result,) = results.load(tmp_path)
     assert result.settings.start_epoch == 2
-    assert "--start-epoch 2" in result.experiment[0].terms
+    assert ("start_epoch", 2) in result.experiment[1].options
+    assert "--start-epoch" not in result.settings.refine_argv()
+    assert result.settings.refining(Path("slim")).start_epoch == 0
 
 
 def test_a_batch_that_cannot_be_normalised_ends_in_one_line(tmp_path, pictures, capsys):

@@ -56,6 +56,8 @@ class Start:
             return resolve(given, None, {})
         known = known_of(self.checkpoint, given, self.path)
         if self.resumes:
+            if self.checkpoint.settings is None and "start_epoch" in given:
+                raise InputError(f"{self.path} knows its epoch: leave out --start-epoch")
             return resolve(given, self.checkpoint.settings, known)
         settings = resolve(given, None, known)
         if "name" in given or settings.refine is None:

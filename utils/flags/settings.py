@@ -17,6 +17,7 @@ from utils.paper.settings import BATCH_SIZE, DEPTHS, EPOCHS, LEARNING_RATE, MOME
 TRAINED = {"refine", "init"}  # flags that name a network that was trained before
 DEFAULT_DEPTHS = DEPTHS | NAMED
 NETWORK, SLIMMING, TRAINING, FILES = "network and data", "slimming", "training", "files"
+BEGINS = ("init", "start_epoch")  # where a training began, and no fine-tuning of it
 KEPT = ("seed", "precision", "deterministic")  # from a training to whatever follows it
 
 
@@ -200,7 +201,7 @@ class Settings:
         """
         cuts = otherwise.get("prune_ratio") is not None
         shared = [n for n, f in OWN.items() if not cuts or f.group != TRAINING or n in KEPT]
-        changed = {"method": OWN["method"].default, "init": None, "refine": str(start)}
+        changed = {"method": OWN["method"].default, "refine": str(start), **dict.fromkeys(BEGINS)}
         return Settings.of({**{n: getattr(self, n) for n in shared}, **changed, **otherwise})
 
     def refine_argv(self, cuts: bool = False) -> list[str]:
@@ -209,6 +210,7 @@ class Settings:
         ``cuts``: weights are cut.
         """
         said = KEPT if cuts else [name for name, flag in OWN.items() if flag.group == TRAINING]
+        said = [name for name in said if name not in BEGINS]
         told = {name: value for name in said if (value := getattr(self, name)) != OWN[name].default}
         return [word for name, value in told.items() for word in OWN[name].argv(value)]
 

@@ -1,7 +1,7 @@
 """What the record files in a folder say of every run: trained, pruned, fine-tuned."""
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from utils.console import InputError
 from utils.data.datasets import TORCHVISION
 from utils.files import names, records
 from utils.files.records import Row
-from utils.flags.settings import FLAGS, OWN, Settings
+from utils.flags.settings import BEGINS, FLAGS, OWN, Settings
 from utils.methods import METHODS
 from utils.paper import published
 
@@ -93,7 +93,7 @@ def experiment_of(settings: Settings, row: Row | None = None) -> tuple[Group, Va
         compared = (flag for flag in flags if flag.compared)
         return tuple((f.name, known[f.name]) for f in compared if known[f.name] != f.default)
 
-    apart = ("arch", "depth", "dataset", "size", "epochs", "method", "init")
+    apart = ("arch", "depth", "dataset", "size", "epochs", "method", *BEGINS)
     others = words(told(flag for flag in OWN.values() if flag.name not in apart))
     others += [] if s.size == size_of(s.arch) else OWN["size"].argv(s.size)
     source, checksum = ((row or {}).get(column) for column in ("source", "pictures"))
@@ -103,7 +103,8 @@ def experiment_of(settings: Settings, row: Row | None = None) -> tuple[Group, Va
     own += [f"{several} processes"] if several != "1" else []
     terms = f"{s.epochs} epochs", *others, *own
     # Where it began is the training's, and not the fine-tuning's.
-    variant = Variant(s.method, told([*METHODS[s.method].flags, OWN["init"]]))
+    own_flags = [*METHODS[s.method].flags, *(OWN[name] for name in BEGINS)]
+    variant = Variant(s.method, told(own_flags))
     return Group(s.arch, s.depth, s.dataset, terms), variant
 
 
@@ -136,19 +137,23 @@ class Result(Training):
 
     def refined(self, pruning: Row) -> list[Training]:
         """The fine-tunings of what a ``pruning`` left, as file, its checksum and width tell."""
-        written = pruning.get("slim_checksum")  # older records have none
+        alike = (row for row in self.prunings if row["model"] == pruning["model"])
+        written = {row.get("slim_checksum", "") for row in alike if how(row) == how(pruning)}
         return [
             refine
             for refine in self.refines
             if Path(refine.settings.refine or "").name == pruning["model"]
             and float(refine.row["channels"]) == float(pruning["channels_kept"])
-            and (not written or refine.row.get("init_checksum") in (written, None, ""))
+            and ("" in written or refine.row.get("init_checksum", "") in {*written, ""})  # older
         ]
 
     def tuned(self, pruning: Row | None) -> Row | None:
         """The last of them that went as the training did, but for the penalty: section 5.2's."""
         for refine in reversed(self.refined(pruning) if pruning else []):
-            same = refine.experiment[0] == self.experiment[0]
+            # What a group of processes trained is fine-tuned by however many.
+            several = {"processes": self.row.get("processes", "")}
+            tuned = replace(refine, row=refine.row | several)
+            same = tuned.experiment[0] == self.experiment[0]
             if same and not METHODS[refine.settings.method].prunes():
                 return refine.row
         return None

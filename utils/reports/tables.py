@@ -26,7 +26,7 @@ from utils.methods import METHODS
 from utils.paper import lp
 from utils.paper.published import TABLES, Column, Table, numbers
 from utils.reports import claims, compressed, results
-from utils.reports.results import Group, Groups, Result, Variant, how, words
+from utils.reports.results import QUANTITIES, Group, Groups, Result, Variant, how, words
 
 DASH = "—"
 LEGEND = """\
@@ -145,11 +145,14 @@ def compare(table: Table, row: Sequence[str], groups: Groups) -> list[list[Cell]
         key = key_of(table, row, column)
         runs = groups.get(key[0], {}).get(key[1], []) if key else []
         # The baseline is not pruned, and the paper writes its accuracy in that place.
-        whole = {"pruned": "trained"} if key and not METHODS[key[1].method].prunes() else {}
+        whole = key is not None and not METHODS[key[1].method].prunes()
         published = zip(column.quantities, [*numbers(printed), None], strict=False)
-        columns.append(
-            [Cell(whole.get(q, q), column.dataset, runs, number, share) for q, number in published]
-        )
+        cells = []
+        for q, number in published:
+            q = "trained" if whole and q == "pruned" else q
+            own = runs if not whole or QUANTITIES[q][0] == "train" else []
+            cells.append(Cell(q, column.dataset, own, number, share))
+        columns.append(cells)
     return columns
 
 
@@ -196,12 +199,11 @@ def shares_of_paper() -> dict[object, float | None]:
     }
 
 
-def unshown(result: Result) -> list[str]:
-    """How else it was pruned than a table shows."""
-    shares = {None, shares_of_paper().get(result.experiment)}
-    shown = [how(row) for share in shares if (row := result.pruning(share))]
-    found = dict.fromkeys(" ".join(how(row)) for row in result.prunings if how(row) not in shown)
-    return list(found)
+def unshown(result: Result, share: float | None) -> list[str]:
+    """How else it was pruned than a table shows; ``share`` is that of a table of the paper's."""
+    shown = result.pruning(share) or result.pruning()
+    ways = dict.fromkeys(" ".join(how(row)) for row in result.prunings)
+    return [way for way in ways if shown is None or way != " ".join(how(shown))]
 
 
 def runs_table(groups: Groups) -> tuple[str, list[dict[str, object]]]:
@@ -285,6 +287,7 @@ def main(argv: list[str] | None = None) -> None:
     found = results.load(Path(args.save))
     groups = results.grouped(found)
     shown = [run for variants in groups.values() for runs in variants.values() for run in runs]
+    shares = shares_of_paper()
     for result in found:
         run = result.row["run"]
         if result not in shown:
@@ -292,7 +295,7 @@ def main(argv: list[str] | None = None) -> None:
         tuned = [result.tuned(pruning) for pruning in result.prunings]
         if result not in shown or result.settings.method == lp.METHOD:
             continue  # the table of the latter has all prunings, and how each was fine-tuned
-        for pruned in unshown(result):
+        for pruned in unshown(result, shares.get(result.experiment)):
             console.note(f"note: {run} pruned with {pruned} is left out: tables show one pruning")
         for refine in result.refines:
             if refine.row not in tuned and refine.settings.prune_ratio is None:
