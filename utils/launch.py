@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import cycle
+from itertools import cycle, islice
 from typing import IO, TypeVar
 
 import torch
@@ -98,16 +98,15 @@ def run_seeds(argv: Sequence[str], name: str | None, no_cuda: bool) -> None:
     As ``name``_seedN, or under its default name, which has the seed.
 
     Side by side on the GPUs, which one small network each does not fill; in turn on a CPU, which it
-    does.
-    A process apart keeps each run what it is alone. Exits with the first status that is not 0;
-    raises Stopped when a signal came and all have ended.
+    does. A process apart keeps each run what it is alone. Exits with the first status that is not
+    0; raises Stopped when a signal came and all have ended.
     """
     p = argparse.ArgumentParser(allow_abbrev=False)
     p.add_argument("--seeds", nargs="+")
     given, rest = p.parse_known_args(argv)
     seeds = dict.fromkeys(given.seeds)
     gpus = [] if no_cuda else visible_gpus()
-    slots = [gpu for gpu, _ in zip(cycle(gpus), seeds, strict=False)] or [""]
+    slots = list(islice(cycle(gpus), len(seeds))) or [""]
 
     def say(seed: str, process: subprocess.Popen[str]) -> None:
         for line in process.stdout or ():

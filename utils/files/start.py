@@ -69,7 +69,7 @@ class Start:
             raise InputError(f"a run cannot be named after {self.path}: give it a --name")
         return replace(settings, name=name)
 
-    def origin(self, settings: Settings) -> str | None:
+    def origin(self) -> str | None:
         """SHA-256 of the file that the run's weights began with, None where there was none."""
         if self.resumes and self.checkpoint is not None:
             return self.checkpoint.origin

@@ -209,8 +209,8 @@ class Settings:
 
         ``cuts``: weights are cut.
         """
-        said = KEPT if cuts else [name for name, flag in OWN.items() if flag.group == TRAINING]
-        said = [name for name in said if name not in BEGINS]
+        own = (name for name, flag in OWN.items() if flag.group == TRAINING)
+        said = KEPT if cuts else [name for name in own if name not in BEGINS]
         told = {name: value for name in said if (value := getattr(self, name)) != OWN[name].default}
         return [word for name, value in told.items() for word in OWN[name].argv(value)]
 

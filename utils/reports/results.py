@@ -1,7 +1,7 @@
 """What the record files in a folder say of every run: trained, pruned, fine-tuned."""
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,9 +151,8 @@ class Result(Training):
         """The last of them that went as the training did, but for the penalty: section 5.2's."""
         for refine in reversed(self.refined(pruning) if pruning else []):
             # What a group of processes trained is fine-tuned by however many.
-            several = {"processes": self.row.get("processes", "")}
-            tuned = replace(refine, row=refine.row | several)
-            same = tuned.experiment[0] == self.experiment[0]
+            row = refine.row | {"processes": self.row.get("processes", "")}
+            same = experiment_of(refine.settings, row)[0] == self.experiment[0]
             if same and not METHODS[refine.settings.method].prunes():
                 return refine.row
         return None

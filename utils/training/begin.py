@@ -78,8 +78,7 @@ def begin(
     group.wait()  # all have loaded, and are on time from here on
     group = group.on_time()
     found = start.checkpoint if start.resumes else None
-    origin = start.origin(settings)
-    how = execution, group, alternate, graphs, found, settings.start_epoch, origin
+    how = execution, group, alternate, graphs, found, settings.start_epoch, start.origin()
     try:
         run = Run(settings, files, network, data, batches, *how)
     except ValueError as error:
