@@ -1,4 +1,5 @@
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,8 @@ from PIL import Image
 
 # Tests compare results, not speeds, and run beside others: spinning threads only get in the way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What is started in the background of a script inherits that Ctrl-C is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Fixtures that several files of tests share.
 pytest_plugins = ("own_pictures", "workshop")
 
