@@ -160,8 +160,8 @@ def fastest(
 ) -> str:
     """Measure in which precision ``network`` trains fastest, each in its memory format.
 
-    Takes a few steps of each, as a graph where training takes ``graphs``; ``network`` is left as it
-    is. What comes out flips with noise where two are alike, so decide once and keep it.
+    Takes a few steps of each, as a graph where training takes ``graphs``; ``network`` and torch's
+    generators (dropout draws) are left as they are. What comes out flips with noise where two are alike, so decide once and keep it.
     """
     on_gpu = device.type == "cuda"
     has = {
@@ -174,7 +174,8 @@ def fastest(
         execution = execution_for(network, precision, device)
         return _step_seconds(execution, network.model, images, labels, graphs)
 
-    return min((p for p in PRECISIONS if has[p]), key=seconds_in)
+    with torch.random.fork_rng([device] if on_gpu else []):
+        return min((p for p in PRECISIONS if has[p]), key=seconds_in)
 
 
 def capture(work: Callable[[], None]) -> torch.cuda.CUDAGraph:

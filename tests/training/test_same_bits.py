@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models import Network, build_model, full_cfg
-from runs import rows
+from runs import assert_same, rows
 from utils import console, device
 from utils.device import Execution, execution_for
 from utils.files import checkpoint
@@ -81,3 +81,21 @@ def test_auto_measures_precision_alone(tmp_path, pictures, monkeypatch, capsys):
     run(tmp_path, pictures, "--arch", "vgg", "--depth", 11, "--precision", "auto")
     assert measured == [("fp32", True), ("bf16", True)]
     assert "fastest here: bf16" in capsys.readouterr().err
+
+
+def test_auto_is_the_run_of_the_precision_that_it_chose(tmp_path, pictures, monkeypatch):
+    """Dropout draws while precisions are measured, and ξ is drawn after that."""
+    network = ["--arch", "mobilenet_v2", "--size", 32, "-sr"]
+    told = run(tmp_path / "told", pictures, *network, "--precision", "bf16")
+    really = device._step_seconds
+
+    def seconds(execution: Execution, *args: object) -> float:
+        really(execution, *args)
+        return {"bf16": 1.0, "fp32": 2.0}[execution.precision]
+
+    monkeypatch.setattr(device, "_step_seconds", seconds)
+    auto = run(tmp_path / "auto", pictures, *network, "--precision", "auto")
+    contents = [torch.load(path, weights_only=True) for path in (told, auto)]
+    for content in contents:
+        content["settings"].pop("precision")
+    assert_same(*contents)
