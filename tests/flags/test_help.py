@@ -13,6 +13,7 @@ from utils.flags.parser import parser
 from utils.flags.settings import Settings
 from utils.methods import METHODS
 from utils.paper.published import NETWORKS
+from utils.training import account
 
 
 @pytest.mark.parametrize("flag", ["s", "beta"])
@@ -42,3 +43,23 @@ def test_version_names_the_commit(capsys):
     commit = re.match(r"commit (\w+)\+?, ", said)[1]
     assert head.stdout.startswith(commit) if head.returncode == 0 else commit == "unknown"
     assert torch.__version__ in said
+
+
+@pytest.mark.parametrize("folder", [".", "program"], ids=["its root", "a folder of it"])
+def test_another_repositorys_commit_is_not_reported(folder, tmp_path, monkeypatch):
+    """As where the program was copied into a repository of the user's."""
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.org", "-C", tmp_path]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    own = tmp_path / folder / "utils" / "training" / "account.py"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    monkeypatch.setattr(account, "ROOT", (tmp_path / folder).resolve())
+    monkeypatch.setattr(account, "__file__", str(own))
+    assert account.commit() is None
+    if folder == ".":
+        subprocess.run([*git, "add", "."], check=True)
+        subprocess.run([*git, "commit", "-q", "-m", "y"], check=True)
+        assert re.fullmatch(r"[0-9a-f]{12}", account.commit())
+        own.write_text("changed")
+        assert account.commit().endswith("+")

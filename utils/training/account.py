@@ -176,15 +176,21 @@ def way_on(run: Run, given: Mapping[str, Any]) -> str:
 
 
 def commit() -> str | None:
-    """The commit of this program, with a ``+`` where files differ from it; None if not known."""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
+    """The commit of this program, with a ``+`` where files differ from it; None if not known.
+
+    It is known where the program's own folder is a repository that has its files: one further up,
+    or one that this program was copied into, is somebody else's.
+    """
+    own = ["git", "--git-dir", str(ROOT / ".git"), "--work-tree", str(ROOT)]
+    tracked = ["ls-files", "--error-unmatch", str(Path(__file__).resolve())]
+    described = ["describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+    said = ""
+    for words in (tracked, described):
+        try:
+            done = subprocess.run(
+                [*own, *words], cwd=ROOT, capture_output=True, text=True, timeout=10, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        said = done.stdout.strip()
+    return said or None
