@@ -38,6 +38,7 @@ from utils.launch import run_seeds
 from utils.reports.listing import listing
 from utils.training import account
 from utils.training.begin import begin
+from utils.training.group import Group
 from utils.training.run import Run
 from utils.training.statistics import retake
 from utils.training.step import Step, evaluate
@@ -186,7 +187,9 @@ def main(argv: list[str] | None = None) -> None:
         return
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     with alone(start.files(given, settings).lock) if first else nullcontext():
-        run = begin(start, settings, given, alternate)
+        device = pick_device("no_cuda" in given)
+        group = Group.join(device)  # who is not the first reads once the first has the lock
+        run = begin(start.latest(given), given, device, group, alternate)
         with run.kept(account.way_on(run, given)):
             train(run, given, argv)
         run.group.leave()

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from glob import escape
@@ -35,8 +36,8 @@ def replacing(path: Path) -> Iterator[Path]:
 def alone(path: Path) -> Iterator[None]:
     """Within, this process has the lock ``path``, a file that is there as long; a kill frees it.
 
-    Raises InputError at once where another process has it. What must be made of its folder goes
-    again if nothing else comes into it.
+    Raises InputError at once where another process has it; one that only looks (:func:`is_held`) is
+    waited for. What must be made of its folder goes again if nothing else comes into it.
     """
     check_writable(path.parent)
     made = [folder for folder in path.parents if not folder.exists()]
@@ -49,7 +50,14 @@ def alone(path: Path) -> Iterator[None]:
             try:
                 import fcntl
 
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    # Who only looks shares it, with this process too.
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    file.close()
+                    time.sleep(0.01)
+                    continue
                 # What is forked from here must not hold it for longer than this process.
                 os.register_at_fork(after_in_child=file.close)
             except BlockingIOError:

@@ -1,13 +1,15 @@
 """A run is trained by one process at a time: the others are refused, a kill frees it."""
 
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from runs import rows, start, train
+from runs import assert_same_run, rows, start, train
 from utils import atomic
-from utils.console import InputError
+from utils.console import InputError, Stopped
 
 RESNET = ["--arch", "resnet", "--depth", "11", "--name", "net", "--epochs", "40"]
 
@@ -66,3 +68,51 @@ def test_a_lock_left_behind_by_a_kill_is_nobodys(tmp_path: Path):
             pass
         assert (tmp_path / "run.lock").exists()
     assert not (tmp_path / "run.lock").exists()
+
+
+@pytest.mark.parametrize("resume", ["auto", "path"])
+def test_what_another_process_trained_meanwhile_is_not_trained_again(
+    resume, tmp_path, pictures, monkeypatch
+):
+    """The checkpoint is read under the lock: before, another process may have gone on with it."""
+    import main
+
+    flags = ["--arch", "resnet", "--depth", "11", "--epochs", 3]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train(whole, pictures, *flags) == 0
+    evaluate, alone, calls = main.evaluate, main.alone, []
+
+    def stops(*args: object) -> object:
+        calls.append(args)
+        if len(calls) == 2:
+            raise Stopped(signal.SIGTERM)
+        return evaluate(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(main, "evaluate", stops)
+        assert train(parts, pictures, *flags) == 128 + signal.SIGTERM
+    (path,) = parts.glob("*checkpoint.pth.tar")
+    again = [*flags, "--resume", "auto" if resume == "auto" else path]
+
+    def later(lock: Path) -> object:
+        monkeypatch.setattr(main, "alone", alone)
+        assert train(parts, pictures, *again) == 0
+        return alone(lock)
+
+    monkeypatch.setattr(main, "alone", later)
+    assert train(parts, pictures, *again) == 0
+    assert_same_run(whole, parts)
+    assert len(rows(parts / "train_record.csv")) == 1
+
+
+def test_who_only_looks_keeps_no_training_from_starting(tmp_path: Path):
+    fcntl = pytest.importorskip("fcntl")
+    lock = tmp_path / "run.lock"
+    lock.touch()
+    looking = lock.open()
+    fcntl.flock(looking, fcntl.LOCK_SH)  # as --list does for a moment
+    timer = threading.Timer(0.3, looking.close)
+    timer.start()
+    with atomic.alone(lock):
+        assert atomic.is_held(lock)
+    timer.join()

@@ -26,7 +26,7 @@ class Start:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "Start":
-        """What ``--resume``, ``--refine``, ``--init`` or ``--evaluate`` say."""
+        """What ``--resume PATH``, ``--refine``, ``--init`` or ``--evaluate`` say."""
         resume = given.get("resume")
         if resume not in (None, "auto"):
             checkpoint = load(Path(resume))
@@ -37,18 +37,29 @@ class Start:
         start = cls() if path is None else cls(Path(path), load(Path(path), given.get("arch")))
         if "init" in given and start.checkpoint and not start.checkpoint.network.is_full:
             raise InputError(f"{path} is a slim network: --refine is what goes on with it")
-        if resume == "auto" and "seeds" not in given:
-            found = newest(start.files(given, start.settings(given)))
-            if found is not None:
-                cfgs = [c.network.model.cfg for c in (start.checkpoint, found[1]) if c]
-                if cfgs[0] != cfgs[-1]:
-                    raise InputError(
-                        f"{found[0]} is the fine-tuning of another network than {path}: move it"
-                        " away, or give this run another --name"
-                    )
-                note(f"going on with {found[0]}")
-                return cls(*found, resumes=True)
         return start
+
+    def latest(self, given: Mapping[str, Any]) -> "Start":
+        """This start as the files are now, and ``--resume auto``'s newest checkpoint if any.
+
+        To be called where no other process trains the run: one that did may have gone further since
+        this start was read.
+        """
+        if self.resumes:
+            return Start.of(given)
+        if given.get("resume") != "auto":
+            return self
+        found = newest(self.files(given, self.settings(given)))
+        if found is None:
+            return self
+        cfgs = [c.network.model.cfg for c in (self.checkpoint, found[1]) if c]
+        if cfgs[0] != cfgs[-1]:
+            raise InputError(
+                f"{found[0]} is the fine-tuning of another network than {self.path}: move it"
+                " away, or give this run another --name"
+            )
+        note(f"going on with {found[0]}")
+        return Start(*found, resumes=True)
 
     def settings(self, given: Mapping[str, Any]) -> Settings:
         """The run's. Raises InputError where ``given`` contradicts what is known."""

@@ -8,7 +8,7 @@ from typing import Any
 from models.named import DEPTHS as NAMED
 from utils import arguments
 from utils.arguments import Flag, Parser, positive_int
-from utils.console import InputError, note
+from utils.console import InputError
 from utils.flags.settings import FILES, FLAGS, NETWORK, OWN, SLIMMING, TRAINING, Settings
 from utils.methods import METHODS, defaults_of
 
@@ -112,10 +112,6 @@ def resolve(
         settings = Settings.of(known)
     except ValueError as error:
         raise InputError(str(error)) from None
-    not_its_own = FLAGS.keys() - OWN.keys() - settings.options.keys()
-    if others := given.keys() & (not_its_own | set(METHODS[settings.method].idle)):
-        idle = sorted(FLAGS[key].typed[-1] for key in others)
-        note(f"note: {settings.method} training does not use {', '.join(idle)}")
     for key, value in settings.values().items():
         if stored is not None and FLAGS[key].fixed and value != before[key]:
             raise InputError(
@@ -123,3 +119,10 @@ def resolve(
                 " go on, or start another run with another --name"
             )
     return settings
+
+
+def unused(given: Mapping[str, Any], settings: Settings) -> list[str]:
+    """Which of the flags ``given`` the method of ``settings`` makes no use of, as they are typed."""
+    not_its_own = FLAGS.keys() - OWN.keys() - settings.options.keys()
+    others = given.keys() & (not_its_own | set(METHODS[settings.method].idle))
+    return sorted(FLAGS[key].typed[-1] for key in others)

@@ -12,8 +12,9 @@ from utils.console import InputError, note
 from utils.data.batches import Batches
 from utils.data.datasets import Dataset, load
 from utils.data.stream import WORKERS, batches_of
-from utils.device import Execution, be_deterministic, execution_for, fastest, pick_device
+from utils.device import Execution, be_deterministic, execution_for, fastest
 from utils.files.start import Start, check_free
+from utils.flags.parser import unused
 from utils.flags.settings import Settings
 from utils.methods import METHODS
 from utils.training.group import Group
@@ -23,15 +24,18 @@ from utils.training.step import Step
 
 def begin(
     start: Start,
-    settings: Settings,
     given: Mapping[str, Any],
+    device: torch.device,
+    group: Group,
     alternate: Callable[[Step, Tensor], None],
 ) -> Run:
-    """The run of ``settings``, from where it ``start``s, whose steps ``alternate`` carries out.
+    """The run that ``given`` tells, from where it ``start``s, whose steps ``alternate`` carries out.
 
     Raises InputError where these flags, this file and these pictures do not go together.
     """
-    device = pick_device("no_cuda" in given)
+    settings = start.settings(given)
+    if idle := unused(given, settings):
+        note(f"note: {settings.method} training does not use {', '.join(idle)}")
     chosen = start.checkpoint.precision if start.resumes and start.checkpoint else None
     if "tf32" in (settings.precision, chosen) and device.type == "cpu":
         raise InputError("only a GPU computes in tf32: choose another --precision for a new run")
@@ -47,7 +51,6 @@ def begin(
     files = start.files(given, settings)
     check_free(files, start.path if start.resumes else None)
 
-    group = Group.join(device)
     if group.rank > 0:
         group.wait()  # the first process downloads and decodes for all
     data = load(settings.values(), start.norm(settings))

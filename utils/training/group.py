@@ -24,7 +24,7 @@ class Group:
 
     @classmethod
     def join(cls, device: torch.device) -> "Group":
-        """Meet the other processes that torchrun started, if it did."""
+        """Meet the other processes that torchrun started, if it did: waits until all are here."""
         size = int(os.environ.get("WORLD_SIZE", 1))
         if size == 1:
             return ALONE
@@ -34,7 +34,9 @@ class Group:
             timeout=LOADING,
             device_id=device if on_gpu else None,
         )
-        return cls(dist.get_rank(), size)
+        group = cls(dist.get_rank(), size)
+        group.wait()
+        return group
 
     def on_time(self) -> "Group":
         """For training, when all is loaded: one that is not where the others are is soon lost."""
