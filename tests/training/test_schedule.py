@@ -21,6 +21,43 @@ def test_steps_are_the_papers_and_what_warms_up_rises_in_equal_steps():
     assert rates(8, warmup=3) == pytest.approx([0.025, 0.05, 0.075, *rates(8)[3:]])
 
 
+def test_where_the_drops_do_not_fit_each_rate_has_its_epoch_from_the_highest_on():
+    assert rates(1) == [0.1]
+    assert rates(2) == pytest.approx([0.1, 0.01])
+    assert rates(3) == pytest.approx([0.1, 0.01, 0.001])
+    assert rates(4, warmup=3) == pytest.approx([0.025, 0.05, 0.075, 0.1])
+    assert rates(5, warmup=2)[2:] == pytest.approx([0.1, 0.01, 0.001])
+    for epochs in range(1, 40):
+        for shape in ("step", "cosine"):
+            for warmup in range(epochs):
+                found = rates(epochs, shape=shape, warmup=warmup)
+                assert max(found) == found[warmup] == 0.1
+                assert found[: warmup + 1] == sorted({*found[: warmup + 1]})
+        if epochs > 2:  # as the paper has it
+            drops = [(e >= epochs // 2) + (e >= 3 * epochs // 4) for e in range(epochs)]
+            assert rates(epochs) == [0.1 / 10**drop for drop in drops]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--epochs", 1], "never"),
+        (["--epochs", 2], "after epoch 1"),
+        (["--epochs", 4, "--warmup", 2], "after epoch 3"),
+        (["--epochs", 5, "--warmup", 2], "after epoch 3 and after epoch 4"),
+        (["--epochs", 3], None),
+        (["--epochs", 2, "--schedule", "cosine"], None),
+    ],
+)
+def test_drops_that_do_not_fit_are_said_before_the_first_epoch(
+    flags, said, tmp_path, pictures, capsys
+):
+    assert train(tmp_path, pictures, "--arch", "resnet", "--depth", 11, *flags) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "too short to drop" in line]
+    assert len(lines) == (said is not None)
+    assert said is None or lines[0].endswith(f"it drops {said}")
+
+
 def test_half_a_cosine_behind_the_warmup():
     found = rates(105, shape="cosine", warmup=5)
     assert found[:5] == pytest.approx([0.1 * (i + 1) / 6 for i in range(5)])

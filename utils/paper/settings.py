@@ -20,6 +20,16 @@ SAS_RETRAINING: dict[str, Any] = {"s": 0.0, "average_from": 151}
 Schedule = list[tuple[int, float]]  # mini-batches and learning rate of every epoch
 
 
+def drops(epochs: int, warmup: int = 0) -> tuple[int, int]:
+    """The epochs, counted from 0, from which the learning rate is a tenth, and a hundredth.
+
+    ⌊epochs/2⌋ and ⌊3·epochs/4⌋, as in the paper; later, maybe never, where these would leave no
+    epoch at the full rate behind the ``warmup``, or none at a tenth of it.
+    """
+    first = max(epochs // 2, warmup + 1)
+    return first, max(3 * epochs // 4, first + 1)
+
+
 def learning_rate(
     epoch: int,
     epochs: int,
@@ -29,7 +39,7 @@ def learning_rate(
 ) -> float:
     """Of an epoch, counted from 0.
 
-    ``"step"``: ``initial``, ×0.1 at ⌊epochs/2⌋ and ×0.1 again at ⌊3·epochs/4⌋, as in the paper.
+    ``"step"``: ``initial``, ×0.1 at the first of :func:`drops` and ×0.1 again at the second.
     ``"cosine"``: half a cosine from ``initial`` behind the ``warmup`` towards 0 at the end.
     The first ``warmup`` epochs rise to ``initial`` in equal steps.
     """
@@ -38,8 +48,7 @@ def learning_rate(
     if shape == "cosine":
         done = max(epoch - warmup, 0) / (epochs - warmup)
         return initial * (1 + math.cos(math.pi * done)) / 2
-    drops = (epoch >= epochs // 2) + (epoch >= 3 * epochs // 4)
-    return initial / 10**drops
+    return initial / 10 ** sum(epoch >= drop for drop in drops(epochs, warmup))
 
 
 def schedule(epochs: int = EPOCHS, steps: int = STEPS) -> Schedule:

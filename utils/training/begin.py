@@ -17,6 +17,7 @@ from utils.files.start import Start, check_free
 from utils.flags.parser import unused
 from utils.flags.settings import Settings
 from utils.methods import METHODS
+from utils.paper.settings import drops
 from utils.training.group import Group
 from utils.training.run import Run
 from utils.training.step import Step
@@ -90,6 +91,8 @@ def begin(
         for line in notes(network.model):
             note(line)
     if found is None:
+        if line := of_short_schedule(settings):
+            note(line)
         trained = settings.arch, settings.depth, settings.momentum
         for line in run.step.method.warnings(run.schedule(), *trained):
             note(line)
@@ -126,6 +129,20 @@ def fresh(settings: Settings, data: Dataset) -> Network:
     model = build_model(settings.arch, settings.depth, len(data.classes), size=settings.size)
     METHODS[settings.method].initialise(model)
     return Network(model, settings.arch, settings.depth)
+
+
+def of_short_schedule(settings: Settings) -> str:
+    """What to say before a training too short for the paper's drops of the learning rate, or ''."""
+    s, usual = settings, (settings.epochs // 2, 3 * settings.epochs // 4)
+    found = drops(s.epochs, s.warmup)
+    if "lr" in METHODS[s.method].idle or s.schedule != "step" or found == usual:
+        return ""
+    after = [f"after epoch {epoch}" for epoch in found if epoch < s.epochs]
+    behind = f" behind --warmup {s.warmup}" if s.warmup else ""
+    return (
+        f"warning: --epochs {s.epochs} is too short to drop the learning rate after half and after"
+        f" three quarters{behind}: it drops {' and '.join(after) or 'never'}"
+    )
 
 
 def notes(model: Slimmable) -> Iterator[str]:
