@@ -161,7 +161,8 @@ def fastest(
     """Measure in which precision ``network`` trains fastest, each in its memory format.
 
     Takes a few steps of each, as a graph where training takes ``graphs``; ``network`` and torch's
-    generators (dropout draws) are left as they are. What comes out flips with noise where two are alike, so decide once and keep it.
+    generators (dropout draws) are left as they are. What comes out flips with noise where two are
+    alike, so decide once and keep it.
     """
     on_gpu = device.type == "cuda"
     has = {

@@ -122,7 +122,7 @@ def resolve(
 
 
 def unused(given: Mapping[str, Any], settings: Settings) -> list[str]:
-    """Which of the flags ``given`` the method of ``settings`` makes no use of, as they are typed."""
+    """The flags ``given`` that the method of ``settings`` makes no use of, as they are typed."""
     not_its_own = FLAGS.keys() - OWN.keys() - settings.options.keys()
     others = given.keys() & (not_its_own | set(METHODS[settings.method].idle))
     return sorted(FLAGS[key].typed[-1] for key in others)

@@ -30,7 +30,7 @@ def begin(
     group: Group,
     alternate: Callable[[Step, Tensor], None],
 ) -> Run:
-    """The run that ``given`` tells, from where it ``start``s, whose steps ``alternate`` carries out.
+    """The run that ``given`` tells, from where it ``start``s; ``alternate`` makes its steps.
 
     Raises InputError where these flags, this file and these pictures do not go together.
     """
