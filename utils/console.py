@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 _muted = False  # nothing is said but errors
+ONE_VALUE = "more than 1 value per channel"  # what torch says of a batch norm that lacks them
 UNREAD = 141  # the status that a shell tells of what SIGPIPE ended
 # What matters most stands first behind the bar: tqdm shortens the bar, then cuts off the end.
 BAR = "{desc}: |{bar}| {n_fmt}/{total_fmt}{postfix}, {rate_fmt}"
@@ -97,9 +98,9 @@ def _status(main: Callable[[list[str] | None], None], argv: list[str] | None) ->
         elif "deterministic implementation" in str(error):  # of an operation of a user's network
             reason = str(error).partition(",")[0]
             message, status = f"{reason}: leave out --deterministic, or train on the CPU", 2
-        elif "more than 1 value per channel" in str(error):  # a batch norm, of maps of one pixel
+        elif ONE_VALUE in str(error):  # a batch norm, of maps of one pixel
             message = (
-                "a batch of one picture cannot be normalised: choose another --batch-size, of which"
+                "a batch of one image cannot be normalised: choose another --batch-size, of which"
                 " the last batch has more, or a larger --size"
             )
             status = 2

@@ -219,10 +219,25 @@ def test_a_run_may_begin_at_a_later_epoch_and_is_another_then(tmp_path, pictures
     assert result.settings.refining(Path("slim")).start_epoch == 0
 
 
-def test_a_batch_that_cannot_be_normalised_ends_in_one_line(tmp_path, pictures, capsys):
-    flags = ["--arch", "resnet18", "--size", 32, "--batch-size", 31]  # of 32 pictures
-    assert train(tmp_path, pictures, *flags) == 2
-    assert "error: a batch of one picture cannot be normalised" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("network", "size"),
+    [(["--arch", "resnet18", "--size", 32], 31), (["--arch", "mobilenet_v2", "--size", 32], 1)],
+)
+def test_a_batch_that_cannot_be_normalised_is_found_before_the_first_step(
+    network, size, tmp_path, pictures, monkeypatch, capsys
+):
+    """Of 32 images: the last batch, or each."""
+    monkeypatch.setattr(main, "train", lambda *begun: pytest.fail("it has begun"))
+    assert train(tmp_path, pictures, *network, "--batch-size", size) == 2
+    err = capsys.readouterr().err
+    assert "error: a batch of one image cannot be normalised" in err.splitlines()[-1]
+    assert f"--batch-size {size} leaves one of 32 images" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_of_one_is_trained_on_where_the_maps_have_more_pixels(tmp_path, pictures):
+    flags = ["--arch", "resnet", "--depth", 11, "--batch-size", 31, "--epochs", 1]
+    assert train(tmp_path, pictures, *flags) == 0
 
 
 def test_a_new_run_never_overwrites_another(tmp_path, pictures, capsys):

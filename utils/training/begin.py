@@ -1,5 +1,6 @@
 """How a run begins: its pictures, its network, the precision and the processes that train it."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from models import Network, build_model, full_cfg
 from models.surgery import Slimmable, all_channels, norms
-from utils.console import InputError, note
+from utils.console import ONE_VALUE, InputError, note
 from utils.data.batches import Batches
 from utils.data.datasets import Dataset, load
 from utils.data.stream import WORKERS, batches_of
@@ -87,6 +88,7 @@ def begin(
         run = Run(settings, files, network, data, batches, *how)
     except ValueError as error:
         raise InputError(f"{start.path} cannot be resumed: {error}") from None
+    check_smallest_batch(run)
     if run.step.method.prunes():
         for line in notes(network.model):
             note(line)
@@ -129,6 +131,33 @@ def fresh(settings: Settings, data: Dataset) -> Network:
     model = build_model(settings.arch, settings.depth, len(data.classes), size=settings.size)
     METHODS[settings.method].initialise(model)
     return Network(model, settings.arch, settings.depth)
+
+
+def check_smallest_batch(run: Run) -> None:
+    """Raise InputError where a process's part of a batch is one image that batch norm cannot take.
+
+    That is where its map of the image is one pixel: a variance takes two values or more.
+    """
+    size, images = run.settings.batch_size, len(run.data.train)
+    batches = {size} if run.step.method.steps(0) else {min(size, images), images % size or size}
+    processes = run.group.size
+    if all((count if count < processes else count // processes) > 1 for count in batches):
+        return
+    model = copy.deepcopy(run.step.model).to("meta").float().train()
+    image = torch.empty(1, 3, run.settings.size, run.settings.size, device="meta")
+    try:
+        model(image)
+    except ValueError as error:
+        if ONE_VALUE not in str(error):
+            raise
+    else:
+        return
+    shared = f" over {processes} processes" if processes > 1 else ""
+    raise InputError(
+        f"a batch of one image cannot be normalised where batch norm sees one pixel of it, and"
+        f" --batch-size {size} leaves one of {images:,} images{shared}: choose another"
+        " --batch-size, or a larger --size"
+    )
 
 
 def of_short_schedule(settings: Settings) -> str:
