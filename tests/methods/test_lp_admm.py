@@ -183,7 +183,8 @@ def test_warnings():
         options = {"lambda_": 1e-4, **options}
         bn = nn.BatchNorm2d(9)
         nn.init.constant_(bn.weight, 0.5)
-        return " ".join(LpAdmm(bn, **options).warnings(schedule, "vgg", 16, 0.9))
+        sgd = torch.optim.SGD(bn.parameters(), 0.1, momentum=0.9)
+        return " ".join(LpAdmm(bn, **options).warnings(schedule, "vgg", 16, sgd))
 
     assert "all channels train to the end" in said([])
     # The released settings move γ by 0.023 in such an epoch.

@@ -300,7 +300,8 @@ def test_the_subgradient_method_adds_the_slope(name):
 def test_a_flat_start_and_too_short_a_way_are_warned_of():
     def said(penalty: str, shape: float | None, lambda_: float) -> str:
         method = ProximalSlimming(bn(), lambda_, 100.0, penalty=penalty, shape=shape)
-        return " ".join(method.warnings([(782, 0.1)] * 10, "vgg", 19, 0.9))
+        sgd = torch.optim.SGD([method.gamma], 0.1, momentum=0.9)
+        return " ".join(method.warnings([(782, 0.1)] * 10, "vgg", 19, sgd))
 
     # 7,820 steps of λ/(2α + β) are 0.5 for λ = 0.0077.
     assert not said("l1", None, 0.0077)

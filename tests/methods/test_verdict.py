@@ -9,7 +9,7 @@ import vgg_prune
 from models import build_model
 from runs import train
 from utils import console
-from utils.methods.slimming import ProximalSlimming, Subgradient
+from utils.methods.slimming import ProximalSlimming, Subgradient, shrinkage
 from utils.paper.settings import schedule
 
 NETWORK = ["--arch", "vgg", "--depth", 11, "--name", "net", "-sr"]
@@ -29,19 +29,64 @@ def test_the_rule():
     assert "too small" in verdict({"gamma": 0, "xi": 0}, "accuracy is near chance")
 
 
-@pytest.mark.parametrize(
-    ("lambda_", "epochs", "said"),
-    [(0.01, 2, 0.45), (0.01, 100, 0.113), (0.2, 100, 0.4), (0.3, 100, 0.45)],
-    ids=["capped at 100 times the paper's", "as much in total", "more than it was", "both"],
-)
-def test_the_lambda_that_would_do(lambda_, epochs, said):
-    found = re.search(r"--s (\S+)", verdict({"gamma": 0, "xi": 0}, "", lambda_, epochs))
-    assert float(found[1]) == pytest.approx(said, rel=0.05)
+def before(lambda_: float, epochs: int, steps: int = 50, beta: float = 100.0, **sgd: float) -> str:
+    """What is said before the training of that verdict."""
+    model = build_model("vgg", 11, 2)
+    method = ProximalSlimming(model, lambda_, beta)
+    sgd = {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-4} | sgd
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, **sgd)
+    return " ".join(method.warnings(schedule(epochs, steps), "vgg", 11, optimizer))
 
 
-def test_where_lambda_is_at_the_cap_more_epochs_are_advised():
-    said = verdict({"gamma": 0, "xi": 0}, "", 0.45)
-    assert "more epochs" in said and "--s" not in said
+def test_the_lambda_that_is_advised_is_one_before_and_after_and_reaches_zero():
+    said = [before(0.01, 60), verdict({"gamma": 0, "xi": 0}, "", 0.01, 60)]
+    said.append(verdict({"gamma": 9, "xi": 99}, "every ξ of a is 0", 0.2, 60))
+    said.append(before(0.2, 60))
+    (advised,) = {re.search(r"--s (\S+) the penalty moves", line)[1] for line in said}
+    reach = shrinkage(float(advised), 100.0, schedule(60, 50))
+    assert reach == pytest.approx(2 * 0.47, rel=0.05)
+    assert before(float(advised), 60) == ""
+
+
+def test_beyond_the_cap_more_epochs_are_advised_and_no_lambda():
+    """Of 4 · 50 steps; 20 times the paper's λ is 0.09."""
+    said = [before(0.0045, 4), verdict({"gamma": 0, "xi": 0}, "", 0.0045, 4)]
+    said += [before(27, 4), verdict({"gamma": 0, "xi": 2752}, "every ξ of a is 0", 27, 4)]
+    (times,) = {re.search(r"train for (\d+) times as many epochs", line)[1] for line in said}
+    assert not any("the penalty moves" in line for line in said)
+    longer = 4 * int(times)
+    advised = re.search(r"--s (\S+) the penalty moves", before(0.0045, longer))
+    assert 0.05 < float(advised[1]) <= 0.09
+    assert "the penalty moves" not in before(0.0045, longer // 2)
+
+
+def test_what_was_large_enough_needs_more_epochs():
+    assert "more epochs" in verdict({"gamma": 0, "xi": 0}, "", 0.09, 100)
+    assert "too large; try a smaller --s" in verdict({"gamma": 9, "xi": 9}, "x", 0.004, 40)
+
+
+def test_where_gamma_cannot_follow_it_is_said_before():
+    assert before(0.085, 60) == ""
+    assert "too few for γ = 0" in before(0.085, 60, beta=0.1)
+    assert "too few for γ = 0" in before(0.085, 60, momentum=0.99)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_flags_with_which_no_channel_is_called_dead_are_said_before(nesterov):
+    flags = {"momentum": 0.99, "nesterov": nesterov}
+    said = before(0.0045, 160, 782, weight_decay=5e-4, **flags)
+    assert "no channel is called dead in the first 80 of 160 epochs" in said
+    assert "in all epochs" in before(0.05, 1, 5000, weight_decay=5e-4, **flags)
+    advised = float(re.search(r"up to --weight-decay (\S+)", said)[1])
+    assert advised == 2.5e-4 and before(0.0045, 160, 782, weight_decay=advised, **flags) == ""
+    model = build_model("vgg", 11, 2)
+    method = ProximalSlimming(model, 0.0045, 100.0)
+    with torch.no_grad():
+        method.gamma.zero_()
+        method.xi.zero_()
+    for weight_decay, dead in ((5e-4, 0), (advised, 2752)):
+        sgd = torch.optim.SGD(model.parameters(), 0.1, weight_decay=weight_decay, **flags)
+        assert int(method.dead(sgd, 0.1).sum()) == dead
 
 
 def test_original_slimming_has_no_xi():
@@ -59,7 +104,7 @@ GONE = ["--s", 100, "--beta", 1000, "--momentum", 0, "--epochs", 8]
     [
         (GONE, "too large"),
         (["--s", 0.001, "--epochs", 1], "too small"),
-        (["--s", 3, "--beta", 100, "--epochs", 1, "--lr", 1], "more epochs"),
+        (["--s", 3, "--beta", 100, "--epochs", 1, "--lr", 1], "as many epochs"),
     ],
 )
 def test_a_training_ends_with_its_verdict(flags, said, tmp_path, pictures, capsys):

@@ -165,8 +165,10 @@ class Method:
         """
         return torch.zeros_like(self.gamma, dtype=torch.bool)
 
-    def warnings(self, schedule: Schedule, arch: str, depth: int, momentum: float) -> Iterable[str]:
-        """What to say before a training with this ``schedule`` of such a network."""
+    def warnings(
+        self, schedule: Schedule, arch: str, depth: int, optimizer: torch.optim.SGD
+    ) -> Iterable[str]:
+        """What to say before ``optimizer`` trains such a network with this ``schedule``."""
         return ()
 
     def verdict(

@@ -143,7 +143,9 @@ class LpAdmm(Method):
         beyond = size**self.p + (self.bound * bend - bend**self.p)
         return self.lambda_ * torch.where(size <= bend, self.bound * size, beyond).sum().item()
 
-    def warnings(self, schedule: Schedule, arch: str, depth: int, momentum: float) -> Iterable[str]:
+    def warnings(
+        self, schedule: Schedule, arch: str, depth: int, optimizer: torch.optim.SGD
+    ) -> Iterable[str]:
         """Say so when no z can become zero, or when zeros of z say little of γ."""
         yield "note: γ is never exactly 0 here, only z is: all channels train to the end"
         threshold = self.lambda_ * self.bound / self.rho
@@ -153,6 +155,7 @@ class LpAdmm(Method):
                 f"warning: z = 0 where |γ| stays below λM/ρ = {threshold:.2g}, and pruning what is"
                 f" so far from 0 costs accuracy: take --rho {enough:.2g} or more"
             )
+        momentum = optimizer.param_groups[0]["momentum"]
         # What z moves at an update is λω/ρ at most, and no more than γ follows until then.
         start, reach = self.gamma.abs().min(), 0.0
         for steps, lr in schedule:

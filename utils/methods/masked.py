@@ -68,10 +68,10 @@ def masking(kind: type[Method], ratio: float) -> type[Method]:
             return Method.dead(self, optimizer, lr)  # the mask would not follow
 
         def warnings(
-            self, schedule: Schedule, arch: str, depth: int, momentum: float
+            self, schedule: Schedule, arch: str, depth: int, optimizer: torch.optim.SGD
         ) -> Iterable[str]:
             left = int(self.mask.sum())
             yield f"note: of {len(self.mask):,} weights {left:,} are left, and the others stay 0"
-            yield from super().warnings(schedule, arch, depth, momentum)
+            yield from super().warnings(schedule, arch, depth, optimizer)
 
     return Masked

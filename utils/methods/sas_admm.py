@@ -210,7 +210,9 @@ class SasAdmm(Method):
             "dual_change": dual_change,
         }
 
-    def warnings(self, schedule: Schedule, arch: str, depth: int, momentum: float) -> Iterable[str]:
+    def warnings(
+        self, schedule: Schedule, arch: str, depth: int, optimizer: torch.optim.SGD
+    ) -> Iterable[str]:
         yield "note: no γ is trained here and no channel dies, so all train to the end"
         if self.average_from > self.outer:
             yield (

@@ -8,6 +8,7 @@ quadratic one, α the reciprocal of the learning rate.
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -18,7 +19,6 @@ from utils.methods import penalties
 from utils.methods.base import TINY, Method, is_zero, momentum_of
 from utils.methods.penalties import PENALTIES
 from utils.paper.settings import XI_INIT, Schedule, recipe
-from utils.paper.settings import schedule as papers_schedule
 
 # What -h says of the flags.
 LAMBDA = "λ, the weight of the penalty φ"
@@ -32,7 +32,8 @@ def lambda_flag(default: Callable[[str, int], float]) -> Flag:
     return Flag("s", LAMBDA, not_negative, default, metavar="LAMBDA", parameter="lambda_")
 
 
-MOST = 100  # times the paper's λ is the most that is advised
+MOST = 20  # times the paper's λ is the most that is advised
+AMPLE = 2  # times as far as 0 is: γ has the other half of the training to follow
 
 
 def shrinkage(lambda_: float, beta: float, schedule: Schedule) -> float:
@@ -43,8 +44,27 @@ def shrinkage(lambda_: float, beta: float, schedule: Schedule) -> float:
     return lambda_ * sum(count / (2 / lr + beta) for count, lr in schedule)
 
 
-def too_large(lambda_: float, collapse: str) -> str:
-    return f"{collapse}: λ = {lambda_:g} was too large, try a smaller --s"
+def decay_of_bias(mu: float, n: int, decay: float) -> float | None:
+    """By what a step multiplies a dead channel's bias in the long run; None if it oscillates.
+
+    Without a gradient the bias b and its momentum v follow a linear recursion. Its eigenvalues
+    solve z² − (1 + μ − ε(1 + nμ))z + μ(1 − nε) = 0, where ε is ``decay``, lr · weight decay, and
+    ``n`` is 1 with Nesterov, else 0. If both are real and not negative, it is the larger one.
+    """
+    half, product = (1 + mu - decay * (1 + n * mu)) / 2, mu * (1 - n * decay)
+    if half < 0 or product < 0 or half * half < product:
+        return None
+    return half + math.sqrt(half * half - product)
+
+
+def rounded_down(x: float) -> str:
+    """To two digits, not above it."""
+    unit = 10.0 ** (math.floor(math.log10(x)) - 1)
+    return f"{math.floor(x / unit) * unit:.2g}"
+
+
+def too_large(lambda_: float, collapse: str, advice: str = "try a smaller --s") -> str:
+    return f"{collapse}: λ = {lambda_:g} was too large; {advice}"
 
 
 class Subgradient(Method):
@@ -142,6 +162,7 @@ class ProximalSlimming(Method):
         if xi_init is not None:
             # Drawn on the CPU, so that a seed means the same ξ on every device.
             self.xi.copy_(torch.empty(self.gamma.numel()).uniform_(*xi_init))
+        self.ways = self.phi.way(self.xi.abs())  # from where each ξ starts to 0, at slope 1
 
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> None:
@@ -197,14 +218,10 @@ class ProximalSlimming(Method):
         bias = torch.cat([b.detach() for b in biases]).double()
         # What is left of γ's momentum moves it by less than the next (8b) sets to zero.
         stays_zero = (self.gamma == 0) & (self.xi == 0) & (lr * gamma_v.abs() < TINY)
-        # Without a gradient the bias b and its buffer v follow a linear recursion. Its eigenvalues
-        # solve z² − (1 + μ − ε(1 + nμ))z + μ(1 − nε) = 0, where ε is lr · weight decay and n is 1
-        # with Nesterov, else 0. If both are real and not negative, a step multiplies b + cv by the
-        # larger one, z; and once b ≤ 0 and b + cv ≤ 0, both hold for ever.
-        half, product = (1 + mu - decay * (1 + n * mu)) / 2, mu * (1 - n * decay)
-        if half < 0 or product < 0 or half * half < product:  # the bias oscillates
+        # A step multiplies b + cv by z; and once b ≤ 0 and b + cv ≤ 0, both hold for ever.
+        z = decay_of_bias(mu, n, decay)
+        if z is None:
             return torch.zeros_like(stays_zero)
-        z = half + math.sqrt(half * half - product)
         c = -lr * mu ** (1 + n) / (z - mu) if mu else 0.0
         return stays_zero & (bias <= 0) & (bias + c * bias_v.double() <= 0)
 
@@ -219,33 +236,86 @@ class ProximalSlimming(Method):
         distance = (self.gamma - self.xi).square().sum()
         return self.lambda_ * self.phi.value(self.xi.abs()) + self.beta / 2 * distance
 
-    def warnings(self, schedule: Schedule, arch: str, depth: int, momentum: float) -> Iterable[str]:
-        """Say so when the penalty alone cannot bring a factor to zero."""
-        if self.prox_every == "epoch":
-            schedule = [(1, lr) for _, lr in schedule]
-        reach = shrinkage(self.lambda_, self.beta, schedule)
-        ways = self.phi.way(self.xi.abs())  # what each ξ has to go, at slope 1
-        way = ways.min().item()
-        if ways.isinf().any():
+    def warnings(
+        self, schedule: Schedule, arch: str, depth: int, optimizer: torch.optim.SGD
+    ) -> Iterable[str]:
+        """Say so when the penalty alone cannot bring a factor to zero, or when no channel dies."""
+        momentum = optimizer.param_groups[0]["momentum"]
+        reach = shrinkage(self.lambda_, self.beta, self._of_xi(schedule))
+        way = self.ways.min().item()
+        if flat := int(self.ways.isinf().sum()):
             yield (
                 f"warning: {self.phi.name} is flat from {self.phi.shape:g}, and"
-                f" {int(ways.isinf().sum())} of {len(ways)} ξ start beyond: nothing draws them to"
-                " zero. Take a larger --shape"
+                f" {flat} of {len(self.ways)} ξ start beyond: nothing draws them to zero. Take a"
+                " larger --shape"
             )
         elif reach < way:
-            enough = self._enough(schedule, arch, depth) * way / self.xi.abs().min().item()
             measured = "" if self.phi.name == "l1" else ", measured by ∫dξ/φ'(ξ)"
             yield (
                 f"warning: in {len(schedule)} epochs the penalty alone moves ξ by {reach:.2g}, and"
-                f" it starts at {way:.2g} or more{measured}: zeros may not appear. --s"
-                f" {enough:.2g} shrinks as much in total as the paper's recipe does"
+                f" it starts at {way:.2g} or more{measured}: zeros may not appear;"
+                f" {self._advice(schedule, arch, depth)}"
+            )
+        elif self.lambda_ > MOST * recipe(arch, depth).lambda_:
+            yield (
+                f"warning: --s {self.lambda_:g} is more than {MOST} times the paper's: all ξ may"
+                f" become 0 at once; {self._advice(schedule, arch, depth, larger=False)}"
+            )
+        elif not self._gamma_can_follow(schedule, momentum):
+            yield (
+                "warning: the steps are too few for γ = 0. Behind ξ = 0 a step multiplies γ by"
+                f" α/(α + β), or by the momentum {momentum:g} if that is more: prune with --mask"
+                " xi, or take more epochs, a larger --beta or a smaller --momentum"
+            )
+        if not self.keep_dead:
+            yield from self._of_swinging_biases(schedule, optimizer)
+
+    def _of_xi(self, schedule: Schedule) -> Schedule:
+        """How many updates of ξ there are at which learning rate."""
+        return [(1, lr) for _, lr in schedule] if self.prox_every == "epoch" else schedule
+
+    def _gamma_can_follow(self, schedule: Schedule, momentum: float) -> bool:
+        """Whether γ can shrink to 0, were every ξ 0 from the first step on."""
+        smallest = max(self.gamma.abs().min().item(), TINY)
+        rates = [(steps, max(momentum, 1 / (1 + lr * self.beta))) for steps, lr in schedule]
+        return sum(steps * math.log(rate) for steps, rate in rates) <= math.log(TINY / smallest)
+
+    def _of_swinging_biases(self, schedule: Schedule, optimizer: torch.optim.SGD) -> Iterable[str]:
+        """Say so when :meth:`dead` calls no channel dead, or none before a later epoch."""
+        group = optimizer.param_groups[0]
+        mu, n, decay = group["momentum"], int(group["nesterov"]), group["weight_decay"]
+        to_come = accumulate((lr for _, lr in reversed(schedule)), max)  # the highest, from the end
+        bad = [lr for lr in to_come if decay_of_bias(mu, n, lr * decay) is None]
+        if bad:
+            epochs = (
+                f"the first {len(bad)} of {len(schedule)}" if len(bad) < len(schedule) else "all"
+            )
+            # Where the equation of decay_of_bias has a double root.
+            root = (1 - mu) / (1 + mu) if n else 1 - math.sqrt(mu)
+            yield (
+                f"warning: no channel is called dead in {epochs} epochs, so all train on: with"
+                f" --momentum {mu:g} and --weight-decay {decay:g} the bias of a dead channel swings"
+                f" about 0. It does not up to --weight-decay {rounded_down(root * root / max(bad))}"
             )
 
-    def _enough(self, schedule: Schedule, arch: str, depth: int) -> float:
-        """The λ that shrinks as much in total as the paper's recipe does."""
-        paper = recipe(arch, depth)
-        total = shrinkage(paper.lambda_, paper.beta, papers_schedule())
-        return total / shrinkage(1, self.beta, schedule)
+    def _advice(self, schedule: Schedule, arch: str, depth: int, larger: bool = True) -> str:
+        """The λ with which the penalty alone moves ξ ``AMPLE`` times as far as 0 is, or else what.
+
+        It is ``larger`` than the run's, or smaller. Many times the paper's λ is too large for every
+        channel, and all ξ are 0 at once.
+        """
+        most, way = MOST * recipe(arch, depth).lambda_, self.ways.min().item()
+        enough = AMPLE * way / shrinkage(1, self.beta, self._of_xi(schedule))
+        if math.isinf(enough):
+            return "take a larger --shape"
+        if enough <= most and (enough > self.lambda_) == larger:
+            return f"with --s {enough:.2g} the penalty moves ξ {AMPLE} times as far as 0 is"
+        if enough > most and (larger or self.lambda_ > most):
+            return (
+                f"so few steps take more than --s {most:g}, {MOST} times the paper's, and that is"
+                f" too large: train for {math.ceil(enough / most)} times as many epochs"
+            )
+        return "train for more epochs" if larger else "try a smaller --s"
 
     def verdict(
         self, zeros: Mapping[str, int], collapse: str, schedule: Schedule, arch: str, depth: int
@@ -254,17 +324,15 @@ class ProximalSlimming(Method):
 
         Where γ is 0 for fewer than half of the channels for which ξ is, γ is still on its way.
         """
-        if self.prox_every == "epoch":
-            schedule = [(1, lr) for _, lr in schedule]
         if not zeros["xi"]:
-            cap = MOST * recipe(arch, depth).lambda_
-            enough = min(cap, max(self._enough(schedule, arch, depth), 2 * self.lambda_))
-            advice = (
-                f"--s {enough:.2g} would do" if enough > self.lambda_ else "more epochs would do"
-            )
-            return f"no ξ is 0: λ = {self.lambda_:g} was too small for so short a run, {advice}"
+            also = f"{collapse}; " if collapse else ""
+            small = f"λ = {self.lambda_:g} was too small for so short a run"
+            if self.lambda_ > MOST * recipe(arch, depth).lambda_:
+                small = "the run was too short"
+            return f"{also}no ξ is 0: {small}; {self._advice(schedule, arch, depth)}"
         if collapse:
-            return too_large(self.lambda_, collapse)
+            advice = self._advice(schedule, arch, depth, larger=False)
+            return too_large(self.lambda_, collapse, advice)
         if 2 * zeros["gamma"] < zeros["xi"]:
             return (
                 f"ξ is 0 for {zeros['xi']} channels, but γ for {zeros['gamma']} only: it is still"

@@ -95,7 +95,7 @@ def begin(
     if found is None:
         if line := of_short_schedule(settings):
             note(line)
-        trained = settings.arch, settings.depth, settings.momentum
+        trained = settings.arch, settings.depth, run.step.optimizer
         for line in run.step.method.warnings(run.schedule(), *trained):
             note(line)
     elif start.path is not None and start.path.resolve() != files.checkpoint.resolve():
