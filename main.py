@@ -50,7 +50,7 @@ def train(run: Run, given: Mapping[str, Any], argv: Sequence[str]) -> None:
     tests = test_batches(run.data, given, run.execution.device)
     log = account.keep_log(run)
     full_flops = cost(run.network.model, s.size).flops
-    trains = run.epoch < s.epochs
+    trains, score = run.epoch < s.epochs, None
     accuracy_cut = after_the_cut(run, tests) if not run.epoch else ""
     with Signals() as signals:
         for epoch in range(run.epoch, s.epochs):  # line 1: for each epoch t
@@ -108,7 +108,8 @@ def train(run: Run, given: Mapping[str, Any], argv: Sequence[str]) -> None:
         spent = sum(int(row["flops"]) for row in log) / len(log) / full_flops
         print(f"training took {spent:.1%} of the FLOPs that it takes at full width")
     said = said_again(given, "test_batch_size", "workers", "no_cuda")
-    print(account.summary(run, accuracy, said))
+    score = score or evaluate(run.step.model, tests, run.execution, group)
+    print(account.summary(run, accuracy, score.by_class, said))
 
 
 def after_the_cut(run: Run, tests: Batches) -> str:
@@ -146,9 +147,12 @@ def test(start: Start, given: Mapping[str, Any], device: torch.device) -> None:
     start.checkpoint.check_classes(data, start.path)
     execution = Execution(device)
     tests = test_batches(data, given, device)
-    model = execution.place(start.checkpoint.network.model)
+    model = start.checkpoint.network.model
+    execution.place(model)
     score = evaluate(model, tests, execution)
     print(f"{start.path}: test loss {score.loss:.4f}, {score}")
+    for line in score.by_class.remarks(data.classes):
+        note(line)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -103,6 +103,8 @@ GONE = ["--s", 100, "--beta", 1000, "--momentum", 0, "--epochs", 8]
     ("flags", "said"),
     [
         (GONE, "too large"),
+        # All ξ are 0, and γ is not on its way to anything but that.
+        (["--s", 27, "--beta", 1, "--epochs", 2], "every ξ of feature.1 and of 7 more layers is 0"),
         (["--s", 0.001, "--epochs", 1], "too small"),
         (["--s", 3, "--beta", 100, "--epochs", 1, "--lr", 1], "as many epochs"),
     ],

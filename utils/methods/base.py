@@ -174,12 +174,12 @@ class Method:
     def verdict(
         self, zeros: Mapping[str, int], collapse: str, schedule: Schedule, arch: str, depth: int
     ) -> str:
-        """What to say of its λ after a training with this ``schedule``, '' where all is well.
+        """What to say, of its λ too, after a training with this ``schedule``; '' if all is well.
 
         ``zeros`` counts the factors that are 0, of all channels that the run began with;
         ``collapse`` says how the network is ruined, if it is.
         """
-        return ""
+        return collapse
 
     def remedy(self, lr: float) -> str:
         """What to try where a training with learning rate ``lr`` diverged."""

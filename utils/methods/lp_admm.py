@@ -7,7 +7,7 @@ something open: ρ/2·‖γ − z + u‖² is squared, ω is clamped at M, and t
 
 import argparse
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from utils import arguments
 from utils.arguments import Flag
 from utils.console import note
 from utils.methods.base import Method
-from utils.methods.slimming import lambda_flag
+from utils.methods.slimming import lambda_flag, too_large
 from utils.paper.settings import Schedule
 
 # λM/ρ, how far from 0 a γ may be whose z is 0: masking it away costs accuracy where it is larger
@@ -142,6 +142,11 @@ class LpAdmm(Method):
         bend = (self.p / self.bound) ** (1 / (1 - self.p))
         beyond = size**self.p + (self.bound * bend - bend**self.p)
         return self.lambda_ * torch.where(size <= bend, self.bound * size, beyond).sum().item()
+
+    def verdict(
+        self, zeros: Mapping[str, int], collapse: str, schedule: Schedule, arch: str, depth: int
+    ) -> str:
+        return too_large(self.lambda_, collapse) if collapse else ""
 
     def warnings(
         self, schedule: Schedule, arch: str, depth: int, optimizer: torch.optim.SGD

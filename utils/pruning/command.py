@@ -42,6 +42,7 @@ from utils.pruning.report import (
     unread,
 )
 from utils.shell import command, word
+from utils.training.classes import ByClass, tallies
 
 TARGETS = {"flops": "flops", "params": "parameters"}  # flags, and entries of a Cost
 
@@ -171,6 +172,16 @@ def prune(kind: str | None, argv: list[str] | None = None) -> None:
     }
     row |= of_original(given.network, size, row) | of_all(model, row)
     print_report(row, model, masks)
+    of_before, of_after = (
+        ByClass(*tallies(answers.argmax(1), labels, model.num_classes).tolist())
+        for answers in (before, of_slim)
+    )
+    if of_before.collapse(data.classes):
+        remarks = of_before.remarks(data.classes, "before pruning: ")
+    else:
+        remarks = of_after.remarks(data.classes, "pruned: ")
+    for line in remarks:
+        note(line)
     if mask != "gamma":
         zeros_of_gamma = is_zero(factors["gamma"])
         with suppress(InputError):  # a target may be out of its reach

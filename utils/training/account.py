@@ -18,6 +18,7 @@ from utils.files import checkpoint, records, sparse
 from utils.flags.parser import said_again
 from utils.methods.base import is_zero
 from utils.shell import ROOT, command, near, word
+from utils.training.classes import ByClass
 from utils.training.run import Run
 from utils.training.step import Reading, Score
 
@@ -129,7 +130,7 @@ def zeros(run: Run, counts: Mapping[str, int]) -> str:
     return ", ".join(f"{symbols.get(name, name)} = 0: {count}" for name, count in counts.items())
 
 
-def summary(run: Run, accuracy: float, said: Sequence[str]) -> str:
+def summary(run: Run, accuracy: float, by_class: ByClass, said: Sequence[str]) -> str:
     """Zeros per layer, the final ``accuracy`` in percent, and the command that comes next.
 
     ``said`` are flags that it needs as this one did.
@@ -153,7 +154,9 @@ def summary(run: Run, accuracy: float, said: Sequence[str]) -> str:
         )
         words = ["-m", "utils.export", "--format", "sparse", "--model", checkpoint]
         lines.append(f"to keep it small: {command(*words)}")
-    if verdict := run.verdict(accuracy):
+    if accuracies := by_class.accuracies(run.data.classes):
+        lines.append(accuracies)
+    if verdict := run.verdict(by_class):
         lines.append(f"verdict: {verdict}")
     flags = run.step.method.prune_flags
     if flags is not None:

@@ -24,6 +24,7 @@ from utils.flags.settings import Settings
 from utils.methods import method_of
 from utils.methods.base import is_zero
 from utils.paper.settings import Schedule, learning_rate
+from utils.training.classes import ByClass
 from utils.training.copies import Copies
 from utils.training.cutting import worth_cutting
 from utils.training.graph import Graphs
@@ -144,19 +145,20 @@ class Run:
         steps = -(-len(self.data.train) // s.batch_size)
         return [(steps, self.lr(epoch)) for epoch in range(s.start_epoch, s.epochs)]
 
-    def verdict(self, accuracy: float) -> str:
-        """What the method says of its λ after the training, '' where all is well.
+    def verdict(self, by_class: ByClass) -> str:
+        """What there is to say of the training, and of the method's λ; '' where all is well.
 
-        The network is ruined where a layer has no γ left that is not 0, or where ``accuracy``, in
-        percent, is at most 1.5 times chance.
+        The network is ruined where its answers say so, or where a layer has no factor left that is
+        not 0 though channels were to stay.
         """
-        s, collapse = self.settings, ""
-        if accuracy <= 1.5 * 100 / len(self.data.classes):
-            collapse = f"test accuracy {accuracy:.2f} % is at most 1.5 times chance"
-        for name, gamma in zip(norms(self.network.model), self.factors()["gamma"], strict=True):
-            if is_zero(gamma).all():
-                collapse = f"{name} has no living channel"
-        return self.step.method.verdict(self.zeros(), collapse, self.schedule(), s.arch, s.depth)
+        s, method, layers = self.settings, self.step.method, norms(self.network.model)
+        ruined = [by_class.collapse(self.data.classes)]
+        for factor, parts in self.factors().items() if method.prunes() else ():
+            empty = [n for n, part in zip(layers, parts, strict=True) if is_zero(part).all()]
+            more = f" and of {len(empty) - 1} more layers" if len(empty) > 1 else ""
+            ruined += [f"every {method.factors[factor]} of {empty[0]}{more} is 0"] if empty else []
+        collapse = "; ".join(filter(None, ruined))
+        return method.verdict(self.zeros(), collapse, self.schedule(), s.arch, s.depth)
 
     def zeros(self) -> dict[str, int]:
         """How many of the method's factors are zero, of all channels that the run began with."""

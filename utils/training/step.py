@@ -13,6 +13,7 @@ from utils.console import Diverged
 from utils.data.batches import Batches
 from utils.device import Execution
 from utils.methods.base import Method
+from utils.training.classes import ByClass, tallies
 from utils.training.group import ALONE, Group
 
 MANY = 10  # of more classes than these, top-five accuracy is told too
@@ -45,11 +46,12 @@ class Reading:
 
 
 class Score(NamedTuple):
-    """Of a test: mean cross-entropy, and accuracies in percent."""
+    """Of a test: mean cross-entropy, accuracies in percent, and what came of each class."""
 
     loss: float
     accuracy: float
     top_five: float | None  # whether the class is among the five likeliest; of many classes only
+    by_class: ByClass
 
     def __str__(self) -> str:
         more = "" if self.top_five is None else f" (top five {self.top_five:.2f} %)"
@@ -191,18 +193,22 @@ class Step:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, batches: Batches, execution: Execution, group: Group = ALONE
+    model: Slimmable, batches: Batches, execution: Execution, group: Group = ALONE
 ) -> Score:
     """How good ``model`` is in eval mode."""
     model.eval()
     tally, many = Tally(execution.device), False
     in_five = torch.zeros(1, dtype=torch.float64, device=execution.device)
+    classes = torch.zeros(3, model.num_classes, dtype=torch.int64, device=execution.device)
     for images, labels in batches.in_order(group.rank, group.size):
         logits = execution.logits(model, images)
         tally.add(logits, labels, F.cross_entropy(logits, labels))
+        classes += tallies(logits.argmax(1), labels, model.num_classes)
         if many := logits.shape[1] > MANY:
             in_five += (logits.topk(5).indices == labels[:, None]).sum()
     sums = torch.cat([tally.sums, in_five])
     group.sum_(sums)
+    group.sum_(classes)
     loss, correct, seen, five = sums.tolist()
-    return Score(loss / seen, 100 * correct / seen, 100 * five / seen if many else None)
+    top_five = 100 * five / seen if many else None
+    return Score(loss / seen, 100 * correct / seen, top_five, ByClass(*classes.tolist()))
