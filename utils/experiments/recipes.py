@@ -57,8 +57,8 @@ BASIC_OTHERS: tuple[dict[str, Any], ...] = (
 )
 BASIC_SAS, BASIC_RATIO = 10, 0.85
 # What `quickstart` is: proximal slimming of a VGG-11 on the built-in pictures. Its one epoch of
-# fine-tuning is at the last learning rate (both drops are at ⌊1/2⌋ and ⌊3/4⌋ = 0); two would begin
-# at the first, and end below where they began.
+# fine-tuning is at the training's last learning rate: at the first one it would end below where it
+# began.
 QUICKSTART = {"arch": "vgg", "depth": 11, "dataset": "shapes", "epochs": 5, "batch_size": 32}
 QUICKSTART |= {"method": "proximal", "s": 0.085, "beta": 80.0}
 # One network by proximal slimming, as script.sh calls it.
@@ -83,7 +83,7 @@ def experiments(part: str, scale: int | None = None) -> list[Experiment]:
     if part in ("small", "small-basic", "quickstart") and scale is not None:
         raise InputError(f"{part} has few epochs already: leave out --scale")
     if part == "quickstart":
-        return [replace(_stages(Settings.of(QUICKSTART)), refine_epochs=1)]
+        return [replace(_stages(Settings.of(QUICKSTART)), refine_epochs=1, tuning={"lr": 1e-3})]
     if part == "small":
         return [
             _stages(Settings.of({**SMALL_DATA, "arch": arch, "depth": depth, **told}))
