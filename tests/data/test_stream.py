@@ -76,8 +76,22 @@ def test_a_streamed_folder_is_the_folder_in_memory(
         assert_equal(kept.in_order(), read.in_order())
         assert_equal(kept.in_order(1, 2), read.in_order(1, 2))
         assert_equal(epoch_of(kept, 3), epoch_of(read, 3))
+        samples = zip(kept.sample(9), read.sample(9), strict=True)
+        assert all(torch.equal(images, same) for images, same in samples)
         several = kept.order(0, 5), read.order(0, 5)
         assert_equal(map(kept.cut, several[0]), map(read.cut, several[1]))
+
+
+@pytest.mark.parametrize("name", ["folder", "imagenet"])
+def test_every_process_of_a_group_takes_the_same_sample(varied: Path, name: str) -> None:
+    data = loaded(varied, name)
+    parts = Group(0, 2).part, Group(1, 2).part
+    streams = [Stream(data, "train", 4, CPU, 5, n, part) for n, part in enumerate(parts)]
+    epoch_of(streams[0], 0)
+    one, other, again = (torch.cat(list(streams[i].sample(9))) for i in (0, 1, 1))
+    assert torch.equal(one, other) and torch.equal(one, again)
+    every = torch.cat([images for images, _ in streams[0].in_order()])  # not cropped at random
+    assert all(any(torch.equal(x, y) for y in every) for x in one)
 
 
 @settings(deadline=None, max_examples=6)
