@@ -1,6 +1,7 @@
 """Batches are what torchvision's transforms would hand over, and the same ones every time."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,21 @@ def test_tests_see_everything_in_order_and_as_it_is(augment: bool) -> None:
     assert [len(labels) for _, labels in batches] == [3, 3, 1]
     assert torch.cat([labels for _, labels in batches]).tolist() == list(range(7))
     assert torch.equal(torch.cat([x for x, _ in batches]), scaled(images))
+
+
+def test_without_flips_the_crops_are_the_same_and_none_is_mirrored() -> None:
+    images = np.broadcast_to(noise(32, 32, 3), (50, 32, 32, 3)).copy()
+    of = dataset(images, augment=True)
+    ((flipped, labels),) = epoch_of(Batches(of, "train", 50, CPU, 1), 0)
+    ((upright, same),) = epoch_of(Batches(replace(of, flip=False), "train", 50, CPU, 1), 0)
+    assert torch.equal(labels, same)
+    (where,) = Batches(of, "train", 50, CPU, 1).order(0)
+    _, top, left, flip = where
+    assert 0 < flip.sum() < 50
+    for x, y, mirrored, *corner in zip(flipped, upright, flip, top, left, strict=True):
+        crop = torchvision_crop(images[0], *map(int, corner), False)
+        assert torch.equal(y, scaled(crop[None])[0])
+        assert mirrored or torch.equal(x, y)
 
 
 def test_what_is_not_to_be_augmented_is_only_shuffled() -> None:

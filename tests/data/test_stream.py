@@ -83,6 +83,23 @@ def test_a_streamed_folder_is_the_folder_in_memory(
 
 
 @pytest.mark.parametrize("name", ["folder", "imagenet"])
+def test_streamed_images_are_not_mirrored_where_that_is_said(varied: Path, name: str) -> None:
+    mirrored, upright = (loaded(varied, name, flip=flip) for flip in (True, False))
+    epochs = [
+        epoch_of(Stream(data, "train", 4, CPU, 5, 0, _all), 0) for data in (mirrored, upright)
+    ]
+    flipped, plain = (torch.cat([images for images, _ in epoch]) for epoch in epochs)
+    same = [torch.equal(x, y) for x, y in zip(flipped, plain, strict=True)]
+    assert 0 < sum(same) < len(same)
+    if name == "imagenet":  # a folder's crops reach beyond the image on another side
+        for x, y, as_it_was in zip(flipped, plain, same, strict=True):
+            assert as_it_was or torch.equal(x.flip(2), y)
+    if name == "folder":
+        memory = loaded(varied, name, stream=False, flip=False)
+        assert_equal(epochs[1], epoch_of(Batches(memory, "train", 4, CPU, 5), 0))
+
+
+@pytest.mark.parametrize("name", ["folder", "imagenet"])
 def test_every_process_of_a_group_takes_the_same_sample(varied: Path, name: str) -> None:
     data = loaded(varied, name)
     parts = Group(0, 2).part, Group(1, 2).part

@@ -50,7 +50,7 @@ class Batches:
         self.mean = torch.tensor(data.mean, device=device)
         self.std = torch.tensor(data.std, device=device)
         self.batch_size = batch_size or TEST_BATCH_SIZE[device.type]
-        self.augment, self.seed = data.augment, seed
+        self.augment, self.flip, self.seed = data.augment, data.flip, seed
 
     def _take(self, pictures: Any) -> None:
         self.images = pictures.images.to(self.labels.device)
@@ -89,7 +89,7 @@ class Batches:
     def _crops(self, count: int, generator: torch.Generator) -> Tensor:
         """What an order says of each picture beside which it is, int64 [k, count]."""
         top, left = torch.randint(2 * PAD + 1, (2, count), generator=generator)
-        flip = torch.randint(2, (count,), generator=generator)
+        flip = torch.randint(2, (count,), generator=generator) * self.flip
         return torch.stack((top, left, flip))
 
     def cut(self, where: Tensor) -> tuple[Tensor, Tensor]:

@@ -83,6 +83,8 @@ def begin(
         run = Run(settings, files, network, data, batches, *how)
     except ValueError as error:
         raise InputError(f"{start.path} cannot be resumed: {error}") from None
+    for line in (*data.described(), *start.notes(data)):
+        note(line)
     if run.step.method.prunes():
         for line in notes(network.model):
             note(line)
