@@ -1,6 +1,7 @@
 """Batches are what torchvision's transforms would hand over, and the same ones every time."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,13 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import functional as tv
 
 from own_pictures import epoch_of, noise
 from utils.data import batches as datasets
 from utils.data.batches import Batches
 from utils.data.datasets import CIFAR_NORM, SVHN_NORM, Dataset, Pictures
+from utils.training.statistics import IMAGES, retake
 
 CPU = torch.device("cpu")
 # Every way to cut 32×32 out of 40×40, as it is and mirrored.
@@ -131,7 +133,62 @@ def test_tests_see_everything_in_order_and_as_it_is(augment: bool) -> None:
     assert torch.equal(torch.cat([x for x, _ in batches]), scaled(images))
 
 
+def test_without_flips_the_crops_are_the_same_and_none_is_mirrored() -> None:
+    images = np.broadcast_to(noise(32, 32, 3), (50, 32, 32, 3)).copy()
+    of = dataset(images, augment=True)
+    ((flipped, labels),) = epoch_of(Batches(of, "train", 50, CPU, 1), 0)
+    ((upright, same),) = epoch_of(Batches(replace(of, flip=False), "train", 50, CPU, 1), 0)
+    assert torch.equal(labels, same)
+    (where,) = Batches(of, "train", 50, CPU, 1).order(0)
+    _, top, left, flip = where
+    assert 0 < flip.sum() < 50
+    for x, y, mirrored, *corner in zip(flipped, upright, flip, top, left, strict=True):
+        crop = torchvision_crop(images[0], *map(int, corner), False)
+        assert torch.equal(y, scaled(crop[None])[0])
+        assert mirrored or torch.equal(x, y)
+
+
 def test_what_is_not_to_be_augmented_is_only_shuffled() -> None:
     images = noise(20, 32, 32, 3)
     for batch, labels in epoch_of(Batches(dataset(images), "train", 6, CPU), 3):
         assert torch.equal(batch, scaled(images)[labels])
+
+
+@settings(deadline=None, max_examples=30)
+@given(count=st.integers(1, 40), batch_size=st.integers(1, 45), wanted=st.integers(1, 50))
+def test_a_sample_is_images_at_random_as_they_are(count: int, batch_size: int, wanted: int) -> None:
+    images = noise(count, 32, 32, 3)
+    batches = Batches(dataset(images, augment=True), "train", batch_size, CPU, 7)
+    found = list(batches.sample(wanted))
+    torch.manual_seed(count)  # neither torch's own generator nor the batches before play a part
+    epoch_of(batches, 1)
+    again = list(batches.sample(wanted))
+    assert all(torch.equal(x, y) for x, y in zip(found, again, strict=True))
+    whole = [x.numpy().tobytes() for x in scaled(images)]
+    seen = Counter(whole.index(x.numpy().tobytes()) for batch in found for x in batch)
+    assert seen.total() == len(seen) == min(count, wanted)
+    sizes = [len(x) for x in found]
+    assert max(sizes) <= batch_size and max(sizes) - min(sizes) <= 1
+
+
+def test_other_seeds_take_other_samples() -> None:
+    of = dataset(noise(100, 32, 32, 3))
+    one, other = (torch.cat(list(Batches(of, "train", 9, CPU, s).sample(50))) for s in (1, 2))
+    assert not torch.equal(one, other)
+    (first,) = Batches(of, "train", 100, CPU, 1).order(0)
+    assert not torch.equal(one, scaled(of.train.images.numpy())[first[0][:50]])
+
+
+def test_statistics_are_those_of_all_classes_in_a_folders_order_too() -> None:
+    """Class after class, as a folder is read: class k has brightness 100 k, and more images than
+    are taken."""
+    labels = torch.arange(3).repeat_interleave(IMAGES + 100)
+    images = (labels * 100).to(torch.uint8)[:, None, None, None].expand(-1, 4, 4, 3).contiguous()
+    pictures = Pictures(images, labels)
+    data = Dataset("own", ("a", "b", "c"), pictures, pictures, (0,) * 3, (1,) * 3, False)
+    bn = nn.BatchNorm2d(3)
+    retake(bn, Batches(data, "train", 64, CPU, 1))
+    pixels = images.float() / 255
+    # Of 2,000 images the mean is off by less than 0.03, at five standard deviations.
+    torch.testing.assert_close(bn.running_mean, pixels.mean((0, 1, 2)), atol=0.03, rtol=0)
+    torch.testing.assert_close(bn.running_var, pixels.var((0, 1, 2)), atol=0.03, rtol=0)

@@ -5,6 +5,7 @@ import os
 import sys
 import urllib.error
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from own_pictures import epoch_of, noise, one_line, same, save
 from utils.console import InputError
 from utils.data import datasets as data
 from utils.data.batches import Batches
-from utils.data.datasets import CIFAR_NORM, SVHN_NORM, Dataset, load_dataset
+from utils.data.datasets import CIFAR_NORM, SVHN_NORM, Dataset, Pictures, load_dataset
 from workshop import Payload, dump
 
 pytestmark = pytest.mark.usefixtures("user_cache")
@@ -155,6 +156,29 @@ class Svhn:
         number = ("train", "extra", "test").index(split)
         self.data = np.stack([noise(3, 32, 32) + np.uint8(number)] * (number + 1))
         self.labels = np.full(number + 1, number, np.int64)
+
+
+def test_images_are_counted_by_class_and_augmentation_is_said(own: Path) -> None:
+    counts, how = load_dataset("folder", own).described()
+    assert counts == "training images: 2 of each of 2 classes; test images: 1 of each of 2 classes"
+    assert "deviation 0.202 0.199 0.201 (cifar); " in how
+    assert how.endswith("augmentation: random crops, mirrored at random (not with --no-flip)")
+    save(own / "train/dog/2.bmp", (1, 2, 3))
+    more = load_dataset("folder", own, flip=False, normalise="data")
+    counts, how = more.described()
+    assert counts.startswith("training images: cat 2, dog 3; test images: 1 of each")
+    assert "(" not in how and how.endswith("augmentation: random crops, not mirrored")
+    # a class that --subset left out
+    some = replace(more, train=more.train.take(torch.tensor([0])))
+    assert some.described()[0].startswith("training images: cat 1, dog 0; ")
+    labels = torch.arange(12).repeat_interleave(torch.tensor([3, 1, *[2] * 8, 1200, 4]))
+    many = Pictures(torch.zeros(len(labels), 1, 1, 3, dtype=torch.uint8), labels)
+    several = replace(more, classes=tuple("abcdefghijkl"), train=many, test=many)
+    counts = "1 (b) to 1,200 (k) of each of 12 classes"
+    assert several.described()[0] == f"training images: {counts}; test images: {counts}"
+    assert replace(more, name="SVHN", augment=False).described()[1].endswith("augmentation: none")
+    imagenet = replace(more, name="imagenet", augment=False, flip=True).described()[1]
+    assert "augmentation: resized random crops, mirrored" in imagenet
 
 
 def test_svhn_trains_on_train_and_extra_unaugmented(monkeypatch: pytest.MonkeyPatch) -> None:

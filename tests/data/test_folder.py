@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
+from torchvision.datasets.folder import default_loader
 
 from own_pictures import noise, one_line, same, save
 from utils.console import InputError
@@ -76,6 +78,106 @@ def test_whatever_a_picture_is_it_becomes_rgb(own: Path, kind: str) -> None:
     picture, expected = OTHER_MODES[kind]
     save(own / "train/cat/2.png", picture)
     assert np.array_equal(load_dataset("folder", own).train.images[2], expected)
+
+
+RAMP = np.linspace(0, 65535, 1024).reshape(32, 32).astype(np.uint16)
+
+
+def pgm(bits: int, plain: bool = False) -> bytes:
+    values = RAMP >> 16 - bits
+    if plain:
+        return b"P2 32 32 %d\n%s" % (2**bits - 1, " ".join(map(str, values.ravel())).encode())
+    return b"P5 32 32 %d\n%s" % (2**bits - 1, values.astype(">u2").tobytes())
+
+
+def tiff(values: np.ndarray, bits: int, photometric: int = 1, kind: int = 1) -> bytes:
+    """Of one channel, in the byte order of ``values``; 12 bits are packed."""
+    order = ">" if values.dtype.byteorder == ">" else "<"
+    data = values.tobytes()
+    if bits == 12:
+        data = int("".join(f"{x:012b}" for x in values.ravel()), 2).to_bytes(len(data) * 3 // 4)
+    tags = {256: 32, 257: 32, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 32}
+    tags |= {279: len(data), 339: kind}
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, x) for tag, x in tags.items())
+    head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", 8 + len(data))
+    return head + data + struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
+
+
+def colours() -> bytes:
+    """16-bit RGB, its channels the ramp, the ramp upside down, and nothing."""
+    values = np.stack([RAMP, RAMP[::-1], 0 * RAMP], 2)
+    return b"P6 32 32 65535\n" + values.astype(">u2").tobytes()
+
+
+DEEP = {
+    "10-bit PGM": pgm(10),
+    "12-bit PGM": pgm(12),
+    "16-bit PGM": pgm(16),
+    "10-bit PGM in letters": pgm(10, plain=True),
+    "16-bit PGM in letters": pgm(16, plain=True),
+    "8-bit TIFF, 0 as white": tiff((255 - (RAMP >> 8)).astype(np.uint8), 8, 0),
+    "12-bit TIFF": tiff(RAMP >> 4, 12),
+    "16-bit TIFF": tiff(RAMP, 16),
+    "16-bit TIFF, big-endian": tiff(RAMP.astype(">u2"), 16),
+    "16-bit PPM": colours(),
+}
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_deep_images_are_scaled_by_the_maximum_that_their_file_declares(
+    kind: str, tmp_path: Path
+) -> None:
+    (tmp_path / "0.png").write_bytes(DEEP[kind])
+    grey = np.asarray(folder.read_picture(tmp_path / "0.png")).astype(int)[..., 0]
+    assert np.abs(grey - (RAMP >> 8)).max() <= 1
+    assert (grey.min(), grey.max()) == (0, 255)
+
+
+WIDER = RAMP.astype(np.int32)
+UNBOUNDED = {
+    "32-bit TIFF": tiff(WIDER.astype(np.uint32) << 16, 32),
+    "32-bit TIFF, signed": tiff(WIDER, 32, kind=2),
+    "16-bit TIFF, signed": tiff((WIDER - 2**15).astype(np.int16), 16, kind=2),
+    "8-bit TIFF, signed": tiff((RAMP.astype(int) // 256 - 128).astype(np.int8), 8, kind=2),
+    "16-bit TIFF, 0 as white": tiff(RAMP, 16, 0),
+    "16-bit TIFF, 0 as white, big-endian": tiff(RAMP.astype(">u2"), 16, 0),
+    "float TIFF": tiff((RAMP / 65535).astype(np.float32), 32, kind=3),
+    "64-bit float TIFF": tiff(RAMP / 65535, 64, kind=3),
+    "PFM": b"Pf\n32 32\n-1.0\n" + (RAMP / 65535).astype(np.float32).tobytes(),
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("kind", UNBOUNDED)
+def test_images_whose_range_is_not_known_are_refused(kind: str, stream: bool, own: Path) -> None:
+    (own / "train/cat/9.tif").write_bytes(UNBOUNDED[kind])
+    with pytest.raises(InputError) as error:
+        load_dataset("folder", own, stream=stream).train.picture(2)
+    one_line(error, own / "train/cat/9.tif", "is not a readable picture")
+
+
+def test_cached_images_of_an_earlier_reading_are_not_used(
+    own: Path, decoded: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deep image may be white in it."""
+    with monkeypatch.context() as earlier:
+        earlier.setattr(folder, "READING", folder.READING - 1)
+        load_dataset("folder", own)
+    decoded.clear()
+    load_dataset("folder", own)
+    assert len(decoded) == 6
+
+
+def test_an_image_is_not_turned_as_its_exif_says_and_keeps_what_is_transparent(own: Path) -> None:
+    """As torchvision's ImageFolder reads it; a TIFF's own orientation is part of its format."""
+    pixels = noise(32, 32, 4)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for i, kind in enumerate(("png", "webp")):
+        Image.fromarray(pixels).save(own / f"train/cat/{i}.{kind}", exif=exif, lossless=True)
+        read = np.asarray(folder.read_picture(own / f"train/cat/{i}.{kind}"))
+        assert np.array_equal(read, np.asarray(default_loader(str(own / f"train/cat/{i}.{kind}"))))
+    assert np.array_equal(np.asarray(folder.read_picture(own / "train/cat/0.png")), pixels[..., :3])
 
 
 @pytest.mark.parametrize("size", [(96, 32), (32, 96), (192, 64), (48, 16), (64, 64), (7, 7)])

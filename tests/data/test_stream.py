@@ -76,8 +76,39 @@ def test_a_streamed_folder_is_the_folder_in_memory(
         assert_equal(kept.in_order(), read.in_order())
         assert_equal(kept.in_order(1, 2), read.in_order(1, 2))
         assert_equal(epoch_of(kept, 3), epoch_of(read, 3))
+        samples = zip(kept.sample(9), read.sample(9), strict=True)
+        assert all(torch.equal(images, same) for images, same in samples)
         several = kept.order(0, 5), read.order(0, 5)
         assert_equal(map(kept.cut, several[0]), map(read.cut, several[1]))
+
+
+@pytest.mark.parametrize("name", ["folder", "imagenet"])
+def test_streamed_images_are_not_mirrored_where_that_is_said(varied: Path, name: str) -> None:
+    mirrored, upright = (loaded(varied, name, flip=flip) for flip in (True, False))
+    epochs = [
+        epoch_of(Stream(data, "train", 4, CPU, 5, 0, _all), 0) for data in (mirrored, upright)
+    ]
+    flipped, plain = (torch.cat([images for images, _ in epoch]) for epoch in epochs)
+    same = [torch.equal(x, y) for x, y in zip(flipped, plain, strict=True)]
+    assert 0 < sum(same) < len(same)
+    if name == "imagenet":  # a folder's crops reach beyond the image on another side
+        for x, y, as_it_was in zip(flipped, plain, same, strict=True):
+            assert as_it_was or torch.equal(x.flip(2), y)
+    if name == "folder":
+        memory = loaded(varied, name, stream=False, flip=False)
+        assert_equal(epochs[1], epoch_of(Batches(memory, "train", 4, CPU, 5), 0))
+
+
+@pytest.mark.parametrize("name", ["folder", "imagenet"])
+def test_every_process_of_a_group_takes_the_same_sample(varied: Path, name: str) -> None:
+    data = loaded(varied, name)
+    parts = Group(0, 2).part, Group(1, 2).part
+    streams = [Stream(data, "train", 4, CPU, 5, n, part) for n, part in enumerate(parts)]
+    epoch_of(streams[0], 0)
+    one, other, again = (torch.cat(list(streams[i].sample(9))) for i in (0, 1, 1))
+    assert torch.equal(one, other) and torch.equal(one, again)
+    every = torch.cat([images for images, _ in streams[0].in_order()])  # not cropped at random
+    assert all(any(torch.equal(x, y) for y in every) for x in one)
 
 
 @settings(deadline=None, max_examples=6)

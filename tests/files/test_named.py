@@ -8,6 +8,7 @@ import torch
 
 from models import build_model, named, surgery
 from models.surgery import norms
+from own_pictures import one_line
 from utils import console, prune
 from utils.console import InputError
 from utils.files import checkpoint
@@ -102,3 +103,84 @@ def test_a_name_is_only_taken_of_a_file_that_says_none(content, tmp_path):
         checkpoint.load(tmp_path / "bare.pth")
     torch.save(content, tmp_path / "whole.pth")
     assert checkpoint.load(tmp_path / "whole.pth", "resnet18").network.arch == ARCH
+
+
+def averaged(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As torch.optim.swa_utils.AveragedModel names them."""
+    return {"n_averaged": torch.tensor(3), **under("module.", state)}
+
+
+def under(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"{prefix}{key}": value for key, value in state.items()}
+
+
+def inside(wrapper: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Every layer behind the first module's name is wrapped."""
+    return {key.replace(".", f".{wrapper}.", 1): value for key, value in state.items()}
+
+
+ELSEWHERE: dict[str, Callable[[dict[str, torch.Tensor]], Any]] = {
+    "DataParallel": lambda s: {"state_dict": under("module.", s)},
+    "torch.compile": lambda s: under("_orig_mod.", s),
+    "both": lambda s: under("module._orig_mod.", s),
+    "both, the other way": lambda s: {"model": under("_orig_mod.module.", s)},
+    "layers compiled, or parallel": lambda s: inside("_orig_mod", inside("module", s)),
+    "FSDP": lambda s: {"model": under("_fsdp_wrapped_module.", inside("_fsdp_wrapped_module", s))},
+    "checkpointed activations": lambda s: inside("_checkpoint_wrapped_module", s),
+    "Lightning": lambda s: {"state_dict": under("model.", s), "epoch": 1, "callbacks": {}},
+    "Lightning, compiled": lambda s: {"state_dict": under("model._orig_mod.", s)},
+    "Fabric": lambda s: {"model": under("_forward_module.", s)},
+    "an attribute": lambda s: under("net.", s),
+    "of an attribute": lambda s: under("encoder.backbone.", s),
+    "torchvision's references": lambda s: {
+        "model": s,
+        "optimizer": {"state": {0: {"momentum_buffer": torch.ones(2)}}},
+        "epoch": 3,
+    },
+    "net": lambda s: {"net": s, "acc": 93.1},
+    "a name of one's own": lambda s: {"trained": s, "accuracy": torch.tensor(0.9)},
+    "dicts in dicts": lambda s: {"checkpoint": {}, "model": {"state_dict": s}},
+    "averages only": lambda s: {"model_ema": averaged(s)},
+    "a shadow": lambda s: {"ema": {"shadow": s, "decay": 0.99}},
+    "averages beside": lambda s: {
+        "state_dict_ema": {key: 0 * value for key, value in s.items()},
+        "state_dict": s,
+    },
+    "weights of a loss": lambda s: {
+        "state_dict": under("model.", s) | {"loss.weight": torch.ones(9)}
+    },
+}
+
+
+@pytest.mark.parametrize("arch", [ARCH, "vgg"])
+@pytest.mark.parametrize("kind", ELSEWHERE)
+def test_weights_are_found_wherever_others_put_them(kind, arch, tmp_path, capsys):
+    torch.manual_seed(0)
+    model = build_model(arch, named.DEPTHS.get(arch, 11), 3)
+    state = model.state_dict()
+    torch.save(ELSEWHERE[kind](state), tmp_path / "net.pth")
+    network = checkpoint.load(tmp_path / "net.pth", ARCH if arch == ARCH else None).network
+    read = network.model.state_dict()
+    assert read.keys() == state.keys()
+    assert all(torch.equal(read[key], value) for key, value in state.items())
+    said = {"averages beside": "state_dict_ema", "weights of a loss": "loss.weight"}
+    err = capsys.readouterr().err
+    assert (said[kind] in err and err.count("\n") == 1) if kind in said else not err
+
+
+UNREAD: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], tuple[str, ...]]] = {
+    "two networks": (lambda s: {"student": s, "teacher": s}, ("student", "teacher")),
+    "two in one": (lambda s: under("student.", s) | under("teacher.", s), ("student.features",)),
+    "another network": (lambda s: {"model": {"proj.weight": torch.ones(2)}}, ("proj.weight",)),
+    "wrapped and not": (lambda s: s | under("module.", s), ("features.0.0.weight twice",)),
+    "no weights": (lambda s: {"epoch": 3, "model": "resnet18"}, ("epoch, model",)),
+}
+
+
+@pytest.mark.parametrize("kind", UNREAD)
+def test_weights_that_are_not_found_are_refused_with_what_was_found(kind, tmp_path):
+    change, said = UNREAD[kind]
+    torch.save(change(build_model(ARCH, named.DEPTHS[ARCH], 3).state_dict()), tmp_path / "net.pth")
+    with pytest.raises(InputError) as error:
+        checkpoint.load(tmp_path / "net.pth", ARCH)
+    one_line(error, tmp_path / "net.pth", *said)

@@ -5,9 +5,15 @@ import shutil
 
 import pytest
 import torch
+from torchvision.models import get_model
 
-from runs import assert_same, rows, train
+import main
+from runs import assert_same, command, rows, train
+from utils.data.batches import Batches
+from utils.data.datasets import CIFAR_NORM, IMAGENET_NORM, load_dataset
+from utils.device import Execution
 from utils.files import checkpoint
+from utils.training.step import evaluate
 
 NETWORK = ["--arch", "resnet", "--depth", 11]
 
@@ -94,3 +100,54 @@ def test_what_cannot_be_begun_with_is_refused(before, tmp_path, pictures, capsys
         err = capsys.readouterr().err
         assert err.startswith("error: ") and err.count("\n") == 1 and said in err
     assert not (tmp_path / "new").exists()
+
+
+def norm(folder):
+    (path,) = folder.glob("*checkpoint.pth.tar")
+    found = checkpoint.load(path)
+    return (tuple(found.mean), tuple(found.std)), found.settings.normalise
+
+
+def test_torchvisions_weights_are_given_images_as_they_were_trained_on(tmp_path, pictures, capsys):
+    theirs = tmp_path / "resnet18.pth"
+    torch.save(get_model("resnet18", num_classes=5).state_dict(), theirs)
+    flags = ["--init", theirs, "--arch", "resnet18", "--size", 32, "--epochs", 1]
+    assert train(tmp_path / "own", pictures, *flags) == 0
+    said = capsys.readouterr().err
+    assert "normalised by mean 0.485 0.456 0.406, deviation 0.229 0.224 0.225 (imagenet)" in said
+    assert f"note: images are normalised as those that {theirs} was trained on" in said
+    assert norm(tmp_path / "own") == (IMAGENET_NORM, "imagenet")
+    (row,) = rows(tmp_path / "own" / "train_record.csv")
+    assert row["normalise"] == "imagenet"
+    assert train(tmp_path / "other", pictures, *flags, "--normalise", "cifar") == 0
+    said = capsys.readouterr().err
+    assert f"note: images are normalised otherwise than those that {theirs} was trained on" in said
+    assert norm(tmp_path / "other") == (CIFAR_NORM, "cifar")
+    # and so where they are only tested
+    torch.save(get_model("resnet18", num_classes=2).state_dict(), theirs)
+    model = checkpoint.load(theirs, "resnet18").network.model
+    argv = ["--evaluate", theirs, "--arch", "resnet18", "--dataset", "folder", "--data", pictures]
+    assert command(main, *argv, "--size", 32, "--no-cuda") == 0
+    data, cpu = load_dataset("folder", pictures, normalise="imagenet"), torch.device("cpu")
+    score = evaluate(model, Batches(data, "test", None, cpu), Execution(cpu))
+    assert f"test loss {score.loss:.4f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("how", ["imagenet", "data"])
+def test_ones_own_weights_are_given_images_as_they_were_trained_on(how, tmp_path, pictures, capsys):
+    flags = [*NETWORK, "--epochs", 1]
+    assert train(tmp_path / "first", pictures, *flags, "--normalise", how) == 0
+    (path,) = (tmp_path / "first").glob("*checkpoint.pth.tar")
+    capsys.readouterr()
+    assert train(tmp_path / "then", pictures, "--init", path, "--epochs", 1) == 0
+    assert norm(tmp_path / "then") == norm(tmp_path / "first")
+    assert norm(tmp_path / "then")[1] == how
+    assert "note: images are normalised as those" in capsys.readouterr().err
+
+
+def test_a_run_that_begins_as_its_data_set_is_normalised_is_not_said_to_be_another(
+    before, tmp_path, pictures
+):
+    """Else it would stand apart in tables."""
+    assert train(tmp_path, pictures, "--init", before, "--epochs", 1) == 0
+    assert norm(tmp_path) == (CIFAR_NORM, None)

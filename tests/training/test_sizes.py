@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,9 @@ from utils.data.datasets import CIFAR_NORM, IMAGENET_NORM, load_dataset
 from utils.data.stream import batches_of
 from utils.device import Execution
 from utils.files import checkpoint
-from utils.training.step import evaluate
+from utils.flags.settings import Settings
+from utils.training.run import Run
+from utils.training.step import Reading, evaluate
 from workshop import Refused, Workshop
 
 NETWORK = ["--arch", "resnet-basic", "--depth", 8, "--batch-size", 16]
@@ -39,6 +42,18 @@ def imagenet(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
     shutil.copytree(pictures / "train", place / "train")
     shutil.copytree(pictures / "test", place / "val")
     return place
+
+
+def _stop_in(epoch: int) -> Callable[..., Reading]:
+    """What interrupts a training at the end of that epoch, counted from 1."""
+    read = Run.read
+
+    def stopping(run: Run, *args: object) -> Reading:
+        if run.epoch + 1 == epoch:
+            raise KeyboardInterrupt
+        return read(run, *args)  # type: ignore[arg-type]
+
+    return stopping
 
 
 def made(folder: Path) -> Path:
@@ -137,6 +152,64 @@ def test_a_size_goes_from_the_run_to_all_that_follows(
     assert "[n, 3, 48, 48]" in capsys.readouterr().out
     program = torch.export.load(output).module()
     assert program(torch.rand(2, 3, 48, 48)).shape == (2, 2)
+
+
+@pytest.mark.parametrize("more", [[], ["--stream", "--workers", 0]])
+def test_whether_images_are_mirrored_goes_from_the_run_to_all_that_follows(
+    more: list[object], tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mirrored, upright = tmp_path / "mirrored", tmp_path / "upright"
+    flags = [*NETWORK, "-sr", "--epochs", 1, *more]
+    assert train(mirrored, pictures, *flags) == 0
+    err = capsys.readouterr().err
+    assert "training images: 16 of each of 2 classes; test images: 8 of each of 2" in err
+    assert "random crops, mirrored at random" in err
+    assert train(upright, pictures, *flags, "--no-flip") == 0
+    assert "random crops, not mirrored" in capsys.readouterr().err
+    states = [
+        torch.load(made(place), weights_only=True)["state_dict"] for place in (mirrored, upright)
+    ]
+    assert not torch.equal(*(state["conv1.weight"] for state in states))
+    given = checkpoint.load(made(upright))
+    assert given.settings is not None and given.settings.no_flip
+    (record,) = rows(upright / "train_record.csv")
+    assert record["no_flip"] == "True" and "--no-flip" in given.settings.argv()
+
+    resume = ["--resume", made(mirrored), "--no-cuda", "--no-flip"]
+    assert command(main, *resume) == 2
+    assert "was started with no_flip False, not True" in capsys.readouterr().err
+    assert command(main, "--resume", made(upright), "--no-cuda") == 0
+
+    prune = ["--model", made(upright), "--percent", 0.3, "--no-cuda"]
+    assert command(resnet_prune, *prune) == 0
+    slim = next(upright.glob("*pruned.pth.tar"))
+    refine = ["--refine", slim, "--epochs", 1, "--batch-size", 16, "--no-cuda"]
+    assert command(main, *refine) == 0
+    tuned = checkpoint.load(next(upright.glob("*_refinecheckpoint.pth.tar"))).settings
+    assert tuned is not None and tuned.no_flip
+
+
+def test_what_was_trained_before_images_could_be_upright_goes_on_mirrored(
+    tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    flags = [*NETWORK, "--epochs", 2]
+    assert train(whole, pictures, *flags) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "read", _stop_in(2))
+        assert train(parts, pictures, *flags) == 130
+    content = torch.load(made(parts), weights_only=True)
+    del content["settings"]["no_flip"]
+    torch.save(content, made(parts))
+    capsys.readouterr()
+    assert train(parts, pictures, *flags, "--resume", "auto") == 0
+    assert "mirrored at random" in capsys.readouterr().err
+    assert_same_run(whole, parts)
+
+
+def test_digits_are_never_mirrored() -> None:
+    assert Settings.of({"dataset": "SVHN"}).no_flip
+    assert not Settings.of({"dataset": "cifar10"}).no_flip
 
 
 def test_what_was_measured_on_one_set_of_pictures_is_used_on_another(

@@ -1,6 +1,6 @@
 """The batches that training and tests see, cut on the device that the pictures live on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,7 @@ class Batches:
         self.mean = torch.tensor(data.mean, device=device)
         self.std = torch.tensor(data.std, device=device)
         self.batch_size = batch_size or TEST_BATCH_SIZE[device.type]
-        self.augment, self.seed = data.augment, seed
+        self.augment, self.flip, self.seed = data.augment, data.flip, seed
 
     def _take(self, pictures: Any) -> None:
         self.images = pictures.images.to(self.labels.device)
@@ -72,8 +72,7 @@ class Batches:
     def _drawn(self, epoch: int, steps: int | None) -> Tensor:
         """The batches of :meth:`order` in one, on the CPU."""
         pictures = len(self.labels)
-        state = np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(state))
+        generator = self._generator(epoch)
         if steps is None:
             count = pictures
             chosen = torch.randperm(count, generator=generator)
@@ -82,10 +81,15 @@ class Batches:
             chosen = torch.randint(pictures, (count,), generator=generator)
         return torch.cat((chosen[None], self._crops(count, generator)))
 
+    def _generator(self, *which: int) -> torch.Generator:
+        """The random numbers of an epoch, or of what else ``which`` and the seed stand for."""
+        state = np.random.SeedSequence((self.seed, *which)).generate_state(1, np.uint64)[0]
+        return torch.Generator().manual_seed(int(state))
+
     def _crops(self, count: int, generator: torch.Generator) -> Tensor:
         """What an order says of each picture beside which it is, int64 [k, count]."""
         top, left = torch.randint(2 * PAD + 1, (2, count), generator=generator)
-        flip = torch.randint(2, (count,), generator=generator)
+        flip = torch.randint(2, (count,), generator=generator) * self.flip
         return torch.stack((top, left, flip))
 
     def cut(self, where: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,6 +106,19 @@ class Batches:
 
     def in_order(self, first: int = 0, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches in the order of the files, as they are: from ``first``, ``every`` so many."""
-        images, labels = (x.split(self.batch_size) for x in (self.images, self.labels))
-        for pictures, classes in list(zip(images, labels, strict=True))[first::every]:
-            yield self._normalised(pictures), classes
+        chosen = torch.arange(len(self.labels)).split(self.batch_size)[first::every]
+        for where, images in zip(chosen, self._as_they_are(chosen), strict=True):
+            yield images, self.labels[where.to(self.labels.device)]
+
+    def sample(self, count: int) -> Iterator[Tensor]:
+        """``count`` images at random, or all, not augmented: a pure function of the seed.
+
+        In batches that are equally large, but for one: their means may be averaged.
+        """
+        chosen = torch.randperm(len(self.labels), generator=self._generator(0, 1))[:count]
+        return self._as_they_are(chosen.tensor_split(-(-len(chosen) // self.batch_size)))
+
+    def _as_they_are(self, chosen: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Batches of the ``chosen`` images, int64 [n] each, normalised only."""
+        for where in chosen:
+            yield self._normalised(self.images[where.to(self.labels.device)])

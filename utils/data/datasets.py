@@ -33,7 +33,10 @@ IMAGENET = "imagenet"  # which is streamed, from these folders
 IMAGENET_PARTS = ("train", "val")
 IN_MEMORY = ("cifar10", "cifar100", "SVHN", "folder", "shapes")
 DATASETS = (*IN_MEMORY, IMAGENET)
-NORMALISATIONS = ("imagenet", "cifar", "data")
+NORMS = {"cifar": CIFAR_NORM, IMAGENET: IMAGENET_NORM, "SVHN": SVHN_NORM}
+NORMALISATIONS = (IMAGENET, "cifar", "data")
+UPRIGHT = ("SVHN",)  # mirrored, a digit is none: it is never augmented
+MOST_LISTED = 10  # of more classes only the smallest and the largest are counted on screen
 MEASURED = 2000  # pictures that --normalise data is measured on
 TORCHVISION, PICTURES = "torchvision", "picture files"
 Arrays = tuple[np.ndarray, np.ndarray]  # pictures and labels
@@ -76,10 +79,30 @@ class Dataset:
     augment: bool  # by crops of padded pictures, on the device
     # Of a public data set: TORCHVISION, whose files' MD5 are known, or PICTURES, a copy of it.
     source: str = ""
+    flip: bool = True  # whether what is cropped at random is mirrored at random, too
 
     def checksum(self) -> int:
         """Of all pictures and labels: what tells one set of pictures from another."""
         return self.test.checksum(self.train.checksum())
+
+    def described(self) -> list[str]:
+        """How many images it has of each class, and how they become input: a line each."""
+        train, test = (_counts(part.labels, self.classes) for part in (self.train, self.test))
+        names = [f" ({name})" for name, norm in NORMS.items() if is_norm(norm, self.norm)]
+        mean, std = (" ".join(f"{x:.3f}" for x in colours) for colours in self.norm)
+        augmentation = "none"
+        if self.augment or self.name == IMAGENET:
+            flips = "mirrored at random (not with --no-flip)" if self.flip else "not mirrored"
+            augmentation = f"{'' if self.augment else 'resized '}random crops, {flips}"
+        return [
+            f"training images: {train}; test images: {test}",
+            f"normalised by mean {mean}, deviation {std}{''.join(names)};"
+            f" augmentation: {augmentation}",
+        ]
+
+    @property
+    def norm(self) -> Norm:
+        return self.mean, self.std
 
 
 def load(known: Mapping[str, Any], norm: Norm | None = None) -> Dataset:
@@ -88,7 +111,8 @@ def load(known: Mapping[str, Any], norm: Norm | None = None) -> Dataset:
     folder = None if data is None else Path(data)
     subsets = known.get("subset"), known.get("test_subset")
     size, stream = known.get("size") or SIZE, bool(known.get("stream"))
-    return load_dataset(name, folder, *subsets, size, stream, known.get("normalise"), norm)
+    flip, normalise = not known.get("no_flip"), known.get("normalise")
+    return load_dataset(name, folder, *subsets, size, stream, normalise, norm, flip)
 
 
 def load_dataset(
@@ -100,6 +124,7 @@ def load_dataset(
     stream: bool = False,
     normalise: str | None = None,
     norm: Norm | None = None,
+    flip: bool = True,
 ) -> Dataset:
     """Load a data set of ``DATASETS`` into memory; or only find its files, to ``stream`` them.
 
@@ -107,7 +132,8 @@ def load_dataset(
     ``{train,val}/<class>/*``); without it, data sets known to torchvision are downloaded into
     ``./data.<name>``. ``subset`` and ``test_subset`` take that many pictures, always the same ones.
     Pictures have ``size`` pixels a side. ``normalise`` is one of NORMALISATIONS, or the data set's
-    own if None; "data" is ``norm`` where that was measured before. Raises InputError, one line,
+    own if None; "data" is ``norm`` where that was measured before. ``flip``: they are mirrored at
+    random in training, where they are augmented. Raises InputError, one line,
     when the pictures are not there, not whole or not readable.
     """
     source, imagenet = "", name == IMAGENET
@@ -117,7 +143,7 @@ def load_dataset(
     parts: Iterable[Pictures | Listing]
     if folder is not None and any((folder / part).is_dir() for part in folders):
         if imagenet or stream:
-            classes, parts = list_folder(folder, folders, size, imagenet)
+            classes, parts = list_folder(folder, folders, size, imagenet, flip)
         else:
             classes, arrays = read_folder(folder, size)
             parts = map(_pictures, arrays)
@@ -142,20 +168,37 @@ def load_dataset(
         _compare(name, folder, len(train), len(test), len(classes))
     train, test = _subset(train, subset, "--subset"), _subset(test, test_subset, "--test-subset")
     mean, std = norm if normalise == "data" and norm else _norm(name, normalise, train)
-    augment = name not in ("SVHN", IMAGENET)  # ImageNet's crops are made where they are read
-    return Dataset(name, classes, train, test, mean, std, augment, source)
+    augment = name not in (*UPRIGHT, IMAGENET)  # ImageNet's crops are made where they are read
+    return Dataset(name, classes, train, test, mean, std, augment, source, flip)
 
 
 def _norm(name: str, normalise: str | None, train: Pictures | Listing) -> Norm:
-    match normalise or name:
-        case "data":
-            return measured(train)
-        case "imagenet":
-            return IMAGENET_NORM
-        case "SVHN":
-            return SVHN_NORM
-        case _:
-            return CIFAR_NORM
+    return measured(train) if normalise == "data" else NORMS.get(normalise or name, CIFAR_NORM)
+
+
+def is_norm(one: Norm, other: Norm) -> bool:
+    """Whether both are the same numbers."""
+    return [list(x) for x in one] == [list(x) for x in other]
+
+
+def normalisation(norm: Norm, name: str) -> str | None:
+    """Which of NORMALISATIONS gives ``norm``; None if none does, or if ``name`` has it anyway."""
+    if is_norm(norm, NORMS.get(name, CIFAR_NORM)):
+        return None
+    return next((n for n in NORMALISATIONS if n in NORMS and is_norm(norm, NORMS[n])), None)
+
+
+def _counts(labels: Tensor, classes: Sequence[str]) -> str:
+    """How many images of each class, in few words."""
+    counts = torch.bincount(labels, minlength=len(classes)).tolist()
+    if len(counts) > 1 and len({*counts}) == 1:
+        return f"{counts[0]:,} of each of {len(counts)} classes"
+    if len(counts) <= MOST_LISTED:
+        pairs = zip(classes, counts, strict=True)
+        return ", ".join(f"{name[:30]} {count:,}" for name, count in pairs)
+    ends = sorted(zip(counts, classes, strict=True))
+    (least, rare), (most, common) = ends[0], ends[-1]
+    return f"{least:,} ({rare[:30]}) to {most:,} ({common[:30]}) of each of {len(counts)} classes"
 
 
 def _pictures(part: Arrays) -> Pictures:

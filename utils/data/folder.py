@@ -22,6 +22,10 @@ PARTS = ("train", "test")
 # for some of them (Ghostscript).
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = tuple(k for k, v in sorted(Image.registered_extensions().items()) if v in FORMATS)
+BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF
+READING = (
+    2  # a cache is of its time: to be counted on where a file becomes other pixels than before
+)
 THINNEST = 100  # times as long as wide: its shorter side is stretched to the size asked for
 
 
@@ -163,17 +167,24 @@ def _rgb(file: Path) -> Image.Image:
     with Image.open(file, formats=FORMATS) as picture:
         if max(picture.size) > THINNEST * min(picture.size):
             raise ValueError(f"{picture.width}×{picture.height} is too thin")
-        if picture.mode.startswith("I;16"):  # Pillow would clip 16-bit grey, not scale it
-            grey = np.asarray(picture).astype(np.uint16) >> 8
+        tags = getattr(picture, "tag_v2", {})  # of a TIFF
+        deep = picture.mode.startswith("I;16") or (picture.mode == "I" and not tags)
+        signed = 2 in tags.get(SAMPLE_FORMAT, ())
+        white_is_zero = tags.get(PHOTOMETRIC) == 0 and deep  # Pillow inverts 8 bits only
+        if signed or white_is_zero or (picture.mode in ("I", "F") and not deep):
+            kind = "with 0 as white" if white_is_zero else "that are signed, floats or of 32 bits"
+            raise ValueError(f"it has grey values {kind}: save it with 8 or 16 bits, 0 being black")
+        if deep:  # Pillow would clip it, not scale it
+            grey = np.asarray(picture) >> (tags.get(BITS, (16,))[0] - 8)
             return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
         return picture.convert("RGB")
 
 
 def _fingerprint(folder: Path, files: list[Path]) -> str:
-    """Changes when a picture is added, removed, renamed or written again."""
+    """Changes when a picture is added, removed, renamed or written again, and with READING."""
     stats = ((file.relative_to(folder), file.stat()) for file in files)
     said = "".join(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n" for name, stat in stats)
-    return hashlib.sha256(os.fsencode(said)).hexdigest()
+    return hashlib.sha256(os.fsencode(f"{READING}\n{said}")).hexdigest()
 
 
 def _read_cache(

@@ -33,9 +33,10 @@ class Listing:
     size: int
     as_imagenet: bool  # resized and cropped as ImageNet's pictures are; else as other folders are
     crc: int  # CRC-32 of the sorted paths in ``part`` and of the files' sizes
+    flip: bool = True  # whether a random crop is mirrored at random
 
     @classmethod
-    def of(cls, part: Path, size: int, as_imagenet: bool) -> "Listing":
+    def of(cls, part: Path, size: int, as_imagenet: bool, flip: bool) -> "Listing":
         """What is in ``part``. Raises InputError, one line, where it is no folder of pictures."""
         classes, counts, names, lengths, crc = list[str](), list[int](), bytearray(), [], 0
         for name, files in list_pictures(part):
@@ -51,7 +52,7 @@ class Listing:
         where = np.stack([np.concatenate([[0], last[:-1]]), last], 1)
         labels = torch.arange(len(classes)).repeat_interleave(torch.tensor(counts))
         array = np.frombuffer(names, np.uint8)
-        return cls(part, tuple(classes), array, where, labels, size, as_imagenet, crc)
+        return cls(part, tuple(classes), array, where, labels, size, as_imagenet, crc, flip)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -74,30 +75,30 @@ class Listing:
         name = os.fsdecode(self.names[first:last].tobytes())
         rgb = read_picture(self.part / self.classes[int(self.labels[index])] / name)
         if crop is not None:
-            return _random_crop(rgb, self.size, crop)
+            return _random_crop(rgb, self.size, crop, self.flip)
         shorter = round(BORDER * self.size) if self.as_imagenet else self.size
         return centred(rgb, shorter, self.size)
 
 
 def list_folder(
-    folder: Path, parts: Sequence[str], size: int, as_imagenet: bool
+    folder: Path, parts: Sequence[str], size: int, as_imagenet: bool, flip: bool
 ) -> tuple[tuple[str, ...], list[Listing]]:
     """Class names, and the training and test set, which ``parts`` of ``folder`` hold.
 
     Raises InputError, one line, when something is missing.
     """
-    train, test = (Listing.of(folder / part, size, as_imagenet) for part in parts)
+    train, test = (Listing.of(folder / part, size, as_imagenet, flip) for part in parts)
     check_classes(folder, parts, train.classes, test.classes)
     return train.classes, [train, test]
 
 
-def _random_crop(rgb: Image.Image, size: int, number: int) -> np.ndarray:
-    """torchvision's random resized crop, mirrored or not: a pure function of ``number``."""
+def _random_crop(rgb: Image.Image, size: int, number: int, flip: bool) -> np.ndarray:
+    """torchvision's random resized crop, with ``flip`` mirrored or not, by ``number`` alone."""
     from torchvision.transforms import RandomResizedCrop, functional  # slow: only here
 
     with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own generator
         torch.default_generator.manual_seed(number)
         box = RandomResizedCrop.get_params(rgb, SCALE, RATIO)
-        mirrored = bool(torch.rand(()) < 0.5)
+        mirrored = flip and bool(torch.rand(()) < 0.5)
     cut = functional.resized_crop(rgb, *box, [size, size])
     return np.asarray(functional.hflip(cut) if mirrored else cut)

@@ -5,7 +5,7 @@ import gc
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from weakref import WeakSet
 
@@ -116,13 +116,11 @@ class Stream(Batches):
             self._ahead.clear()
         return images
 
-    def in_order(self, first: int = 0, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+    def _as_they_are(self, chosen: Sequence[Tensor]) -> Iterator[Tensor]:
         """As that of :class:`Batches`."""
-        chosen = torch.arange(len(self.labels))[None].split(self.batch_size, dim=1)[first::every]
-        labels = self.labels.split(self.batch_size)[first::every]
-        self._read(chosen)
-        for classes in labels:
-            yield self._normalised(self._next()), classes
+        self._read([where[None] for where in chosen])
+        for _ in chosen:
+            yield self._normalised(self._next())
         self._ahead.clear()
 
     def _read(self, order: Iterable[Tensor]) -> None:

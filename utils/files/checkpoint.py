@@ -2,7 +2,7 @@
 
 import hashlib
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,19 @@ from models import Network, restore, size_of
 from models.named import DEPTHS as NAMED
 from models.surgery import Slimmable, State, norms
 from utils.atomic import replacing
-from utils.console import InputError
+from utils.console import InputError, note
 from utils.data.datasets import Dataset, Norm
 from utils.device import PRECISIONS
 from utils.files import untrusted
-from utils.files.layouts import of_admm_programs, to_compact, to_released
+from utils.files.layouts import (
+    DEEPEST,
+    of_admm_programs,
+    state_dict_in,
+    to_compact,
+    to_released,
+    unwrapped,
+    within,
+)
 from utils.files.sparse import unpack
 from utils.flags.settings import Settings
 from utils.methods import METHODS
@@ -192,23 +200,25 @@ def load(path: Path, arch: str | None = None) -> Checkpoint:
     Raises InputError when the file is missing, damaged, not a checkpoint, or does not fit itself.
     """
     content = untrusted.read(path)
-    # The ADMM programs save a bare state_dict, or call it so.
     content = content if isinstance(content, dict) else {}
-    kinds = ("state_dict", "model_state_dict")
-    state = next((content[kind] for kind in kinds if kind in content), content)
+    state, others = state_dict_in(content)
+    if others:
+        note(f"note: {path} has other weights, too, which are not read: {', '.join(others)}")
     if "sparse" in content and isinstance(state, dict):
         try:
             state = {**state, **unpack(content["sparse"])}
         except ValueError as error:
             raise InputError(f"{path} is damaged: {error}") from None
     if not state or not _are_tensors(state):
-        raise InputError(f"{path} is not a checkpoint: it has no state_dict of finite tensors")
+        found = f", but {_some(state or content)}" if isinstance(state, dict) else ""
+        raise InputError(
+            f"{path} is not a checkpoint: it has no state_dict of finite tensors{found}"
+        )
     ours = {key: content[key] for key in OURS if content.get(key) is not None}
     if bad := [key for key, value in ours.items() if not OURS[key](value)]:
         raise InputError(f"{path} is damaged: its {bad[0]} is not what it should be")
     if ("precision" in ours) != ("channels_last" in ours):
         raise InputError(f"{path} is damaged: it has only one of precision and channels_last")
-    state = {key.removeprefix("module."): value for key, value in state.items()}
     try:
         if "settings" in ours:
             ours["settings"] = Settings.of(ours["settings"])
@@ -218,13 +228,14 @@ def load(path: Path, arch: str | None = None) -> Checkpoint:
     settings = ours.get("settings")
     name = arch if settings is None else settings.arch
     try:
-        if name in NAMED:
-            network = restore(state, name, None if settings is None else settings.size)
-        else:
-            network = restore(to_compact(of_admm_programs(state)))
+        network, state, left = _restored(state, name, None if settings is None else settings.size)
     except ValueError as error:
         hint = "" if name else "; main.py --init takes one of torchvision's, with --arch NAME"
-        raise InputError(f"{path} does not fit a network of this program: {error}{hint}") from None
+        raise InputError(
+            f"{path} does not fit a network of this program: {error} (it has {_some(state)}){hint}"
+        ) from None
+    if left:
+        note(f"note: {path}: these are not of the network, and are not read: {_some(left)}")
     cfg = ours.pop("cfg", network.model.cfg)
     if cfg != network.model.cfg and not (network.is_full and cfg == _left(network.model)):
         raise InputError(f"{path} contradicts itself: its cfg does not fit its weights")
@@ -236,6 +247,31 @@ def load(path: Path, arch: str | None = None) -> Checkpoint:
     if checkpoint.cut is not None and not _was_dead(checkpoint.cut, checkpoint):
         raise InputError(f"{path} is damaged: its cut has channels that were not dead")
     return checkpoint
+
+
+def _restored(state: State, name: str | None, size: int | None) -> tuple[Network, State, list[str]]:
+    """The network of ``state``, its part of it, and the names of the rest.
+
+    Raises ValueError, that of the whole of it, where no part is a network of this program.
+    """
+    part, left, reasons = unwrapped(state), list[str](), list[ValueError]()
+    for _ in range(DEEPEST):
+        try:
+            if name in NAMED:
+                return restore(part, name, size), part, left
+            return restore(to_compact(of_admm_programs(part))), part, left
+        except ValueError as error:
+            reasons.append(error)
+        part, others = within(part)
+        left += others
+    raise reasons[0]
+
+
+def _some(names: Iterable[object]) -> str:
+    """The first of them, and how many more there are."""
+    first = [str(name)[:60] for name in names]
+    more = f" and {len(first) - 3} more" if len(first) > 3 else ""
+    return f"{', '.join(first[:3])}{more}"
 
 
 def _left(model: Slimmable) -> list[int | str]:

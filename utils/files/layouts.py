@@ -1,4 +1,6 @@
-"""The two layouts of the layers around a channel selection.
+"""What a state dict's entries are called, in files of ours and of others.
+
+There are two layouts of the layers around a channel selection.
 
 * *released*: batch norm at the stream's full width, then ``select.indexes``, a 0/1 float
   parameter of that width, then the convolution with the kept inputs only;
@@ -10,7 +12,9 @@ programs read as well. The two ADMM programs have no selections, and names of th
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +25,68 @@ from models.surgery import Slimmable, State
 EARLIER = ("vgg", "resnet", "densenet")  # what the programs of network slimming know
 # A batch norm's entries, and what a removed channel has there in the released layout.
 REMOVED = {"weight": 0.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
+
+# Where files have their state dict: trained weights before moving averages of them.
+HOLDERS = (
+    *("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params"),
+    *("state_dict_ema", "ema_state_dict", "model_ema", "ema_model", "ema"),
+)
+# What DataParallel, torch.compile, FSDP, checkpointed activations and Lightning's Fabric put into
+# the names of what they wrap.
+WRAPPERS = {
+    *("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
+    "_forward_module",
+}
+DEEPEST = 4  # dicts, or modules, around a network
+
+
+def state_dict_in(content: Any) -> tuple[Any, list[str]]:
+    """The state dict in a file's ``content``, and the keys of others that are not taken.
+
+    It is under the first of HOLDERS, or is the only dict of tensors; else all of ``content``.
+    """
+    others: list[str] = []
+    for _ in range(DEEPEST):
+        if not isinstance(content, dict):
+            break
+        states = [key for key, value in content.items() if _is_state(value)]
+        held = [key for key in HOLDERS if isinstance(content.get(key), dict)]
+        if not held and len(states) != 1:
+            break
+        taken = (held or states)[0]
+        others += [key for key in held if key in states and key != taken]
+        content = content[taken]
+    return content, others
+
+
+def _is_state(x: Any) -> bool:
+    return isinstance(x, dict) and bool(x) and all(isinstance(y, Tensor) for y in x.values())
+
+
+def unwrapped(state: Mapping[str, Tensor]) -> State:
+    """``state`` without WRAPPERS in its names. Raises ValueError where two get the same one."""
+    plain: State = {}
+    for key, value in state.items():
+        name = ".".join(part for part in key.split(".") if part not in WRAPPERS)
+        if name in plain:
+            raise ValueError(f"it has {name} twice, once as {key}")
+        plain[name] = value
+    plain.pop("n_averaged", None)  # torch.optim.swa_utils.AveragedModel's own
+    return plain
+
+
+def within(state: Mapping[str, Tensor]) -> tuple[State, list[str]]:
+    """The entries below the module that has most of them, named as it names them; the others.
+
+    A network may be an attribute of the module that was saved.
+    """
+    heads = Counter(key.partition(".")[0] for key in state if "." in key)
+    prefix = max(heads, key=heads.__getitem__, default="") + "."
+    others = [key for key in state if not key.startswith(prefix)]
+    if len(others) * 2 >= len(state):
+        return {}, others
+    inner = ((key, x) for key, x in state.items() if key.startswith(prefix))
+    return {key.removeprefix(prefix): x for key, x in inner}, others
 
 
 def to_compact(state: Mapping[str, Tensor]) -> State:

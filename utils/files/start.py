@@ -1,13 +1,14 @@
 """The checkpoint that a training goes on with or starts from, and what need not be said again."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from models import check_size
+from models.named import DEPTHS as NAMED
 from utils.console import InputError, note
-from utils.data.datasets import Norm
+from utils.data.datasets import DATASETS, IMAGENET_NORM, Dataset, Norm, is_norm, normalisation
 from utils.files import records
 from utils.files.checkpoint import Checkpoint, load, sha256
 from utils.files.names import FOLDER, Files, slim_run_of
@@ -92,9 +93,23 @@ class Start:
             return None
         return self.checkpoint.norm
 
+    def notes(self, data: Dataset) -> Iterator[str]:
+        """How the images of ``data`` are normalised, beside those of the checkpoint's training."""
+        norm = None if self.resumes or self.checkpoint is None else norm_of(self.checkpoint)
+        if norm is None:
+            return
+        same = "as" if is_norm(norm, data.norm) else "otherwise than"
+        yield f"note: images are normalised {same} those that {self.path} was trained on"
+
     def files(self, given: Mapping[str, Any], settings: Settings) -> Files:
         folder = FOLDER if self.path is None else self.path.parent
         return Files(Path(given.get("save", folder)), settings.run)
+
+
+def norm_of(checkpoint: Checkpoint) -> Norm | None:
+    """Mean and deviation that its weights were trained with, where that is known."""
+    torchvisions = checkpoint.settings is None and checkpoint.network.arch in NAMED
+    return checkpoint.norm or (IMAGENET_NORM if torchvisions else None)
 
 
 def known_of(checkpoint: Checkpoint, given: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -103,7 +118,7 @@ def known_of(checkpoint: Checkpoint, given: Mapping[str, Any], path: Path) -> di
     Raises InputError where a flag that was ``given`` contradicts it.
     """
     values = {} if checkpoint.settings is None else checkpoint.settings.values()
-    kept = ("dataset", "data", "normalise", "stream", "subset", "test_subset", "seed")
+    kept = "dataset data normalise no_flip stream subset test_subset seed".split()
     known = {key: values[key] for key in kept if values.get(key) is not None}
     known |= {"arch": checkpoint.network.arch, "depth": checkpoint.network.depth}
     known["size"] = checkpoint.size
@@ -113,11 +128,14 @@ def known_of(checkpoint: Checkpoint, given: Mapping[str, Any], path: Path) -> di
         raise InputError(f"{path}: {error}") from None
     if "init" in given:  # a run of its own, but for the network and where the same pictures are
         same = given.get("dataset") in (None, known.get("dataset"))
-        own = ["arch", "depth", *(("dataset", "data") if same else ())]
+        own = ["arch", "depth", *(("dataset", "data", "normalise") if same else ())]
         known = {key: known[key] for key in own if key in known}
     for key in ("arch", "depth", "dataset"):
         if None not in (given.get(key), known.get(key)) and given[key] != known[key]:
             raise InputError(f"{path} has {key} {known[key]}, not {given[key]}")
+    if (norm := norm_of(checkpoint)) is not None:
+        dataset = given.get("dataset", known.get("dataset", DATASETS[0]))
+        known.setdefault("normalise", normalisation(norm, dataset))
     data = known.get("data")
     if data is not None and given.get("data") is None and not Path(data).is_dir():
         raise InputError(f"{path} was trained on pictures in {data}, which are gone: give --data")

@@ -86,7 +86,7 @@ def read(path: Path) -> Any:
         raise InputError(f"{path} is not a whole checkpoint ({reason})") from None
     raise InputError(
         f"{path} is refused: to be read it asks for {', '.join(unknown[:3])}, but a checkpoint is"
-        " dense tensors and plain values, no code. Nothing of it was run"
+        " dense tensors and plain values, no code: save the state_dict alone. Nothing of it was run"
     )
 
 

@@ -9,7 +9,7 @@ from models import NAMES, check_size, label, size_of
 from models.named import DEPTHS as NAMED
 from utils import arguments
 from utils.arguments import Flag, positive_int
-from utils.data.datasets import DATASETS, IMAGENET, NORMALISATIONS
+from utils.data.datasets import DATASETS, IMAGENET, NORMALISATIONS, UPRIGHT
 from utils.device import PRECISIONS
 from utils.methods import METHODS, flags_of_all, method_of
 from utils.paper.settings import BATCH_SIZE, DEPTHS, EPOCHS, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
@@ -63,8 +63,14 @@ class Settings:
     normalise: str | None = _said_by(
         NETWORK,
         "with whose mean and deviation of colours; data: with those measured on the training"
-        " pictures (default: the data set's own, else CIFAR-10's)",
+        " pictures (default: that of --init's weights, else the data set's own, else CIFAR-10's)",
         choices=NORMALISATIONS,
+    )
+    no_flip: bool = _said_by(
+        NETWORK,
+        "do not mirror training images at random: for digits, letters, signs, left and right"
+        " (SVHN's never are)",
+        default=False,
     )
     stream: bool = _said_by(
         NETWORK,
@@ -179,6 +185,7 @@ class Settings:
         values["size"] = values["size"] or size_of(arch)
         check_size(arch, values["size"])
         values["stream"] |= values["dataset"] == IMAGENET
+        values["no_flip"] |= values["dataset"] in UPRIGHT
         values["name"] = values["name"] or f"{method}_seed{values['seed']}"
         options = {flag.name: values[flag.name] for flag in METHODS[method].flags}
         for flag in METHODS[method].flags:  # a method may take less than others that share a flag

@@ -89,6 +89,8 @@ def begin(
     except ValueError as error:
         raise InputError(f"{start.path} cannot be resumed: {error}") from None
     check_smallest_batch(run)
+    for line in (*data.described(), *start.notes(data)):
+        note(line)
     if run.step.method.prunes():
         for line in notes(network.model):
             note(line)

@@ -1,29 +1,19 @@
 """Batch norms' running statistics for weights that they were not gathered with."""
 
-from collections.abc import Iterator
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from utils.data.batches import Batches
 
-PICTURES = 2000
+IMAGES = 2000
 
 
 def retake(model: nn.Module, batches: Batches) -> None:
-    """Set the statistics to their means over the first PICTURES training pictures, as they are.
+    """Set the statistics to their means over IMAGES training images at random, not augmented.
 
-    In float32, whatever the training's precision. ``model`` ends in the mode it was in.
+    The images are a function of the seed alone: in every process, epoch and after a resume the
+    same. In float32, whatever the training's precision. ``model`` ends in the mode it was in.
     """
-
-    def pictures() -> Iterator[Tensor]:
-        left = PICTURES
-        for images, _ in batches.in_order():
-            yield images[:left]
-            left -= len(images)
-            if left <= 0:
-                return
-
     with torch.no_grad():
-        update_bn(pictures(), model)
+        update_bn(batches.sample(IMAGES), model)
