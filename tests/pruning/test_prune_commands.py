@@ -398,7 +398,7 @@ def test_where_nothing_is_zero_each_command_that_is_told_runs(kind, tmp_path, pi
     assert "fine-tune" not in said and "slim network" not in said
     assert f"{out} is the network as it was" in said
     zeros = int((xi == 0).sum())
-    assert "no gamma is zero, so nothing was pruned: train for more epochs, or" in err
+    assert "no scaling factor is zero, so nothing was pruned: train for more epochs, or" in err
     assert f"or prune the {zeros} channels whose xi is zero, or choose a share" in err
     row = record(tmp_path)
     assert row["channels"] == row["channels_kept"]

@@ -235,7 +235,7 @@ def advise(
         ways.append("choose a share of the channels with --percent")
         print(f"next, a share of the channels: {command(*words, '--percent', '0.5')}")
     left = "" if is_full else " that is left"
-    note(f"no {mask}{left} is zero, so nothing was pruned: {', or '.join(ways)}")
+    note(f"no scaling factor{left} is zero, so nothing was pruned: {', or '.join(ways)}")
 
 
 def holds(path: Path, *models: Slimmable) -> bool:
