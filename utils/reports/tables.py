@@ -238,15 +238,15 @@ def runs_table(groups: Groups) -> tuple[str, list[dict[str, object]]]:
             method, options = METHODS[variant.method].title, words(variant.options)
             options += [variant.precision] if variant.precision else []
             for tuned, alike in by_tuning(runs).items():
-                n, said = len(alike), [*options, *([f"fine-tuned {tuned}"] if tuned else [])]
+                n, said = len(alike), [" ".join(options), f"fine-tuned {tuned}" * bool(tuned)]
                 columns = [
                     [Cell(q, group.dataset, alike, exactly=False) for q in qs]
                     for qs in RUNS_COLUMNS.values()
                 ]
                 ours = [joined(column, n) for column in columns]
-                lines.append([method, " ".join(said) or DASH, str(n), *ours])
+                lines.append([method, ", ".join(filter(None, said)) or DASH, str(n), *ours])
                 what = {"table": RUNS, "network": group.network, "method": method}
-                what["settings"] = ", ".join([*said, *group.terms])
+                what["settings"] = ", ".join(filter(None, [*options, said[1], *group.terms]))
                 rows += [what | cell.csv() for column in columns for cell in column]
         if listed:
             title = ", ".join([f"{group.network} on {group.dataset}", *group.terms])
