@@ -33,10 +33,10 @@ is_new() {
     "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 }
 
-# Whether python $1 has what requirements file $2 asks for. (With --report, pip also tells of a
-# python that the system manages.)
+# Whether python $1 has what requirements file $2 asks for. Python itself is asked: pip would resolve
+# what all that asks for in turn, and says no where anything else in the environment is amiss.
 has() {
-    "$1" -m pip install --dry-run --report /dev/null --no-index -r "$here/$2" >/dev/null 2>&1
+    "$1" -P "$here/utils/installed.py" "$here/$2" >/dev/null 2>&1
 }
 
 # Make sure that python has what requirements file $1 asks for: the active environment's python if
@@ -53,9 +53,9 @@ python_with() {
         echo "making $venv" >&2
         python3 -m venv "$venv" || refuse "$venv could not be made: see above; rm -r $venv, then again"
     fi
+    if has "$python" "$1"; then return; fi
     "$python" -m pip --version >/dev/null 2>&1 ||
         refuse "$venv is broken: no python in it that runs pip; rm -r '$venv', and it is made again"
-    if has "$python" "$1"; then return; fi
     echo "installing $1 into $venv: up to 5.4 GB (torch with CUDA), two minutes on a fast line" >&2
     "$python" -m pip install --disable-pip-version-check -r "$here/$1"
 }

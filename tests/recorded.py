@@ -40,6 +40,7 @@ def run(
     mask: str = "gamma",
     source: str = "torchvision",
     pictures: str = "0000aaaa",
+    precision: str = "bf16",
     tuned_more: Mapping[str, Any] | None = None,
     **told: Any,
 ) -> str:
@@ -54,7 +55,7 @@ def run(
     channels, parameters, flops = pruned
     kept = 1000 if percent is None else round(10 * (100 - channels))
     result = {"gamma_zeros": zeros, "test_accuracy": accuracy, "source": source}
-    result["pictures"] = pictures
+    result |= {"pictures": pictures, "precision": precision}
     append(folder / TRAINED, training(settings, **result))
     if percent is not None:
         row = {"model": f"{settings.run}_pruned.pth.tar", "run": settings.run,
@@ -68,10 +69,12 @@ def run(
         append(folder / PRUNED, row)
     if tuned is not None:
         more = dict(tuned_more or {})
+        precision = more.pop("precision", precision)
         own = {k: v for k, v in settings.values().items() if k not in settings.options}
         own |= {"method": "baseline", "refine": f"logs/{settings.run}_pruned.pth.tar"}
         own |= {k: more.pop(k) for k in list(more) if k in FLAGS}
         result = {"channels": kept, "test_accuracy": tuned, "seconds_per_epoch": 20}
+        result["precision"] = precision
         row = training(
             Settings.of(own), **{**result, "source": source, "pictures": pictures, **more}
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from utils.flags.parser import parser, resolve
+from utils.installed import lacks
 
 ROOT = Path(__file__).parents[1]
 # A python3 that only notes how it was called, makes environments of its like, and has no packages
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 FAKE = """#!/bin/sh
 echo "$0 $*" >> "$CALLS"
 case $* in
-*" --dry-run "*) test -e "$CALLS.installed" ;;
+*"/utils/installed.py "*) test -e "$CALLS.installed" ;;
 *"-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
 *"-m pip install "*) touch "$CALLS.installed" ;;
 *"-m utils."*) echo "in $PWD: $*" ;;
@@ -121,6 +122,65 @@ def test_a_broken_environment_is_named(how, house, tmp_path):
     assert done.stderr.startswith(f"error: {venv} is broken") and done.stderr.count("\n") == 1
     assert f"rm -r '{venv}'" in done.stderr
     assert not Path(f"{calls}.installed").exists()
+
+
+def environment(folder: Path, *, managed: bool, **versions: str) -> Path:
+    """A python without pip that has so named packages of these versions, and no others."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    for name, version in versions.items():
+        info = packages / f"{name}-{version}.dist-info"
+        info.mkdir()
+        told = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        # What else one asks for may be missing, as of an environment that was put together by hand.
+        (info / "METADATA").write_text(f"{told}Requires-Dist: no-such-package>=99\n")
+    if managed:
+        for stdlib in folder.glob("lib/python*"):
+            (stdlib / "EXTERNALLY-MANAGED").write_text("[externally-managed]\nError=no\n")
+    return folder / "bin"
+
+
+HAS = {"torch": "2.11.0+cu130", "torchvision": "0.26", "numpy": "1.26.0rc1", "tqdm": "4.70.1"}
+
+
+@pytest.mark.parametrize("managed", [False, True])
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_nothing_is_installed_where_python_has_all(shell, managed, house, tmp_path):
+    """Whatever its pip says, or if it has none."""
+    flags, _ = house
+    at, here = flags["at"], environment(tmp_path / "active", managed=managed, **HAS)
+    (at / "utils").mkdir()
+    shutil.copy(ROOT / "utils" / "installed.py", at / "utils")
+    (at / "utils" / "bench.py").write_text("import sys; print(sys.argv[1:])")
+    shutil.copy(ROOT / "requirements.txt", at)
+    path = f"{here}{os.pathsep}{os.defpath}"
+    done = script("bench", "--dry-run", shell=shell, **{**flags, "PATH": path})
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "['--dry-run']\n")
+    assert not (at / ".venv").exists()
+
+
+@pytest.mark.parametrize(
+    ("versions", "missing"),
+    [
+        (HAS, []),
+        ({**HAS, "torch": "2.11"}, []),
+        ({**HAS, "torch": "2.9.1"}, ["torch>=2.11"]),
+        ({**HAS, "tqdm": "4"}, ["tqdm>=4.66"]),
+        ({"torch": "3", "numpy": "2"}, ["torchvision>=0.26", "tqdm>=4.66"]),
+    ],
+)
+def test_python_is_asked_for_what_it_lacks(versions, missing, tmp_path):
+    here = environment(tmp_path / "active", managed=False, **versions)
+    file = tmp_path / "some.txt"
+    file.write_text(f"# what it takes\n\n-r {ROOT / 'requirements.txt'}\n")
+    argv = [here / "python", "-P", ROOT / "utils" / "installed.py", file]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()) == (bool(missing), missing), done.stderr
+
+
+def test_this_python_has_what_the_tests_ask_for():
+    """So every line of both files is written as it is read."""
+    assert lacks(ROOT / "requirements-dev.txt") == []
 
 
 def test_a_python_that_is_too_old_is_not_taken_although_it_has_the_packages(house):

@@ -244,3 +244,13 @@ def test_lp_slimmings_recipes_are_pruned_and_tuned_as_their_row_was(part, tmp_pa
     short = left(capsys, part, "--save", tmp_path, "--scale", 20)
     assert told(short[0][1:]).epochs == told(short[2][1:]).epochs == 20
     assert told(short[2][1:]).warmup == 0
+
+
+def test_a_later_fine_tuning_of_the_name_takes_nothing_from_what_is_done(tmp_path, capsys):
+    """As one by hand on fewer pictures, under the name that it has by itself."""
+    known = {"arch": "vgg", "depth": 11, "dataset": "shapes", "epochs": 5, "batch_size": 32}
+    known |= {"s": 0.085, "beta": 80.0, "percent": 0.0, "source": ""}
+    argv = "quickstart", "--save", tmp_path, "--precision", "bf16"
+    for more in ({"epochs": 1}, {"epochs": 1, "subset": 100}):
+        recorded.run(tmp_path, method="proximal", seed=1, **known, tuned=80, tuned_more=more)
+    assert left(capsys, *argv) == []

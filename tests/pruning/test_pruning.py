@@ -53,12 +53,62 @@ def test_a_subnormal_gamma_is_zero():
     assert masks_of([[1e-39, -2.8e-44, 0.5]]) == [[0, 0, 1]]
 
 
-def test_percent_prunes_the_smallest_over_all_layers_and_ties_with_the_last():
+def test_percent_prunes_the_smallest_over_all_layers():
     gammas = [[0.1, -0.2, 0.3, 0.4], [-0.5, 0.6, 0.2, 0.8]]
     assert masks_of(gammas, percent=0.124) == [[1, 1, 1, 1], [1, 1, 1, 1]]
     assert masks_of(gammas, percent=0.125) == [[0, 1, 1, 1], [1, 1, 1, 1]]
-    assert masks_of(gammas, percent=0.25) == [[0, 0, 1, 1], [1, 1, 0, 1]]  # two are 0.2
+    assert masks_of(gammas, percent=0.25) == [[0, 1, 1, 1], [1, 1, 0, 1]]  # one of two 0.2
     assert masks_of(gammas, percent=0.5) == [[0, 0, 0, 1], [1, 1, 0, 1]]
+
+
+def test_of_equally_large_ones_the_smaller_bias_goes_and_then_the_one_further_behind():
+    gammas, biases = [[0.5] * 4, [0.5] * 2], [[0.0, -0.1, 0.0, 0.2], [0.0, 0.0]]
+    zeros = torch.zeros(6, dtype=torch.bool)
+    layers = [norm(gamma) for gamma in gammas]
+    for bn, bias in zip(layers, biases, strict=True):
+        bn.bias.data = torch.tensor(bias)
+    order = []
+    for count in range(1, 7):
+        gone = (~torch.cat(plan(layers, zeros, count))).nonzero().flatten().tolist()
+        order += sorted(set(gone) - set(order))
+        assert set(order) == set(gone), "what is gone of fewer is gone of more"
+    assert order == [1, 2, 5, 0]  # and each layer keeps one: 3 of the largest bias, 4 in front
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_never_more_go_than_was_asked_for_or_are_zero(data):
+    """However many are equal, with layers that go together and without."""
+    widths = data.draw(st.lists(st.integers(1, 5), min_size=3, max_size=4))
+    widths[1] = widths[0]
+    ties = data.draw(st.sampled_from([(), [(0, 1)]]))
+    few = st.sampled_from([0.0, 0.25, 0.5])
+    layers = [norm(data.draw(st.lists(few, min_size=n, max_size=n))) for n in widths]
+    for bn in layers:
+        n = len(bn.bias)
+        bn.bias.data = torch.tensor(data.draw(st.lists(few, min_size=n, max_size=n)))
+    total = sum(widths)
+    zeros = torch.tensor(data.draw(st.lists(st.booleans(), min_size=total, max_size=total)))
+    floor = data.draw(st.sampled_from([0.0, 0.5]))
+    before = None
+    for count in range(total + 1):
+        masks = plan(layers, zeros, count, floor=floor, ties=ties)
+        for tie in ties:
+            both = masks[tie[0]] & masks[tie[1]]
+            assert both.any()
+            masks[tie[0]] = masks[tie[1]] = both
+        dead = list(zeros.split(widths))
+        for tie in ties:
+            dead[tie[0]] = dead[tie[1]] = dead[tie[0]] | dead[tie[1]]
+        kept = torch.cat(masks)
+        gone = int((~kept).sum())
+        assert gone <= max(count, int(torch.cat(dead).sum()))
+        if not floor and count == total // 2 and gone < count:  # less only where it must be
+            assert any(int(mask.sum()) == 1 for mask in masks) or ties
+        # More never keeps more of a layer: what a target's binary search rests on.
+        left = [int(mask.sum()) for mask in masks]
+        assert before is None or all(a >= b for a, b in zip(before, left, strict=True))
+        before = left
 
 
 def test_zeros_count_towards_percent():
@@ -124,6 +174,7 @@ def test_channels_that_go_together_count_by_the_smallest_and_stay_together():
 
     assert kept(none, 2) == [[1, 2, 3], [0, 1, 2]]
     assert kept(none, 3) == [[1, 2, 3], [0, 2]]  # without ties 0.2 would be the third
+    assert kept(none, 4) == [[1, 2, 3], [0, 2]]  # of the pair of 0.2 only one was asked for
     assert kept(none, 5) == [[2, 3], [0, 2]]
     assert kept(none, 11) == [[2], [2]]  # the same one of both
     assert kept(none, 11, 0.5) == [[2, 3], [2]]

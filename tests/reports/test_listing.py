@@ -89,6 +89,49 @@ def test_a_fine_tuning_that_is_at_work_stands_with_its_training(tmp_path, capsys
     assert shown(capsys, tmp_path / "other").keys() == {alone_there}
 
 
+OTHERS = {
+    "on fewer pictures": {"subset": 100},
+    "tested on fewer": {"test_subset": 100},
+    "tested on others": {"test_pictures": "0000cccc"},
+    "on others": {"pictures": "0000cccc"},
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize("name", ["few", "proximal_seed1"])
+def test_a_fine_tuning_on_other_pictures_is_not_the_runs(name, other, tmp_path, capsys):
+    """Nor in the place of one that is, though it be the later one, and of its name."""
+    told = {"arch": "vgg", "depth": 11, "epochs": 5, "percent": 0.0, "source": ""}
+    run = recorded.run(tmp_path, method="proximal", seed=1, **told, tuned=43.0,
+                       tuned_more={"name": name, **other})  # fmt: skip
+    log(tmp_path, f"{name}_vgg_11_cifar10_refine", 5)
+    lines = shown(capsys, tmp_path)
+    assert lines[run] == ["5/5", "90.00", "0", "50.0%", "-"]
+    assert lines[f"{name}_vgg_11_cifar10_refine"][:1] == ["5/5"] and len(lines) == 2
+    folder = tmp_path / "both"
+    for tuned, more in ((88.0, {}), (43.0, {"name": name, **other})):
+        recorded.run(folder, method="proximal", seed=1, **told, tuned=tuned, tuned_more=more)
+    log(folder, f"{name}_vgg_11_cifar10_refine", 5)
+    assert shown(capsys, folder)[run][4] == "88.00"
+
+
+@pytest.mark.parametrize("done", [2, 5])
+def test_one_on_fewer_pictures_that_is_not_on_record_is_not_the_runs(done, tmp_path, capsys):
+    run = recorded.run(tmp_path, "vgg", 11, "proximal", 1, epochs=5, percent=0.0)
+    told = {"name": "proximal_seed1", "refine": "logs/x_pruned.pth.tar", "test_subset": 100}
+    tuning = begun(tmp_path, done, **told)
+    lines = shown(capsys, tmp_path)
+    assert lines[run][4] == "-"
+    assert lines[tuning][1] == f"5{done}.00"
+
+
+def test_a_fine_tuning_of_another_pruning_has_its_own_line(tmp_path, capsys):
+    run = recorded.run(tmp_path, "vgg", 11, "proximal", 1, epochs=5, percent=0.0, tuned=43.0,
+                       tuned_more={"channels": 700})  # fmt: skip
+    lines = shown(capsys, tmp_path)
+    assert lines[run][3:] == ["50.0%", "-"] and lines[f"{run}_refine"][1] == "43.00"
+
+
 def test_the_share_of_weights_that_a_retraining_kept(tmp_path, capsys):
     run = recorded.run(tmp_path, "resnet-basic", 32, "sas-admm", 1)
     told = {"arch": "resnet-basic", "depth": 32, "name": "sas-admm_seed1", "epochs": 190}

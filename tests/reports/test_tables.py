@@ -458,3 +458,114 @@ def test_a_share_that_the_papers_table_has_not_is_named(tmp_path, capsys):
     assert console.run(tables.main, ["--save", str(tmp_path)]) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if "one pruning" in line]
     assert len(said) == 1 and "--percent 0.5 is left out" in said[0]
+
+
+def test_runs_of_different_precision_are_never_averaged_nor_take_a_seeds_place(tmp_path, capsys):
+    """In the paper's tables and among the others, where each line says which it is."""
+    for told in ({}, {"epochs": 20}):
+        for seed, precision, slim in ((1, "bf16", 90), (2, "bf16", 92), (1, "fp32", 94)):
+            run = {**VGG, **told, "percent": 0.0, "slim": slim, "precision": precision}
+            recorded.run(
+                tmp_path, "vgg", 19, "proximal", seed, **run, name=f"{precision}{seed}{told}"
+            )
+    assert console.run(tables.main, ["--save", str(tmp_path), "--csv", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert not err
+    papers, _, others = out.partition("## Other runs")
+    ours = [
+        (row[2], row[7]) for row in cells(papers.partition("Table 2")[2]) if "ours, n" in row[2]
+    ]
+    assert ours[:2] == [
+        ("ours, n = 2, bf16", "91.00 ± 1.41 / —"),
+        ("ours, n = 1, fp32", "94.00 / —"),
+    ]
+    rows = [row for row in cells(others) if row[0] == "Proximal NS"]
+    assert [(row[1], row[2], row[8]) for row in rows] == [
+        ("--s 0.0045 --beta 100.0 bf16", "2", "91.00 ± 1.41"),
+        ("--s 0.0045 --beta 100.0 fp32", "1", "94.00"),
+    ]
+    with (tmp_path / "runs.csv").open(newline="", encoding="utf-8") as file:
+        found = {row["settings"]: row["seeds"] for row in csv.DictReader(file) if row["ours"]}
+    assert [(("bf16" in s, "fp32" in s), n) for s, n in found.items()] == [
+        ((True, False), "2"),
+        ((False, True), "1"),
+    ]
+
+
+def test_nor_are_they_in_the_table_of_lp_slimming(tmp_path, capsys):
+    for seed, precision in ((1, "bf16"), (1, "fp32"), (2, "fp32")):
+        recorded.run(tmp_path, "vgg", 16, "lp-admm", seed, percent=0.5, mask="z",
+                     precision=precision, name=f"{precision}{seed}")  # fmt: skip
+    rows = [r[1] for r in cells(show(capsys, tmp_path, "--only", "lp")) if r[1].startswith("ours")]
+    assert [("n = 1" in row, "bf16" in row, "fp32" in row) for row in rows] == [
+        (True, True, False),
+        (False, False, True),
+    ]
+
+
+def test_runs_tested_on_other_pictures_are_never_averaged(tmp_path, capsys):
+    own = {**VGG, "dataset": "folder", "source": ""}
+    for seed in (1, 2):
+        recorded.run(tmp_path, "vgg", 19, "proximal", seed, **own, zeros=3000)
+    path = tmp_path / TRAINED
+    before, last = path.read_text().rstrip().rsplit("\n", 1)
+    path.write_text(f"{before}\n{last.replace('0000bbbb', '0000cccc')}\n")
+    rows = [row for row in cells(show(capsys, tmp_path)) if row[0] == "Proximal NS"]
+    assert [row[2] for row in rows] == ["1", "1"]
+
+
+# What fine-tunings have otherwise, and what the table of other runs says of them; "" where it
+# says nothing, for they are left out.
+TUNINGS = {
+    "as long": ({}, "—", "92.50"),
+    "shorter": ({"epochs": 1}, "fine-tuned 1 epoch", "92.50"),
+    "at another rate": ({"lr": 0.01}, "fine-tuned --lr 0.01", "92.50"),
+    "in another precision": ({"precision": "fp32"}, "fine-tuned fp32", "92.50"),
+    "on fewer pictures": ({"subset": 100}, "--subset 100", "—"),
+    "tested on fewer": ({"test_subset": 100}, "--test-subset 100", "—"),
+    "tested on others": ({"test_pictures": "0000cccc"}, "tested on 0000cccc", "—"),
+    "with a penalty": ({"method": "proximal"}, "with a penalty, --method proximal", "—"),
+}
+
+
+@pytest.mark.parametrize(("other", "said", "shown"), TUNINGS.values(), ids=TUNINGS)
+def test_a_fine_tuning_among_the_other_runs_says_what_it_has_otherwise(
+    other, said, shown, tmp_path, capsys
+):
+    run = recorded.run(tmp_path, "vgg", 11, "proximal", 1, s=0.1, beta=80.0, epochs=5, percent=0.0,
+                       source="", precision="bf16", tuned=92.5, tuned_more=other)  # fmt: skip
+    assert console.run(tables.main, ["--save", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    (row,) = [row for row in cells(out) if row[0] == "Proximal NS"]
+    assert row[9] == shown
+    if shown == "—":
+        assert f"{run}_refine is left out: it did not train as {run} did" in err
+        assert said in err and "fine-tuned" not in row[1]
+    else:
+        settings = "--s 0.1 --beta 80.0"
+        assert not err and row[1] == (settings if said == "—" else f"{settings}, {said}")
+
+
+def test_fine_tunings_that_went_differently_are_never_averaged(tmp_path, capsys):
+    for seed, more in ((1, {"epochs": 1}), (2, {}), (3, {}), (4, None)):
+        tuned = {} if more is None else {"tuned": 90 + seed, "tuned_more": more}
+        recorded.run(tmp_path, "vgg", 11, "proximal", seed, epochs=5, percent=0.0, **tuned)
+    rows = [row for row in cells(show(capsys, tmp_path)) if row[0] == "Proximal NS"]
+    assert [(row[2], row[9]) for row in rows] == [
+        ("2", "91.00 (n = 1)"),
+        ("2", "92.50 ± 0.71"),
+    ]
+
+
+def test_the_reason_is_told_why_a_fine_tuning_is_left_out(tmp_path, capsys):
+    told = {"percent": 0.0, "epochs": 5}
+    run = recorded.run(tmp_path, "vgg", 11, "proximal", 1, **told, tuned=91,
+                       tuned_more={"channels": 501})  # fmt: skip
+    recorded.run(tmp_path, "vgg", 11, "proximal", 2, **told, tuned=92)
+    recorded.run(tmp_path, "vgg", 11, "proximal", 2, **told, tuned=93,
+                 tuned_more={"name": "again"})  # fmt: skip
+    assert console.run(tables.main, ["--save", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert f"{run}_refine is left out: it began with no network that a pruning on record" in err
+    assert "proximal_seed2_vgg_11_cifar10_refine is left out: a later one is shown" in err
+    assert "93.00 (n = 1)" in out

@@ -71,7 +71,9 @@ class Agenda:
         tunings: Sequence[Training] = ()
         if result and (pruning or not e.prunes):
             tunings = result.refined(pruning) if pruning else result.refines
-        refine = {r.row["run"]: r for r in tunings}.get(tune.run) if tune else None
+        named = [r for r in tunings if tune and r.row["run"] == tune.run]
+        alike = [r for r in named if tune and not _other(tune, r)]
+        refine = next(reversed(alike or named), None)
         otherwise = result and result.prunings and pruning is None  # pruned at another share
         for planned, found in ((train, result), (tune, refine)):
             if planned and found:
@@ -139,13 +141,19 @@ def _keys(settings: Settings) -> list[Hashable]:
 
 def _check_same(record: Path, planned: Settings, found: Training) -> None:
     """Raise InputError where the training on record is another experiment's."""
+    if name := _other(planned, found):
+        before, now = found.settings.values()[name], planned.values()[name]
+        raise InputError(
+            f"{record} has {planned.run} with {FLAGS[name].typed[-1]} {before}, not {now}:"
+            " choose another --save"
+        )
+
+
+def _other(planned: Settings, found: Training) -> str | None:
+    """The first flag by which the training on record is another experiment's, if it is."""
     before, now = found.settings.values(), planned.values()
-    for name, flag in FLAGS.items():
-        if flag.compared and before[name] != now[name]:
-            raise InputError(
-                f"{record} has {planned.run} with {flag.typed[-1]} {before[name]}, not {now[name]}:"
-                " choose another --save"
-            )
+    names = (name for name, flag in FLAGS.items() if flag.compared and before[name] != now[name])
+    return next(names, None)
 
 
 def _cost(jobs: Sequence[Job]) -> str:

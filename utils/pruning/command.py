@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import sys
 from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from models import family
 from models.cost import cost
-from models.surgery import Slimmable, norms, slim, still_read, together, widened
+from models.surgery import Slimmable, State, norms, slim, still_read, together, widened
 from utils import arguments
 from utils.atomic import check_writable
 from utils.console import InputError, note
@@ -39,6 +40,7 @@ from utils.pruning.report import (
     print_comparison,
     print_report,
     sizes,
+    told_apart,
     unread,
 )
 from utils.shell import command, word
@@ -89,6 +91,7 @@ def parser(kind: str | None) -> argparse.ArgumentParser:
 
 def prune(kind: str | None, argv: list[str] | None = None) -> None:
     """Prune, test and write one network, of any kind or of an architecture of this family."""
+    argv = sys.argv[1:] if argv is None else argv
     args = parser(kind).parse_args(argv)
     path = Path(args.model)
     given = checkpoint.load(path)
@@ -124,10 +127,6 @@ def prune(kind: str | None, argv: list[str] | None = None) -> None:
     size = given.size
     enough = partial(channels_to_prune, args, model, size, int(by.isfinite().sum()))
     count = enough(partial(choose, zeros))
-    sizes_left = by.masked_fill(zeros, 0)
-    last = float(sizes_left.kthvalue(count).values) if count else 0.0
-    if last and (same := int((sizes_left == last).sum())) > len(by) / 100:
-        note(f"note: {same} channels are equally large, {last:g}: none or all of them are pruned")
 
     def cut(zeros: Tensor, count: int) -> tuple[list[Tensor], Slimmable, Slimmable, Slimmable]:
         """What is left, the masked network, what is left of it, and what is written of that."""
@@ -136,7 +135,8 @@ def prune(kind: str | None, argv: list[str] | None = None) -> None:
         return together(model, masks), masked, slim(masked, masks), to_write(args, masked, masks)
 
     masks, masked, small, written = cut(zeros, count)
-    if out.exists() and (out.samefile(path) or not holds(out, written)):
+    # A file of the network as it was, which nothing was cut out of, has nothing to lose.
+    if out.exists() and (out.samefile(path) or not holds(out, written, given.network.model)):
         raise InputError(f"{out} is there already: move it away, or choose another --name")
     data = load({**known, **vars(args)}, given.norm)
     given.check_classes(data, path)
@@ -170,7 +170,7 @@ def prune(kind: str | None, argv: list[str] | None = None) -> None:
         "criterion": args.criterion,
         "adjust": args.adjust,
     }
-    row |= of_original(given.network, size, row) | of_all(model, row)
+    row |= of_original(given.network, size, small) | of_all(model, row)
     print_report(row, model, masks)
     of_before, of_after = (
         ByClass(*tallies(answers.argmax(1), labels, model.num_classes).tolist())
@@ -182,6 +182,8 @@ def prune(kind: str | None, argv: list[str] | None = None) -> None:
         remarks = of_after.remarks(data.classes, "pruned: ")
     for line in remarks:
         note(line)
+    if said := told_apart(by, zeros, torch.cat(choose(zeros, count))):
+        note(f"note: {said}")
     if mask != "gamma":
         zeros_of_gamma = is_zero(factors["gamma"])
         with suppress(InputError):  # a target may be out of its reach
@@ -189,17 +191,6 @@ def prune(kind: str | None, argv: list[str] | None = None) -> None:
             by_gamma = sizes(fewer, full_cost, cost(other, size))
             answers = predict(other, tests)
             print_comparison(row, {**by_gamma, "accuracy_slim": accuracy(answers, labels)})
-    if not count and not zeros.any():
-        others = {name: int(is_zero(factor).sum()) for name, factor in factors.items()}
-        name = max(others, key=others.__getitem__)
-        advice = "train with -sr and a larger --s or more epochs, or"
-        if others[name]:  # the penalty has done its work, and a larger one would ruin the network
-            advice = f"but {name} is for {others[name]} channels: train for more epochs, or"
-            advice += f" prune with --mask {name}, or"
-        note(
-            f"no scaling factor is zero, so nothing was pruned: {advice} choose a share of the"
-            " channels with --percent"
-        )
     state = written.state_dict()
     content = {
         "cfg": written.cfg,
@@ -214,6 +205,11 @@ def prune(kind: str | None, argv: list[str] | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.save(out, content)
     records.append(folder / PRUNED, row | {"slim_checksum": checkpoint.sha256(out)})
+    if row["channels_kept"] == row["channels"]:
+        advise([*program(kind), *argv], args, factors, mask, given.network.is_full)
+        if given.network.is_full:
+            print(f"{out} is the network as it was; another pruning may overwrite it")
+            return
     print(f"slim network: {out}")
     words = ["main.py", "--refine", word(out)]
     if settings is not None:  # section 5.2: as the training went, but for the penalty
@@ -225,14 +221,44 @@ def prune(kind: str | None, argv: list[str] | None = None) -> None:
     print(f"to fine-tune it: {command(*words, *said_again(told))}")
 
 
-def holds(path: Path, model: Slimmable) -> bool:
-    """Whether the file has just this network."""
+def program(kind: str | None) -> list[str]:
+    """The words that start the prune command of this ``kind``."""
+    return [f"{kind}_prune.py"] if kind else ["-m", "utils.prune"]
+
+
+def advise(
+    words: list[str], args: argparse.Namespace, factors: State, mask: str, is_full: bool
+) -> None:
+    """Say why the command of these ``words`` pruned nothing, and print which ones would."""
+    zeros = {name: int(is_zero(factor).sum()) for name, factor in factors.items()}
+    targeted = (args.target_flops, args.target_params) != (None, None)
+    if zeros[mask] or args.percent or args.target_flops or args.target_params:
+        floor = f"--adjust {args.adjust:g} keeps" if args.adjust else "every layer keeps a channel:"
+        note(f"nothing was pruned: {floor} all that is zero or small, or the share is too small")
+        return
+    ways = ["train with -sr and a larger --s or more epochs"] if is_full else []
+    other = max(zeros, key=zeros.__getitem__)
+    if zeros[other]:  # the penalty has done its work, and a larger one would ruin the network
+        ways = ["train for more epochs"] if is_full else []
+        ways.append(f"prune the {zeros[other]} channels whose {other} is zero")
+        print(f"next, where {other} is zero: {command(*words, '--mask', other)}")
+    if not targeted:
+        ways.append("choose a share of the channels with --percent")
+        print(f"next, a share of the channels: {command(*words, '--percent', '0.5')}")
+    left = "" if is_full else " that is left"
+    note(f"no scaling factor{left} is zero, so nothing was pruned: {', or '.join(ways)}")
+
+
+def holds(path: Path, *models: Slimmable) -> bool:
+    """Whether the file has just one of these networks."""
     try:
         there = checkpoint.load(path).network.model.state_dict()
     except InputError:
         return False
-    state = model.state_dict()
-    return there.keys() == state.keys() and all(torch.equal(there[k], x) for k, x in state.items())
+    return any(
+        there.keys() == state.keys() and all(torch.equal(there[k], x) for k, x in state.items())
+        for state in (model.state_dict() for model in models)
+    )
 
 
 def channels_to_prune(

@@ -23,36 +23,55 @@ def plan(
     """Masks: a bool tensor for each of the batch ``norms``, True where a channel is kept.
 
     Prunes all ``zeros`` (bool, over all channels), and the ``count`` smallest |γ| over all layers,
-    or smallest of other ``sizes``, zeros being the first. Whatever ties with the last of them goes
-    with it. A layer keeps the share ``floor`` of its channels, and one, whatever that says: of
-    those that should go, the largest ones or, if all γ are zero, the ones of the largest bias.
+    or smallest of other ``sizes``, zeros being the first; never more than ``count`` where the zeros
+    are not more. Of equally large ones the one of the smaller bias goes first, whose ReLU is silent
+    more often; if these are equal too, the one further behind in its layer. A layer keeps the share
+    ``floor`` of its channels, and one, whatever that says: of those that should go, the largest
+    ones or, if all γ are zero, the ones of the largest bias.
 
     ``ties`` are the numbers of batch norms whose channels go together, in the order in which a
-    picture meets them: the smallest counts for all, and what a layer keeps, all of them keep.
+    picture meets them: the smallest counts for all, the last one's bias too, and what a layer
+    keeps, all of them keep. Those that go together count as many as they are, and go whole.
     """
     gamma = torch.cat([bn.weight for bn in norms]).abs()
     sizes = gamma if sizes is None else sizes
     widths = [len(bn.weight) for bn in norms]
     by = torch.where(sizes.isfinite(), sizes, gamma).split(widths)  # to choose what stays
-    sizes = sizes.masked_fill(zeros, 0)
-    smallest = list(sizes.split(widths))
-    for tie in ties:
-        of_tie = torch.stack([smallest[i] for i in tie]).amin(0)
-        for i in tie:
-            smallest[i] = of_tie
-    threshold = torch.cat(smallest).kthvalue(count).values if count else -1.0
-    masks = (~zeros & (sizes > threshold)).split(widths)
+    own = sizes.masked_fill(zeros, -1).split(widths)
     alone = ([i] for i in range(len(norms)) if not any(i in tie for tie in ties))
-    for layers in (*ties, *alone):
-        keep = torch.stack([masks[i] for i in layers]).all(0)
+    layers = [*ties, *alone]
+    biases: list[Tensor] = [norms[tie[-1]].bias for tie in layers]
+    places = [torch.arange(len(bias), device=bias.device) for bias in biases]
+    smallest = torch.cat([torch.stack([own[i] for i in tie]).amin(0) for tie in layers])
+    relative = torch.cat([-place / len(place) for place in places])
+    order = ascending(smallest, torch.cat(biases), relative)
+    together = torch.cat([torch.full_like(p, len(t)) for p, t in zip(places, layers, strict=True)])
+    first = order[together[order].cumsum(0) <= count]
+    goes = torch.zeros_like(smallest, dtype=torch.bool)
+    goes[first] = True
+    largest = smallest[first].amax() if len(first) else -math.inf
+    masks = list((~zeros).split(widths))
+    for tie, go, bias, place in zip(
+        layers, goes.split([*map(len, biases)]), biases, places, strict=True
+    ):
+        for i in tie:  # what only goes along is not masked itself: what it emits then is folded
+            masks[i] = masks[i] & ~(go & (own[i] <= largest))
+        keep = torch.stack([masks[i] for i in tie]).all(0)
         if (least := max(1, count_of(floor, len(keep)))) > keep.sum():
-            gammas = torch.stack([norms[i].weight for i in layers]).abs().amin(0)
-            size = torch.stack([by[i] for i in layers]).amin(0)
-            rank = norms[layers[-1]].bias if is_zero(gammas).all() else size
-            rank = rank.masked_fill(keep, math.inf)
-            for i in layers:
-                masks[i][rank.argsort(descending=True, stable=True)[:least]] = True
-    return list(masks)
+            gammas = torch.stack([norms[i].weight for i in tie]).abs().amin(0)
+            size = torch.stack([by[i] for i in tie]).amin(0)
+            size = torch.zeros_like(size) if is_zero(gammas).all() else size
+            for i in tie:
+                masks[i][ascending(keep.int(), size, bias, -place)[-least:]] = True
+    return masks
+
+
+def ascending(*keys: Tensor) -> Tensor:
+    """The indices that sort by the first of ``keys``; what is equal there, by the next."""
+    order = torch.arange(len(keys[0]), device=keys[0].device)
+    for key in reversed(keys):
+        order = order[key[order].argsort(stable=True)]
+    return order
 
 
 @torch.no_grad()

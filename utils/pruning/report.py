@@ -56,19 +56,43 @@ def unread(small: Slimmable, written: Slimmable, size: int) -> dict[str, int]:
     }
 
 
-def of_original(network: Network, size: int, row: Mapping[str, Any]) -> dict[str, str]:
-    """What share is gone of the network that all began with, where ``row`` says what is kept.
+def of_original(network: Network, size: int, small: Slimmable) -> dict[str, str]:
+    """What share is gone of the network that all began with, where ``small`` is left.
 
-    The same as of ``network``, which was pruned, unless that one was slim already.
+    The same as of ``network``, which was pruned, unless that one was slim already. Its streams
+    count whole, as in all figures but :func:`unread`'s: an earlier pruning may have cut them.
     """
+    left = [bn.num_features for bn in norms(small).values()]
     with torch.device("meta"):
-        full = build_model(network.arch, network.depth, network.model.num_classes)
-    channels = sum(bn.num_features for bn in norms(full).values())
-    whole = {"channels": channels, **asdict(cost(full, size))}
+        full = build_model(network.arch, network.depth, network.model.num_classes, size=size)
+        whole = small.narrowed(left)
+    before, after = (
+        {"channels": sum(bn.num_features for bn in norms(model).values())}
+        | asdict(cost(model, size))
+        for model in (full, whole)
+    )
     return {
-        f"original_{what}_pruned_percent": _percent_less(whole[what], row[f"{what}_kept"])
+        f"original_{what}_pruned_percent": _percent_less(before[what], after[what])
         for what in COUNTED
     }
+
+
+def told_apart(sizes: Tensor, zeros: Tensor, kept: Tensor) -> str:
+    """How the smallest channels were chosen among equally large ones, "" where none had to be.
+
+    All are over the channels: what was pruned by, which of them go in any case, and which stay.
+    """
+    small = ~(kept | zeros)
+    if not small.any():
+        return ""
+    last = sizes[small].max()
+    same = (sizes == last) & ~zeros
+    if not (stay := int((same & kept).sum())):
+        return ""
+    return (
+        f"of {int(same.sum())} channels that are equally large, {last:g}, {stay} stay: those of the"
+        " larger bias and, where that is equal too, further in front in their layer"
+    )
 
 
 @torch.no_grad()
@@ -124,10 +148,20 @@ def print_report(row: Mapping[str, Any], model: Slimmable, masks: Sequence[Tenso
             f"{parameters:,} parameters ({100 * parameters / row['parameters']:.2f} %),"
             f" {flops:,} flops ({100 * flops / row['flops']:.2f} %)"
         )
+    written = {what: row[f"{what}_kept"] - row[f"unread_{what}"] for what in COUNTED[1:]}
+    pruned = {what: _percent_less(row[what], left) for what, left in written.items()}
+    if row["unread_channels"]:
+        said = (f"{written[what]:,} {what}, {share} % pruned" for what, share in pruned.items())
+        print(f"so the slim network has {' and '.join(said)}")
+    for what in COUNTED[1:]:
+        flag = "flops" if what == "flops" else "params"
+        if (target := row[f"target_{flag}"]) is not None:
+            print(f"--target-{flag} {target:g}: {pruned[what]} % of the {what} are pruned")
     original = [row[f"original_{what}_pruned_percent"] for what in COUNTED]
     if original != [row[f"{what}_pruned_percent"] for what in COUNTED]:
         shares = (f"{share} % of the {what}" for what, share in zip(COUNTED, original, strict=True))
-        print(f"of the network that was trained first, gone are {', '.join(shares)}")
+        whole = ", its streams whole" * bool(streams(model))
+        print(f"of the network that was trained first{whole}, gone are {', '.join(shares)}")
     print(
         f"removed channels: {row['silent']} silent, {row['constant']} emitting a constant (folded),"
         f" {row['alive']} alive\n"

@@ -61,9 +61,11 @@ def _line(run: Result, pruning: Row) -> tuple[Line, list[str]]:
     """Where a pruning stands, and its cells; with its last fine-tuning."""
     group, variant = run.experiment
     network = PUBLISHED.get(group[:3], f"{group.network} on {group.dataset}")
-    told = ", ".join([*group.terms, *words(variant.options), *how(pruning)])
+    told = ", ".join([*group.terms, *words(variant.options), run.settings.precision, *how(pruning)])
     refine = next(reversed(run.refined(pruning)), None)
-    tuned = ", ".join(refine.experiment[0].terms) if refine else "—"
+    tuned = "—"
+    if refine:
+        tuned = ", ".join([*refine.experiment[0].terms, refine.settings.precision])
     accuracy = refine.row["test_accuracy"] if refine else ""
     cells = [pruning[name] if name else accuracy for name in SHOWN]
     cells = [f"{float(cell):.2f}" if cell else "" for cell in cells]

@@ -37,7 +37,8 @@ def table(folder: Path, trained: list[Result]) -> tuple[str, list[list[str]]]:
             continue
         start = before.get(names.run_of(Path(found.settings.refine or "")))
         row = {**found.row, "before": start.row["test_accuracy"] if start else ""}
-        key = told_of(start), *found.experiment
+        group, variant = found.experiment
+        key = told_of(start), group, variant._replace(precision=found.settings.precision)
         groups.setdefault(key, {})[found.settings.seed] = row
     lines = [[*HEADINGS, *COLUMNS]]
     for network, factor in PUBLISHED.items():
@@ -45,7 +46,7 @@ def table(folder: Path, trained: list[Result]) -> tuple[str, list[list[str]]]:
         blank = [""] * (len(COLUMNS) - 2)
         lines.append([name, "SAS-ADMM", "the paper's", "", "", f"{factor:.2f}", *blank])
     for (start_by, group, variant), rows in groups.items():
-        options = " ".join([*words(variant.options), *group.terms])
+        options = " ".join([*words(variant.options), *group.terms, variant.precision])
         retrained = f"{METHODS[variant.method].title}, {options}"
         where = f"{group.network} on {group.dataset}"
         cells = [
@@ -60,7 +61,7 @@ def told_of(start: Training | None) -> str:
     if start is None:
         return "another run"
     group, variant = start.experiment
-    options = [*words(variant.options), *group.terms]
+    options = [*words(variant.options), *group.terms, start.settings.precision]
     return f"{METHODS[variant.method].title}, {' '.join(options)}"
 
 

@@ -1,6 +1,6 @@
 """How far the runs in a folder are, and what came of them: a line each."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from utils.files import names, records
 from utils.files.names import Files
 from utils.files.records import Row
 from utils.files.start import newest
+from utils.flags.settings import Settings
 from utils.methods import METHODS
 from utils.reports import results
 from utils.reports.results import Result, Training
@@ -17,7 +18,8 @@ from utils.reports.results import Result, Training
 HEADINGS = ("run", "epochs", "top-1", "zeros", "left", "tuned")
 LEGEND = """\
 top-1: test accuracy, %; zeros: scaling factors that are 0; left: channels (w:
-weights) that pruning left; tuned: fine-tuned (after N epochs, if not as long)"""
+weights) that pruning left; tuned: fine-tuned (after N epochs, if not as long).
+A fine-tuning of something else, or on other pictures, has its own line"""
 LOG = ("epoch", "test_accuracy")
 
 
@@ -30,6 +32,7 @@ class State:
     accuracy: str
     zeros: str
     at_work: bool
+    settings: Settings | None = None  # where they are known
 
     @property
     def epochs(self) -> str:
@@ -60,26 +63,26 @@ def state_of(files: Files, finished: Training | None) -> State | None:
     zeros = row.get(f"{method.zeroed}_zeros") if method and method.prunes() else None
     accuracy = f"{float(row['test_accuracy']):.2f}" if row else "-"
     total = settings.epochs if settings else None
-    return State(done, total, accuracy, zeros or "-", is_held(files.lock))
+    return State(done, total, accuracy, zeros or "-", is_held(files.lock), settings)
 
 
 def listing(folder: Path, only: Collection[str] | None = None) -> str:
     """A table of the trainings in ``folder``, or of those whose runs are named in ``only``.
 
-    A fine-tuning stands with what was pruned; one whose training is not there, alone. Raises
-    InputError where the folder is missing, or a record is foreign or damaged.
+    A fine-tuning stands with what was pruned; one that is of something else, or on other pictures
+    than the training, alone. Raises InputError where the folder is missing, or a record is foreign
+    or damaged.
     """
     found = {result.row["run"]: result for result in results.load(folder)}
-    tunings = {t.row["run"]: t for t in results.trainings(folder / names.REFINED)}
-    runs = names.runs_in(folder) | found.keys()
-    tuned = {Files(folder, run).refined.run for run in runs}
-    tuned |= {tuning.row["run"] for result in found.values() for tuning in result.refines}
+    refined = results.trainings(folder / names.REFINED)
+    tunings = {tuning.row["run"]: tuning for tuning in refined}
+    runs = names.runs_in(folder) | found.keys() | tunings.keys()
+    after = {run: _after(Files(folder, run), found.get(run), refined) for run in runs}
+    shown = {tuned for _, _, tuned in after.values()}
     lines = [HEADINGS]
-    for run in sorted(runs - tuned if only is None else runs & set(only)):
-        files = Files(folder, run)
-        if state := state_of(files, found.get(run) or tunings.get(run)):
-            after = _after(files, found.get(run), tunings.get(files.refined.run))
-            lines.append((run, state.epochs, state.accuracy, state.zeros, *after))
+    for run in sorted(runs - shown if only is None else runs & set(only)):
+        if state := state_of(Files(folder, run), found.get(run) or tunings.get(run)):
+            lines.append((run, state.epochs, state.accuracy, state.zeros, *after[run][:2]))
     if len(lines) == 1:
         return f"no runs in {folder}"
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -87,22 +90,35 @@ def listing(folder: Path, only: Collection[str] | None = None) -> str:
     return "\n".join([*rows, LEGEND])
 
 
-def _after(files: Files, result: Result | None, tuning: Training | None) -> tuple[str, str]:
-    """What pruning left, and the accuracy of the latest fine-tuning of that."""
+def _after(
+    files: Files, result: Result | None, refined: Sequence[Training]
+) -> tuple[str, str, str | None]:
+    """What pruning left, the accuracy of the latest fine-tuning of that, and how it is called.
+
+    ``refined`` are all fine-tunings on record. Only those count that saw the run's own pictures.
+    """
     pruning = (result.pruning() or next(reversed(result.prunings), None)) if result else None
+    of_name = [tuning for tuning in refined if tuning.row["run"] == files.refined.run]
+    tunings = result.refined(pruning) if result and pruning else of_name
+    if result:
+        tunings = [tuning for tuning in tunings if result.sees(tuning.settings, tuning.row)]
+    tuning = next(reversed(tunings), None)
     left = "-"
     if pruning:
         left = f"{100 * float(pruning['channels_kept']) / float(pruning['channels']):.1f}%"
     elif tuning and tuning.row.get("weights_kept"):
         left = f"{100 * float(tuning.row['weights_kept']) / float(tuning.row['weights']):.1f}% w"
-    if result and pruning and (refined := result.refined(pruning)):
-        tuning, files = refined[-1], Files(files.folder, refined[-1].row["run"])
+    if tuning:  # as it is on record: the log may be of a later one of this name
+        done, accuracy = tuning.settings.epochs, f"{float(tuning.row['test_accuracy']):.2f}"
+        tuned = tuning.row["run"]
     else:
-        files = files.refined
-    state = state_of(files, tuning)
-    if state is None:
-        return left, "-"
-    if state.done != state.total:
-        return left, f"{state.accuracy}, {state.epochs}"
-    as_long = result and state.done == result.settings.epochs
-    return left, state.accuracy if as_long else f"{state.accuracy} after {state.done}"
+        state, tuned = state_of(files.refined, None), files.refined.run
+        if state is None or (result and state.settings and not result.sees(state.settings, Row())):
+            return left, "-", None
+        if of_name and state.total in (None, state.done):  # it is on record, of something else
+            return left, "-", None
+        if state.done != state.total:
+            return left, f"{state.accuracy}, {state.epochs}", tuned
+        done, accuracy = state.done, state.accuracy
+    as_long = result and done == result.settings.epochs
+    return left, accuracy if as_long else f"{accuracy} after {done}", tuned

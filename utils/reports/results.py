@@ -45,6 +45,9 @@ PRUNED = (
 # Where the rows of a training and of a pruning of its final checkpoint, on its own test pictures,
 # are the same.
 SHARED = ("run", "checksum", "test_pictures")
+# What pictures a run saw: columns of its record, and flags.
+PICTURES = ("source", "pictures", "test_pictures")
+PICTURE_FLAGS = ("dataset", "size", "subset", "test_subset")
 # The flags of a pruning, by column of its record.
 HOW = {"mask": "--mask", "target_flops": "--target-flops", "target_params": "--target-params",
        "percent": "--percent", "criterion": "--criterion", "adjust": "--adjust"}  # fmt: skip
@@ -69,6 +72,7 @@ class Variant(NamedTuple):
 
     method: str
     options: Told
+    precision: str = ""  # where there are runs of several: see grouped
 
 
 def words(told: Told) -> list[str]:
@@ -84,8 +88,9 @@ def how(pruning: Row) -> list[str]:
 def experiment_of(settings: Settings, row: Row | None = None) -> tuple[Group, Variant]:
     """What runs must share to be averaged: the values of all flags that are compared, the pictures.
 
-    ``row`` is a run's in the record. Without it, or where it names none, the pictures are those of
-    the public data set, whose files' MD5 were compared.
+    And the precision, which the paper's do not name: see :func:`grouped`. ``row`` is a run's in the
+    record. Without it, or where it names none, the pictures are those of the public data set, whose
+    files' MD5 were compared.
     """
     s, known = settings, settings.values()
 
@@ -96,12 +101,14 @@ def experiment_of(settings: Settings, row: Row | None = None) -> tuple[Group, Va
     apart = ("arch", "depth", "dataset", "size", "epochs", "method", *BEGINS)
     others = words(told(flag for flag in OWN.values() if flag.name not in apart))
     others += [] if s.size == size_of(s.arch) else OWN["size"].argv(s.size)
-    source, checksum = ((row or {}).get(column) for column in ("source", "pictures"))
-    own = [f"{source or 'pictures'} {checksum}"] if checksum and source != TORCHVISION else []
+    source, checksum, tested = ((row or {}).get(column) for column in PICTURES)
+    own = []
+    if checksum and source != TORCHVISION:
+        own = [f"{source or 'pictures'} {checksum}", *([f"tested on {tested}"] if tested else [])]
     # Each normalises its own part of a batch.
     several = (row or {}).get("processes") or "1"
     own += [f"{several} processes"] if several != "1" else []
-    terms = f"{s.epochs} epochs", *others, *own
+    terms = f"{s.epochs} epoch{'s' * (s.epochs > 1)}", *others, *own
     # Where it began is the training's, and not the fine-tuning's.
     own_flags = [*METHODS[s.method].flags, *(OWN[name] for name in BEGINS)]
     variant = Variant(s.method, told(own_flags))
@@ -147,15 +154,49 @@ class Result(Training):
             and ("" in written or refine.row.get("init_checksum", "") in {*written, ""})  # older
         ]
 
-    def tuned(self, pruning: Row | None) -> Row | None:
-        """The last of them that went as the training did, but for the penalty: section 5.2's."""
-        for refine in reversed(self.refined(pruning) if pruning else []):
-            # What a group of processes trained is fine-tuned by however many.
-            row = refine.row | {"processes": self.row.get("processes", "")}
-            same = experiment_of(refine.settings, row)[0] == self.experiment[0]
-            if same and not METHODS[refine.settings.method].prunes():
-                return refine.row
-        return None
+    def otherwise(self, refine: Training) -> list[str]:
+        """What ``refine``, a fine-tuning, has otherwise than the training, but for the penalty."""
+        # What a group of processes trained is fine-tuned by however many.
+        row = refine.row | {"processes": self.row.get("processes", "")}
+        (group, variant), own = experiment_of(refine.settings, row), self.experiment[0]
+        terms, before = ([f"on {g.dataset}", *g.terms] for g in (group, own))
+        flags = {term.partition(" ")[0] for term in terms}
+        gone = (t for t in before if t.startswith("-") and t.partition(" ")[0] not in flags)
+        found = [t for t in terms if t not in before] + [f"without {term}" for term in gone]
+        if group != own and not found:
+            found.append("on pictures that its record does not name")
+        if METHODS[variant.method].prunes():
+            found.append(f"with a penalty, --method {variant.method}")
+        precision = refine.settings.precision
+        return [*found, *([precision] if precision != self.settings.precision else [])]
+
+    def sees(self, settings: Settings, row: Row) -> bool:
+        """Whether a training with these, as far as they say, saw the same pictures as this one."""
+        same = all(getattr(self.settings, n) == getattr(settings, n) for n in PICTURE_FLAGS)
+        known = ((self.row.get(column), row.get(column)) for column in PICTURES)
+        return same and all(a == b for a, b in known if a and b)
+
+    def tuning(self, pruning: Row | None, exactly: bool = True) -> Training | None:
+        """The last of them that went as the training did, but for the penalty: section 5.2's.
+
+        Where there is none and that need not be ``exactly`` so, the last on the same pictures and
+        without a penalty.
+        """
+        refines = self.refined(pruning)[::-1] if pruning else []
+        alike = [refine for refine in refines if not self.otherwise(refine)]
+        if not (alike or exactly):
+            alike = [
+                refine
+                for refine in refines
+                if self.sees(refine.settings, refine.row)
+                and not METHODS[refine.settings.method].prunes()
+            ]
+        return next(iter(alike), None)
+
+    def tuned(self, pruning: Row | None, exactly: bool = True) -> Row | None:
+        """The row of :meth:`tuning`."""
+        tuning = self.tuning(pruning, exactly)
+        return tuning.row if tuning else None
 
     def pruning(self, share: float | None = None, target: float | None = None) -> Row | None:
         """The last pruning by the method's mask: near a ``share``, or to a ``target``; or any, but
@@ -185,16 +226,25 @@ class Result(Training):
         elif own.prune_flags == ():
             fits = at("percent", 0, 1e-9) or fits
         if own.prune_flags:
-            fits = [row for row in fits if self.tuned(row)] or fits
+            exact, other = (
+                [r for r in fits if self.tuned(r, exactly)] for exactly in (True, False)
+            )
+            fits = exact or other or fits
         return fits[-1] if fits else None
 
-    def value(self, quantity: str, share: float | None = None) -> float | None:
-        """One of QUANTITIES, None where the run did not come so far. ``share``: see pruning."""
+    def value(
+        self, quantity: str, share: float | None = None, exactly: bool = True
+    ) -> float | None:
+        """One of QUANTITIES, None where the run did not come so far.
+
+        ``share``: see :meth:`pruning`; ``exactly``: see :meth:`tuning`.
+        """
         kind, column = QUANTITIES[quantity]
         pruning = self.pruning(share)
         if quantity == "trained" and pruning:  # as the other two are measured: in float32
             kind, column = "prune", "accuracy_before"
-        row = {"train": self.row, "prune": pruning, "refine": self.tuned(pruning)}[kind]
+        tuned = self.tuned(pruning, exactly)
+        row = {"train": self.row, "prune": pruning, "refine": tuned}[kind]
         return float(row[column]) if row else None
 
 
@@ -240,7 +290,8 @@ def trainings(path: Path) -> list[Training]:
                 f"{path}: the settings of {row['run']} are damaged or missing ({error}); mend them"
                 " or move the file away"
             ) from None
-        same = row["run"], training.settings.seed, training.experiment
+        settings = training.settings
+        same = row["run"], settings.seed, settings.precision, training.experiment
         found.pop(same, None)  # the later one stands where it was made
         found[same] = training
     return list(found.values())
@@ -249,17 +300,22 @@ def trainings(path: Path) -> list[Training]:
 def grouped(found: Iterable[Result]) -> Groups:
     """Runs by what they must share; of those that share all, one for each seed, in order.
 
-    Variants stand in the order of tables, small values first.
+    Where they are of several precisions, each variant says its own. Variants stand in the order of
+    tables, small values first.
     """
-
+    found = list(found)
     groups: dict[Group, dict[Variant, dict[int, Result]]] = {}
+    several = len({result.settings.precision for result in found}) > 1
     for result in found:
         group, variant = result.experiment
+        if several:
+            variant = variant._replace(precision=result.settings.precision)
         groups.setdefault(group, {}).setdefault(variant, {})[result.settings.seed] = result
 
     def place(item: tuple[Variant, object]) -> tuple[Any, ...]:
-        method, options = item[0]
-        return ORDER.index(method), [(name, value is not None, value) for name, value in options]
+        method, options, precision = item[0]
+        values = [(name, value is not None, value) for name, value in options]
+        return ORDER.index(method), values, precision
 
     return {
         group: {

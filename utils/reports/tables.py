@@ -13,7 +13,7 @@ import argparse
 import csv
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,8 +35,9 @@ Compression is counted as the paper's program counts it. A difference is "within
 is no more than two of our standard deviations, else "outside"; a single run has no spread. Seconds
 per epoch depend on the machine and are not compared, nor is original NS's share of channels, which
 is chosen. Accuracies of pruned networks, before and after, were measured in float32, those of
-baselines and after fine-tuning in the precision of the training. A run on picture files, where the
-record says so, is no run on the data set they were made of: it stands among the others.
+baselines and after fine-tuning in the precision of the training; where runs are of several
+precisions, each has a line of its own. A run on picture files, where the record says so, is no run
+on the data set they were made of: it stands among the others.
 """
 # How the differences are called; what is not here is not compared.
 COMPARED = {"zeros": "zeros", "channels": "channels", "parameters": "param.", "flops": "FLOPs"}
@@ -70,11 +71,12 @@ class Cell:
     runs: Sequence[Result]
     published: float | None = None
     share: float | None = None  # of the channels, in percent: which pruning is meant
+    exactly: bool = True  # whether only a fine-tuning counts that went as the training did
 
     @cached_property
     def values(self) -> list[float]:
         """Of all runs that came so far."""
-        found = (run.value(self.quantity, self.share) for run in self.runs)
+        found = (run.value(self.quantity, self.share, self.exactly) for run in self.runs)
         return [value for value in found if value is not None]
 
     @property
@@ -136,14 +138,16 @@ class Cell:
         }
 
 
-def compare(table: Table, row: Sequence[str], groups: Groups) -> list[list[Cell]]:
-    """Every number in a row of the paper's beside ours, column by column."""
+def compare(
+    table: Table, row: Sequence[str], groups: Groups, precision: str = ""
+) -> list[list[Cell]]:
+    """Every number in a row of the paper's beside ours of a ``precision``, column by column."""
     # Original network slimming is pruned at a share that is chosen: the same one is meant.
     share = table.share(row)
     columns = []
     for column, printed in zip(table.columns, row, strict=True):
         key = key_of(table, row, column)
-        runs = groups.get(key[0], {}).get(key[1], []) if key else []
+        runs = groups.get(key[0], {}).get(key[1]._replace(precision=precision), []) if key else []
         # The baseline is not pruned, and the paper writes its accuracy in that place.
         whole = key is not None and not METHODS[key[1].method].prunes()
         published = zip(column.quantities, [*numbers(printed), None], strict=False)
@@ -168,19 +172,26 @@ def paper_table(name: str, groups: Groups) -> tuple[str, list[dict[str, object]]
     headings = [column.heading for column in table.columns]
     lines = [[*headings[:2], "", *headings[2:], "Ours − paper's"]]
     rows, made = [], list[Row]()
+    variants = (variant for known in groups.values() for variant in known)
+    precisions = sorted({variant.precision for variant in variants}) or [""]
     for printed in table.rows:
-        columns = compare(table, printed, groups)
-        cells = [cell for column in columns for cell in column]
-        made += [row for cell in cells for row in rows_of(cell.runs, cell.share)]
         lines.append([*printed[:2], "paper", *printed[2:], ""])
-        if table.method(printed):
+        found = [(p, compare(table, printed, groups, p)) for p in precisions]
+        # Without any run there is a line all the same.
+        ours_by = [(p, c) for p, c in found if any(cell.runs for cells in c for cell in cells)]
+        for precision, columns in ours_by or [("", found[0][1])]:
+            cells = [cell for column in columns for cell in column]
             n = max(len(cell.runs) for cell in cells)
-            ours = [joined(column, n) for column in columns[2:]]
-            verdicts = ", ".join(filter(None, (cell.verdict() for cell in cells)))
-            lines.append(["", "", f"ours, n = {n}" if n else "ours", *ours, verdicts or DASH])
-        what = {"table": name, "network": printed[0], "settings": "the paper's"}
-        what["method"] = table.method_as_printed(printed)
-        rows += [what | cell.csv() for cell in cells]
+            made += [row for cell in cells for row in rows_of(cell.runs, cell.share)]
+            if table.method(printed):
+                ours = [joined(column, n) for column in columns[2:]]
+                verdicts = ", ".join(filter(None, (cell.verdict() for cell in cells)))
+                who = ", ".join(filter(None, ("ours", f"n = {n}" if n else "", precision)))
+                lines.append(["", "", who, *ours, verdicts or DASH])
+            settings = ", ".join(filter(None, ("the paper's", precision)))
+            what = {"table": name, "network": printed[0], "settings": settings}
+            what["method"] = table.method_as_printed(printed)
+            rows += [what | cell.csv() for cell in cells]
     notes = [*([table.note] if table.note else []), *([circumstances(made)] if made else [])]
     return "\n".join([f"## {table.title}\n\n{markdown(lines)}", *(f"{n}\n" for n in notes)]), rows
 
@@ -206,6 +217,12 @@ def unshown(result: Result, share: float | None) -> list[str]:
     return [way for way in ways if shown is None or way != " ".join(how(shown))]
 
 
+def is_papers(run: Result, shares: Mapping[object, float | None]) -> bool:
+    """Whether it stands in the paper's tables, which miss those that are pruned at other shares."""
+    share = shares.get(run.experiment)
+    return run.experiment in shares and not (run.pruning() and not run.pruning(share))
+
+
 def runs_table(groups: Groups) -> tuple[str, list[dict[str, object]]]:
     """All runs that the paper's tables have not, as Markdown and as lines of a CSV file."""
     shares = shares_of_paper()
@@ -214,29 +231,64 @@ def runs_table(groups: Groups) -> tuple[str, list[dict[str, object]]]:
         listed = list[Result]()
         lines = [["Method", "Settings", "n", *RUNS_COLUMNS]]
         for variant, runs in variants.items():
-            if (group, variant) in shares:  # the tables miss those of other shares only
-                share = shares[group, variant]
-                runs = [run for run in runs if run.pruning() and not run.pruning(share)]
+            runs = [run for run in runs if not is_papers(run, shares)]
             if not runs:
                 continue
             listed += runs
-            n, method, options = len(runs), METHODS[variant.method].title, words(variant.options)
-            columns = [[Cell(q, group.dataset, runs) for q in qs] for qs in RUNS_COLUMNS.values()]
-            ours = [joined(column, n) for column in columns]
-            lines.append([method, " ".join(options) or DASH, str(n), *ours])
-            what = {"table": RUNS, "network": group.network, "method": method}
-            what["settings"] = ", ".join([*options, *group.terms])
-            rows += [what | cell.csv() for column in columns for cell in column]
+            method, options = METHODS[variant.method].title, words(variant.options)
+            options += [variant.precision] if variant.precision else []
+            for tuned, alike in by_tuning(runs).items():
+                n, said = len(alike), [" ".join(options), f"fine-tuned {tuned}" * bool(tuned)]
+                columns = [
+                    [Cell(q, group.dataset, alike, exactly=False) for q in qs]
+                    for qs in RUNS_COLUMNS.values()
+                ]
+                ours = [joined(column, n) for column in columns]
+                lines.append([method, ", ".join(filter(None, said)) or DASH, str(n), *ours])
+                what = {"table": RUNS, "network": group.network, "method": method}
+                what["settings"] = ", ".join(filter(None, [*options, said[1], *group.terms]))
+                rows += [what | cell.csv() for column in columns for cell in column]
         if listed:
             title = ", ".join([f"{group.network} on {group.dataset}", *group.terms])
-            text += f"\n### {title}\n\n{markdown(lines)}\n{circumstances(rows_of(listed))}\n"
+            made = circumstances(rows_of(listed, exactly=False))
+            text += f"\n### {title}\n\n{markdown(lines)}\n{made}\n"
     return text, rows
 
 
-def rows_of(runs: Sequence[Result], share: float | None = None) -> list[Row]:
+def by_tuning(runs: Sequence[Result]) -> dict[str, list[Result]]:
+    """The ``runs`` by what their fine-tunings have otherwise than they, "" where that is nothing.
+
+    What was not fine-tuned stands with the first of them.
+    """
+    tunings = [run.tuning(run.pruning(), exactly=False) for run in runs]
+    said = [", ".join(r.otherwise(t)) if t else None for r, t in zip(runs, tunings, strict=True)]
+    first = next((text for text in said if text is not None), "")
+    found: dict[str, list[Result]] = {}
+    for run, text in zip(runs, said, strict=True):
+        found.setdefault(first if text is None else text, []).append(run)
+    return found
+
+
+def rows_of(runs: Sequence[Result], share: float | None = None, exactly: bool = True) -> list[Row]:
     """Their rows in the records of trainings and, where one is shown, of fine-tunings."""
-    tuned = (run.tuned(run.pruning(share)) for run in runs)
+    tuned = (run.tuned(run.pruning(share), exactly) for run in runs)
     return [*(run.row for run in runs), *filter(None, tuned)]
+
+
+def left_out(result: Result, exactly: bool) -> list[str]:
+    """Which fine-tunings of a run no table has, and why: see :meth:`Result.tuning`."""
+    shown = [result.tuning(pruning, exactly) for pruning in result.prunings]
+    found, run = [], result.row["run"]
+    for refine in result.refines:
+        if refine in shown or refine.settings.prune_ratio is not None:
+            continue
+        why = f"it began with no network that a pruning on record left of {run}"
+        if any(refine in result.refined(pruning) for pruning in result.prunings):
+            other = ", ".join(result.otherwise(refine))
+            why = f"it did not train as {run} did but for the penalty: {other}"
+            why = why if other else "a later one is shown, which trained the same network alike"
+        found.append(f"{refine.row['run']} is left out: {why}")
+    return found
 
 
 def circumstances(rows: Sequence[Row]) -> str:
@@ -292,17 +344,12 @@ def main(argv: list[str] | None = None) -> None:
         run = result.row["run"]
         if result not in shown:
             console.note(f"note: {run} is left out: a later run has its settings and its seed")
-        tuned = [result.tuned(pruning) for pruning in result.prunings]
         if result not in shown or result.settings.method == lp.METHOD:
             continue  # the table of the latter has all prunings, and how each was fine-tuned
         for pruned in unshown(result, shares.get(result.experiment)):
             console.note(f"note: {run} pruned with {pruned} is left out: tables show one pruning")
-        for refine in result.refines:
-            if refine.row not in tuned and refine.settings.prune_ratio is None:
-                console.note(
-                    f"note: {refine.row['run']} is left out: it did not train as {run} did but for"
-                    " the penalty, or not what a pruning on record left of it"
-                )
+        for said in left_out(result, exactly=is_papers(result, shares)):
+            console.note(f"note: {said}")
     if args.csv is not None:
         check_writable(Path(args.csv))
         Path(args.csv).mkdir(parents=True, exist_ok=True)
