@@ -106,9 +106,9 @@ class Batches:
 
     def in_order(self, first: int = 0, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches in the order of the files, as they are: from ``first``, ``every`` so many."""
-        chosen = torch.arange(len(self.labels)).split(self.batch_size)[first::every]
-        for where, images in zip(chosen, self._as_they_are(chosen), strict=True):
-            yield images, self.labels[where.to(self.labels.device)]
+        everything = torch.arange(len(self.labels), device=self.labels.device)
+        chosen, labels = (x.split(self.batch_size)[first::every] for x in (everything, self.labels))
+        yield from zip(self._as_they_are(chosen), labels, strict=True)
 
     def sample(self, count: int) -> Iterator[Tensor]:
         """``count`` images at random, or all, not augmented: a pure function of the seed.

@@ -126,7 +126,7 @@ class Stream(Batches):
     def _read(self, order: Iterable[Tensor]) -> None:
         """Have the pictures of these batches read ahead, and no others."""
         self._ahead.clear()
-        self._told[:] = [where.numpy() for where in order]
+        self._told[:] = [where.cpu().numpy() for where in order]
         # A terminal sends SIGINT to all its processes: it is the training's from the fork on.
         training = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:

@@ -199,16 +199,17 @@ def evaluate(
     model.eval()
     tally, many = Tally(execution.device), False
     in_five = torch.zeros(1, dtype=torch.float64, device=execution.device)
-    classes = torch.zeros(3, model.num_classes, dtype=torch.int64, device=execution.device)
+    classes = torch.zeros(3, model.num_classes, dtype=torch.float64, device=execution.device)
     for images, labels in batches.in_order(group.rank, group.size):
         logits = execution.logits(model, images)
         tally.add(logits, labels, F.cross_entropy(logits, labels))
         classes += tallies(logits.argmax(1), labels, model.num_classes)
         if many := logits.shape[1] > MANY:
             in_five += (logits.topk(5).indices == labels[:, None]).sum()
-    sums = torch.cat([tally.sums, in_five])
+    sums = torch.cat([tally.sums, in_five, classes.flatten()])
     group.sum_(sums)
-    group.sum_(classes)
-    loss, correct, seen, five = sums.tolist()
+    loss, correct, seen, five, *counts = sums.tolist()  # at once: it waits for the device
     top_five = 100 * five / seen if many else None
-    return Score(loss / seen, 100 * correct / seen, top_five, ByClass(*classes.tolist()))
+    n = model.num_classes
+    by_class = ByClass(*([*map(int, counts[i * n : (i + 1) * n])] for i in range(3)))
+    return Score(loss / seen, 100 * correct / seen, top_five, by_class)
