@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.channel_selection import ChannelSelection, Stream
-from models.weights import Convolution
+from netslim.weights import Convolution
 
 Wiring = dict[str, tuple[str | None, str | None]]
 State = dict[str, Tensor]

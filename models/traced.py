@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models import surgery
 from models.surgery import AnyBatchNorm, Slimmable, State, Wiring, norms, offset
 from models.tracing import Chains, copied, trace
-from models.weights import Convolution
+from netslim.weights import Convolution
 
 Network = TypeVar("Network", bound=nn.Module)
 

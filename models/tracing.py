@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from models.surgery import AnyBatchNorm, Wiring
-from models.weights import Convolution
+from netslim.weights import Convolution
 
 Copied = TypeVar("Copied", bound=nn.Module)
 ACTIVATIONS: dict[Any, Callable[[Tensor], Tensor]] = {

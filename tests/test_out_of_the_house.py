@@ -121,22 +121,6 @@ class Own(torch.nn.Module):
         return self.fc(torch.relu(x + self.bn2(self.conv2(y))).flatten(1))
 
 
-def test_the_readmes_example_slims_a_users_network():
-    torch.manual_seed(0)
-    pictures, labels = torch.randn(4, 3, 8, 8), torch.arange(4)
-    loader, model = [(pictures, labels)] * 1000, Own()
-    scope = {"model": model, "example": pictures, "loader": loader, "lr": 0.1}
-    paper, larger = "lambda_=0.0045", "lambda_=1.0"  # for so few steps
-    assert paper in example(ROOT / "README.md")
-    exec(example(ROOT / "README.md").replace(paper, larger), scope)
-    small = scope["small"]
-    assert list(scope["view"].stays()) == ["bn2"]
-    assert type(small) is Own and 0 < small.bn1.num_features < 8
-    assert small.bn1.num_features == (scope["slimming"].gamma != 0).sum()
-    with torch.no_grad():
-        torch.testing.assert_close(small.eval()(pictures), model.eval()(pictures))
-
-
 def test_torch_pruning_cuts_what_is_zero():
     cut = example(ROOT / "models/README.md")
     torch.manual_seed(0)

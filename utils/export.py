@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.weights import Compression
+from netslim.weights import Compression
 from utils import arguments, console
 from utils.atomic import check_writable, replacing
 from utils.console import InputError, note

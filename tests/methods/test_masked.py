@@ -9,7 +9,7 @@ import torchvision
 from torch import Tensor, nn
 
 from models import build_model
-from models.weights import Compression, weights
+from netslim.weights import Compression, weights
 from steps import make_step
 from utils.methods.base import Method
 from utils.methods.masked import cut, masking

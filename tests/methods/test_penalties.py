@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from utils.methods.penalties import L1L2, MCP, PENALTIES, SCAD, Lp, Penalty, TransformedL1
+from netslim.methods.penalties import L1L2, MCP, PENALTIES, SCAD, Lp, Penalty, TransformedL1
 from utils.methods.slimming import ProximalSlimming, Subgradient
 
 # Penalty and range of its shape, drawn log-uniformly.

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from netslim.methods.penalties import soft_threshold
 from utils.methods.masked import masking
-from utils.methods.penalties import soft_threshold
 from utils.methods.sas_admm import SIGMA, TAU, SasAdmm
 
 Gradient = Callable[[Tensor], Tensor]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from models import build_model
-from models.weights import Compression
+from netslim.weights import Compression
 from utils.data.batches import crop_and_flip
 from utils.data.datasets import load_dataset
 from utils.methods.base import Method

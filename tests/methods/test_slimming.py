@@ -3,9 +3,9 @@ import pytest
 import torch
 from torch import nn
 
+from netslim.methods.penalties import soft_threshold
 from utils.methods.base import Method
 from utils.methods.lp_admm import LpAdmm
-from utils.methods.penalties import soft_threshold
 from utils.methods.slimming import ProximalSlimming, Subgradient, shrinkage
 
 

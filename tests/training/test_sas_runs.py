@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models import build_model
-from models.weights import weights
+from netslim.weights import weights
 from runs import assert_same, assert_same_run, kill_and_resume, rows, train
 from utils import console, export
 from utils.data.batches import Batches

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.surgery import State
-from models.weights import weights
+from netslim.weights import weights
 
 MOST_DIMENSIONS = 5
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.weights import Convolution, weights
+from netslim.weights import Convolution, weights
 from utils.methods.base import Method, count_of
 from utils.paper.settings import RETRAINING, Schedule
 

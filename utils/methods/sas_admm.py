@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from models.surgery import AnyBatchNorm
-from models.weights import weights
+from netslim.methods.penalties import soft_threshold
+from netslim.weights import weights
 from utils import arguments
 from utils.arguments import Flag
 from utils.methods.base import Method
-from utils.methods.penalties import soft_threshold
 from utils.methods.slimming import lambda_flag
 from utils.paper.settings import SAS, SAS_RETRAINING, Schedule
 

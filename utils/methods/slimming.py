@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from netslim.methods.penalties import PENALTIES
 from utils.arguments import Flag, not_negative, number, positive
 from utils.methods import penalties
 from utils.methods.base import TINY, Method, is_zero, momentum_of
-from utils.methods.penalties import PENALTIES
 from utils.paper.settings import XI_INIT, Schedule, recipe
 
 # What -h says of the flags.

@@ -13,7 +13,7 @@ import torch
 
 from models import pruner
 from models.surgery import all_channels, norms
-from models.weights import Compression
+from netslim.weights import Compression
 from utils.files import checkpoint, records, sparse
 from utils.flags.parser import said_again
 from utils.methods.base import is_zero

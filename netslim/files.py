@@ -1,0 +1,121 @@
+"""A pruned model on disk: its tensors by name, from whose shapes the full model is made smaller
+again."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from netslim.selection import selecting
+from netslim.surgery import resize
+from netslim.trace import first_line
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def save(model: nn.Module, path: str | Path) -> None:
+    """Write the state dict of ``model``: tensors only, for :func:`load`."""
+    torch.save({name: x.detach().cpu().clone() for name, x in model.state_dict().items()}, path)
+
+
+def load(model: Model, path: str | Path) -> Model:
+    """The pruned model that :func:`save` wrote, made of a fresh full ``model`` of the same code.
+
+    Nothing is traced, and no code is read from the file. ``model`` itself becomes the smaller one.
+
+    Raises:
+        ValueError: the file is not of such a model; ``model`` is then left as it was.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # of any kind, where it is no file of torch's
+        raise ValueError(f"{path} is not a file of netslim.save: {first_line(error)}") from None
+    if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
+        raise ValueError(f"{path} is not a file of netslim.save: it is no dict of tensors")
+    try:
+        return take(model, state)
+    except ValueError as error:
+        raise ValueError(f"{path} does not fit this model: {error}") from None
+
+
+def take(model: Model, state: Mapping[str, Tensor]) -> Model:
+    """Make ``model`` as narrow as ``state``, a pruned model's state dict, and give it its content.
+
+    Raises:
+        ValueError: names what does not fit; ``model`` is then left as it was.
+    """
+    chosen = {
+        k.removesuffix(".select.index"): x for k, x in state.items() if k.endswith(".select.index")
+    }
+    own: dict[str, Tensor] = dict(model.state_dict(keep_vars=True))
+    new = {name for name in chosen if f"{name}.select.index" not in own}  # which do not select yet
+    rest = dict(state)
+    for name in new:
+        index = rest.pop(f"{name}.select.index")
+        if (
+            index.dim() != 1
+            or index.dtype != torch.int64
+            or (index < 0).any()
+            or (index.diff() <= 0).any()
+        ):
+            raise ValueError(f"{name}.select.index is not a sorted list of channels")
+        for key in [k for k in rest if k.startswith(f"{name}.norm.")]:
+            rest[f"{name}.{key.removeprefix(f'{name}.norm.')}"] = rest.pop(key)
+    counters = {
+        k for k in own if k.endswith("num_batches_tracked")
+    }  # not in files of before torch 0.4.1
+    missing = own.keys() - rest.keys() - counters
+    biases = {k for k in rest.keys() - own.keys() if _may_have_bias(model, k, rest)}
+    odd = sorted(missing) + sorted(rest.keys() - own.keys() - biases)
+    if odd:
+        raise ValueError(f"{odd[0]} is {'missing' if odd[0] in missing else 'not expected'}")
+    for name, x in own.items():
+        y = rest.get(name, x)
+        narrower = y.dim() == x.dim() and all(
+            0 < a <= b for a, b in zip(y.shape, x.shape, strict=True)
+        )
+        if (not narrower and y.shape != x.shape) or y.is_floating_point() != x.is_floating_point():
+            raise ValueError(
+                f"{name} is {tuple(y.shape)} of {y.dtype},"
+                f" and in the full model {tuple(x.shape)} of {x.dtype}"
+            )
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        tensors: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for named in tensors:
+            for key, x in list(named.items()):
+                name = f"{path}.{key}" if path else key
+                if x is None and name in biases:
+                    weight = next(iter(module.parameters(recurse=False)))
+                    named[key] = nn.Parameter(rest[name].clone(), weight.requires_grad)
+                elif x is not None and name in own:
+                    value = (
+                        rest[name].clone() if name in rest else torch.zeros_like(x, device="cpu")
+                    )
+                    value = value if x.is_meta else value.to(x.device)
+                    named[key] = (
+                        nn.Parameter(value, x.requires_grad)
+                        if isinstance(x, nn.Parameter)
+                        else value
+                    )
+        resize(module)
+    for name in new:
+        norm = model.get_submodule(name)
+        index = chosen[name].clone()
+        model.set_submodule(name, selecting(index, norm).train(norm.training))
+    return model
+
+
+def _may_have_bias(model: nn.Module, key: str, state: Mapping[str, Tensor]) -> bool:
+    """Whether ``key`` is a bias that a layer without one was given."""
+    path, _, name = key.rpartition(".")
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        return False
+    return name == "bias" and module._parameters.get("bias", key) is None and state[key].dim() == 1

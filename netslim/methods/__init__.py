@@ -1,0 +1,8 @@
+"""The mathematics: one file a method."""
+
+from netslim.methods.base import Method, is_zero
+from netslim.methods.lp_admm import LpADMM
+from netslim.methods.sas_admm import SASADMM
+from netslim.methods.slimming import ProximalSlimming, Subgradient
+
+__all__ = ["SASADMM", "LpADMM", "Method", "ProximalSlimming", "Subgradient", "is_zero"]

@@ -1,0 +1,200 @@
+"""Penalties φ on the scaling factors: their values, their slopes, and their proximal steps.
+
+All are sums over the factors (ℓ1 − ℓ2 but for its norm) of a function that is even and has slope 1
+at 0 where it has a slope there, so that λ means much the same for each. What shape a penalty takes
+is in units of γ; the classical parameters of MCP and SCAD are multiples of λ, which here would
+leave every γ beyond what is penalised. In network slimming: Bui et al., arXiv 2010.01242.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def soft_threshold(x: Tensor, threshold: float) -> Tensor:
+    """S(x, t) = sign(x) · max(0, |x| − t), elementwise (section 3.2)."""
+    return x.sign() * (x.abs() - threshold).clamp_(min=0)
+
+
+class Penalty:
+    """φ, with a ``shape``; its functions take sizes s = |x| ≥ 0, of any shape of tensor.
+
+    Raises ValueError for a ``shape`` that it does not come in.
+    """
+
+    name = ""
+    shape = 0.0  # where none is given
+    largest = math.inf  # shape
+    steep = False  # whether the slope at 0 is infinite
+    precise = True  # whether float32 would spoil a step: its shrink is small beside s
+
+    def __init__(self, shape: float | None = None) -> None:
+        if shape is not None:
+            if not 0 < shape <= self.largest:
+                takes = f"one above 0 and up to {self.largest:g}" if self.largest else "none"
+                raise ValueError(f"penalty {self.name} does not take shape {shape:g}: {takes}")
+            self.shape = shape
+
+    def value(self, s: Tensor) -> Tensor:
+        """φ, a scalar."""
+        raise NotImplementedError
+
+    def slope(self, s: Tensor) -> Tensor:
+        """φ', elementwise."""
+        raise NotImplementedError
+
+    def shrink(self, s: Tensor, t: float) -> Tensor:
+        """The sizes of :meth:`prox`, for t > 0."""
+        raise NotImplementedError
+
+    def prox(self, v: Tensor, t: float) -> Tensor:
+        """argmin over x of ½‖x − v‖² + t·φ(x): exactly 0 where v is, and where |v| is small."""
+        return v.sign() * self.shrink(v.abs(), t) if t else v
+
+    def way(self, s: Tensor) -> Tensor:
+        """∫ds/φ'(s) from 0 to each of ``s``, which shrink together: how far it is to 0 at slope 1.
+
+        Infinite where φ is flat on the way. By the midpoint rule.
+        """
+        parts = 200
+        return s * sum(1 / self.slope((i + 0.5) / parts * s) for i in range(parts)) / parts
+
+
+class L1(Penalty):
+    """Σs. Its step is the paper's S(v, t) (section 3.2)."""
+
+    name, largest, precise = "l1", 0.0, False
+
+    def value(self, s: Tensor) -> Tensor:
+        return s.sum()
+
+    def slope(self, s: Tensor) -> Tensor:
+        return torch.ones_like(s)
+
+    def prox(self, v: Tensor, t: float) -> Tensor:
+        return F.softshrink(v, t)  # soft_threshold in one kernel
+
+
+class L1L2(Penalty):
+    """Σs − a‖s‖₂, over all factors together (Lou and Yan, J. Sci. Comput. 74 (2018) 767)."""
+
+    name, shape, largest = "l1-l2", 1.0, 1.0  # a
+
+    def value(self, s: Tensor) -> Tensor:
+        return s.sum() - self.shape * s.norm()
+
+    def slope(self, s: Tensor) -> Tensor:
+        return 1 - self.shape * s / _norm(s)
+
+    def shrink(self, s: Tensor, t: float) -> Tensor:
+        a = self.shape
+        z = (s - t).clamp(min=0)
+        several = z * (1 + a * t / _norm(z))
+        # Where all are small the first of the largest is what stays, if anything does.
+        first = torch.arange(len(s), device=s.device) == s.argmax()
+        one = (s - (1 - a) * t).clamp(min=0) * first
+        return torch.where(s.max() > t, several, one)
+
+
+def _norm(s: Tensor) -> Tensor:
+    return s.norm().clamp(min=torch.finfo(s.dtype).tiny)
+
+
+class TransformedL1(Penalty):
+    """Σ(a + 1)s/(a + s) (Zhang and Xin, Comm. Math. Sci. 15 (2017) 511)."""
+
+    name, shape = "tl1", 1.0  # a
+    largest = 1e6  # ℓ1 to a millionth; beyond, rounding would show in a step
+
+    def value(self, s: Tensor) -> Tensor:
+        return ((self.shape + 1) * s / (self.shape + s)).sum()
+
+    def slope(self, s: Tensor) -> Tensor:
+        return self.shape * (self.shape + 1) / (self.shape + s).square()
+
+    def shrink(self, s: Tensor, t: float) -> Tensor:
+        a = self.shape
+        continuous = t <= a * a / (2 * (a + 1))
+        zero = t * (a + 1) / a if continuous else math.sqrt(2 * t * (a + 1)) - a / 2
+        cosine = 1 - 27 * t * a * (a + 1) / (2 * (a + s) ** 3)
+        angle = cosine.clamp(-1, 1).arccos()
+        x = 2 / 3 * (a + s) * (angle / 3).cos() - 2 / 3 * a + s / 3
+        return x.masked_fill(s <= zero, 0)
+
+
+class MCP(Penalty):
+    """Σ(s − s²/2θ) up to θ, then flat (Zhang, Ann. Statist. 38 (2010) 894)."""
+
+    name, shape = "mcp", 1.0  # θ
+
+    def value(self, s: Tensor) -> Tensor:
+        s = s.clamp(max=self.shape)
+        return (s - s.square() / (2 * self.shape)).sum()
+
+    def slope(self, s: Tensor) -> Tensor:
+        return (1 - s / self.shape).clamp(min=0)
+
+    def shrink(self, s: Tensor, t: float) -> Tensor:
+        theta = self.shape
+        if t >= theta:  # not convex
+            return s.masked_fill(s <= math.sqrt(t * theta), 0)
+        return torch.where(s <= theta, (s - t).clamp(min=0) / (1 - t / theta), s)
+
+
+class SCAD(Penalty):
+    """Σs up to κ = θ/3.7, then bending, flat from θ (Fan and Li, JASA 96 (2001) 1348)."""
+
+    name, shape = "scad", 1.0  # θ
+    RATIO = 3.7  # Fan and Li's a
+
+    def value(self, s: Tensor) -> Tensor:
+        theta, kappa = self.shape, self.shape / self.RATIO
+        s = s.clamp(max=theta)
+        bending = (2 * theta * s - s.square() - kappa**2) / (2 * (theta - kappa))
+        return torch.where(s <= kappa, s, bending).sum()
+
+    def slope(self, s: Tensor) -> Tensor:
+        theta, kappa = self.shape, self.shape / self.RATIO
+        return ((theta - s) / (theta - kappa)).clamp(0, 1)
+
+    def shrink(self, s: Tensor, t: float) -> Tensor:
+        theta, kappa = self.shape, self.shape / self.RATIO
+        soft = (s - t).clamp(min=0)
+        if theta - kappa > t:
+            bending = ((theta - kappa) * s - t * theta) / (theta - kappa - t)
+            return torch.where(s <= kappa + t, soft, torch.where(s <= theta, bending, s))
+        # Not convex: it jumps to s, from s − t or from 0.
+        above = (kappa + theta + t) / 2 if t <= kappa + theta else math.sqrt(t * (kappa + theta))
+        return torch.where(s > above, s, soft)
+
+
+class Lp(Penalty):
+    """Σs^p (p = ½: Xu et al., IEEE TNNLS 23 (2012) 1013; any p: Chen et al., 2016)."""
+
+    name, shape, largest = "lp", 0.5, 1.0  # p
+    steep = True
+
+    def value(self, s: Tensor) -> Tensor:
+        return (s**self.shape).sum()
+
+    def slope(self, s: Tensor) -> Tensor:
+        return self.shape * s ** (self.shape - 1)
+
+    def shrink(self, s: Tensor, t: float) -> Tensor:
+        p = self.shape
+        if p == 0.5:
+            cosine = (t / 4 * (s / 3) ** -1.5).clamp(max=1)
+            x = 2 / 3 * s * (1 + (2 / 3 * (math.pi - cosine.arccos())).cos())
+            return x.masked_fill(s <= 1.5 * t ** (2 / 3), 0)
+        least = (2 * t * (1 - p)) ** (1 / (2 - p))  # the smallest size that is not 0
+        x = s.clamp(min=least)
+        for _ in range(NEWTON):  # to the larger root of x + tp·x^(p−1) = s, from above
+            error = x + t * p * x ** (p - 1) - s
+            x = (x - error / (1 - t * p * (1 - p) * x ** (p - 2))).clamp(min=least)
+        return x.masked_fill(s <= least + t * p * least ** (p - 1), 0)
+
+
+NEWTON = 8  # steps; at the threshold, where they are slowest, fewer reach rounding
+PENALTIES = {each.name: each for each in (L1, L1L2, TransformedL1, MCP, SCAD, Lp)}

@@ -1,0 +1,144 @@
+"""SAS-ADMM: stochastic accelerated symmetric ADMM on all weights, for unstructured pruning.
+
+Symbols are that paper's: W the weights (of all convolutions and linear layers, one vector), Z their
+copy that the ℓ1 norm acts on, U the multiplier, W̆ (``breve``) the proximal iterate of the inner
+loop, Ŵ (``hat``) the point at which gradients are taken, Wᵃ (``average``) what comes out.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from netslim.graph import Graph
+from netslim.methods.base import Method
+from netslim.methods.penalties import soft_threshold
+from netslim.weights import weights
+
+TAU, SIGMA = 0.9, 1.09  # factors of the two dual steps; τ + σ + 1 > τ² + σ² + τσ
+
+
+class SASADMM(Method):
+    """Minimise f(W) + λ‖Z‖₁ subject to W = Z, by the augmented Lagrangian
+
+        f(W) + λ‖Z‖₁ − Uᵀ(W − Z) + (β/2)‖W − Z‖².
+
+    An epoch is an outer iteration i of ``outer``: :meth:`steps` mini-batches of an accelerated
+    inner loop on W, a step of U, the soft thresholding of Z, and another step of U. ``inner`` is M,
+    the mini-batches of an iteration before the ``k0``-th; from then on their number grows as i^q.
+    ``v`` bounds the Lipschitz constant of ∇f from above. From iteration ``average_from`` on, the
+    mean of the iterates is what is tested and saved.
+
+    Nothing else is trained: scaling factors and biases keep their initial values. There is no
+    optimizer: call :meth:`begin`, then :meth:`before_forward` and :meth:`step` for each
+    mini-batch, then :meth:`end_epoch`; the weights that come out are in the model within
+    :meth:`solution`.
+
+    Raises:
+        ValueError: λ is negative, β or v not positive, or a count below 1.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        lambda_: float,
+        beta: float,
+        outer: int,
+        inner: int,
+        k0: int,
+        q: float,
+        v: float,
+        average_from: int,
+        tau: float = TAU,
+        sigma: float = SIGMA,
+        model: nn.Module | None = None,
+    ) -> None:
+        super().__init__(graph, model)
+        model = self.model
+        if not (lambda_ >= 0 and min(beta, v) > 0 and min(outer, inner, k0, average_from) >= 1):
+            raise ValueError("SAS-ADMM takes λ ≥ 0, β > 0, v > 0 and counts of at least 1")
+        self.lambda_, self.beta, self.outer, self.inner = lambda_, beta, outer, inner
+        self.k0, self.q, self.v, self.average_from = k0, q, v, average_from
+        self.tau, self.sigma = tau, sigma
+        own = list(weights(model).values())
+        for parameter in model.parameters():
+            parameter.requires_grad_(any(parameter is w for w in own))
+        self.w = torch.cat([w.detach().flatten() for w in own])
+        self.breve, self.z, self.average = (self.w.clone() for _ in range(3))
+        self.u = torch.zeros_like(self.w)
+        # They change from step to step: on the device, for a captured graph holds no others.
+        self.t = torch.ones((), dtype=torch.int64, device=self.w.device)
+        self.eta = torch.full_like(self.w[0], 1 / v)
+        self.i = 1
+        self.changes = torch.zeros_like(self.w[:2])  # ‖ΔW‖², ‖ΔZ‖²
+
+    @property
+    def points(self) -> list[nn.Parameter]:
+        """Where the model has Ŵ."""
+        return list(weights(self.model).values())
+
+    def zeros(self) -> dict[str, Tensor]:
+        """{name of the weight: bool, in its shape}, where Z is exactly zero."""
+        named = weights(self.model)
+        parts = (self.z == 0).split([w.numel() for w in named.values()])
+        return {name: part.view_as(w) for (name, w), part in zip(named.items(), parts, strict=True)}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        own = {"W": self.w, "breve": self.breve, "Z": self.z, "U": self.u, "average": self.average}
+        return own | {"t": self.t}
+
+    def steps(self, epoch: int) -> int:
+        """M_i, how many mini-batches outer iteration ``epoch`` + 1 takes."""
+        growth = ((epoch + 1) / self.k0) ** self.q if epoch + 1 > self.k0 else 1
+        return math.ceil(self.inner * growth - 1e-9)  # which rounding may lift above a whole number
+
+    def begin(self, epoch: int) -> None:
+        self.i = epoch + 1
+        m, m_i = self.inner, self.steps(epoch)
+        self.eta.fill_(m * (m + 1) / (self.v * m_i * (m_i + 1)))  # 1/v as long as M_i = M
+        self.t.fill_(1)
+        self.w_old = self.w.clone()
+
+    def _mean(self) -> Tensor:
+        """bW̆ + (1 − b)W, with b = 2/(t + 1)."""
+        return torch.lerp(self.w, self.breve, 2 / (self.t.to(self.w) + 1))
+
+    def _load(self, flat: Tensor) -> None:
+        parts = flat.split([w.numel() for w in self.points])
+        for point, part in zip(self.points, parts, strict=True):
+            point.copy_(part.view_as(point))
+
+    @torch.no_grad()
+    def before_forward(self) -> None:
+        self._load(self._mean())  # Ŵ
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        d = torch.cat([w.grad.flatten() for w in self.points if w.grad is not None])
+        # argmin of dᵀW + (g/2)‖W − W̆‖² + (ρ/2)‖W − W_old‖² − (U − β(W_old − Z))ᵀW. With ρ = β,
+        # W_old falls out.
+        g = 2 / (self.eta * self.t)
+        breve = (g * self.breve + self.u + self.beta * self.z - d) / (g + self.beta)
+        self.update(self.breve, breve)
+        self.update(self.w, self._mean())
+        self.t += 1
+
+    @torch.no_grad()
+    def end_epoch(self, lr: float) -> None:
+        z_old = self.z.clone()
+        u_half = self.u - self.tau * self.beta * (self.w - self.z)
+        self.update(self.z, soft_threshold(self.w - u_half / self.beta, self.lambda_ / self.beta))
+        self.update(self.u, u_half - self.sigma * self.beta * (self.w - self.z))
+        count = max(self.i - self.average_from, 0) + 1  # of the iterates in Wᵃ
+        self.update(self.average, self.average.lerp(self.w, 1 / count))
+        moved = self.w - self.w_old, self.z - z_old
+        self.changes = torch.stack([x.square().sum() for x in moved])
+
+    @contextmanager
+    def solution(self, recompute_statistics: Callable[[], None]) -> Iterator[None]:
+        with torch.no_grad():
+            self._load(self.average)
+        recompute_statistics()
+        yield

@@ -1,0 +1,199 @@
+"""Network slimming: Algorithm 1 of "A Proximal Algorithm for Network Slimming", and the original.
+
+Symbols are the paper's: γ the batch norms' scaling factors, ξ their auxiliary variable, λ the
+weight of the ℓ1 penalty, or of another φ in its place (:mod:`netslim.methods.penalties`), β of the
+quadratic one, α the reciprocal of the learning rate.
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from netslim.graph import Graph
+from netslim.methods.base import BELOW_TINY, TINY, Method
+from netslim.methods.penalties import PENALTIES
+
+
+class Subgradient(Method):
+    """Original network slimming (Liu et al., 2017): subgradient descent on eq. (2).
+
+    Call :meth:`before_step` between the backward pass and the optimizer's step.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        lambda_: float,
+        penalty: str = "l1",
+        shape: float | None = None,
+        model: nn.Module | None = None,
+    ) -> None:
+        super().__init__(graph, model)
+        self.lambda_, self.phi = lambda_, PENALTIES[penalty](shape)
+        self.ready = False
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        # (3b): the subgradient of λ‖γ‖₁, or of λφ(γ), 0 where γ = 0.
+        gamma = self.read()
+        self.add_to_gradients(gamma.sign() * self.phi.slope(gamma.abs()), self.lambda_)
+        self.ready = True
+
+    def step(self, lr: float) -> None:
+        if not self.ready:
+            raise RuntimeError("call before_step() between backward() and the optimizer's step")
+        self.ready = False
+
+
+class ProximalSlimming(Method):
+    """Proximal network slimming: minimise L(W, γ) + λφ(ξ) + (β/2)‖γ − ξ‖² (eq. 5).
+
+    φ is the ℓ1 norm there; ``penalty`` and ``shape`` may put another one in its place. Call
+    :meth:`step` after every step of the optimizer, and :meth:`end_epoch` after every epoch if
+    ``prox_every`` is "epoch".
+
+    With momentum μ the fixed point satisfies β(γ − ξ) = −∇L/(1 − μ): the run approaches a
+    critical point of eq. (5) with (1 − μ)λ and (1 − μ)β, not with λ and β as given. Step (8b) is
+    that of plain SGD; behind another optimizer it is the same operation, and λ needs other values.
+
+    Args:
+        graph: of the model that is trained.
+        lambda_: λ ≥ 0.
+        beta: β > 0.
+        prox_every: "step" (one alternation per mini-batch, as the released program makes them) or
+        "epoch"
+            (Algorithm 1 as printed: ξ changes once, after the epoch).
+        xi_init: the range that ξ is drawn from; None starts at ξ = γ.
+        keep_dead: :meth:`dead` calls no channel dead.
+        penalty, shape: φ, by its name in ``PENALTIES``.
+
+    Raises:
+        ValueError: an argument is out of its range, or the model has no channel that can be
+        removed.
+    """
+
+    factors = {"gamma": "γ", "xi": "ξ"}  # noqa: RUF012
+
+    def __init__(
+        self,
+        graph: Graph,
+        lambda_: float,
+        beta: float,
+        prox_every: str = "step",
+        xi_init: tuple[float, float] | None = None,
+        keep_dead: bool = False,
+        penalty: str = "l1",
+        shape: float | None = None,
+        model: nn.Module | None = None,
+    ) -> None:
+        if not graph.norms:
+            why = "; ".join(f"{name}: {reason}" for name, reason in [*graph.reasons.items()][:3])
+            raise ValueError(
+                f"no channel of the model can be removed ({why or 'it has no batch norm'})"
+            )
+        super().__init__(graph, model)
+        if not (lambda_ >= 0 and beta > 0 and prox_every in ("step", "epoch")):
+            raise ValueError("proximal slimming takes λ ≥ 0, β > 0, prox_every 'step' or 'epoch'")
+        self.lambda_, self.beta, self.phi = lambda_, beta, PENALTIES[penalty](shape)
+        self.prox_every, self.keep_dead = prox_every, keep_dead
+        self.xi = self.gamma.clone()
+        if xi_init is not None:
+            # Drawn on the CPU, so that a seed means the same ξ on every device.
+            self.xi.copy_(torch.empty(self.gamma.numel()).uniform_(*xi_init))
+        self.reach = 0.0  # how far the penalty has moved a pair (γ, ξ) so far: Σ λ/(2α + β)
+        self.start = float(self.xi.abs().min())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"xi": self.xi}
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        alpha = 1 / lr
+        before = self.read()
+        # (8b), for a γ that SGD has stepped: (α(γ − ∇L/α) + βξ)/(α + β) is its right-hand side.
+        gamma = (before * alpha).add_(self.xi, alpha=self.beta).div_(alpha + self.beta)
+        # A dead channel's γ is halved and halved but never arrives: rounding has a fixed point
+        # among the subnormals.
+        self.write(F.hardshrink(gamma, BELOW_TINY))
+        self.reach += self.lambda_ / (2 * alpha + self.beta)
+        if self.prox_every == "step":
+            self._update_xi(alpha)
+
+    @torch.no_grad()
+    def end_epoch(self, lr: float) -> None:
+        if self.prox_every == "epoch":
+            self._update_xi(1 / lr)
+
+    def _update_xi(self, alpha: float) -> None:
+        # (9), in closed form: line 4 of Algorithm 1.
+        xi = self.xi.double() if self.phi.precise else self.xi
+        mean = (xi * alpha).add_(self.gamma, alpha=self.beta).div_(alpha + self.beta)
+        new = self.phi.prox(mean, self.lambda_ / (alpha + self.beta))
+        self.update(self.xi, self.unless_frozen(new.to(self.xi), self.xi))
+
+    def zeros(self) -> dict[str, Tensor]:
+        """Where γ is exactly zero; warns where none is and the penalty has not moved far enough."""
+        zeros = super().zeros()
+        if not any(zero.any() for zero in zeros.values()) and 0 < self.reach < self.start:
+            warnings.warn(
+                f"no scaling factor is zero: so far the penalty alone has moved them by"
+                f" {self.reach:.2g}, and ξ started at {self.start:.2g} or more; train for longer"
+                " or with a larger lambda_",
+                stacklevel=2,
+            )
+        return zeros
+
+    @torch.no_grad()
+    def dead(self, optimizer: torch.optim.Optimizer, lr: float) -> Tensor:
+        """As :meth:`Method.dead`: γ and ξ stay 0, and the bias stays ≤ 0, whatever comes.
+
+        The ReLU behind then gives 0 on every image, so the gradients of γ, of the bias, of the
+        filter before and of the weights behind are 0. What could still move γ and bias is momentum
+        and weight decay; the conditions here rule that out, at this learning rate and below it.
+        """
+        nothing = super().dead(optimizer, lr)
+        group = optimizer.param_groups[0]
+        if self.keep_dead or not isinstance(optimizer, torch.optim.SGD):
+            return nothing
+        mu, n, decay = group["momentum"], int(group["nesterov"]), lr * group["weight_decay"]
+        biases = [self.model.get_parameter(f"{path}.bias") for path in self.names.values()]
+        gamma_v, bias_v = (momentum_of(optimizer, x) for x in (self._weights(), biases))
+        bias = torch.cat([b.detach() for b in biases]).double()
+        # What is left of γ's momentum moves it by less than the next (8b) sets to zero.
+        stays_zero = (self.read() == 0) & (self.xi == 0) & (lr * gamma_v.abs() < TINY)
+        z = bias_eigenvalue(mu, n, decay)
+        if z is None:
+            return nothing
+        c = -lr * mu ** (1 + n) / (z - mu) if mu else 0.0
+        return stays_zero & (bias <= 0) & (bias + c * bias_v.double() <= 0)
+
+    def penalty(self) -> Tensor:
+        """λφ(ξ) + (β/2)‖γ − ξ‖², which eq. (5) adds to the loss."""
+        distance = (self.read() - self.xi).square().sum()
+        return self.lambda_ * self.phi.value(self.xi.abs()) + self.beta / 2 * distance
+
+
+def bias_eigenvalue(mu: float, n: int, decay: float) -> float | None:
+    """The larger eigenvalue of what momentum and weight decay do to a bias without a gradient.
+
+    The bias b and its buffer v follow a linear recursion, whose eigenvalues solve
+    z² − (1 + μ − ε(1 + nμ))z + μ(1 − nε) = 0, where ε is lr · weight decay and n is 1 with
+    Nesterov, else 0. If both are real and not negative, a step multiplies b + cv by the larger
+    one, z; and once b ≤ 0 and b + cv ≤ 0, both hold for ever. None where the bias oscillates.
+    """
+    half, product = (1 + mu - decay * (1 + n * mu)) / 2, mu * (1 - n * decay)
+    if half < 0 or product < 0 or half * half < product:
+        return None
+    return half + math.sqrt(half * half - product)
+
+
+def momentum_of(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> Tensor:
+    """The momentum buffers of ``parameters`` in one vector, 0 where there are none."""
+    buffers = [optimizer.state[p].get("momentum_buffer") for p in parameters]
+    return torch.cat(
+        [torch.zeros_like(p) if b is None else b for p, b in zip(parameters, buffers, strict=True)]
+    )

@@ -1,0 +1,570 @@
+"""Removing channels from a model: :func:`prune`."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from netslim.graph import Graph, analyze
+from netslim.selection import selecting
+from netslim.signals import ZERO, Step
+from netslim.trace import call, copied, first_line, moved, plain, tensors_in
+
+Model = TypeVar("Model", bound=nn.Module)
+LAYERS = ("convolution", "grouped", "linear")
+ADDING = {"add", "radd", "iadd"}  # they hand on a constant that is missing in their inputs
+PLAIN = {m.forward for m in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}  # they add their bias
+
+
+@dataclass
+class Report:
+    """What :func:`prune` did.
+
+    Attributes:
+        channels: {name of the batch norm: (before, after)}.
+        silent: removed channels that gave 0 on every input; nothing is lost with them.
+        folded: removed channels that gave a constant other than 0, which is folded into what
+        follows.
+        alive: those of the two whose scaling factor was not 0: the outputs change with them.
+        staying: {name: channels that were to be removed and stay, because what reads them needs
+        them}.
+        reasons: {name: why none of its channels can be removed}.
+        parameters: (before, after).
+        selections: batch norms that now select their channels from a stream.
+        difference: the largest change of an output on the example, None if it was not measured.
+        largest: the largest output on the example, for comparison.
+    """
+
+    channels: dict[str, tuple[int, int]]
+    silent: int
+    folded: int
+    alive: int
+    staying: dict[str, int]
+    reasons: dict[str, str]
+    parameters: tuple[int, int]
+    selections: list[str]
+    difference: float | None = None
+    largest: float | None = None
+
+    @property
+    def removed(self) -> int:
+        return sum(before - after for before, after in self.channels.values())
+
+    def __str__(self) -> str:
+        before = sum(width for width, _ in self.channels.values())
+        lines = [
+            f"channels: {before:,} -> {before - self.removed:,}",
+            f"parameters: {self.parameters[0]:,} -> {self.parameters[1]:,}",
+            f"removed: {self.silent} silent, {self.folded} constant (folded); of these"
+            f" {self.alive} had a scaling factor that was not 0",
+        ]
+        if self.staying:
+            lines.append(f"kept, because other layers need them: {sum(self.staying.values())}")
+        if self.selections:
+            lines.append(f"selecting from a shared stream: {len(self.selections)} batch norms")
+        if self.difference is not None:
+            lines.append(
+                f"outputs on the example change by {self.difference:.3g}"
+                f" (largest {self.largest:.3g})"
+            )
+        common: dict[str, list[str]] = {}
+        for name, reason in self.reasons.items():
+            common.setdefault(reason, []).append(name)
+        for reason, names in sorted(common.items(), key=lambda item: -len(item[1]))[:3]:
+            lines.append(f"not prunable: {len(names)} batch norms ({names[0]}, ...): {reason}")
+        return "\n".join(lines)
+
+
+@dataclass
+class Removal:
+    """What has to be done to remove channels from a model.
+
+    Attributes:
+        gone: bool by class of the graph.
+        constants: by signal: what it is on every input, NaN where it varies.
+        keep: {name of the batch norm: bool [channels]}, what stays of the prunable ones.
+        index: {entry of the state dict: the indices that stay, by axis}, for all that gets smaller.
+        selects: {batch norm: int64 indices of what it reads}, where it has to select.
+        added: {entry of the state dict: what is added to it}; a bias that is missing is made.
+    """
+
+    gone: Tensor
+    constants: Tensor
+    keep: dict[str, Tensor]
+    index: dict[str, tuple[Tensor, ...]]
+    selects: dict[str, Tensor]
+    added: dict[str, Tensor] = field(default_factory=dict)
+
+    def full_name(self, name: str) -> str:
+        """What an entry of the smaller model's state dict is called in the full one."""
+        for norm in self.selects:
+            if name.startswith(f"{norm}.norm."):
+                return f"{norm}.{name.removeprefix(f'{norm}.norm.')}"
+        return name
+
+    def part(self, name: str, x: Tensor) -> Tensor:
+        """What stays of ``x``, which has the shape of the full model's ``name``."""
+        for axis, kept in enumerate(self.index.get(name, ())[: x.dim()]):
+            if len(kept) < x.shape[axis]:
+                x = x.index_select(axis, kept.to(x.device))
+        return x
+
+    def put_back(self, part: Mapping[str, Tensor], full: Mapping[str, Tensor]) -> None:
+        """Write ``part``, entries of the smaller model, to where in ``full`` they came from.
+
+        What was removed stays as ``full`` has it, and so do the indices of selections.
+        """
+        for name, value in part.items():
+            if name.endswith(".select.index"):
+                continue
+            target = full[self.full_name(name)]
+            index = self.index.get(self.full_name(name), ())[: target.dim()]
+            if index:
+                shape = [
+                    [-1 if i == axis else 1 for i in range(len(index))]
+                    for axis in range(len(index))
+                ]
+                grid = tuple(
+                    kept.to(target.device).view(s) for kept, s in zip(index, shape, strict=True)
+                )
+                target[grid] = value.to(target)
+            else:
+                target.copy_(value)
+
+
+@torch.no_grad()
+def plan_removal(
+    graph: Graph,
+    keep: Mapping[str, Tensor],
+    model: nn.Module | None = None,
+    streams: bool = True,
+) -> Removal:
+    """What it takes to remove the channels that ``keep`` does not keep from ``model``.
+
+    ``model`` is the graph's own, or one of the same code. Without ``streams``, a stream keeps
+    channels that nobody reads any more.
+
+    Raises:
+        ValueError: ``keep`` names a batch norm that has no removable channels, is of another
+        width, or
+            keeps nothing of a layer.
+    """
+    model = graph.model if model is None else model
+    for name, mask in keep.items():
+        if name not in graph.norms:
+            why = graph.reasons.get(name, "there is no such batch norm")
+            raise ValueError(f"no channel of {name!r} can be removed: {why}")
+        if mask.dtype != torch.bool or mask.shape != graph.removable[name].shape:
+            raise ValueError(
+                f"the mask of {name} is {mask.dtype} {tuple(mask.shape)}, not torch.bool"
+                f" ({len(graph.removable[name])},)"
+            )
+        if not mask.any():
+            raise ValueError(f"the mask of {name} keeps no channel: keep one at least")
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    if any(x.is_meta for x in tensors.values()):
+        raise ValueError("the model has no values: it is on the meta device")
+    masked = {name: ~mask.cpu() & graph.removable[name] for name, mask in keep.items()}
+    stays = torch.full((len(graph.classes),), not streams)
+    for name in graph.norms:
+        stays[graph.norm_classes(name)] = False
+    folding = _Folding(graph, model)
+    while True:
+        constants = _constants(graph, tensors, masked)
+        gone = _gone(graph, constants, stays, folding)
+        empty = [c for c in _written(graph) if gone[c].all()]
+        for classes in empty:  # every layer keeps a channel
+            stays[classes[0]] = True
+        left = {name: mask & gone[graph.norm_classes(name)] for name, mask in masked.items()}
+        if not empty and all(torch.equal(left[name], masked[name]) for name in masked):
+            break
+        masked = left
+    kept = {name: ~gone[graph.norm_classes(name)] for name in graph.norms}
+    index, selects = _indices(graph, gone)
+    added = folding.corrections(tensors, gone, constants)
+    return Removal(gone, constants, kept, index, selects, added)
+
+
+def _written(graph: Graph) -> list[Tensor]:
+    """Classes of what each layer writes."""
+    makers = [s for s in graph.steps if s.kind in (*LAYERS, "norm", "select")]
+    return [graph.classes_of(s.output) for s in makers if s.output is not None]
+
+
+def _gone(graph: Graph, constants: Tensor, stays: Tensor, folding: "_Folding") -> Tensor:
+    """The classes that nobody needs: each reader sees a constant, or loses the channel itself."""
+    gone = graph.reached & ~graph._pins & ~stays
+    for step, classes in graph._readers:
+        if step.kind in ("convolution", "linear"):
+            seen = constants[step.inputs[0]]
+            needed = seen.isnan() if step.weight in folding.folds else seen != 0  # NaN is not 0
+            gone[classes[needed]] = False
+    selecting_ = [(s, classes) for s, classes in graph._readers if s.kind in ("norm", "select")]
+    while True:
+        before = gone.clone()
+        for step, classes in selecting_:
+            assert step.output is not None
+            gone[classes[~gone[graph.classes_of(step.output)]]] = False
+        if torch.equal(gone, before):
+            return gone
+
+
+def _constants(graph: Graph, tensors: Mapping[str, Tensor], masked: Mapping[str, Tensor]) -> Tensor:
+    """What each signal is on every input where γ = 0 in the ``masked`` channels; NaN if it
+    varies."""
+    constants = torch.full((len(graph._atoms),), math.nan, dtype=torch.float64)
+    constants[ZERO] = 0
+    for step in graph.steps:
+        if step.output is None:
+            continue
+        inputs = [constants[x] for x in step.inputs]
+        if step.kind == "known":
+            out = _double(tensors[step.name]).view(step.output.shape)
+        elif step.kind == "norm":
+            out = _normalised(step, tensors, inputs[0])
+            if step.name in masked:
+                bias = _double(tensors[step.bias]) if step.bias else torch.zeros_like(out)
+                out = torch.where(masked[step.name], bias, out)
+        elif step.kind == "grouped" and step.one_by_one:
+            out = _response(tensors, step, inputs[0])
+            out = out + _double(tensors[step.bias]) if step.bias else out
+        elif step.kind == "select":
+            out = inputs[0]
+        elif step.kind == "elementwise" and step.function is not None:
+            out = step.function(*inputs)
+        else:
+            continue
+        constants[step.output] = out.masked_fill(~out.isfinite(), math.nan)
+    return constants
+
+
+def _double(x: Tensor) -> Tensor:
+    return x.detach().cpu().double()
+
+
+def _normalised(step: Step, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """What a batch norm makes of the constants ``x``, [channels]."""
+    if not step.mean:
+        return torch.full_like(x, math.nan)
+    assert step.call is not None
+    variance, eps = _double(tensors[step.variance]), step.call.argument(7, "eps")
+    x = (x - _double(tensors[step.mean])) / (variance + eps).sqrt()
+    x = x * _double(tensors[step.weight]) if step.weight else x
+    return x + _double(tensors[step.bias]) if step.bias else x
+
+
+def _response(tensors: Mapping[str, Tensor], step: Step, constants: Tensor) -> Tensor:
+    """What constant inputs add to each output of a layer, inside the border: [outputs].
+
+    Where maps are nothing but border, the mean over the map instead.
+    """
+    weight = _double(tensors[step.weight])
+    if step.kind == "linear":
+        return weight @ constants
+    stride, padding, dilation, groups = step.options
+    if step.transposed:  # other than 0, each output sees its own part of the kernel
+        zero = torch.where(constants == 0, 0.0, math.nan)
+        return zero.repeat_interleave(weight.shape[1] * groups // len(zero))
+    begins = [0] * len(step.size) if isinstance(padding, str) else padding  # then the stride is 1
+    axes = zip(step.size, weight.shape[2:], stride, begins, dilation, strict=True)
+    # -p mod s: where the first output that begins inside the map does.
+    if any(-p % s + d * (k - 1) >= pixels for pixels, k, s, p, d in axes):
+        maps = constants.view(1, -1, *[1] * len(step.size)).expand(1, -1, *step.size)
+        convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[len(step.size) - 1]
+        out = convolve(maps, weight, None, stride, padding, dilation, groups)
+        return out.flatten(2).mean((0, 2))
+    inside = weight.flatten(2).sum(2)  # [outputs, inputs of a group]
+    parts = inside.view(groups, -1, inside.shape[1]) @ constants.view(groups, -1, 1)
+    return parts.flatten()
+
+
+def _indices(graph: Graph, gone: Tensor) -> tuple[dict[str, tuple[Tensor, ...]], dict[str, Tensor]]:
+    """``index`` and ``selects`` of a :class:`Removal`."""
+    index = {}
+    for name, axes in graph._axes.items():
+        stays = [~gone[graph.classes[atoms]] for atoms in axes]
+        if not name.endswith(":out") and not all(x.all() for x in stays):
+            index[name] = tuple(x.nonzero().flatten() for x in stays)
+    selects = {}
+    buffers = dict(graph.model.named_buffers())
+    for step, classes in graph._readers:
+        if step.kind not in ("norm", "select") or step.output is None:
+            continue
+        stream = classes if step.stream is None else graph.classes_of(step.stream)
+        there = (~gone[stream]).cumsum(0) - 1  # positions in what is left of the stream
+        if step.kind == "select":
+            there = there[buffers[step.name].cpu()]
+        chosen = there[~gone[graph.classes_of(step.output)]]
+        if step.kind == "select" or len(chosen) < int((~gone[stream]).sum()):
+            selects[step.name] = chosen
+    return index, selects
+
+
+class _Folding:
+    """How the constants of removed channels are still felt by what read them.
+
+    What a layer without a bias lacks then is handed on, through sums, to the running means of the
+    batch norms that read it; where something else reads it, the layer gets a bias.
+
+    Attributes:
+        steps: those of the evaluation mode.
+        absorbs: for each of them, whether what its output lacks is made up for behind it.
+        folds: weights of the layers that can do without inputs of constants other than 0.
+    """
+
+    def __init__(self, graph: Graph, model: nn.Module) -> None:
+        self.graph, self.model = graph, model
+        self.steps = [s for s in graph.steps if not s.training]
+        # A parameter that several calls share cannot make up for what each of them lacks.
+        self.calls = Counter(
+            name for s in self.steps for name in {s.weight, s.bias, s.mean} if name
+        )
+        made_by = torch.full((len(graph._atoms),), -1)
+        for i, step in enumerate(self.steps):
+            if step.output is not None:
+                made_by[step.output] = i
+        consumers: dict[int, set[int]] = {}
+        for i, step in enumerate(self.steps):
+            for x in step.inputs:
+                for maker in made_by[x].unique().tolist():
+                    consumers.setdefault(maker, set()).add(i)
+        self.absorbs = [False] * len(self.steps)
+        for i in reversed(range(len(self.steps))):
+            ends = [self._hands_on(j) for j in consumers.get(i, ())]
+            self.absorbs[i] = bool(ends) and all(ends)
+        self.folds = {
+            step.weight
+            for step, absorbs in zip(self.steps, self.absorbs, strict=True)
+            if step.kind in LAYERS and not step.transposed and self.calls[step.weight] == 1
+            if absorbs or (self.calls[step.bias] == 1 if step.bias else self._takes_bias(step))
+        }
+
+    def _hands_on(self, i: int) -> bool:
+        """Whether a constant that step ``i`` lacks in its input is made up for, there or behind
+        it."""
+        step = self.steps[i]
+        if step.kind == "norm":
+            return self.calls[step.mean] == 1
+        if step.kind in LAYERS:
+            once = self.calls[step.weight] == 1 and not step.transposed and _inside_only(step)
+            return once and (self.calls[step.bias] == 1 if step.bias else self.absorbs[i])
+        return self.absorbs[i] and (step.kind == "select" or _adds(step))
+
+    def _takes_bias(self, step: Step) -> bool:
+        """Whether a layer without a bias adds one that it is given."""
+        module = self.model.get_submodule(step.name)
+        own = step.call is not None and step.call.module == step.name
+        plain = type(module).forward in PLAIN and module._parameters.get("bias", step) is None
+        return own and plain
+
+    def corrections(
+        self, tensors: Mapping[str, Tensor], gone: Tensor, constants: Tensor
+    ) -> dict[str, Tensor]:
+        """What to add, by entry of the state dict."""
+        lacking = torch.zeros(len(constants), dtype=torch.float64)
+        added: dict[str, Tensor] = {}
+        for step, absorbs in zip(self.steps, self.absorbs, strict=True):
+            if step.output is None:
+                continue
+            if step.kind in LAYERS and not step.transposed:
+                reads = step.inputs[0]
+                removed = gone[self.graph.classes_of(reads)]
+                missing = torch.where(removed, constants[reads], lacking[reads]).nan_to_num(0)
+                if not (missing.any() or removed.any()):  # whatever the values are
+                    continue
+                lacks = _response(tensors, step, missing)
+                if step.bias:
+                    added[step.bias] = lacks
+                elif absorbs:
+                    lacking[step.output] = lacks
+                elif step.kind != "grouped" or self._takes_bias(step):
+                    added[f"{step.name}.bias".lstrip(".")] = lacks
+            elif step.kind == "norm" and (missing := lacking[step.inputs[0]]).any():
+                added[step.mean] = -missing
+            elif step.kind == "select":
+                lacking[step.output] = lacking[step.inputs[0]]
+            elif _adds(step):
+                lacking[step.output] = torch.stack([lacking[x] for x in step.inputs]).sum(0)
+        return added
+
+
+def _adds(step: Step) -> bool:
+    call = step.call
+    return step.name in ADDING and call is not None and not (call.args[2:] or call.kwargs)
+
+
+def _inside_only(step: Step) -> bool:
+    """Whether a layer's answer to a constant is a constant: it has no padding."""
+    if step.kind == "linear":
+        return True
+    padding = step.options.padding
+    return padding == "valid" if isinstance(padding, str) else not any(padding)
+
+
+@torch.no_grad()
+def apply_removal(graph: Graph, model: Model, removal: Removal) -> Model:
+    """A new model of the kept channels only; ``model`` stays as it is."""
+    small = copied(model)
+    made: dict[int, Tensor] = {}  # a tensor may have several names
+    named = {id(x): n for n, x in (*small.named_parameters(), *small.named_buffers())}
+    for path, module in list(small.named_modules()):
+        if isinstance(module, torch.jit.ScriptModule):
+            continue  # whose layers all stay
+        own: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for tensors in own:
+            for key, x in list(tensors.items()):
+                name = named.get(id(x)) if x is not None else None
+                if name is None or not (
+                    name in removal.index
+                    or name in removal.added
+                    or name.removesuffix(".index") != name
+                ):
+                    continue
+                if id(x) not in made:
+                    made[id(x)] = _smaller(x, name, removal)
+                tensors[key] = made[id(x)]
+        for name in (
+            n for n in removal.added if n.rpartition(".")[0] == path and n not in named.values()
+        ):
+            index = removal.index.get(f"{path}.weight".lstrip("."), ())
+            rows = removal.added[name]
+            transposed = getattr(module, "transposed", False)
+            kept = index[1 if transposed else 0] if index else slice(None)
+            weight = next(iter(module.parameters(recurse=False)))
+            module.register_parameter(
+                "bias", nn.Parameter(rows[kept].to(weight), weight.requires_grad)
+            )
+        resize(module)
+    for name, chosen in removal.selects.items():
+        if name not in graph.all_norms:
+            continue
+        norm = small.get_submodule(name)
+        selects = selecting(chosen.to(next(norm.parameters()).device), norm).train(norm.training)
+        for module in list(small.modules()):  # which may have it by several names
+            for key in [key for key, x in module._modules.items() if x is norm]:
+                if module is not selects:
+                    module._modules[key] = selects
+    return small
+
+
+def _smaller(x: Tensor, name: str, removal: Removal) -> Tensor:
+    """What is left of an entry of the state dict."""
+    new = x.detach()
+    if name in removal.selects:  # the index of a selection
+        new = removal.selects[name].to(x)
+    elif name in removal.index or name in removal.added:
+        if name in removal.added:
+            new = (new.double() + removal.added[name].to(new.device)).to(new)
+        for axis, kept in enumerate(removal.index.get(name, ())):
+            if len(kept) < new.shape[axis]:
+                new = new.index_select(axis, kept.to(new.device))
+    else:
+        return x
+    if x.dim() == 4 and not x.is_contiguous():  # channels last, which index_select leaves
+        new = new.contiguous(memory_format=torch.channels_last)
+    return (
+        nn.Parameter(new.clone(), x.requires_grad) if isinstance(x, nn.Parameter) else new.clone()
+    )
+
+
+def resize(module: nn.Module) -> None:
+    """Have the attributes of one of torch's layers say how large its weight is."""
+    match module:
+        case nn.modules.conv._ConvNd() if module.weight is not None:
+            rows, columns = module.weight.shape[:2]
+            before = module.in_channels if module.transposed else module.out_channels
+            if module.groups > 1:  # each as wide as before
+                module.groups = module.groups * rows // before
+            if module.transposed:
+                module.in_channels, module.out_channels = rows, columns * module.groups
+            else:
+                module.out_channels, module.in_channels = rows, columns * module.groups
+        case nn.Linear():
+            module.out_features, module.in_features = module.weight.shape
+        case nn.modules.batchnorm._NormBase() if (
+            module.running_mean is not None or module.weight is not None
+        ):
+            x = module.weight if module.weight is not None else module.running_mean
+            module.num_features = len(x)
+        case nn.PReLU():
+            module.num_parameters = module.weight.numel()
+
+
+def report_of(
+    graph: Graph, model: nn.Module, removal: Removal, keep: Mapping[str, Tensor], small: nn.Module
+) -> Report:
+    silent = folded = alive = 0
+    channels, staying = {}, {}
+    for name, stays in removal.keep.items():
+        gone = ~stays
+        channels[name] = len(gone), int(stays.sum())
+        if name in keep and (more := int((~keep[name].cpu() & stays).sum())):
+            staying[name] = more
+        zero = graph.behind(name, removal.constants)[gone] == 0
+        silent, folded = silent + int(zero.sum()), folded + int((~zero).sum())
+        weight = model.get_parameter(f"{name}.weight".lstrip("."))
+        alive += int((weight.detach().cpu()[gone] != 0).sum())
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, small))
+    return Report(
+        channels,
+        silent,
+        folded,
+        alive,
+        staying,
+        graph.reasons,
+        (before, after),
+        [n for n in removal.selects if n in graph.all_norms],
+    )
+
+
+def prune(model: Model, keep: Mapping[str, Tensor], example: Any) -> tuple[Model, Report]:
+    """Remove channels: a smaller model of the same class, with torch's own layers.
+
+    Removed channels are taken as γ = 0; the constants that they then give are folded into what
+    reads them. ``model`` stays as it is.
+
+    Args:
+        model: any module that :func:`netslim.analyze` can run.
+        keep: {name of a batch norm: bool [channels]}, True where a channel is kept, at least one
+        each;
+            batch norms that are not named keep all.
+        example: what the forward pass of ``model`` takes, as for :func:`netslim.analyze`.
+
+    Returns:
+        The smaller model and a :class:`Report`.
+
+    Raises:
+        ValueError: the model cannot take the example, or ``keep`` does not fit it.
+    """
+    graph = analyze(model, example)
+    removal = plan_removal(graph, keep)
+    small = apply_removal(graph, model, removal)
+    report = report_of(graph, model, removal, keep, small)
+    report.difference, report.largest = _compare(model, small, example)
+    return small, report
+
+
+@torch.no_grad()
+def _compare(model: nn.Module, small: nn.Module, example: Any) -> tuple[float, float]:
+    """The largest difference of the outputs in evaluation mode, and the largest output."""
+    before = _outputs(model, example)
+    try:
+        after = _outputs(small, example)
+    except Exception as error:
+        raise ValueError(
+            f"the pruned model does not run, as code of the model needs what was removed:"
+            f" {first_line(error)}; leave the batch norms of that part out of keep"
+        ) from error
+    pairs = [(a, b) for a, b in zip(before, after, strict=True) if a.numel()]
+    difference = max((float((a - b).abs().max()) for a, b in pairs), default=0.0)
+    return difference, max((float(a.abs().max()) for a, _ in pairs), default=0.0)
+
+
+def _outputs(model: nn.Module, example: Any) -> list[Tensor]:
+    answers = call(copied(model).eval(), moved(model, example))
+    return [x.double() for x in tensors_in(plain(answers)) if x.is_floating_point()]

@@ -1,0 +1,419 @@
+"""Record what a model computes on an example, as torch sees it: one call after another.
+
+The model is run, not traced symbolically: every operation goes through a ``TorchFunctionMode``, so
+any code that runs is recorded, conditions on shapes are answered by the example, and layers are
+recognised by the parameters that reach ``conv2d`` or ``batch_norm``, whatever the class of the
+module.
+"""
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules import module as hooks
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+from netslim.selection import ChannelSelection
+
+Model = TypeVar("Model", bound=nn.Module)
+# What asks about a tensor without reading its values, and gives no tensor.
+QUERIES = {
+    *(
+        "dim",
+        "ndim",
+        "ndimension",
+        "dtype",
+        "device",
+        "layout",
+        "requires_grad",
+        "is_cuda",
+        "is_meta",
+    ),
+    *("is_contiguous", "is_floating_point", "is_complex", "stride", "storage_offset", "get_device"),
+    *(
+        "element_size",
+        "itemsize",
+        "nbytes",
+        "is_leaf",
+        "grad_fn",
+        "is_quantized",
+        "is_sparse",
+        "type",
+    ),
+    *("is_signed", "is_inference", "names", "is_mps", "is_xpu", "data_ptr", "is_nested", "base"),
+    *("result_type", "can_cast", "is_tensor", "hash", "format", "repr", "assert", "is_shared"),
+}
+
+
+class Dim(int):
+    """A size that was read from tensors: ``axes`` names them, as (value, axis).
+
+    Sums and multiples keep them, so that a view to ``c // 2`` channels is told from one to a
+    literal 32. What else code does with a size (compares it, divides by it) is told to ``used``.
+    """
+
+    axes: frozenset[tuple[int, int]] = frozenset()
+    used: Callable[..., None] = staticmethod(lambda *_: None)
+    divisor = 0  # of a remainder
+
+    @classmethod
+    def of(cls, size: int, axes: frozenset[tuple[int, int]], used: Callable[..., None]) -> "Dim":
+        dim = cls(size)
+        dim.axes, dim.used = axes, used
+        return dim
+
+
+def _keeping(operation: str) -> Callable[..., Any]:
+    """Arithmetic that follows when channels are removed."""
+    plain = getattr(int, operation)
+
+    def method(self: Dim, other: Any) -> Any:
+        result = plain(self, other)
+        if operation in ("__add__", "__radd__") and type(other) is int and other == 0:  # sum()
+            return self
+        scales = "mul" in operation or operation == "__floordiv__"
+        if type(result) is not int or not (scales or isinstance(other, Dim)):
+            self.used(self)
+            return result
+        return Dim.of(result, self.axes | getattr(other, "axes", frozenset()), self.used)
+
+    return method
+
+
+def _using(operation: str) -> Callable[..., Any]:
+    """What does not follow."""
+    plain = getattr(int, operation)
+
+    def method(self: Dim, *others: Any) -> Any:
+        result = plain(self, *others)
+        equal = result is (operation == "__eq__") and operation in ("__eq__", "__ne__")
+        self.used(self, others[0] if equal else None)
+        return result
+
+    return method
+
+
+def _remainder(self: Dim, other: Any) -> Any:
+    result = int.__mod__(self, other)
+    if type(result) is int and not isinstance(other, Dim):
+        result = Dim.of(result, self.axes, self.used)
+        result.divisor = int(other)
+    return result
+
+
+for _operation in ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "rfloordiv"):
+    setattr(Dim, f"__{_operation}__", _keeping(f"__{_operation}__"))
+for _operation in (
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "bool",
+    "float",
+    "truediv",
+    "rtruediv",
+    "pow",
+    "rpow",
+):
+    setattr(Dim, f"__{_operation}__", _using(f"__{_operation}__"))
+Dim.__mod__ = _remainder  # type: ignore[assignment,method-assign]
+Dim.__hash__ = int.__hash__  # type: ignore[assignment,method-assign]
+
+
+class Shape(tuple[int, ...]):
+    """A ``torch.Size`` of :class:`Dim`."""
+
+    def numel(self) -> int:
+        product: int = 1
+        for size in self:
+            product = product * size
+        return product
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A tensor among the arguments of a call: its number in the trace."""
+
+    value: int
+
+
+@dataclass
+class Call:
+    """One operation: ``name`` as torch has it, without underscores; ``module`` is where it is
+    called."""
+
+    name: str
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: Any  # as the function gives it, tensors as Ref
+    module: str
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument, however it was passed."""
+        return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
+
+    def refs(self) -> list[int]:
+        """Numbers of the tensors that it reads."""
+        leaves = tree_flatten((self.args, self.kwargs))[0]
+        return [leaf.value for leaf in leaves if isinstance(leaf, Ref)]
+
+
+@dataclass
+class Trace:
+    """What a model did with an example. Values are numbered in the order in which they were met."""
+
+    calls: list[Call] = field(default_factory=list)
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    names: dict[int, str] = field(
+        default_factory=dict
+    )  # the values that are parameters and buffers
+    outputs: list[int] = field(default_factory=list)
+    unseen: list[int] = field(default_factory=list)  # values that come from nowhere
+
+
+def tensors_in(x: object) -> Iterator[Tensor]:
+    """Those in lists, tuples and dicts, however deep."""
+    if isinstance(x, Tensor):
+        yield x
+    elif isinstance(x, dict | list | tuple):
+        for each in x.values() if isinstance(x, dict) else x:
+            yield from tensors_in(each)
+
+
+def copied(model: Model, memo: Mapping[int, Any] | None = None) -> Model:
+    """A deep copy; what the code of ``model`` kept of a forward pass is copied without its history.
+
+    ``memo`` has what of it is copied already, by ``id``.
+    """
+    kept = (x for module in model.modules() for x in tensors_in(vars(module)))
+    history = {id(x): x.detach().clone() for x in kept if not x.is_leaf}
+    return copy.deepcopy(model, {**(memo or {}), **history})
+
+
+def call(model: nn.Module, example: Any) -> Any:
+    """``model`` on ``example``: a tensor, a tuple of arguments, or a dict of keyword arguments."""
+    if isinstance(example, Mapping):
+        return model(**example)
+    return model(*example) if isinstance(example, tuple | list) else model(example)
+
+
+def moved(model: nn.Module, example: Any) -> Any:
+    """A copy of ``example`` on the device of ``model``, and of its dtype where it is floating
+    point."""
+    parameter = next(iter(model.parameters()), torch.empty(0))
+
+    def move(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        return x.detach().to(parameter if x.is_floating_point() else parameter.device).clone()
+
+    return tree_map(move, dict(example) if isinstance(example, Mapping) else example)
+
+
+def record(model: nn.Module, example: Any, training: bool = False) -> Trace:
+    """Run a copy of ``model`` on ``example`` and return what it did.
+
+    In ``training`` mode its code takes the branches of training, but batch norms use their running
+    statistics and dropout passes everything on: one image is enough, and nothing is drawn.
+
+    Raises ValueError where the model cannot take the example.
+    """
+    on_meta = {id(x): _meta(x) for x in (*model.parameters(), *model.buffers())}
+    inputs = tree_map(lambda x: x.detach().to("meta") if isinstance(x, Tensor) else x, example)
+    try:  # without computing anything, where the code does not ask for values
+        return _record(copied(model, on_meta).train(training), inputs)
+    except Exception:  # of any code
+        inputs = moved(model, example)
+    try:
+        return _record(copied(model).train(training), inputs)
+    except Exception as error:
+        shapes = ", ".join(str(tuple(x.shape)) for x in tensors_in(inputs))
+        raise ValueError(f"the model cannot take {shapes}: {first_line(error)}") from None
+
+
+def _meta(x: Tensor) -> Tensor:
+    new = x.detach().to("meta")
+    return nn.Parameter(new, x.requires_grad) if isinstance(x, nn.Parameter) else new
+
+
+def _record(model: nn.Module, inputs: Any) -> Trace:
+    recorder = _Recorder(model)
+    handles = [
+        hooks.register_module_forward_pre_hook(recorder.enter),
+        hooks.register_module_forward_hook(recorder.leave, always_call=True),
+    ]
+    try:
+        for x in tensors_in(inputs):
+            recorder.known(x)
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), recorder:
+            outputs = call(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for x in tensors_in(plain(outputs)):
+        recorder.trace.outputs.append(recorder.number(x))
+    return recorder.trace
+
+
+def plain(x: Any) -> Any:
+    """A model's outputs in lists and dicts, where it gives an object of its own."""
+    if isinstance(x, dict | list | tuple) or not hasattr(x, "__dict__") or isinstance(x, Tensor):
+        return x
+    return list(vars(x).values())
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:150] or type(error).__name__
+
+
+class _Recorder(TorchFunctionMode):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.trace = Trace()
+        self.numbers: dict[int, int] = {}  # by id
+        self.alive: list[Tensor] = []  # so that no id is given twice
+        self.aliases: dict[int, list[Tensor]] = {}  # tensors by storage
+        self.stale: dict[int, int] = {}  # by id: what wrote into the storage of a tensor
+        self.paths = {id(module): name for name, module in model.named_modules()}
+        self.stack: list[str] = [""]
+        self.selecting = False
+        for module in model.modules():
+            for x in tensors_in(vars(module)):
+                if id(x) not in self.numbers:
+                    self.known(x)
+        for name, x in (*model.named_parameters(), *model.named_buffers()):
+            self.trace.names[self.numbers[id(x)]] = name
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        self.stack.append(self.paths.get(id(module), self.stack[-1]))
+        self.selecting = isinstance(module, ChannelSelection)
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.stack.pop()
+        if isinstance(module, ChannelSelection):  # one operation, however it is done
+            read = Ref(self.number(args[0])), 1, Ref(self.number(module.index))
+            made = Ref(self.known(output))
+            selection = Call("index_select", torch.index_select, read, {}, made, self.stack[-1])
+            self.trace.calls.append(selection)
+            self.selecting = False
+
+    def known(self, x: Tensor) -> int:
+        number = len(self.trace.shapes)
+        self.numbers[id(x)] = number
+        self.trace.shapes.append(tuple(x.shape))
+        self.alive.append(x)
+        if x.layout is torch.strided:
+            self.aliases.setdefault(x.untyped_storage()._cdata, []).append(x)
+        return number
+
+    def used(self, size: Dim, equal_to: Any = None) -> None:
+        """Code computes with a size, or found it equal to another one."""
+        what = int(size), size.axes, size.divisor
+        other = equal_to.axes if isinstance(equal_to, Dim) else None
+        self.trace.calls.append(Call("size", _nothing, (*what, other), {}, None, self.stack[-1]))
+
+    def number(self, x: Tensor) -> int:
+        if id(x) in self.stale:  # another view of its storage was written into
+            read = [Ref(self.numbers[id(x)]), Ref(self.stale.pop(id(x)))]
+            written = Ref(self.known(x))
+            self.trace.calls.append(
+                Call("in-place write", _nothing, tuple(read), {}, written, self.stack[-1])
+            )
+        if id(x) not in self.numbers:
+            self.trace.unseen.append(self.known(x))
+        return self.numbers[id(x)]
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.selecting:
+            return function(*args, **kwargs)
+        name = _name(function)
+        if name in ("shape", "size"):
+            return self._sizes(function, args, kwargs)
+        if name in ("len", "numel", "nelement"):
+            axes = frozenset(
+                (self.number(args[0]), i) for i in range(1 if name == "len" else args[0].dim())
+            )
+            return Dim.of(function(*args, **kwargs), axes, self.used)
+        args, kwargs = _evaluating(function, name, args, kwargs)
+        leaves, structure = tree_flatten((args, kwargs))
+        plain_args, plain_kwargs = structure.unflatten(_plain(x) for x in leaves)
+        given = [x for x in leaves if isinstance(x, Tensor)]
+        read = structure.unflatten([self._reference(x) for x in leaves])
+        versions = [x._version for x in given]
+        result = function(*plain_args, **plain_kwargs)
+        written = [x for x, v in zip(given, versions, strict=True) if x._version != v]
+        made = [x for x in tree_flatten(result)[0] if isinstance(x, Tensor)]
+        if not (made or written) and (name in QUERIES or not given):
+            return result
+        for x in written:  # other tensors of its storage are not what they were
+            for other in self.aliases.get(x.untyped_storage()._cdata, ()):
+                if other is not x:
+                    self.stale[id(other)] = len(self.trace.shapes)
+        for x in {id(x): x for x in (*made, *written)}.values():
+            self.known(x)
+        outputs = (
+            self._reference(written[0])
+            if written and not made
+            else tree_map(self._reference, result)
+        )
+        self.trace.calls.append(Call(name, function, read[0], read[1], outputs, self.stack[-1]))
+        return result
+
+    def _reference(self, x: Any) -> Any:
+        return Ref(self.number(x)) if isinstance(x, Tensor) else x
+
+    def _sizes(self, function: Any, args: Any, kwargs: Any) -> Any:
+        x, result = args[0], function(*args, **kwargs)
+        number = self.number(x)
+        if isinstance(result, int):
+            axis = (args[1] if len(args) > 1 else kwargs["dim"]) % x.dim()
+            return Dim.of(result, frozenset({(number, axis)}), self.used)
+        return Shape(
+            Dim.of(size, frozenset({(number, i)}), self.used) for i, size in enumerate(result)
+        )
+
+
+def _name(function: Any) -> str:
+    """As torch has it, without underscores: ``add``, ``relu``, ``shape`` (a property),
+    ``getitem``."""
+    name = getattr(function, "__name__", str(function))
+    return (function.__self__.__name__ if name == "__get__" else name).strip("_")
+
+
+def _evaluating(function: Any, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """The same call with running statistics and without dropout."""
+    if function is F.batch_norm:
+        bound = inspect.signature(F.batch_norm).bind(*args, **kwargs)
+        bound.apply_defaults()
+        if bound.arguments["running_mean"] is not None:
+            bound.arguments["training"] = False
+        return tuple(bound.arguments.values()), {}
+    if (
+        "dropout" in name
+        and callable(getattr(F, name, None))
+        and "training" in inspect.signature(function).parameters
+    ):
+        bound = inspect.signature(function).bind(*args, **kwargs)
+        bound.arguments["training"] = False
+        return bound.args, bound.kwargs
+    return args, kwargs
+
+
+def _plain(x: Any) -> Any:
+    return int(x) if isinstance(x, Dim) else x
+
+
+def _nothing(*args: Any) -> None:
+    raise NotImplementedError

@@ -1,0 +1,232 @@
+"""What the dependency graph finds out about small networks, and why channels stay."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from checks import example, plain_net
+from torch import Tensor, nn
+
+import netslim
+
+
+def removable(model: nn.Module, x=None) -> dict[str, int]:
+    graph = netslim.analyze(model.eval(), example() if x is None else x)
+    return {name: int(channels.sum()) for name, channels in graph.removable.items()}
+
+
+class Function(nn.Module):
+    """A module of a function."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def between(function, last: nn.Module | None = None) -> nn.Sequential:
+    """A batch norm of 8 channels, ``function``, and a reader."""
+    reader = nn.Conv2d(8, 2, 1) if last is None else last
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), Function(function), reader
+    )
+
+
+@pytest.mark.parametrize("position", range(4))
+def test_modules_that_do_nothing_keep_nothing(position: int) -> None:
+    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()]
+    layers.insert(position, nn.Identity())
+    assert removable(nn.Sequential(*layers, nn.Conv2d(8, 2, 1))) == {str(1 + (position <= 1)): 8}
+
+
+class _Conv(nn.Conv2d):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 3, padding=1)
+
+
+class _Norm(nn.BatchNorm2d):
+    pass
+
+
+def test_subclasses_of_layers_are_layers() -> None:
+    assert removable(nn.Sequential(_Conv(3, 8), _Norm(8), nn.SiLU(), nn.Conv2d(8, 2, 1))) == {
+        "1": 8
+    }
+
+
+class _Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = plain_net()
+
+    def forward(self, image: Tensor, other: Tensor) -> dict[str, Tensor]:
+        return {"sum": self.body(image) + other, "image": image}
+
+
+@pytest.mark.parametrize("form", [tuple, dict])
+def test_several_inputs_and_a_dict_of_outputs(form) -> None:
+    inputs = {"image": example(), "other": torch.zeros(1)}
+    given = inputs if form is dict else tuple(inputs.values())
+    assert removable(_Two(), given) == {"body.1": 8, "body.4": 6}
+    keep = {"body.1": torch.arange(8) < 5}
+    small, report = netslim.prune(_Two().eval(), keep, given)
+    assert report.removed == 3 and small(**inputs)["sum"].shape == (2, 2)
+
+
+def test_a_missing_input_is_a_value_error() -> None:
+    with pytest.raises(ValueError, match=r"the model cannot take \(2, 3, 8, 8\)"):
+        netslim.analyze(_Two(), example())
+
+
+def test_the_training_branch_does_not_decide() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = between(lambda x: x)
+            self.aux = nn.Conv2d(2, 2, 9)
+
+        def forward(self, x: Tensor):
+            x = self.body(x)
+            return (x, self.aux(x)) if self.training else x
+
+    graph = netslim.analyze(Net().eval(), example())
+    assert not graph.training and list(graph.norms) == ["body.1"]
+
+
+def test_a_batch_norm_that_is_not_prunable_has_its_reason() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    graph = netslim.analyze(net, example())
+    assert graph.reasons == {"1": "it is an output of the model"}
+    with pytest.raises(ValueError, match=r"no channel .* can be removed \(1: it is an output"):
+        netslim.ProximalSlimming(graph, lambda_=0.01, beta=100)
+    with pytest.raises(ValueError, match="it has no batch norm"):
+        netslim.ProximalSlimming(netslim.analyze(nn.Conv2d(3, 2, 1), example()), lambda_=1, beta=1)
+
+
+KEEPING = {  # operations behind which every channel stays, and what the reason names
+    "picks": (lambda x: x[:, [7, 6, 5, 4, 3, 2, 1, 0]], "picks channels"),
+    "half": (lambda x: F.pad(x[:, :4], (0, 0, 0, 0, 0, 4)), "picks channels by number"),
+    "literal view": (lambda x: x.view(2, 8, -1).view(2, 8, 6, 6), "written in the code"),
+    "literal split": (lambda x: torch.cat(x.split(4, 1), 1), "written in the code"),
+    "flip": (lambda x: x.flip(1), "rearranges its channels"),
+    "softmax": (lambda x: x.softmax(1), "works over all channels"),
+    "mean of channels": (lambda x: x - x.mean(1, keepdim=True), "over all channels"),
+    "norm of channels": (lambda x: x / torch.norm(x, 2, 1, keepdim=True), "'norm'"),
+    "compared": (lambda x: x if x.shape[1] == 8 else -x, "computes with its width"),
+    "scaled by the width": (lambda x: x * x.shape[1] ** -0.5, "computes with its width"),
+    "divided by the width": (lambda x: x / x.shape[1], "computes with its width"),
+    "width minus a number": (lambda x: x.view(2, x.shape[1] - 4, 2, 6, 6).flatten(1, 2), "width"),
+    "a constant of that width": (lambda x: x + torch.ones(1, 8, 1, 1), "of fixed width"),
+    "matrix product": (lambda x: torch.einsum("nchw,cd->ndhw", x, torch.eye(8)), "reads it"),
+    "group norm": (lambda x: F.group_norm(x, 2), "reads it"),
+    "literal expand": (lambda x: x.mean((2, 3), True).expand(2, 8, 6, 6), "written in the code"),
+}
+
+
+@pytest.mark.parametrize("name", KEEPING)
+def test_channels_stay_where_code_needs_their_number(name: str) -> None:
+    function, reason = KEEPING[name]
+    graph = netslim.analyze(between(function).eval(), example())
+    assert not graph.norms and reason in graph.reasons["1"]
+
+
+FOLLOWING = {  # and those behind which they can go
+    "flatten": (lambda x: x.flatten(1), nn.Linear(8 * 36, 2)),
+    "view": (lambda x: x.view(x.size(0), -1), nn.Linear(8 * 36, 2)),
+    "shuffle": (
+        lambda x: x.view(x.size(0), 2, x.size(1) // 2, 6, 6).transpose(1, 2).reshape(x.shape),
+        None,
+    ),
+    "chunk": (lambda x: torch.cat(x.chunk(2, 1)[::-1], 1), None),
+    "split": (lambda x: torch.cat(x.split(x.shape[1] // 2, 1), 1), None),
+    "channels last and back": (lambda x: x.permute(0, 2, 3, 1).permute(0, 3, 1, 2), None),
+    "sizes that agree": (lambda x: x + F.relu(x) if x.shape == F.relu(x).shape else x, None),
+    "a multiple": (lambda x: x if x.shape[1] % 2 == 0 else -x, None),
+    "picked pixels": (lambda x: x[:, :, ::2, 1:], None),
+    "flipped pixels": (lambda x: x.flip(-1), None),
+    "expand": (lambda x: x.mean((2, 3), True).expand(-1, -1, 6, 6), None),
+    "expand as": (lambda x: x.mean((2, 3), True).expand_as(x), None),
+    "squeeze": (lambda x: x.mean((2, 3), True).squeeze(-1).squeeze(-1), nn.Linear(8, 2)),
+    "where": (lambda x: torch.where(x > 0.5, x, torch.zeros_like(x)), None),
+    "masked": (lambda x: x.masked_fill(x > 0.5, 2.0), None),
+    "channel padding": (lambda x: F.pad(x, (0, 0, 0, 0, 2, 2)), nn.Conv2d(12, 2, 1)),
+    "pool with indices": (lambda x: F.max_pool2d(x, 2, return_indices=True)[0], None),
+    "channel shuffle": (lambda x: F.channel_shuffle(x, 2), None),
+}
+
+
+@pytest.mark.parametrize("name", FOLLOWING)
+def test_channels_go_where_code_follows(name: str) -> None:
+    function, last = FOLLOWING[name]
+    net = between(function, last).eval()
+    assert removable(net) == {"1": 8}
+    with torch.no_grad():
+        net[1].weight[::2] = net[1].bias[::2] = 0
+        net[1].weight[1] = net[1].bias[1] = 0
+    small, report = netslim.prune(net, {"1": net[1].weight.detach() != 0}, example())
+    assert report.difference < 1e-6
+    assert report.removed > 0 and small[1].num_features == 8 - report.removed
+
+
+def test_a_squeeze_without_an_axis_keeps_two_channels() -> None:
+    net = between(lambda x: x.mean((2, 3), True).squeeze(), nn.Linear(8, 2))
+    graph = netslim.analyze(net.eval(), example())
+    assert graph.removable["1"].tolist() == [False, False] + [True] * 6
+
+
+def test_constants_that_blur_or_truncate_stay() -> None:
+    """Their padding is no constant any more, or the constant is another one."""
+    ways = {
+        "average with padding": lambda x: F.avg_pool2d(x, 3, 1, 1),
+        "power": lambda x: F.lp_pool2d(x, 2, 2),
+        "logsumexp": lambda x: torch.logsumexp(x, (2, 3), keepdim=True),
+        "sum": lambda x: x.sum((2, 3), keepdim=True),
+        "to int": lambda x: x.to(torch.int32).to(x.dtype),
+        "padding": lambda x: F.pad(x, (1, 1, 1, 1)),
+    }
+    for name, function in ways.items():
+        net = between(function).double().eval()
+        with torch.no_grad():
+            net[1].bias.fill_(0.75)
+        keep = {"1": torch.arange(8) < 4}
+        try:
+            _, report = netslim.prune(net, keep, example())
+        except ValueError as error:
+            assert "reads it" in str(error), name
+            continue
+        assert report.removed == 0 and report.staying == {"1": 4}, name
+
+
+def test_code_that_is_compiled_away_keeps_everything() -> None:
+    with pytest.warns(FutureWarning):
+        net = between(torch.jit.script(nn.Softmax(1)))
+    assert not netslim.analyze(net.eval(), example()).norms
+
+
+def test_graph_modules() -> None:
+    traced = torch.fx.symbolic_trace(plain_net())
+    assert removable(traced) == removable(plain_net())
+
+
+def test_analysis_leaves_the_model_as_it_was() -> None:
+    net = plain_net().train()
+    before = {name: x.clone() for name, x in net.state_dict().items()}
+    random = torch.get_rng_state()
+    seen = []
+    handle = net[1].register_forward_hook(lambda *_: seen.append(1))
+    netslim.analyze(net, example())
+    handle.remove()
+    assert net.training and torch.equal(random, torch.get_rng_state())
+    assert all(torch.equal(x, before[name]) for name, x in net.state_dict().items())
+
+
+def test_one_image_is_enough() -> None:
+    assert removable(plain_net().train(), example()[:1]) == {"1": 8, "4": 6}
+
+
+def test_a_model_on_the_meta_device() -> None:
+    net = plain_net().to("meta")
+    assert removable(net) == {"1": 8, "4": 6}
+    with pytest.raises(ValueError, match="meta device"):
+        netslim.prune(net, {}, example())

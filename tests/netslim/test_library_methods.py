@@ -1,0 +1,126 @@
+"""The methods own no tensor of the model, and notice what is done to it."""
+
+import copy
+
+import pytest
+import torch
+from checks import example, plain_net
+from torch import nn
+
+import netslim
+
+WAYS = {
+    "assigned": lambda m: m.load_state_dict(copy.deepcopy(m.state_dict()), assign=True),
+    "replaced": lambda m: m.__setitem__(4, nn.BatchNorm2d(6)),
+    "new parameter": lambda m: setattr(m[4], "weight", nn.Parameter(torch.ones(6))),
+    "moved": lambda m: m[4].double() and m[4].float(),
+    "double": lambda m: m.double(),
+    "half": lambda m: m[4].half(),
+    "bfloat16": lambda m: m.bfloat16(),
+}
+
+
+def slimming(model: nn.Module, **options) -> netslim.ProximalSlimming:
+    return netslim.ProximalSlimming(
+        netslim.analyze(model.eval(), example()), **{"lambda_": 1.0, "beta": 100, **options}
+    )
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_gamma_that_is_swapped_is_followed(way: str) -> None:
+    model = plain_net()
+    method = slimming(model)
+    WAYS[way](model)
+    for _ in range(1000):
+        method.step(0.1)
+    for name, zeros in method.zeros().items():
+        assert zeros.all() and not model.get_submodule(name).weight.any(), name
+
+
+def test_rounding_does_not_stop_the_shrinking() -> None:
+    """A step smaller than the resolution of bfloat16 is not lost."""
+    gamma = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = plain_net().to(dtype)
+        method = slimming(model, beta=1.0, lambda_=0.01, xi_init=(0, 0))
+        for _ in range(200):
+            method.step(1e-3)  # by a thousandth each
+        gamma.append(model[1].weight.detach().float())
+    assert gamma[0].max() < 0.9
+    assert torch.equal(gamma[0].bfloat16().float(), gamma[1])
+
+
+def test_another_width_is_noticed() -> None:
+    model = plain_net()
+    method = slimming(model)
+    model[4] = nn.BatchNorm2d(5)
+    with pytest.raises(RuntimeError, match="4 has 5 channels now, not 6: make the method again"):
+        method.step(0.1)
+
+
+def test_frozen_factors_stay() -> None:
+    model = plain_net()
+    model[1].requires_grad_(False)
+    before = model[1].weight.clone()
+    method = slimming(model)
+    for _ in range(1000):
+        method.step(0.1)
+    assert torch.equal(model[1].weight, before) and not model[4].weight.any()
+    model[1].requires_grad_(True)  # thawed in between
+    for _ in range(1000):
+        method.step(0.1)
+    assert not model[1].weight.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_zero_is_one_number_for_every_type(dtype: torch.dtype) -> None:
+    model = plain_net().to(dtype)
+    method = slimming(model)
+    tiny = torch.tensor([0.0, 2.0**-127, -(2.0**-130), 2.0**-120, 1, 1, 1, 1])
+    with torch.no_grad():
+        model[1].weight.copy_(tiny)
+    expected = [True, True, True, dtype is torch.float16, *[False] * 4]
+    assert method.zeros()["1"].tolist() == expected
+
+
+def test_a_run_without_a_zero_is_told() -> None:
+    method = slimming(plain_net(), lambda_=1e-6)
+    method.step(0.1)
+    with pytest.warns(UserWarning, match="no scaling factor is zero"):
+        method.zeros()
+
+
+def test_subgradient_has_to_change_gradients_before_the_step() -> None:
+    model = plain_net()
+    method = netslim.Subgradient(netslim.analyze(model, example()), lambda_=0.1)
+    with pytest.raises(RuntimeError, match="before_step"):
+        method.step(0.1)
+    model.train()(example()).sum().backward()
+    before = model[1].weight.grad.clone()
+    method.before_step()
+    method.step(0.1)
+    assert torch.allclose(model[1].weight.grad - before, torch.full((8,), 0.1))
+
+
+def test_from_training_to_the_pruned_model() -> None:
+    torch.manual_seed(0)
+    model = plain_net()
+    for norm in (model[1], model[4]):
+        nn.init.constant_(norm.weight, 0.5)
+    method = slimming(model.train(), lambda_=4)
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    for _ in range(900):
+        labels = torch.randint(0, 2, (16,))
+        images = torch.randn(16, 3, 8, 8) + labels[:, None, None, None]
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        method.step(0.1)
+    zeros = method.zeros()
+    assert any(zero.any() for zero in zeros.values())
+    keep = {name: ~zero for name, zero in zeros.items()}
+    for mask in keep.values():
+        mask[0] |= not mask.any()
+    _, report = netslim.prune(model, keep, example())
+    assert report.removed and report.difference < 1e-5 * max(report.largest, 1)

@@ -1,0 +1,252 @@
+"""A pruned model is equal to the masked one, whatever it is made of."""
+
+import copy
+import io
+
+import checks
+import networks
+import pytest
+import torch
+from checks import assert_close, disturb, example, plain_net, random_keep
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import netslim
+import netslim.signals
+
+SETTINGS = settings(
+    max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+SEEDS = st.integers(0, 10**6)
+
+
+@pytest.fixture(autouse=True)
+def rules_may_not_fail(monkeypatch) -> None:
+    monkeypatch.setattr(netslim.signals, "STRICT", True)
+
+
+def train(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Gradients after one training pass, and the statistics that it leaves."""
+    model.train().zero_grad()
+    model(x).square().sum().backward()
+    found = {f"{name}.grad": p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return found | {n: b for n, b in model.named_buffers() if "running" in n}
+
+
+def kept_of(removal, name: str, tensor: Tensor) -> Tensor:
+    entry = name.removesuffix(".grad")
+    for axis, kept in enumerate(removal.index.get(entry, ())):
+        tensor = tensor.index_select(axis, kept)
+    return tensor
+
+
+@SETTINGS
+@given(SEEDS)
+def test_silent_channels_leave_outputs_gradients_and_statistics(seed: int) -> None:
+    model, x = networks.build(seed, silent=True, padded=True), example().double()
+    for _ in range(2):  # what was pruned can be pruned again
+        graph = netslim.analyze(model, x)
+        keep = random_keep(graph)
+        checks.silence(graph, keep)
+        small, report = netslim.prune(model, keep, x)
+        full = checks.masked(model, x, keep)
+        if report.folded:  # of a bias in front, or of a gate
+            return
+        assert_close(small(x), full(x))
+        removal = netslim.surgery.plan_removal(graph, keep)
+        mine, theirs = train(copy.deepcopy(small), x), train(full, x)
+        scale = max(float(g.abs().max()) for g in theirs.values())
+        for name, found in theirs.items():
+            entry, _, _ = name.removesuffix(".grad").rpartition(".")
+            inside = name if name in mine else name.replace(entry, f"{entry}.norm", 1)
+            expected = kept_of(removal, name, found)
+            assert float((mine[inside] - expected).abs().max()) <= 1e-8 * scale, name
+        model = small
+
+
+@SETTINGS
+@given(SEEDS)
+def test_constants_are_folded_exactly_without_padding(seed: int) -> None:
+    model, x = networks.build(seed, silent=False, padded=False), example().double()
+    for _ in range(2):
+        keep = random_keep(netslim.analyze(model, x))
+        small, full, _ = checks.pruned_and_masked(model, x, keep)
+        assert_close(small(x), full(x))
+        file = io.BytesIO()
+        netslim.save(small, file)
+        file.seek(0)
+        fresh = networks.build(seed, silent=False, padded=False)
+        assert torch.equal(netslim.load(fresh, file)(x), small(x))
+        model = small
+
+
+def test_constants_are_exact_inside_the_border() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.SiLU()),
+        *(nn.Conv2d(8, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU()),
+        nn.Conv2d(6, 2, 1),
+    ).double()
+    disturb(model)
+    x = example().double()
+    small, full, report = checks.pruned_and_masked(model.eval(), x, {"1": torch.arange(8) < 4})
+    assert report.removed == report.folded == 4
+    assert_close(small(x)[..., 1:-1, 1:-1], full(x)[..., 1:-1, 1:-1])
+
+
+@pytest.mark.parametrize("dims", [1, 3])
+def test_other_dimensions(dims: int) -> None:
+    conv, norm = getattr(nn, f"Conv{dims}d"), getattr(nn, f"BatchNorm{dims}d")
+    up = getattr(nn, f"ConvTranspose{dims}d")
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(conv(2, 8, 2), norm(8), nn.ReLU(), conv(8, 8, 2, groups=8), norm(8), nn.ReLU()),
+        *(up(8, 4, 2), norm(4), nn.ReLU(), conv(4, 2, 1)),
+    ).double()
+    disturb(model)
+    x = torch.randn(2, 2, *[5] * dims).double()
+    graph = netslim.analyze(model.eval(), x)
+    keep = {name: torch.arange(norm.num_features) % 2 == 0 for name, norm in graph.norms.items()}
+    checks.silence(graph, keep)
+    small, full, report = checks.pruned_and_masked(model, x, keep)
+    assert report.removed == 4 + 4 + 2
+    assert_close(small(x), full(x))
+
+
+def test_linear_layers() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(4, 9, bias=False), nn.BatchNorm1d(9), nn.GELU(), nn.Linear(9, 2)
+    )
+    disturb(model.double().eval())
+    x = torch.randn(3, 4).double()
+    small, full, report = checks.pruned_and_masked(model, x, {"1": torch.arange(9) < 5})
+    assert report.removed == 4 and small[0].out_features == 5
+    assert_close(small(x), full(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_types_of_numbers(dtype: torch.dtype) -> None:
+    model = plain_net()
+    disturb(model)
+    model = model.to(dtype).eval()
+    small, report = netslim.prune(model, {"1": torch.arange(8) < 5}, example())
+    assert report.removed == 3
+    assert {p.dtype for p in small.parameters()} == {dtype}
+
+
+def test_channels_last_stays() -> None:
+    model = plain_net().to(memory_format=torch.channels_last).eval()
+    small, _ = netslim.prune(model, {"1": torch.arange(8) < 5}, example())
+    assert small[3].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_layer_that_is_called_twice_has_one_bias() -> None:
+    """Two calls see two constants: one bias cannot be for both."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1)
+            self.na, self.nb, self.shared = nn.BatchNorm2d(8), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = self.na(self.a(x)), self.nb(self.b(x))
+            return self.shared(a.relu()) * self.shared(b.relu())
+
+    torch.manual_seed(0)
+    model = Net().double().eval()
+    disturb(model)
+    x = example().double()
+    with torch.no_grad():
+        for norm in (model.na, model.nb):
+            norm.bias[:] = torch.tensor([-1.0] * 4 + [1.0] * 4)
+    keep = {"na": torch.arange(8) % 2 > 0, "nb": torch.arange(8) % 2 > 0}
+    graph = netslim.analyze(model, x)
+    assert not graph.norms or all(name in graph.norms for name in keep)
+    small, full, _ = checks.pruned_and_masked(
+        model, x, {name: mask for name, mask in keep.items() if name in graph.norms}
+    )
+    assert_close(small(x), full(x))
+
+
+class _OwnForward(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.weight, None)  # whatever its bias is
+
+
+def test_a_layer_of_its_own_code_is_given_no_bias() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU()),
+        *(_OwnForward(8, 2, 1, bias=False), nn.Sigmoid()),
+    ).double()
+    disturb(model.eval())
+    with torch.no_grad():
+        model[1].bias.copy_(torch.tensor([1.0, -1.0] * 4))
+    x = example().double()
+    small, full, report = checks.pruned_and_masked(model, x, {"1": torch.arange(8) > 3})
+    assert report.removed == 2 and report.staying == {"1": 2}
+    assert_close(small(x), full(x))
+
+
+def test_the_code_of_a_subclass_decides_about_padding() -> None:
+    class Same(nn.Conv2d):  # the padding is in the code, not in the attribute
+        def forward(self, x: Tensor) -> Tensor:
+            x = nn.functional.pad(x, (1, 1, 1, 1), mode="replicate")
+            return nn.functional.conv2d(x, self.weight, self.bias)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.SiLU(), Same(8, 4, 3, padding=7)),
+        *(nn.BatchNorm2d(4), nn.SiLU(), nn.Conv2d(4, 2, 1)),
+    ).double()
+    disturb(model.eval())
+    x = example().double()
+    small, full, report = checks.pruned_and_masked(model, x, {"1": torch.arange(8) < 4})
+    assert report.folded == 4
+    assert_close(small(x), full(x))
+
+
+def test_a_batch_norm_of_two_names_selects_under_both() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.norm = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)
+            self.block = nn.Sequential(self.norm, nn.ReLU(), nn.Conv2d(8, 8, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return x + self.block(x)
+
+    model = Net().double().eval()
+    disturb(model)
+    keep = {name: torch.arange(8) < 3 for name in netslim.analyze(model, example().double()).norms}
+    small, full, report = checks.pruned_and_masked(model, example().double(), keep)
+    assert report.removed == 5 and len(report.selections) == 1
+    assert small.norm is small.block[0]
+    assert_close(small(example().double()), full(example().double()))
+
+
+def test_numbers_of_keep_are_checked() -> None:
+    model = plain_net().eval()
+    for keep, message in (
+        ({"9": torch.ones(8).bool()}, "there is no such batch norm"),
+        ({"1": torch.ones(8)}, r"torch.float32 \(8,\), not torch.bool"),
+        ({"1": torch.ones(7).bool()}, r"\(7,\), not torch.bool \(8,\)"),
+        ({"1": torch.zeros(8).bool()}, "keeps no channel"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            netslim.prune(model, keep, example())
+
+
+def test_the_model_stays_as_it_was_and_the_class_is_the_users() -> None:
+    model = plain_net().train()
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    model[0].weight.requires_grad_(False)
+    small, report = netslim.prune(model, {"1": torch.arange(8) < 5}, example())
+    assert type(small) is type(model) and small.training
+    assert not small[0].weight.requires_grad and small[1].weight.requires_grad
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+    assert "channels: 14 -> 11" in str(report) and report.parameters[1] < report.parameters[0]
