@@ -13,8 +13,8 @@ from netslim.selection import name_in
 
 # A scaling factor smaller than this is zero, whatever its type: float32's smallest normal number.
 TINY = torch.finfo(torch.float32).tiny
-# ``hardshrink`` sets what is at most this large to zero: the number just below TINY.
-BELOW_TINY = TINY * (1 - 2**-24)
+# ``hardshrink`` sets what is at most this large to zero: float32's number just below TINY.
+BELOW_TINY = TINY * (1 - 2**-23)
 
 
 def is_zero(factor: Tensor) -> Tensor:
@@ -39,6 +39,7 @@ class Method:
     """
 
     factors: dict[str, str] = {"gamma": "γ"}  # noqa: RUF012  # what tells which channels are needed
+    zeroed = "gamma"  # the one of them whose zeros are pruned
 
     def __init__(self, graph: Graph, model: nn.Module | None = None) -> None:
         self.graph, self.model = graph, graph.model if model is None else model
@@ -147,10 +148,23 @@ class Method:
         """One of ``factors``, [channels]."""
         return self.read() if name == "gamma" else self.state_dict()[name]
 
-    def zeros(self) -> dict[str, Tensor]:
-        """{name of the batch norm: bool [channels]}, where the factor that is pruned by is zero."""
-        parts = self.split(is_zero(self.factor("gamma")))
-        return dict(zip(self.names, (part.clone() for part in parts), strict=True))
+    def zeros(self, factor: str | None = None) -> dict[str, Tensor]:
+        """Where a factor is zero, by batch norm.
+
+        Args:
+            factor: one of ``factors``; None for ``zeroed``, whose zeros are pruned.
+
+        Returns:
+            {name of the batch norm: bool [channels]}.
+
+        Raises:
+            ValueError: there is no such factor.
+        """
+        factor = factor or self.zeroed
+        if factor not in self.factors:
+            raise ValueError(f"there is no factor {factor!r}, only {', '.join(self.factors)}")
+        parts = self.split(is_zero(self.factor(factor)))
+        return dict(zip(self.names, parts, strict=True))
 
     def steps(self, epoch: int) -> int | None:
         """How many mini-batches an epoch takes, drawn with replacement; None: every image once.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from netslim.graph import Graph
-from netslim.methods.base import Method, is_zero
+from netslim.methods.base import Method
 
 
 class LpADMM(Method):
@@ -34,6 +34,7 @@ class LpADMM(Method):
     """
 
     factors = {"gamma": "γ", "z": "z"}  # noqa: RUF012
+    zeroed = "z"
 
     def __init__(
         self,
@@ -84,10 +85,6 @@ class LpADMM(Method):
         u = v.clamp(-threshold, threshold)
         for tensor, new in ((self.u, u), (self.z, v - u), (self.count, self.count * 0)):
             self.update(tensor, torch.where(due, new, tensor))
-
-    def zeros(self) -> dict[str, Tensor]:
-        """Where z is exactly zero."""
-        return dict(zip(self.names, self.split(is_zero(self.z)), strict=True))
 
     def penalty(self) -> float:
         """λΣh(z): with slope M up to the x where ω(x) = M, then |z|^p and what makes it whole."""

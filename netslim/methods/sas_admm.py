@@ -79,8 +79,10 @@ class SASADMM(Method):
         """Where the model has Ŵ."""
         return list(weights(self.model).values())
 
-    def zeros(self) -> dict[str, Tensor]:
-        """{name of the weight: bool, in its shape}, where Z is exactly zero."""
+    def zeros(self, factor: str | None = None) -> dict[str, Tensor]:
+        """{name of the weight: bool, in its shape}, where Z is exactly zero; of γ as elsewhere."""
+        if factor:
+            return super().zeros(factor)
         named = weights(self.model)
         parts = (self.z == 0).split([w.numel() for w in named.values()])
         return {name: part.view_as(w) for (name, w), part in zip(named.items(), parts, strict=True)}

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from netslim.graph import Graph
-from netslim.methods.base import BELOW_TINY, TINY, Method
+from netslim.methods.base import BELOW_TINY, TINY, Method, is_zero
 from netslim.methods.penalties import PENALTIES
 
 
@@ -135,10 +135,21 @@ class ProximalSlimming(Method):
         new = self.phi.prox(mean, self.lambda_ / (alpha + self.beta))
         self.update(self.xi, self.unless_frozen(new.to(self.xi), self.xi))
 
-    def zeros(self) -> dict[str, Tensor]:
-        """Where γ is exactly zero; warns where none is and the penalty has not moved far enough."""
-        zeros = super().zeros()
-        if not any(zero.any() for zero in zeros.values()) and 0 < self.reach < self.start:
+    def zeros(self, factor: str | None = None) -> dict[str, Tensor]:
+        """As :meth:`Method.zeros`, of γ or of ``"xi"``; warns where none is zero.
+
+        γ is pulled to 0 behind each ξ = 0, but slowly with momentum: pruning by ξ does not wait.
+        """
+        zeros = super().zeros(factor)
+        if any(zero.any() for zero in zeros.values()):
+            return zeros
+        if of_xi := int(is_zero(self.xi).sum()):
+            warnings.warn(
+                f"{of_xi} of {len(self.xi)} ξ are zero, but no γ is yet: train for longer, or with"
+                ' a larger beta or a smaller momentum, or prune by ξ, with zeros("xi")',
+                stacklevel=2,
+            )
+        elif 0 < self.reach < self.start:
             warnings.warn(
                 f"no scaling factor is zero: so far the penalty alone has moved them by"
                 f" {self.reach:.2g}, and ξ started at {self.start:.2g} or more; train for longer"

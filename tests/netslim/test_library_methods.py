@@ -1,6 +1,7 @@
 """The methods own no tensor of the model, and notice what is done to it."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -88,6 +89,24 @@ def test_a_run_without_a_zero_is_told() -> None:
     method.step(0.1)
     with pytest.warns(UserWarning, match="no scaling factor is zero"):
         method.zeros()
+
+
+def test_where_xi_is_zero_and_no_gamma_is_it_is_told_and_can_be_pruned_by() -> None:
+    """As at the end of a short run with momentum, which γ follows slowly."""
+    model = plain_net()
+    method = slimming(model)
+    method.xi[3:] = 0
+    with pytest.warns(UserWarning, match=rf"{len(method.xi) - 3} of {len(method.xi)} ξ are zero"):
+        assert not any(zeros.any() for zeros in method.zeros().values())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        zeros = method.zeros("xi")
+    assert zeros["1"].tolist() == [False] * 3 + [True] * 5 and zeros["4"].all()
+    keep = {"1": ~zeros["1"]}
+    small, _ = netslim.prune(model, keep, example())
+    assert small[1].num_features == 3
+    with pytest.raises(ValueError, match="there is no factor 'z', only gamma, xi"):
+        method.zeros("z")
 
 
 def test_subgradient_has_to_change_gradients_before_the_step() -> None:
