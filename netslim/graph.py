@@ -3,9 +3,8 @@
 :func:`analyze` runs the model on an example (:mod:`netslim.trace`), follows its channels
 (:mod:`netslim.signals`), and divides the indices along all axes of all parameters into *classes*
 that can only be removed together. A class can be removed where every layer that reads it sees a
-constant, or does
-not need it: a batch norm whose scaling factor γ is 0 gives its bias, whatever it reads, and
-activations, sums and pools keep constants.
+constant, or does not need it: a batch norm whose scaling factor γ is 0 gives its bias, whatever it
+reads, and activations, sums and pools keep constants.
 
 A batch norm that is the only reader of its input is *tied* to it: they lose the same channels. One
 that reads a stream that others read, too (a pre-activation ResNet, a DenseNet), *selects*: it loses
@@ -36,10 +35,9 @@ class Graph:
         removable: {name: bool [channels]} of the ``norms``; most are all True.
         drawn_for: the ``norms`` behind which dropout draws a number for each channel.
         rectified: the ``norms`` behind which a ReLU or ReLU6 comes first: γ = 0 and a bias of at
-        most 0 give 0.
+            most 0 give 0.
         training: whether it was also seen in training mode. Where it could not be run so, parts
-        that
-            only training uses stay as they are.
+            that only training uses stay as they are.
     """
 
     def __init__(self, model: nn.Module, example: Any) -> None:
@@ -308,7 +306,7 @@ def analyze(model: nn.Module, example: Any) -> Graph:
     Args:
         model: any module; it is run in a copy and stays as it is.
         example: what its forward pass takes: a tensor, a tuple of arguments, or a dict of keyword
-        arguments.
+            arguments.
 
     Raises:
         ValueError: the model cannot take the example.

@@ -170,7 +170,7 @@ class Step:
         function: of an elementwise operation, on the values of its inputs (float64, NaN: varies).
         size: of the maps that a convolution reads, in pixels.
         weight, bias, mean, variance: parameters and buffers of a layer, by name in the state dict;
-        "" for none.
+            "" for none.
         stream: all signals that a selection chooses from.
         training: whether it is seen in training mode.
     """

@@ -29,10 +29,10 @@ class Report:
         channels: {name of the batch norm: (before, after)}.
         silent: removed channels that gave 0 on every input; nothing is lost with them.
         folded: removed channels that gave a constant other than 0, which is folded into what
-        follows.
+            follows.
         alive: those of the two whose scaling factor was not 0: the outputs change with them.
         staying: {name: channels that were to be removed and stay, because what reads them needs
-        them}.
+            them}.
         reasons: {name: why none of its channels can be removed}.
         parameters: (before, after).
         selections: batch norms that now select their channels from a stream.
@@ -147,12 +147,12 @@ def plan_removal(
     """What it takes to remove the channels that ``keep`` does not keep from ``model``.
 
     ``model`` is the graph's own, or one of the same code. Without ``streams``, a stream keeps
-    channels that nobody reads any more.
+    channels that nobody reads any more. A layer of which nothing would be left keeps its first
+    channel.
 
     Raises:
-        ValueError: ``keep`` names a batch norm that has no removable channels, is of another
-        width, or
-            keeps nothing of a layer.
+        ValueError: ``keep`` names a batch norm that has no removable channels, or is of another
+            width.
     """
     model = graph.model if model is None else model
     for name, mask in keep.items():
@@ -164,8 +164,6 @@ def plan_removal(
                 f"the mask of {name} is {mask.dtype} {tuple(mask.shape)}, not torch.bool"
                 f" ({len(graph.removable[name])},)"
             )
-        if not mask.any():
-            raise ValueError(f"the mask of {name} keeps no channel: keep one at least")
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     if any(x.is_meta for x in tensors.values()):
         raise ValueError("the model has no values: it is on the meta device")
@@ -530,9 +528,9 @@ def prune(model: Model, keep: Mapping[str, Tensor], example: Any) -> tuple[Model
 
     Args:
         model: any module that :func:`netslim.analyze` can run.
-        keep: {name of a batch norm: bool [channels]}, True where a channel is kept, at least one
-        each;
-            batch norms that are not named keep all.
+        keep: {name of a batch norm: bool [channels]}, True where a channel is kept. Batch norms
+            that are not named keep all; a layer of which nothing would be left keeps its first
+            channel.
         example: what the forward pass of ``model`` takes, as for :func:`netslim.analyze`.
 
     Returns:

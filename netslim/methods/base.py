@@ -35,7 +35,7 @@ class Method:
     Args:
         graph: of the model that is trained.
         model: what is trained where it is not ``graph.model``: what is left of it after channels
-        were removed.
+            were removed.
     """
 
     factors: dict[str, str] = {"gamma": "γ"}  # noqa: RUF012  # what tells which channels are needed

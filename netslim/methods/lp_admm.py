@@ -27,7 +27,7 @@ class LpADMM(Method):
         rho: ρ > 0, the weight of γ − z.
         bound: M > 0, the largest slope of the penalty.
         z_every: after how many steps z and u follow, "epoch" for its end only; they follow there
-        in any case.
+            in any case.
 
     Raises:
         ValueError: an argument is out of its range.

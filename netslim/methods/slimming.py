@@ -65,15 +65,14 @@ class ProximalSlimming(Method):
         lambda_: λ ≥ 0.
         beta: β > 0.
         prox_every: "step" (one alternation per mini-batch, as the released program makes them) or
-        "epoch"
-            (Algorithm 1 as printed: ξ changes once, after the epoch).
+            "epoch" (Algorithm 1 as printed: ξ changes once, after the epoch).
         xi_init: the range that ξ is drawn from; None starts at ξ = γ.
         keep_dead: :meth:`dead` calls no channel dead.
         penalty, shape: φ, by its name in ``PENALTIES``.
 
     Raises:
         ValueError: an argument is out of its range, or the model has no channel that can be
-        removed.
+            removed.
     """
 
     factors = {"gamma": "γ", "xi": "ξ"}  # noqa: RUF012

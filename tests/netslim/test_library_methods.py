@@ -143,3 +143,15 @@ def test_from_training_to_the_pruned_model() -> None:
         mask[0] |= not mask.any()
     _, report = netslim.prune(model, keep, example())
     assert report.removed and report.difference < 1e-5 * max(report.largest, 1)
+
+
+def test_a_step_sets_just_what_is_subnormal_to_zero() -> None:
+    tiny = torch.tensor(torch.finfo(torch.float32).tiny)
+    below = tiny.nextafter(torch.tensor(0.0))
+    method = slimming(plain_net(), lambda_=0.0, beta=1.0)
+    gamma = torch.stack([tiny, -tiny, below, -below, *[2 * tiny] * (len(method.gamma) - 4)])
+    method.write(gamma)
+    method.xi.copy_(gamma)  # (γ + ξ)/2 is γ
+    method.step(1.0)
+    assert method.read().tolist() == gamma.masked_fill(gamma.abs() < tiny, 0).tolist()
+    assert sum(int(zeros.sum()) for zeros in method.zeros().values()) == 2

@@ -235,10 +235,20 @@ def test_numbers_of_keep_are_checked() -> None:
         ({"9": torch.ones(8).bool()}, "there is no such batch norm"),
         ({"1": torch.ones(8)}, r"torch.float32 \(8,\), not torch.bool"),
         ({"1": torch.ones(7).bool()}, r"\(7,\), not torch.bool \(8,\)"),
-        ({"1": torch.zeros(8).bool()}, "keeps no channel"),
     ):
         with pytest.raises(ValueError, match=message):
             netslim.prune(model, keep, example())
+
+
+def test_a_layer_without_a_channel_left_keeps_one() -> None:
+    model = plain_net().eval()
+    with torch.no_grad():
+        model[1].weight.zero_()
+        model[1].bias.fill_(-1)
+    small, report = netslim.prune(model, {"1": model[1].weight != 0}, example())
+    assert small[1].num_features == 1
+    assert report.channels["1"] == (8, 1) and report.staying == {"1": 1}
+    assert_close(small(example()), model(example()))
 
 
 def test_the_model_stays_as_it_was_and_the_class_is_the_users() -> None:
