@@ -247,16 +247,6 @@ class Graph:
         """The classes of ``signals``, in their shape."""
         return self.classes[self._atoms[signals]]
 
-    def read_by(self, name: str) -> Tensor:
-        """The classes of what a batch norm reads."""
-        step = next(s for s in self.steps if s.kind == "norm" and s.name == name)
-        return self.classes[self._atoms[step.inputs[0]]]
-
-    def stream_channels(self, gone: Tensor) -> int:
-        """How many of the ``gone`` classes are channels of streams only, of no batch norm."""
-        own = torch.cat([torch.zeros(0, dtype=torch.int64), *map(self.norm_classes, self.norms)])
-        return int(gone.sum()) - int(gone[own.unique()].sum())
-
     def behind(self, name: str, constants: Tensor) -> Tensor:
         """The ``constants`` that a batch norm's channels give behind the activation, [channels]."""
         output = next(s.output for s in self.steps if s.kind == "norm" and s.name == name)
@@ -266,17 +256,6 @@ class Graph:
             if single and step.output is not None and torch.equal(step.inputs[0].flatten(), output):
                 return constants[step.output].flatten()
         return constants[output]
-
-    def writer(self, name: str) -> str | None:
-        """The layer whose outputs, and nothing else, a batch norm reads."""
-        step = next(s for s in self.steps if s.kind == "norm" and s.name == name)
-        if name not in self._tied:
-            return None
-        for s in self.steps:
-            layer = s.kind in ("convolution", "grouped", "linear")
-            if layer and s.output is not None and torch.equal(s.output, step.inputs[0]):
-                return s.name
-        return None
 
     def norm_classes(self, name: str) -> Tensor:
         """The classes of the channels of a batch norm."""

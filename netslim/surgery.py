@@ -100,42 +100,6 @@ class Removal:
     selects: dict[str, Tensor]
     added: dict[str, Tensor] = field(default_factory=dict)
 
-    def full_name(self, name: str) -> str:
-        """What an entry of the smaller model's state dict is called in the full one."""
-        for norm in self.selects:
-            if name.startswith(f"{norm}.norm."):
-                return f"{norm}.{name.removeprefix(f'{norm}.norm.')}"
-        return name
-
-    def part(self, name: str, x: Tensor) -> Tensor:
-        """What stays of ``x``, which has the shape of the full model's ``name``."""
-        for axis, kept in enumerate(self.index.get(name, ())[: x.dim()]):
-            if len(kept) < x.shape[axis]:
-                x = x.index_select(axis, kept.to(x.device))
-        return x
-
-    def put_back(self, part: Mapping[str, Tensor], full: Mapping[str, Tensor]) -> None:
-        """Write ``part``, entries of the smaller model, to where in ``full`` they came from.
-
-        What was removed stays as ``full`` has it, and so do the indices of selections.
-        """
-        for name, value in part.items():
-            if name.endswith(".select.index"):
-                continue
-            target = full[self.full_name(name)]
-            index = self.index.get(self.full_name(name), ())[: target.dim()]
-            if index:
-                shape = [
-                    [-1 if i == axis else 1 for i in range(len(index))]
-                    for axis in range(len(index))
-                ]
-                grid = tuple(
-                    kept.to(target.device).view(s) for kept, s in zip(index, shape, strict=True)
-                )
-                target[grid] = value.to(target)
-            else:
-                target.copy_(value)
-
 
 @torch.no_grad()
 def plan_removal(

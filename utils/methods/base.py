@@ -4,7 +4,7 @@ A method is one class: its flags, the tensors it keeps, what it does around an S
 adds to the log, and what the prune commands may mask by. Nothing else knows any of that.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from decimal import Decimal
 from typing import Any
@@ -196,9 +196,3 @@ class Method:
     def set_(self, target: Tensor, value: Tensor) -> None:
         """``target`` becomes ``value``, unless the training is halted."""
         torch.where(self.halted > 0, target, value, out=target)
-
-
-def momentum_of(optimizer: torch.optim.SGD, parameters: Sequence[Tensor]) -> Tensor:
-    """The momentum buffers of ``parameters`` in one vector, 0 where there are none."""
-    buffers = [optimizer.state[p].get("momentum_buffer", torch.zeros_like(p)) for p in parameters]
-    return torch.cat(buffers)

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from netslim.methods.penalties import PENALTIES
+from netslim.methods.slimming import bias_eigenvalue, momentum_of
 from utils.arguments import Flag, not_negative, number, positive
 from utils.methods import penalties
-from utils.methods.base import TINY, Method, is_zero, momentum_of
+from utils.methods.base import TINY, Method, is_zero
 from utils.paper.settings import XI_INIT, Schedule, recipe
 
 # What -h says of the flags.
@@ -42,19 +43,6 @@ def shrinkage(lambda_: float, beta: float, schedule: Schedule) -> float:
     ``schedule`` lists how many alternations there are at which learning rate 1/α.
     """
     return lambda_ * sum(count / (2 / lr + beta) for count, lr in schedule)
-
-
-def decay_of_bias(mu: float, n: int, decay: float) -> float | None:
-    """By what a step multiplies a dead channel's bias in the long run; None if it oscillates.
-
-    Without a gradient the bias b and its momentum v follow a linear recursion. Its eigenvalues
-    solve z² − (1 + μ − ε(1 + nμ))z + μ(1 − nε) = 0, where ε is ``decay``, lr · weight decay, and
-    ``n`` is 1 with Nesterov, else 0. If both are real and not negative, it is the larger one.
-    """
-    half, product = (1 + mu - decay * (1 + n * mu)) / 2, mu * (1 - n * decay)
-    if half < 0 or product < 0 or half * half < product:
-        return None
-    return half + math.sqrt(half * half - product)
 
 
 def rounded_down(x: float) -> str:
@@ -219,7 +207,7 @@ class ProximalSlimming(Method):
         # What is left of γ's momentum moves it by less than the next (8b) sets to zero.
         stays_zero = (self.gamma == 0) & (self.xi == 0) & (lr * gamma_v.abs() < TINY)
         # A step multiplies b + cv by z; and once b ≤ 0 and b + cv ≤ 0, both hold for ever.
-        z = decay_of_bias(mu, n, decay)
+        z = bias_eigenvalue(mu, n, decay)
         if z is None:
             return torch.zeros_like(stays_zero)
         c = -lr * mu ** (1 + n) / (z - mu) if mu else 0.0
@@ -285,12 +273,12 @@ class ProximalSlimming(Method):
         group = optimizer.param_groups[0]
         mu, n, decay = group["momentum"], int(group["nesterov"]), group["weight_decay"]
         to_come = accumulate((lr for _, lr in reversed(schedule)), max)  # the highest, from the end
-        bad = [lr for lr in to_come if decay_of_bias(mu, n, lr * decay) is None]
+        bad = [lr for lr in to_come if bias_eigenvalue(mu, n, lr * decay) is None]
         if bad:
             epochs = (
                 f"the first {len(bad)} of {len(schedule)}" if len(bad) < len(schedule) else "all"
             )
-            # Where the equation of decay_of_bias has a double root.
+            # Where the equation of bias_eigenvalue has a double root.
             root = (1 - mu) / (1 + mu) if n else 1 - math.sqrt(mu)
             yield (
                 f"warning: no channel is called dead in {epochs} epochs, so all train on: with"
