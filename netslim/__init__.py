@@ -3,13 +3,14 @@ what changed."""
 
 from netslim.files import load, save
 from netslim.graph import Graph, analyze
-from netslim.methods import SASADMM, LpADMM, ProximalSlimming, Subgradient
+from netslim.methods import SASADMM, Budget, LpADMM, ProximalSlimming, Subgradient
 from netslim.selection import ChannelSelection
 from netslim.surgery import Report, prune
 
 __version__ = "1.0.0"
 __all__ = [
     "SASADMM",
+    "Budget",
     "ChannelSelection",
     "Graph",
     "LpADMM",

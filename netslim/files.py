@@ -63,6 +63,8 @@ def take(model: Model, state: Mapping[str, Tensor]) -> Model:
             or (index.diff() <= 0).any()
         ):
             raise ValueError(f"{name}.select.index is not a sorted list of channels")
+        if index.shape != rest.get(f"{name}.norm.weight", index).shape:
+            raise ValueError(f"{name}.select.index is not as long as what is behind it")
         for key in [k for k in rest if k.startswith(f"{name}.norm.")]:
             rest[f"{name}.{key.removeprefix(f'{name}.norm.')}"] = rest.pop(key)
     counters = {

@@ -6,12 +6,12 @@ that can only be removed together. A class can be removed where every layer that
 constant, or does not need it: a batch norm whose scaling factor γ is 0 gives its bias, whatever it
 reads, and activations, sums and pools keep constants.
 
-A batch norm that is the only reader of its input is *tied* to it: they lose the same channels. One
-that reads a stream that others read, too (a pre-activation ResNet, a DenseNet), *selects*: it loses
-channels of its own, and the stream keeps them as long as somebody reads them.
+A batch norm that alone reads what a layer writes is *tied* to it: they lose the same channels. One
+that reads a stream, which several layers write or read (a pre-activation ResNet, a DenseNet),
+*selects*: it loses channels of its own, and the stream keeps them as long as somebody reads them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from netslim.trace import record
 
 AnyBatchNorm = nn.modules.batchnorm._BatchNorm
 Keep = Mapping[str, Tensor]
+NOTHING = torch.empty(0, dtype=torch.int64)
 TERMINAL = ("convolution", "linear", "norm", "select")
 
 
@@ -30,9 +31,12 @@ class Graph:
 
     Attributes:
         model: the model that was analyzed.
+        example: what it was analyzed with.
         norms: {name: batch norm} whose channels can be removed, in module order.
         reasons: {name: why not} of the other batch norms that have scaling factors.
         removable: {name: bool [channels]} of the ``norms``; most are all True.
+        coupled: {name: bool [channels]} that can be removed where γ = 0 in all batch norms that
+            write their stream: those of a residual network, say.
         drawn_for: the ``norms`` behind which dropout draws a number for each channel.
         rectified: the ``norms`` behind which a ReLU or ReLU6 comes first: γ = 0 and a bias of at
             most 0 give 0.
@@ -41,7 +45,7 @@ class Graph:
     """
 
     def __init__(self, model: nn.Module, example: Any) -> None:
-        self.model = model
+        self.model, self.example = model, example
         seen = Signals(model)
         seen.read(record(model, example), training=False)
         try:
@@ -51,11 +55,7 @@ class Graph:
             self.training = False
         self.steps, self._axes = seen.steps, seen.axes
         self._atoms = seen.table[: seen.count]
-        self._known = (
-            torch.cat([x.flatten() for x in seen.known])
-            if seen.known
-            else torch.empty(0, dtype=torch.int64)
-        )
+        self._known = torch.cat([NOTHING, *(x.flatten() for x in seen.known)])
         modules = dict(model.named_modules())
         self.all_norms = {
             n: m for n, m in modules.items() if isinstance(m, AnyBatchNorm) and m.weight is not None
@@ -73,11 +73,7 @@ class Graph:
         self._why = self._pinned(seen, used)
         self._readers = self._read()
         self._decide()
-        dropped = (
-            self.classes[self._atoms[torch.cat(seen.dropped)]]
-            if seen.dropped
-            else edges.new_empty(0)
-        )
+        dropped = self.classes_of(torch.cat([NOTHING, *seen.dropped]))
         # Behind these a number is drawn for each channel: without some, others would be drawn.
         self.drawn_for = {
             n for n in self.norms if bool(torch.isin(self.norm_classes(n), dropped).any())
@@ -85,28 +81,30 @@ class Graph:
         self.rectified = self._rectified()
 
     def _ties(self, edges: Tensor, seen: Signals) -> frozenset[str]:
-        """The batch norms that are the only readers of what they read."""
+        """The batch norms that are the only readers of what one layer writes."""
         classes = _components(seen.atom_count, edges)
         pinned = torch.zeros(seen.atom_count, dtype=torch.bool)
         pinned[classes[0]] = True
         for atoms, _ in seen.pins:
             pinned[classes[atoms]] = True
-        readers = torch.zeros(
-            seen.atom_count, dtype=torch.int64
-        )  # of a class: none, one by number, many
         numbers: dict[str, int] = {}
-        for step in self.steps:
-            if step.kind in TERMINAL:
-                number = numbers.setdefault(step.name, len(numbers) + 1)
-                read = classes[self._atoms[step.inputs[0]]]
-                before = readers[read]
-                readers[read] = torch.where((before == 0) | (before == number), number, -1)
+        readers, writers = torch.zeros(2, seen.atom_count, dtype=torch.int64).unbind()
+        for step in (s for s in self.steps if s.kind in TERMINAL):
+            number = numbers.setdefault(step.name, len(numbers) + 1)
+            ends = [(readers, step.inputs[0] if step.stream is None else step.stream)]
+            if step.kind in ("convolution", "linear") and step.output is not None:
+                ends.append((writers, step.output))
+            for single, signals in ends:  # the number of the only one, 0 for none, -1 for several
+                of = classes[self._atoms[signals]]
+                only = (single[of] == 0) | (single[of] == number)
+                single[of] = torch.where(only, number, -1)
         tied: set[str] = set()
         apart: set[str] = set()
         reads: dict[str, Tensor] = {}
         for step in (s for s in self.steps if s.kind == "norm"):
             read = classes[self._atoms[step.inputs[0]]]
             alone = bool((readers[read] == numbers[step.name]).all() and not pinned[read].any())
+            alone = alone and not (writers[read] == -1).any()
             # Without factors, or called by code that has no module to put a selection into, it
             # cannot lose channels of its own.
             selects = step.weight and step.call is not None and step.call.module == step.name
@@ -187,30 +185,39 @@ class Graph:
             index = classes[:, None].expand_as(rows)
             by.scatter_reduce_(0, index, rows.to(torch.uint8), "amin")
             self.reached[classes] = True
+        for step in self.steps:
+            if step.stream is not None:  # what no selection passes on is read by nobody
+                self.reached[self.classes_of(step.stream)] = True
         by, reached = by.bool(), self.reached
         self.norms: dict[str, AnyBatchNorm] = {}
         self.reasons: dict[str, str] = {}
         self.removable: dict[str, Tensor] = {}
+        self.coupled: dict[str, Tensor] = {}
         called = {s.name for s in self.steps if s.kind == "norm"}
         for name, norm in self.all_norms.items():
             if name not in called:
                 self.reasons[name] = "it is not called, or computes in a way of its own"
                 continue
             classes = self.norm_classes(name)
-            can = by[classes, column[name]] & reached[classes] & ~self._pins[classes]
+            free = reached[classes] & ~self._pins[classes]
+            alone, together = by[classes, column[name]] & free, by[classes, -1] & free
             if norm.running_mean is None:
                 self.reasons[name] = "it keeps no running statistics"
-            elif can.any():
-                self.norms[name], self.removable[name] = norm, can
+                continue
+            if (together & ~alone).any():
+                self.coupled[name] = together & ~alone
+            if alone.any():
+                self.norms[name], self.removable[name] = norm, alone
             elif self._pins[classes].any():
                 self.reasons[name] = next(self._why[c] for c in classes.tolist() if c in self._why)
-            elif by[classes, -1].any():
+            elif name in self.coupled:
                 mine = torch.zeros(len(self.classes), dtype=torch.bool)
                 mine[classes] = True
                 norms = (n for n in called & {*self.all_norms} if n != name)
                 others = [n for n in norms if mine[self.norm_classes(n)].any()]
                 self.reasons[name] = (
-                    "its channels are shared with " + _few(sorted(others))
+                    f"its channels are shared with {_few(sorted(others))}: with the group penalty"
+                    " they can become zero together"
                     if others
                     else "what reads it needs it"
                 )
@@ -225,12 +232,18 @@ class Graph:
         otherwise = {
             i
             for step in self.steps
-            if step.name not in ("relu", "relu6")
+            if not _rectifies(step)
             for x in step.inputs
             for i in made_by[x].unique().tolist()
         }
         names = {step.name for i, step in enumerate(norms) if i not in otherwise}
         return {name for name in self.norms if name in names}
+
+    def prunable(self, coupled: bool = True) -> dict[str, Tensor]:
+        """{name: bool [channels]}, which can be removed, in module order; ``coupled`` ones too."""
+        kinds = (self.removable, self.coupled) if coupled else (self.removable,)
+        every = {n: [kind[n] for kind in kinds if n in kind] for n in self.all_norms}
+        return {name: torch.stack(parts).any(0) for name, parts in every.items() if parts}
 
     @property
     def ties(self) -> list[list[str]]:
@@ -247,6 +260,16 @@ class Graph:
         """The classes of ``signals``, in their shape."""
         return self.classes[self._atoms[signals]]
 
+    def read_by(self, name: str) -> Tensor:
+        """The classes of what a batch norm reads."""
+        step = next(s for s in self.steps if s.kind == "norm" and s.name == name)
+        return self.classes_of(step.inputs[0])
+
+    def stream_channels(self, gone: Tensor, norms: Iterable[str]) -> int:
+        """How many of the ``gone`` classes are channels of streams only, of none of ``norms``."""
+        own = torch.cat([NOTHING, *map(self.norm_classes, norms)])
+        return int(gone.sum()) - int(gone[own.unique()].sum())
+
     def behind(self, name: str, constants: Tensor) -> Tensor:
         """The ``constants`` that a batch norm's channels give behind the activation, [channels]."""
         output = next(s.output for s in self.steps if s.kind == "norm" and s.name == name)
@@ -257,9 +280,27 @@ class Graph:
                 return constants[step.output].flatten()
         return constants[output]
 
+    def writer(self, name: str) -> str | None:
+        """The convolution or linear layer that alone writes what a batch norm reads."""
+        step = next(s for s in self.steps if s.kind == "norm" and s.name == name)
+        if name not in self._tied:
+            return None
+        layers = ("convolution", "grouped", "linear")
+        for maker in (s for s in self.steps if s.kind in layers):
+            if maker.output is not None and torch.equal(maker.output, step.inputs[0]):
+                return maker.name
+        return None
+
     def norm_classes(self, name: str) -> Tensor:
         """The classes of the channels of a batch norm."""
         return self.classes[self._axes[f"{name}.weight" if name else "weight"][0]]
+
+
+def _rectifies(step: Step) -> bool:
+    """Whether it is a ReLU or a ReLU6, which is a hardtanh from 0 as a module."""
+    if step.name == "hardtanh" and step.function is not None:
+        return bool(step.function(torch.tensor([-1.0])) == 0)
+    return step.name in ("relu", "relu6")
 
 
 def _few(names: Sequence[str]) -> str:

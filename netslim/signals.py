@@ -22,134 +22,37 @@ from torch.utils._pytree import tree_flatten, tree_map
 from netslim.trace import Call, Dim, Ref, Trace
 
 # Elementwise operations: an output channel is a function of the same channel of the inputs.
-ELEMENTWISE = {
-    *(
-        "relu",
-        "relu6",
-        "silu",
-        "sigmoid",
-        "tanh",
-        "gelu",
-        "elu",
-        "selu",
-        "celu",
-        "leaky_relu",
-        "mish",
-    ),
-    *("hardswish", "hardsigmoid", "hardtanh", "softplus", "softsign", "logsigmoid", "tanhshrink"),
-    *(
-        "softshrink",
-        "hardshrink",
-        "threshold",
-        "prelu",
-        "rrelu",
-        "clamp",
-        "clip",
-        "clamp_min",
-        "clamp_max",
-    ),
-    *("add", "radd", "iadd", "sub", "rsub", "isub", "subtract", "mul", "rmul", "imul", "multiply"),
-    *("div", "truediv", "rtruediv", "itruediv", "rdiv", "true_divide", "divide", "neg", "negative"),
-    *(
-        "pow",
-        "rpow",
-        "square",
-        "sqrt",
-        "rsqrt",
-        "exp",
-        "log",
-        "log1p",
-        "abs",
-        "absolute",
-        "erf",
-        "sin",
-    ),
-    *("cos", "floor", "ceil", "round", "sign", "reciprocal", "maximum", "minimum", "where", "lerp"),
-    *(
-        "addcmul",
-        "addcdiv",
-        "masked_fill",
-        "eq",
-        "ne",
-        "gt",
-        "ge",
-        "lt",
-        "le",
-        "logical_not",
-        "isnan",
-    ),
-    *("floor_divide", "remainder", "floordiv", "nan_to_num", "type_as", "zeros_like", "ones_like"),
-    *("full_like", "rand_like", "randn_like", "bernoulli", "softmax", "log_softmax"),
-}
+ELEMENTWISE = set(
+    "relu relu6 silu sigmoid tanh gelu elu selu celu leaky_relu mish hardswish hardsigmoid hardtanh"
+    " softplus softsign logsigmoid tanhshrink softshrink hardshrink threshold prelu rrelu clamp"
+    " clip clamp_min clamp_max add radd iadd sub rsub isub subtract mul rmul imul multiply div"
+    " truediv rtruediv itruediv rdiv true_divide divide neg negative pow rpow square sqrt rsqrt exp"
+    " log log1p abs absolute erf sin cos floor ceil round sign reciprocal maximum minimum where"
+    " lerp addcmul addcdiv masked_fill eq ne gt ge lt le logical_not isnan floor_divide remainder"
+    " floordiv nan_to_num type_as zeros_like ones_like full_like rand_like randn_like bernoulli"
+    " softmax log_softmax".split()
+)
 PRODUCTS = {"mul", "rmul", "imul", "multiply"}  # 0 where one factor is
-RANDOM_OR_SOFT = {
-    *("full_like", "rand_like", "randn_like"),
-    *("bernoulli", "softmax", "log_softmax", "rrelu"),
-}
+RANDOM_OR_SOFT = set("full_like rand_like randn_like bernoulli softmax log_softmax rrelu".split())
 # The tensor itself, in another place, type or memory format.
-SAME = {
-    *(
-        "contiguous",
-        "clone",
-        "detach",
-        "to",
-        "float",
-        "double",
-        "half",
-        "bfloat16",
-        "type",
-        "cuda",
-        "cpu",
-    ),
-    *(
-        "requires_grad",
-        "data",
-        "positive",
-        "alpha_dropout",
-        "feature_alpha_dropout",
-        "feature_dropout",
-    ),
-    *("dropout", "dropout1d", "dropout2d", "dropout3d", "native_dropout", "identity", "real"),
-}
+SAME = set(
+    "contiguous clone detach to float double half bfloat16 type cuda cpu requires_grad data"
+    " positive dropout dropout1d dropout2d dropout3d native_dropout alpha_dropout"
+    " feature_alpha_dropout feature_dropout identity real".split()
+)
 # Pools and the like: channel by channel, and of a constant map they give the constant.
 SPATIAL = {
-    *(
-        f"{kind}_pool{d}d"
-        for kind in ("max", "avg", "adaptive_max", "adaptive_avg", "lp")
-        for d in (1, 2, 3)
-    ),
-    *(f"max_pool{d}d_with_indices" for d in (1, 2, 3)),
-    *(f"adaptive_max_pool{d}d_with_indices" for d in (1, 2, 3)),
-    *("interpolate", "upsample", "upsample_nearest", "upsample_bilinear", "boolean_dispatch"),
-}
+    f"{kind}_pool{d}d" for kind in "max avg adaptive_max adaptive_avg lp".split() for d in (1, 2, 3)
+} | set("interpolate upsample upsample_nearest upsample_bilinear boolean_dispatch".split())
+SPATIAL |= {f"{k}max_pool{d}d_with_indices" for k in ("", "adaptive_") for d in (1, 2, 3)}
 MEANS = {"mean", "amax", "amin", "max", "min"}  # over axes without channels they keep constants
 SUMS = {"sum", "std", "var", "argmax", "argmin", "any", "all", "prod"}  # and these keep 0 only
-REARRANGING = {
-    *(
-        "flatten",
-        "unflatten",
-        "view",
-        "reshape",
-        "permute",
-        "transpose",
-        "swapaxes",
-        "movedim",
-        "t",
-        "T",
-    ),
-    *(
-        "squeeze",
-        "unsqueeze",
-        "chunk",
-        "split",
-        "split_with_sizes",
-        "tensor_split",
-        "unbind",
-        "getitem",
-    ),
-    *("expand", "expand_as", "reshape_as", "view_as", "narrow", "flip", "roll", "pixel_shuffle"),
-    *("pixel_unshuffle", "channel_shuffle", "unsafe_chunk", "mT", "select", "repeat", "moveaxis"),
-}
+REARRANGING = set(
+    "flatten unflatten view reshape permute transpose swapaxes movedim t T squeeze unsqueeze chunk"
+    " split split_with_sizes tensor_split unbind getitem expand expand_as reshape_as view_as narrow"
+    " flip roll pixel_shuffle pixel_unshuffle channel_shuffle unsafe_chunk mT select repeat"
+    " moveaxis".split()
+)
 PARTS = {"chunk", "unsafe_chunk", "split", "split_with_sizes", "tensor_split", "unbind"}
 PICKING = {"pixel_shuffle", "narrow", "select", "repeat", "roll", "flip", "pixel_unshuffle"}
 CONVOLUTIONS = {f"conv{t}{d}d" for d in (1, 2, 3) for t in ("", "_transpose")}
@@ -168,7 +71,6 @@ class Step:
         inputs, output: signals.
         call: the operation, with its arguments.
         function: of an elementwise operation, on the values of its inputs (float64, NaN: varies).
-        size: of the maps that a convolution reads, in pixels.
         weight, bias, mean, variance: parameters and buffers of a layer, by name in the state dict;
             "" for none.
         stream: all signals that a selection chooses from.
@@ -181,7 +83,6 @@ class Step:
     output: Tensor | None
     call: Call | None = None
     function: Callable[..., Tensor] | None = None
-    size: tuple[int, ...] = ()
     weight: str = ""
     bias: str = ""
     mean: str = ""
@@ -193,11 +94,21 @@ class Step:
     def options(self) -> "Options":
         """How a convolution is computed."""
         assert self.call is not None
-        return options(self.call, len(self.size))
+        return options(self.call)
 
     @property
     def transposed(self) -> bool:
         return self.call is not None and "transpose" in self.call.name
+
+    @property
+    def bordered(self) -> bool:
+        """Whether a constant gives no constant: at zero padding, or between strides."""
+        if self.kind == "linear":
+            return False
+        padding = self.options.padding
+        return self.transposed or not (
+            padding == "valid" if isinstance(padding, str) else not any(padding)
+        )
 
     @property
     def one_by_one(self) -> bool:
@@ -214,8 +125,8 @@ class Options(NamedTuple):
     groups: int
 
 
-def options(call: Call, axes: int) -> Options:
-    transposed = "transpose" in call.name
+def options(call: Call) -> Options:
+    transposed, axes = "transpose" in call.name, int(call.name[-2])
 
     def each(position: int, name: str, default: int) -> Any:
         given = call.argument(position, name, default)
@@ -236,16 +147,13 @@ class Signals:
     """All that was seen, for all traces of a model."""
 
     model: nn.Module
-    table: Tensor = field(
-        default_factory=lambda: torch.zeros(1024, dtype=torch.int64)
-    )  # atoms, with room to grow
+    # Atoms by signal, with room to grow.
+    table: Tensor = field(default_factory=lambda: torch.zeros(1024, dtype=torch.int64))
     count: int = 0
     atom_count: int = 1
     edges: list[Tensor] = field(default_factory=list)  # [2, n] pairs of atoms
     pins: list[tuple[Tensor, str]] = field(default_factory=list)  # atoms that stay, and why
-    axes: dict[str, tuple[Tensor, ...]] = field(
-        default_factory=dict
-    )  # atoms of parameters, by axis
+    axes: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)  # atoms of parameters
     known: list[Tensor] = field(default_factory=list)  # signals of parameters
     steps: list[Step] = field(default_factory=list)
     dropped: list[Tensor] = field(default_factory=list)  # signals that dropout draws numbers for
@@ -306,12 +214,24 @@ class _Reader:
         for value in self.trace.outputs:
             signals = self.of(value)
             self.all.pin(self.all.atom(signals), "it is an output of the model")
-            self.all.steps.append(Step("other", "output", [signals], None, training=self.training))
+            self.step("other", "output", [signals], None)
         if self.unseen:
             everything = torch.arange(self.all.atom_count)
             self.all.pin(
                 everything, "the model runs code that torch cannot see (compiled, or of its own)"
             )
+
+    def step(
+        self,
+        kind: str,
+        name: str,
+        inputs: list[Tensor],
+        output: Tensor | None,
+        *more: Any,
+        **of: Any,
+    ) -> None:
+        of["training"] = self.training
+        self.all.steps.append(Step(kind, name, inputs, output, *more, **of))
 
     def of(self, value: int) -> Tensor:
         """The signals of a value, [1, ..., C, ..., 1]."""
@@ -320,13 +240,11 @@ class _Reader:
             flat = torch.full([1] * len(shape), VARYING)
             if name is not None:
                 wide = [axis for axis, size in enumerate(shape) if size > 1]
-                if len(wide) == 1 and wide[0] < 2:
-                    atoms = self.all.axes[name][wide[0]]
-                    flat = self.all.new(
-                        atoms.view([-1 if axis == wide[0] else 1 for axis in range(len(shape))])
-                    )
+                if not wide or (len(wide) == 1 and wide[0] < 2):
+                    atoms = self.all.axes[name][wide[0]] if wide else torch.tensor([FIXED])
+                    flat = self.all.new(atoms.view([-1 if n > 1 else 1 for n in shape]))
                     self.all.known.append(flat)
-                    self.all.steps.append(Step("known", name, [], flat, training=self.training))
+                    self.step("known", name, [], flat)
                 else:
                     for atoms in self.all.axes[name]:
                         self.all.pin(atoms, f"code reads {name} as a whole")
@@ -338,9 +256,7 @@ class _Reader:
             self.apply(call)
         except NotPrunable as reason:
             self.stop(call, str(reason))
-        except (
-            Exception
-        ):  # an operation in a form that the rules do not foresee: nothing it reads goes
+        except Exception:  # of an operation in a form that the rules do not foresee
             if STRICT:
                 raise
             self.stop(call, f"{_where(call)} is called in a form that is not known")
@@ -350,7 +266,7 @@ class _Reader:
         inputs = [self.of(value) for value in call.refs()]
         for signals in inputs:
             self.all.pin(self.all.atom(signals), reason)
-        self.all.steps.append(Step("other", call.name, inputs, None, training=self.training))
+        self.step("other", call.name, inputs, None)
         for value in _refs(call.outputs):
             self.signals[value] = torch.full([1] * len(self.trace.shapes[value]), VARYING)
 
@@ -422,8 +338,8 @@ class _Reader:
         own_bias = self.trace.names.get(bias.value) if isinstance(bias, Ref) else ""
         if own_bias is None:
             raise NotPrunable(f"{_where(call)} adds a bias that is no parameter")
-        transposed, size = "transpose" in call.name, self.trace.shapes[value][2:]
-        groups = 1 if linear else options(call, len(size)).groups
+        transposed = "transpose" in call.name
+        groups = 1 if linear else options(call).groups
         if groups > 1 and not (key == "weight" and isinstance(module, nn.modules.conv._ConvNd)):
             raise NotPrunable(f"{_where(call)} computes in groups whose number its code says")
         rows, columns = (axes[1], axes[0]) if transposed else (axes[0], axes[1])
@@ -445,27 +361,18 @@ class _Reader:
         shape[axis] = -1
         output = self.all.new(rows).view(shape)
         self.keep(call, output)
-        step = Step(
-            "linear" if linear else "convolution" if groups == 1 else "grouped",
-            path,
-            [inputs],
-            output.flatten(),
-            call,
-            size=() if linear else size,
-            weight=name,
-            bias=own_bias,
-            training=self.training,
-        )
-        self.all.steps.append(step)
+        kind = "linear" if linear else "convolution" if groups == 1 else "grouped"
+        self.step(kind, path, [inputs], output.flatten(), call, weight=name, bias=own_bias)
 
     def norm(self, call: Call) -> None:
         """A batch norm: its own channels, which are joined to those it reads, or select them,
         later."""
         value, *own = call.args[:5]  # running mean and variance, weight, bias
-        names = [self.trace.names.get(x.value, "") if isinstance(x, Ref) else None for x in own]
-        mean, variance, weight, bias = names
-        first = weight or mean
-        if not first or "" in names:
+        keys = ("mean", "variance", "weight", "bias")
+        names = [self.trace.names.get(x.value) if isinstance(x, Ref) else "" for x in own]
+        of = dict(zip(keys, names, strict=True))
+        first = of["weight"] or of["mean"]
+        if not first or None in names:
             raise NotPrunable(f"{_where(call)} computes its scaling factors or its statistics")
         inputs = self.channels(call, _ref(value), 1)
         atoms = self.all.axes[first][0]
@@ -475,19 +382,7 @@ class _Reader:
         shape = [1, -1, *[1] * (len(self.trace.shapes[_ref(value)]) - 2)]
         output = self.all.new(atoms).view(shape)
         self.keep(call, output)
-        step = Step(
-            "norm",
-            self.all.owner[first][1],
-            [inputs],
-            output.flatten(),
-            call,
-            weight=weight or "",
-            bias=bias or "",
-            mean=mean or "",
-            variance=variance or "",
-            training=self.training,
-        )
-        self.all.steps.append(step)
+        self.step("norm", self.all.owner[first][1], [inputs], output.flatten(), call, **of)
 
     def size(self, call: Call) -> None:
         """Code computes with a size, which has to stay; or finds it equal to another, or a
@@ -542,9 +437,15 @@ class _Reader:
         axes = call.argument(1, "dim", call.kwargs.get("axis"))
         axes = range(dims) if axes is None else (axes,) if isinstance(axes, int) else axes
         axes = sorted({axis % max(dims, 1) for axis in axes}, reverse=True)
-        if any(signals.shape[axis] > 1 for axis in axes):
+        across = [axis for axis in axes if signals.shape[axis] > 1]
+        several = len(across) == 1 and signals.numel() > signals.shape[across[0]]
+        if several and call.name in ("sum", "mean"):  # of parts that stay equally wide
+            combine = torch.sum if call.name == "sum" else torch.mean
+            parts = [*signals.split(1, across[0])]
+            signals = self.made(call.name, parts, lambda *x: combine(torch.stack(x), 0))
+        elif across:
             raise NotPrunable(f"{_where(call)} works over all channels")
-        if call.name in SUMS:
+        if call.name in SUMS and any(self.trace.shapes[value][a] > 1 for a in {*axes} - {*across}):
             signals = self.made(call.name, [signals], lambda x: x.masked_fill(x != 0, math.nan))
         if len(_refs(call.outputs)) and len(self.trace.shapes[_refs(call.outputs)[0]]) < dims:
             for axis in axes:
@@ -555,14 +456,11 @@ class _Reader:
         """New signals, each a function of the inputs' in its place; all of these are joined."""
         shape = torch.broadcast_shapes(*(x.shape for x in inputs))
         inputs = [x.expand(shape) for x in inputs]
-        widest = self.all.atom(inputs[0])
+        atoms = self.all.atom(inputs[0])
         for other in inputs[1:]:
-            mine = self.all.atom(other)
-            self.all.join(widest, mine)
-        output = self.all.new(widest)
-        self.all.steps.append(
-            Step("elementwise", name, inputs, output, function=function, training=self.training)
-        )
+            self.all.join(atoms, self.all.atom(other))
+        output = self.all.new(atoms)
+        self.step("elementwise", name, inputs, output, None, function)
         return output
 
     def elementwise(self, call: Call) -> None:
@@ -607,17 +505,7 @@ class _Reader:
         output = self.all.new(output_atoms.contiguous())
 
         inputs = [x.expand(joined) for x in arrays]
-        self.all.steps.append(
-            Step(
-                "elementwise",
-                call.name,
-                inputs,
-                output,
-                call,
-                partial(_evaluate, call),
-                training=self.training,
-            )
-        )
+        self.step("elementwise", call.name, inputs, output, call, partial(_evaluate, call))
         self.keep(call, output)
 
     def cat(self, call: Call) -> None:
@@ -701,9 +589,7 @@ class _Reader:
         shape[axis] = -1
         output = self.all.new(own).view(shape)
         self.keep(call, output)
-        step = Step("select", name, [inputs], output.flatten(), call, training=self.training)
-        step.stream = stream
-        self.all.steps.append(step)
+        self.step("select", name, [inputs], output.flatten(), call, stream=stream)
 
     def rearrange(self, call: Call) -> None:
         """Do with the signals what is done with the tensor."""

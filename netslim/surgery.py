@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from netslim.graph import Graph, analyze
-from netslim.selection import selecting
+from netslim.selection import selecting, selections
 from netslim.signals import ZERO, Step
 from netslim.trace import call, copied, first_line, moved, plain, tensors_in
 
@@ -33,6 +32,8 @@ class Report:
         alive: those of the two whose scaling factor was not 0: the outputs change with them.
         staying: {name: channels that were to be removed and stay, because what reads them needs
             them}.
+        carriers: channels that were to be removed and stay, with γ = 0, to carry the constants of
+            removed ones to where the zero padding of a convolution cuts them off.
         reasons: {name: why none of its channels can be removed}.
         parameters: (before, after).
         selections: batch norms that now select their channels from a stream.
@@ -45,6 +46,7 @@ class Report:
     folded: int
     alive: int
     staying: dict[str, int]
+    carriers: int
     reasons: dict[str, str]
     parameters: tuple[int, int]
     selections: list[str]
@@ -65,6 +67,8 @@ class Report:
         ]
         if self.staying:
             lines.append(f"kept, because other layers need them: {sum(self.staying.values())}")
+        if self.carriers:
+            lines.append(f"kept with a factor of 0, to carry constants: {self.carriers}")
         if self.selections:
             lines.append(f"selecting from a shared stream: {len(self.selections)} batch norms")
         if self.difference is not None:
@@ -88,17 +92,59 @@ class Removal:
         gone: bool by class of the graph.
         constants: by signal: what it is on every input, NaN where it varies.
         keep: {name of the batch norm: bool [channels]}, what stays of the prunable ones.
+        carriers: bool by class: they stay with γ = 0, see :meth:`_Folding.carriers`.
         index: {entry of the state dict: the indices that stay, by axis}, for all that gets smaller.
-        selects: {batch norm: int64 indices of what it reads}, where it has to select.
+        selects: {batch norm, or index of a selection: int64 indices of what it reads}, where it has
+            to select.
+        wholes: selections of all that is left of their stream, which are not needed any more.
         added: {entry of the state dict: what is added to it}; a bias that is missing is made.
     """
 
     gone: Tensor
     constants: Tensor
     keep: dict[str, Tensor]
+    carriers: Tensor
     index: dict[str, tuple[Tensor, ...]]
     selects: dict[str, Tensor]
+    wholes: list[str]
     added: dict[str, Tensor] = field(default_factory=dict)
+
+    def full_name(self, name: str) -> str:
+        """What an entry of the smaller model's state dict is called in the full one."""
+        path, _, key = name.rpartition(".")
+        if path in self.wholes:
+            return f"{path}.norm.{key}"
+        full = path.removesuffix(".norm")
+        return f"{full}.{key}" if full in self.selects else name
+
+    def part(self, name: str, x: Tensor) -> Tensor:
+        """What stays of ``x``, which has the shape of the full model's ``name``."""
+        for axis, kept in enumerate(self.index.get(name, ())[: x.dim()]):
+            if len(kept) < x.shape[axis]:
+                x = x.index_select(axis, kept.to(x.device))
+        return x
+
+    def put_back(self, part: Mapping[str, Tensor], full: Mapping[str, Tensor]) -> None:
+        """Write ``part``, entries of the smaller model, to where in ``full`` they came from.
+
+        What was removed stays as ``full`` has it, and so do the indices of selections.
+        """
+        for name, value in part.items():
+            if name.endswith(".select.index"):
+                continue
+            target = full[self.full_name(name)]
+            index = self.index.get(self.full_name(name), ())[: target.dim()]
+            if index:
+                shape = [
+                    [-1 if i == axis else 1 for i in range(len(index))]
+                    for axis in range(len(index))
+                ]
+                grid = tuple(
+                    kept.to(target.device).view(s) for kept, s in zip(index, shape, strict=True)
+                )
+                target[grid] = value.to(target)
+            else:
+                target.copy_(value)
 
 
 @torch.no_grad()
@@ -118,38 +164,48 @@ def plan_removal(
         ValueError: ``keep`` names a batch norm that has no removable channels, or is of another
             width.
     """
-    model = graph.model if model is None else model
+    model, prunable = graph.model if model is None else model, graph.prunable()
     for name, mask in keep.items():
-        if name not in graph.norms:
+        if name not in prunable:
             why = graph.reasons.get(name, "there is no such batch norm")
             raise ValueError(f"no channel of {name!r} can be removed: {why}")
-        if mask.dtype != torch.bool or mask.shape != graph.removable[name].shape:
+        if mask.dtype != torch.bool or mask.shape != prunable[name].shape:
             raise ValueError(
                 f"the mask of {name} is {mask.dtype} {tuple(mask.shape)}, not torch.bool"
-                f" ({len(graph.removable[name])},)"
+                f" ({len(prunable[name])},)"
             )
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     if any(x.is_meta for x in tensors.values()):
         raise ValueError("the model has no values: it is on the meta device")
-    masked = {name: ~mask.cpu() & graph.removable[name] for name, mask in keep.items()}
+    masked = {name: ~mask.cpu() & prunable[name] for name, mask in keep.items()}
     stays = torch.full((len(graph.classes),), not streams)
-    for name in graph.norms:
+    for name in prunable:
         stays[graph.norm_classes(name)] = False
+    carriers = torch.zeros_like(stays)
     folding = _Folding(graph, model)
     while True:
         constants = _constants(graph, tensors, masked)
-        gone = _gone(graph, constants, stays, folding)
-        empty = [c for c in _written(graph) if gone[c].all()]
-        for classes in empty:  # every layer keeps a channel
-            stays[classes[0]] = True
-        left = {name: mask & gone[graph.norm_classes(name)] for name, mask in masked.items()}
-        if not empty and all(torch.equal(left[name], masked[name]) for name in masked):
+        gone = _gone(graph, constants, stays | carriers, folding)
+        left = {n: m & (gone | carriers)[graph.norm_classes(n)] for n, m in masked.items()}
+        if any(not torch.equal(left[name], masked[name]) for name in masked):
+            masked = left
+        elif folding.more_carriers(gone, constants, carriers):
+            continue
+        elif empty := [c for c in _written(graph) if gone[c].all()]:
+            for classes in empty:  # every layer keeps a channel
+                stays[classes[0]] = True
+        else:
             break
-        masked = left
-    kept = {name: ~gone[graph.norm_classes(name)] for name in graph.norms}
-    index, selects = _indices(graph, gone)
-    added = folding.corrections(tensors, gone, constants)
-    return Removal(gone, constants, kept, index, selects, added)
+    names = [name for name in prunable if name in graph.norms or name in keep]
+    kept = {name: ~gone[graph.norm_classes(name)] for name in names}
+    index, selects, wholes = _indices(graph, gone)
+    added = folding.corrections(tensors, gone, constants, carriers)
+    for name, mask in masked.items():
+        carrying = mask & carriers[graph.norm_classes(name)]
+        if carrying.any():
+            weight = f"{name}.weight".lstrip(".")
+            added[weight] = -_double(tensors[weight]) * carrying
+    return Removal(gone, constants, kept, carriers, index, selects, wholes, added)
 
 
 def _written(graph: Graph) -> list[Tensor]:
@@ -193,7 +249,8 @@ def _constants(graph: Graph, tensors: Mapping[str, Tensor], masked: Mapping[str,
                 bias = _double(tensors[step.bias]) if step.bias else torch.zeros_like(out)
                 out = torch.where(masked[step.name], bias, out)
         elif step.kind == "grouped" and step.one_by_one:
-            out = _response(tensors, step, inputs[0])
+            seen = inputs[0].masked_fill(inputs[0] != 0, math.nan) if step.bordered else inputs[0]
+            out = _response(tensors, step, seen)
             out = out + _double(tensors[step.bias]) if step.bias else out
         elif step.kind == "select":
             out = inputs[0]
@@ -221,38 +278,27 @@ def _normalised(step: Step, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
 
 
 def _response(tensors: Mapping[str, Tensor], step: Step, constants: Tensor) -> Tensor:
-    """What constant inputs add to each output of a layer, inside the border: [outputs].
-
-    Where maps are nothing but border, the mean over the map instead.
-    """
+    """What constant inputs add to each output of a layer, where it sees nothing else: [outputs]."""
     weight = _double(tensors[step.weight])
     if step.kind == "linear":
         return weight @ constants
-    stride, padding, dilation, groups = step.options
-    if step.transposed:  # other than 0, each output sees its own part of the kernel
-        zero = torch.where(constants == 0, 0.0, math.nan)
-        return zero.repeat_interleave(weight.shape[1] * groups // len(zero))
-    begins = [0] * len(step.size) if isinstance(padding, str) else padding  # then the stride is 1
-    axes = zip(step.size, weight.shape[2:], stride, begins, dilation, strict=True)
-    # -p mod s: where the first output that begins inside the map does.
-    if any(-p % s + d * (k - 1) >= pixels for pixels, k, s, p, d in axes):
-        maps = constants.view(1, -1, *[1] * len(step.size)).expand(1, -1, *step.size)
-        convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[len(step.size) - 1]
-        out = convolve(maps, weight, None, stride, padding, dilation, groups)
-        return out.flatten(2).mean((0, 2))
+    groups = step.options.groups
+    if step.transposed:  # of one channel each; other than 0, the outputs differ by place
+        return constants.repeat_interleave(weight.shape[1] * groups // len(constants))
     inside = weight.flatten(2).sum(2)  # [outputs, inputs of a group]
-    parts = inside.view(groups, -1, inside.shape[1]) @ constants.view(groups, -1, 1)
-    return parts.flatten()
+    return (inside.view(groups, -1, inside.shape[1]) @ constants.view(groups, -1, 1)).flatten()
 
 
-def _indices(graph: Graph, gone: Tensor) -> tuple[dict[str, tuple[Tensor, ...]], dict[str, Tensor]]:
-    """``index`` and ``selects`` of a :class:`Removal`."""
+def _indices(
+    graph: Graph, gone: Tensor
+) -> tuple[dict[str, tuple[Tensor, ...]], dict[str, Tensor], list[str]]:
+    """``index``, ``selects`` and ``wholes`` of a :class:`Removal`."""
     index = {}
     for name, axes in graph._axes.items():
         stays = [~gone[graph.classes[atoms]] for atoms in axes]
         if not name.endswith(":out") and not all(x.all() for x in stays):
             index[name] = tuple(x.nonzero().flatten() for x in stays)
-    selects = {}
+    selects, wholes = {}, set()
     buffers = dict(graph.model.named_buffers())
     for step, classes in graph._readers:
         if step.kind not in ("norm", "select") or step.output is None:
@@ -262,21 +308,28 @@ def _indices(graph: Graph, gone: Tensor) -> tuple[dict[str, tuple[Tensor, ...]],
         if step.kind == "select":
             there = there[buffers[step.name].cpu()]
         chosen = there[~gone[graph.classes_of(step.output)]]
-        if step.kind == "select" or len(chosen) < int((~gone[stream]).sum()):
+        whole = len(chosen) == int((~gone[stream]).sum())
+        if step.kind == "select" or not whole:
             selects[step.name] = chosen
-    return index, selects
+        if step.kind == "select" and whole:
+            wholes.add(step.name.removesuffix(".select.index"))
+    return index, selects, [name for name, _ in selections(graph.model) if name in wholes]
 
 
 class _Folding:
     """How the constants of removed channels are still felt by what read them.
 
     What a layer without a bias lacks then is handed on, through sums, to the running means of the
-    batch norms that read it; where something else reads it, the layer gets a bias.
+    batch norms that read it; where something else reads it, the layer gets a bias. Where the layer
+    pads its input with zeros, a constant is none at the border: there one of the removed channels
+    stays with γ = 0 as the *carrier* of the others' constants, which are folded into the weights
+    that read it, and it is padded as they were.
 
     Attributes:
         steps: those of the evaluation mode.
         absorbs: for each of them, whether what its output lacks is made up for behind it.
         folds: weights of the layers that can do without inputs of constants other than 0.
+        carried: those of ``folds`` that need a carrier.
     """
 
     def __init__(self, graph: Graph, model: nn.Module) -> None:
@@ -296,15 +349,16 @@ class _Folding:
                 for maker in made_by[x].unique().tolist():
                     consumers.setdefault(maker, set()).add(i)
         self.absorbs = [False] * len(self.steps)
-        for i in reversed(range(len(self.steps))):
-            ends = [self._hands_on(j) for j in consumers.get(i, ())]
-            self.absorbs[i] = bool(ends) and all(ends)
-        self.folds = {
-            step.weight
-            for step, absorbs in zip(self.steps, self.absorbs, strict=True)
-            if step.kind in LAYERS and not step.transposed and self.calls[step.weight] == 1
-            if absorbs or (self.calls[step.bias] == 1 if step.bias else self._takes_bias(step))
-        }
+        for i in reversed(range(len(self.steps))):  # what nobody reads lacks nothing
+            followed = self.steps[i].output is not None
+            self.absorbs[i] = followed and all(self._hands_on(j) for j in consumers.get(i, ()))
+        self.folds, self.carried = set(), set()
+        for step, absorbs in zip(self.steps, self.absorbs, strict=True):
+            if step.kind in ("convolution", "linear") and self.calls[step.weight] == 1:
+                self.folds.add(step.weight)
+                biased = self.calls[step.bias] == 1 if step.bias else self._takes_bias(step)
+                if step.bordered or not (absorbs or biased):
+                    self.carried.add(step.weight)
 
     def _hands_on(self, i: int) -> bool:
         """Whether a constant that step ``i`` lacks in its input is made up for, there or behind
@@ -313,7 +367,7 @@ class _Folding:
         if step.kind == "norm":
             return self.calls[step.mean] == 1
         if step.kind in LAYERS:
-            once = self.calls[step.weight] == 1 and not step.transposed and _inside_only(step)
+            once = self.calls[step.weight] == 1 and not step.bordered
             return once and (self.calls[step.bias] == 1 if step.bias else self.absorbs[i])
         return self.absorbs[i] and (step.kind == "select" or _adds(step))
 
@@ -324,8 +378,18 @@ class _Folding:
         plain = type(module).forward in PLAIN and module._parameters.get("bias", step) is None
         return own and plain
 
+    def more_carriers(self, gone: Tensor, constants: Tensor, carriers: Tensor) -> bool:
+        """Add those that are missing to ``carriers``, the largest constants."""
+        before = carriers.clone()
+        for step in (s for s in self.steps if s.weight in self.carried):
+            classes, seen = self.graph.classes_of(step.inputs[0]), constants[step.inputs[0]]
+            seen = seen.nan_to_num(0).abs()
+            if (gone[classes] & (seen > 0)).any() and not (carriers[classes] & (seen > 0)).any():
+                carriers[classes[(seen * gone[classes]).argmax()]] = True
+        return not torch.equal(before, carriers)
+
     def corrections(
-        self, tensors: Mapping[str, Tensor], gone: Tensor, constants: Tensor
+        self, tensors: Mapping[str, Tensor], gone: Tensor, constants: Tensor, carriers: Tensor
     ) -> dict[str, Tensor]:
         """What to add, by entry of the state dict."""
         lacking = torch.zeros(len(constants), dtype=torch.float64)
@@ -333,7 +397,17 @@ class _Folding:
         for step, absorbs in zip(self.steps, self.absorbs, strict=True):
             if step.output is None:
                 continue
-            if step.kind in LAYERS and not step.transposed:
+            if step.weight in self.carried:
+                classes, seen = self.graph.classes_of(step.inputs[0]), constants[step.inputs[0]]
+                removed, seen = gone[classes] & (seen != 0), seen.nan_to_num(0)
+                if removed.any():
+                    carrier = int((seen.abs() * carriers[classes]).argmax())
+                    weight = _double(tensors[step.weight]).transpose(0, 1 - step.transposed)
+                    change = torch.zeros_like(weight)
+                    shares = seen * removed / seen[carrier]
+                    change[carrier] = torch.tensordot(shares, weight, 1)
+                    added[step.weight] = change.transpose(0, 1 - step.transposed)
+            elif step.kind in LAYERS and not step.bordered:
                 reads = step.inputs[0]
                 removed = gone[self.graph.classes_of(reads)]
                 missing = torch.where(removed, constants[reads], lacking[reads]).nan_to_num(0)
@@ -360,14 +434,6 @@ def _adds(step: Step) -> bool:
     return step.name in ADDING and call is not None and not (call.args[2:] or call.kwargs)
 
 
-def _inside_only(step: Step) -> bool:
-    """Whether a layer's answer to a constant is a constant: it has no padding."""
-    if step.kind == "linear":
-        return True
-    padding = step.options.padding
-    return padding == "valid" if isinstance(padding, str) else not any(padding)
-
-
 @torch.no_grad()
 def apply_removal(graph: Graph, model: Model, removal: Removal) -> Model:
     """A new model of the kept channels only; ``model`` stays as it is."""
@@ -379,28 +445,17 @@ def apply_removal(graph: Graph, model: Model, removal: Removal) -> Model:
             continue  # whose layers all stay
         own: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
         for tensors in own:
-            for key, x in list(tensors.items()):
-                name = named.get(id(x)) if x is not None else None
-                if name is None or not (
-                    name in removal.index
-                    or name in removal.added
-                    or name.removesuffix(".index") != name
-                ):
-                    continue
-                if id(x) not in made:
-                    made[id(x)] = _smaller(x, name, removal)
-                tensors[key] = made[id(x)]
-        for name in (
-            n for n in removal.added if n.rpartition(".")[0] == path and n not in named.values()
-        ):
-            index = removal.index.get(f"{path}.weight".lstrip("."), ())
-            rows = removal.added[name]
-            transposed = getattr(module, "transposed", False)
-            kept = index[1 if transposed else 0] if index else slice(None)
-            weight = next(iter(module.parameters(recurse=False)))
-            module.register_parameter(
-                "bias", nn.Parameter(rows[kept].to(weight), weight.requires_grad)
-            )
+            for key, x in tensors.items():
+                if (name := named.get(id(x))) is not None:
+                    if id(x) not in made:
+                        made[id(x)] = _smaller(x, name, removal)
+                    tensors[key] = made[id(x)]
+        name = f"{path}.bias".lstrip(".")
+        if name in removal.added and name not in named.values():  # a layer that had none
+            weight: Any = module.weight
+            kept = removal.index.get(f"{path}.weight".lstrip("."), (slice(None),))[0]
+            rows = removal.added[name][kept].to(weight)
+            module.register_parameter("bias", nn.Parameter(rows, weight.requires_grad))
         resize(module)
     for name, chosen in removal.selects.items():
         if name not in graph.all_norms:
@@ -411,6 +466,8 @@ def apply_removal(graph: Graph, model: Model, removal: Removal) -> Model:
             for key in [key for key, x in module._modules.items() if x is norm]:
                 if module is not selects:
                     module._modules[key] = selects
+    for name in removal.wholes:
+        small.set_submodule(name, small.get_submodule(f"{name}.norm"))
     return small
 
 
@@ -429,9 +486,8 @@ def _smaller(x: Tensor, name: str, removal: Removal) -> Tensor:
         return x
     if x.dim() == 4 and not x.is_contiguous():  # channels last, which index_select leaves
         new = new.contiguous(memory_format=torch.channels_last)
-    return (
-        nn.Parameter(new.clone(), x.requires_grad) if isinstance(x, nn.Parameter) else new.clone()
-    )
+    new = new.clone()
+    return nn.Parameter(new, x.requires_grad) if isinstance(x, nn.Parameter) else new
 
 
 def resize(module: nn.Module) -> None:
@@ -460,13 +516,17 @@ def resize(module: nn.Module) -> None:
 def report_of(
     graph: Graph, model: nn.Module, removal: Removal, keep: Mapping[str, Tensor], small: nn.Module
 ) -> Report:
-    silent = folded = alive = 0
+    silent = folded = alive = carriers = 0
     channels, staying = {}, {}
     for name, stays in removal.keep.items():
         gone = ~stays
         channels[name] = len(gone), int(stays.sum())
-        if name in keep and (more := int((~keep[name].cpu() & stays).sum())):
-            staying[name] = more
+        if name in keep:
+            more = ~keep[name].cpu() & stays
+            carrying = int((more & removal.carriers[graph.norm_classes(name)]).sum())
+            carriers += carrying
+            if int(more.sum()) > carrying:
+                staying[name] = int(more.sum()) - carrying
         zero = graph.behind(name, removal.constants)[gone] == 0
         silent, folded = silent + int(zero.sum()), folded + int((~zero).sum())
         weight = model.get_parameter(f"{name}.weight".lstrip("."))
@@ -478,6 +538,7 @@ def report_of(
         folded,
         alive,
         staying,
+        carriers,
         graph.reasons,
         (before, after),
         [n for n in removal.selects if n in graph.all_norms],

@@ -1,5 +1,4 @@
-"""What every method is: a vector of scaling factors, and what happens around an optimizer's
-step."""
+"""What every method is: a vector of scaling factors, and what happens around a training step."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -26,9 +25,8 @@ class Method:
     """Plain training, and what all methods share.
 
     The γ of all batch norms of ``graph.norms`` are read from the model whenever they are needed,
-    and
-    written back: the method owns no tensor of the model. ``gamma`` is the vector of their values
-    as they were last read, [channels], in the order of ``graph.norms``.
+    and written back: the method owns no tensor of the model. ``gamma`` is the vector of their
+    values as they were last read, [channels], in module order.
 
     Frozen batch norms (``requires_grad=False``) keep their γ.
 
@@ -36,18 +34,20 @@ class Method:
         graph: of the model that is trained.
         model: what is trained where it is not ``graph.model``: what is left of it after channels
             were removed.
+        coupled: whether ``graph.coupled`` batch norms are driven to zero, too.
     """
 
     factors: dict[str, str] = {"gamma": "γ"}  # noqa: RUF012  # what tells which channels are needed
     zeroed = "gamma"  # the one of them whose zeros are pruned
 
-    def __init__(self, graph: Graph, model: nn.Module | None = None) -> None:
+    def __init__(self, graph: Graph, model: nn.Module | None = None, coupled: bool = False) -> None:
         self.graph, self.model = graph, graph.model if model is None else model
-        self.names = {name: name_in(self.model, name) for name in graph.norms}
+        self.names = {name: name_in(self.model, name) for name in graph.prunable(coupled)}
         parameter = next(self.model.parameters())
-        self.widths = [len(weight) for weight in self._weights(check=False)]
+        self.weights = self._weights(check=False)  # as the model had them last
+        self.widths = [len(weight) for weight in self.weights]
         self.gamma = torch.zeros(sum(self.widths), device=parameter.device)
-        if any(weight.dtype == torch.float64 for weight in self._weights()):
+        if any(weight.dtype == torch.float64 for weight in self.weights):
             self.gamma = self.gamma.double()
         # 0 or 1, where an optimizer's ``found_inf`` would be: at 1, nothing changes a parameter or
         # a tensor of the method's.
@@ -75,7 +75,7 @@ class Method:
     @torch.no_grad()
     def read(self) -> Tensor:
         """γ, as the model has it now."""
-        weights = self._weights()
+        weights = self.weights = self._weights()
         if weights and weights[0].device != self.gamma.device:
             self._move(weights[0].device)
         if weights:
@@ -101,7 +101,7 @@ class Method:
     @torch.no_grad()
     def write(self, gamma: Tensor) -> None:
         """Have the model's batch norms have this γ, unless the training is halted."""
-        weights = self._weights()
+        weights = self.weights = self._weights()
         frozen = [not weight.requires_grad for weight in weights]
         self.update(self.gamma, self.unless_frozen(gamma, self.gamma))
         pairs = [
@@ -115,11 +115,22 @@ class Method:
 
     def unless_frozen(self, new: Tensor, old: Tensor) -> Tensor:
         """``new``, but ``old`` in the channels of frozen batch norms."""
-        trains = [weight.requires_grad for weight in self._weights()]
+        trains = [weight.requires_grad for weight in self.weights]
         if all(trains):
             return new
         each = torch.tensor(trains).repeat_interleave(torch.tensor(self.widths))
         return torch.where(each.to(new.device), new, old)
+
+    def stream_numbers(self) -> Tensor:
+        """For each γ a number, int64 [channels]; those of one channel of a stream have the same."""
+        numbers = torch.arange(len(self.gamma)) + len(self.graph.classes)
+        for name, part in zip(self.names, self.split(numbers), strict=True):
+            if name in self.graph.coupled:
+                classes, shared = self.graph.norm_classes(name), self.graph.coupled[name]
+                if len(part) != len(classes):
+                    raise ValueError(f"channels of {name} were removed: analyze the model again")
+                part[shared] = classes[shared]
+        return numbers
 
     def split(self, flat: Tensor) -> tuple[Tensor, ...]:
         """A vector as long as γ, cut into the batch norms' parts."""

@@ -50,7 +50,7 @@ class LpADMM(Method):
         if not (lambda_ >= 0 and 0 < p <= 1 and rho > 0 and bound > 0):
             raise ValueError("Lp slimming takes λ ≥ 0, 0 < p ≤ 1, ρ > 0, M > 0")
         self.lambda_, self.p, self.rho, self.bound = lambda_, p, rho, bound
-        self.period = math.inf if z_every == "epoch" else 1 if z_every == "step" else int(z_every)
+        self.period = math.inf if z_every == "epoch" else int(z_every)
         self.z, self.u = self.gamma.clone(), torch.zeros_like(self.gamma)
         # Steps since z was updated: on the device, for a captured step must count too. It is 0 at
         # the end of an epoch, so that Z's change there is that of γ, z and u.

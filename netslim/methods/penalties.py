@@ -15,7 +15,7 @@ from torch import Tensor
 
 def soft_threshold(x: Tensor, threshold: float) -> Tensor:
     """S(x, t) = sign(x) · max(0, |x| − t), elementwise (section 3.2)."""
-    return x.sign() * (x.abs() - threshold).clamp_(min=0)
+    return F.softshrink(x, threshold)
 
 
 class Penalty:
@@ -29,6 +29,7 @@ class Penalty:
     largest = math.inf  # shape
     steep = False  # whether the slope at 0 is infinite
     precise = True  # whether float32 would spoil a step: its shrink is small beside s
+    grouped = False  # whether factors that can only be removed together are penalised together
 
     def __init__(self, shape: float | None = None) -> None:
         if shape is not None:
@@ -36,6 +37,9 @@ class Penalty:
                 takes = f"one above 0 and up to {self.largest:g}" if self.largest else "none"
                 raise ValueError(f"penalty {self.name} does not take shape {shape:g}: {takes}")
             self.shape = shape
+
+    def group(self, numbers: Tensor) -> None:
+        """Of factors with the same number, a vector of int64, one can only go with the others."""
 
     def value(self, s: Tensor) -> Tensor:
         """φ, a scalar."""
@@ -74,7 +78,45 @@ class L1(Penalty):
         return torch.ones_like(s)
 
     def prox(self, v: Tensor, t: float) -> Tensor:
-        return F.softshrink(v, t)  # soft_threshold in one kernel
+        return soft_threshold(v, t)
+
+
+class GroupLasso(Penalty):
+    """Σ√|g|·‖s_g‖₂ over groups g of factors that can only be removed together (Yuan and Lin,
+    J. R. Stat. Soc. B 68 (2006) 49): the factors of one channel in all layers that write its
+    stream. Of a group of one it is the ℓ1 norm, and :meth:`prox` is S(v, t) to the bit.
+    """
+
+    name, largest, precise, grouped = "group", 0.0, False, True
+    members: Tensor | None = None  # int64 [factors, most]: who is in each one's group; len(s): none
+
+    def group(self, numbers: Tensor) -> None:
+        same = numbers[:, None] == numbers
+        most = int(same.sum(1).max())
+        order = torch.where(same, torch.arange(len(numbers)), len(numbers)).sort(1).values
+        self.members = order[:, :most]
+
+    def norms(self, s: Tensor) -> Tensor:
+        """‖s_g‖₂/√|g| of each factor's group g; of a group of one, s itself."""
+        if self.members is None:
+            return s
+        self.members = self.members.to(s.device)
+        sizes = (self.members < len(s)).sum(1)
+        squares = F.pad(s.square(), (0, 1))[self.members].sum(1)  # by gathering: in one order
+        return torch.where(sizes == 1, s, (squares / sizes).sqrt())
+
+    def value(self, s: Tensor) -> Tensor:
+        return self.norms(s).sum()  # √|g|·‖s_g‖₂ is |g| times ‖s_g‖₂/√|g|
+
+    def slope(self, s: Tensor) -> Tensor:
+        norms = self.norms(s)
+        return torch.where(s == norms, 1.0, s / norms)
+
+    def shrink(self, s: Tensor, t: float) -> Tensor:
+        # max(0, 1 − t√|g|/‖s_g‖₂)·s, in closed form.
+        norms = self.norms(s)
+        left = (norms - t).clamp(min=0)
+        return torch.where(s == norms, left, s * left / norms)
 
 
 class L1L2(Penalty):
@@ -197,4 +239,4 @@ class Lp(Penalty):
 
 
 NEWTON = 8  # steps; at the threshold, where they are slowest, fewer reach rounding
-PENALTIES = {each.name: each for each in (L1, L1L2, TransformedL1, MCP, SCAD, Lp)}
+PENALTIES = {each.name: each for each in (L1, GroupLasso, L1L2, TransformedL1, MCP, SCAD, Lp)}

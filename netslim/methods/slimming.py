@@ -8,12 +8,14 @@ quadratic one, α the reciprocal of the learning rate.
 import math
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from netslim.graph import Graph
+from netslim.methods import budget as budgets
 from netslim.methods.base import BELOW_TINY, TINY, Method, is_zero
 from netslim.methods.penalties import PENALTIES
 
@@ -32,8 +34,9 @@ class Subgradient(Method):
         shape: float | None = None,
         model: nn.Module | None = None,
     ) -> None:
-        super().__init__(graph, model)
         self.lambda_, self.phi = lambda_, PENALTIES[penalty](shape)
+        super().__init__(graph, model, self.phi.grouped)
+        self.phi.group(self.stream_numbers())
         self.ready = False
 
     @torch.no_grad()
@@ -68,11 +71,17 @@ class ProximalSlimming(Method):
             "epoch" (Algorithm 1 as printed: ξ changes once, after the epoch).
         xi_init: the range that ξ is drawn from; None starts at ξ = γ.
         keep_dead: :meth:`dead` calls no channel dead.
-        penalty, shape: φ, by its name in ``PENALTIES``.
+        penalty, shape: φ, by its name in ``PENALTIES``. "group" is the ℓ1 norm where a channel
+            has one factor, and makes the channels of ``graph.coupled`` zero in all batch norms
+            that write their stream.
+        target: a :class:`Budget`, in place of ``lambda_`` and ``beta``. The penalty is then λ
+            times the sum of the smallest |ξ| whose channels make the budget. Once these are 0,
+            they, their γ and their biases stay 0, and the others train on alone. Call
+            :meth:`end_epoch`, too.
 
     Raises:
-        ValueError: an argument is out of its range, or the model has no channel that can be
-            removed.
+        ValueError: an argument is out of its range, the model has no channel that can be removed,
+            or too few of them for the budget.
     """
 
     factors = {"gamma": "γ", "xi": "ξ"}  # noqa: RUF012
@@ -80,24 +89,33 @@ class ProximalSlimming(Method):
     def __init__(
         self,
         graph: Graph,
-        lambda_: float,
-        beta: float,
+        lambda_: float | None = None,
+        beta: float | None = None,
         prox_every: str = "step",
         xi_init: tuple[float, float] | None = None,
         keep_dead: bool = False,
         penalty: str = "l1",
         shape: float | None = None,
         model: nn.Module | None = None,
+        target: budgets.Budget | None = None,
     ) -> None:
-        if not graph.norms:
+        phi = PENALTIES[penalty](shape)
+        if not graph.prunable(phi.grouped):
             why = "; ".join(f"{name}: {reason}" for name, reason in [*graph.reasons.items()][:3])
             raise ValueError(
                 f"no channel of the model can be removed ({why or 'it has no batch norm'})"
             )
-        super().__init__(graph, model)
+        super().__init__(graph, model, phi.grouped)
+        phi.group(self.stream_numbers())
+        if target is not None:
+            if (lambda_, beta, prox_every, penalty) != (None, None, "step", "l1"):
+                raise ValueError("a target goes with the ℓ1 penalty, and finds λ and β itself")
+            lambda_, beta = 0.0, 1 / target.lr
+        if lambda_ is None or beta is None:
+            raise ValueError("proximal slimming takes λ and β, or a target")
         if not (lambda_ >= 0 and beta > 0 and prox_every in ("step", "epoch")):
             raise ValueError("proximal slimming takes λ ≥ 0, β > 0, prox_every 'step' or 'epoch'")
-        self.lambda_, self.beta, self.phi = lambda_, beta, PENALTIES[penalty](shape)
+        self.lambda_, self.beta, self.phi = lambda_, beta, phi
         self.prox_every, self.keep_dead = prox_every, keep_dead
         self.xi = self.gamma.clone()
         if xi_init is not None:
@@ -105,9 +123,25 @@ class ProximalSlimming(Method):
             self.xi.copy_(torch.empty(self.gamma.numel()).uniform_(*xi_init))
         self.reach = 0.0  # how far the penalty has moved a pair (γ, ξ) so far: Σ λ/(2α + β)
         self.start = float(self.xi.abs().min())
+        self.target = target
+        if target is not None:
+            # The channels that are to go. Then λ; whether the budget is met; steps so far, and up
+            # to this epoch; the largest |ξ| that is to go. A captured step reads them.
+            self.goes = torch.zeros_like(self.gamma, dtype=torch.bool)
+            self.budget = torch.zeros(1, 5, device=self.gamma.device)
+            self.a_step = torch.tensor([[0.0, 0, 1, 0, 0]], device=self.gamma.device)
+            if self.widths == [len(mask) for mask in graph.removable.values()]:  # nothing is cut
+                self.planner = budgets.Planner(graph, target)
+                self._choose()
+
+    @property
+    def landed(self) -> bool:
+        """Whether the budget is met; waits for the device."""
+        return self.target is not None and bool(self.budget[0, 1])
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"xi": self.xi}
+        own = {} if self.target is None else {"goes": self.goes, "budget": self.budget}
+        return {"xi": self.xi, **own}
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
@@ -115,9 +149,14 @@ class ProximalSlimming(Method):
         before = self.read()
         # (8b), for a γ that SGD has stepped: (α(γ − ∇L/α) + βξ)/(α + β) is its right-hand side.
         gamma = (before * alpha).add_(self.xi, alpha=self.beta).div_(alpha + self.beta)
+        if self.target is not None:
+            gamma = torch.where(self.budget[0, 1] > 0, before.masked_fill(self.goes, 0), gamma)
+            self.update(self.budget, self.budget + self.a_step)
         # A dead channel's γ is halved and halved but never arrives: rounding has a fixed point
         # among the subnormals.
         self.write(F.hardshrink(gamma, BELOW_TINY))
+        if self.target is not None:
+            self._silence()
         self.reach += self.lambda_ / (2 * alpha + self.beta)
         if self.prox_every == "step":
             self._update_xi(alpha)
@@ -126,9 +165,60 @@ class ProximalSlimming(Method):
     def end_epoch(self, lr: float) -> None:
         if self.prox_every == "epoch":
             self._update_xi(1 / lr)
+        if self.target is not None and not (self.landed or self.halted):
+            self._steer(lr)
+
+    def _biases(self) -> list[Tensor]:
+        return [self.model.get_parameter(f"{path}.bias") for path in self.names.values()]
+
+    @torch.no_grad()
+    def _silence(self) -> None:
+        """Set the biases of the channels that are gone to 0, once the budget is met."""
+        stays = self.split(~(self.goes & (self.budget[0, 1] > 0)))
+        biases: list[Any] = [self.model.get_submodule(p).bias for p in self.names.values()]
+        pairs = [*zip(biases, stays, strict=True)]
+        pairs = [(b, part.to(b)) for b, part in pairs if b is not None and b.requires_grad]
+        if pairs:
+            own, factors = zip(*pairs, strict=True)
+            torch._foreach_mul_(own, factors)
+
+    def _choose(self) -> Tensor:
+        """The channels that are to go."""
+        trains = [weight.requires_grad for weight in self._weights()]
+        order, most = self.planner.order(self.xi.cpu(), self.read().cpu(), trains)
+        count, self.removed = self.planner.needed(order, most)
+        goes = torch.zeros(len(order), dtype=torch.bool)
+        goes[order[:count]] = True
+        return goes.to(self.goes.device)
+
+    def _steer(self, lr: float) -> None:
+        """Choose the channels that are to go, and λ; or set them to 0 for good if it is time."""
+        assert self.target is not None
+        lambda_, _, done, before, way = self.budget[0].tolist()
+        if not self.read().isfinite().all() or done == before:
+            return
+        self.goes.copy_(self._choose())
+        left = float(self.xi.abs()[self.goes].max())
+        landed = not left or done >= budgets.DEADLINE * self.target.steps
+        if landed:
+            self.write(self.gamma.masked_fill(self.goes, 0))
+            self.xi.copy_(self.gamma)
+        per_step, since = 1 / (2 / lr + self.beta), done - before
+        falls = left / max(budgets.AIM * self.target.steps - done, since)  # a step
+        self.lambda_ = (
+            0.0 if landed else budgets.steered(lambda_, (way - left) / since, falls, per_step)
+        )
+        self.budget.copy_(torch.tensor([[self.lambda_, landed, done, done, left]]))
+        self._silence()
 
     def _update_xi(self, alpha: float) -> None:
         # (9), in closed form: line 4 of Algorithm 1.
+        if self.target is not None:
+            mean = (self.xi * alpha).add_(self.gamma, alpha=self.beta).div_(alpha + self.beta)
+            t = self.goes * (self.budget[0, 0] / (alpha + self.beta))
+            new = torch.where(self.budget[0, 1] > 0, self.gamma, mean - mean.clamp(-t, t))
+            self.update(self.xi, self.unless_frozen(new, self.xi))
+            return
         xi = self.xi.double() if self.phi.precise else self.xi
         mean = (xi * alpha).add_(self.gamma, alpha=self.beta).div_(alpha + self.beta)
         new = self.phi.prox(mean, self.lambda_ / (alpha + self.beta))
@@ -169,12 +259,17 @@ class ProximalSlimming(Method):
         group = optimizer.param_groups[0]
         if self.keep_dead or not isinstance(optimizer, torch.optim.SGD):
             return nothing
+        if self.target is not None:  # step() sets them to 0 whatever momentum does
+            bias = torch.cat([b.detach() for b in self._biases()])
+            return self.goes & self.landed & (self.read() == 0) & (self.xi == 0) & (bias <= 0)
         mu, n, decay = group["momentum"], int(group["nesterov"]), lr * group["weight_decay"]
-        biases = [self.model.get_parameter(f"{path}.bias") for path in self.names.values()]
+        biases = self._biases()
         gamma_v, bias_v = (momentum_of(optimizer, x) for x in (self._weights(), biases))
         bias = torch.cat([b.detach() for b in biases]).double()
         # What is left of γ's momentum moves it by less than the next (8b) sets to zero.
-        stays_zero = (self.read() == 0) & (self.xi == 0) & (lr * gamma_v.abs() < TINY)
+        rectified = torch.tensor([name in self.graph.rectified for name in self.names])
+        rectified = rectified.repeat_interleave(torch.tensor(self.widths)).to(self.xi.device)
+        stays_zero = rectified & (self.read() == 0) & (self.xi == 0) & (lr * gamma_v.abs() < TINY)
         z = bias_eigenvalue(mu, n, decay)
         if z is None:
             return nothing

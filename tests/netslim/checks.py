@@ -37,7 +37,13 @@ def disturb(model: nn.Module) -> None:
 
 
 def random_keep(graph: netslim.Graph, share: float = 0.6) -> dict[str, Tensor]:
-    keep = {name: torch.rand(len(channels)) < share for name, channels in graph.removable.items()}
+    """Of the channels of a stream, the same in all batch norms that write it, or not."""
+    stays = torch.rand(len(graph.classes)) < share
+    together = bool(torch.rand(()) < 0.5)
+    keep = {
+        name: stays[graph.norm_classes(name)] if together else torch.rand(len(channels)) < share
+        for name, channels in graph.prunable(together).items()
+    }
     for mask in keep.values():
         mask[0] = True
     return keep
@@ -46,8 +52,8 @@ def random_keep(graph: netslim.Graph, share: float = 0.6) -> dict[str, Tensor]:
 @torch.no_grad()
 def silence(graph: netslim.Graph, keep: Mapping[str, Tensor]) -> None:
     """γ = 0 and bias 0 in the channels that are to go."""
-    for name, norm in graph.norms.items():
-        gone = ~keep[name] & graph.removable[name]
+    for name, mask in keep.items():
+        norm, gone = graph.all_norms[name], ~mask & graph.prunable()[name]
         norm.weight[gone] = norm.bias[gone] = 0
 
 
@@ -56,9 +62,10 @@ def masked(model: nn.Module, example: Tensor, keep: Mapping[str, Tensor]) -> nn.
     """The full model with γ = 0 in the channels that pruning removes."""
     graph = netslim.analyze(model, example)
     full = copy.deepcopy(model)
-    for name, stays in plan_removal(graph, keep).keep.items():
-        if name in keep:
-            full.get_submodule(name).weight[~stays & ~keep[name]] = 0
+    removal = plan_removal(graph, keep)
+    for name, mask in keep.items():
+        zero = ~removal.keep[name] | removal.carriers[graph.norm_classes(name)]
+        full.get_submodule(name).weight[zero & ~mask] = 0
     return full
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from checks import example, plain_net
+from checks import assert_close, example, plain_net, pruned_and_masked
 from torch import Tensor, nn
 
 import netslim
@@ -153,6 +153,8 @@ FOLLOWING = {  # and those behind which they can go
     "channel padding": (lambda x: F.pad(x, (0, 0, 0, 0, 2, 2)), nn.Conv2d(12, 2, 1)),
     "pool with indices": (lambda x: F.max_pool2d(x, 2, return_indices=True)[0], None),
     "channel shuffle": (lambda x: F.channel_shuffle(x, 2), None),
+    "sum of parts": (lambda x: x.unflatten(1, (2, -1)).sum(1), nn.Conv2d(4, 2, 1)),
+    "mean of parts": (lambda x: x.unflatten(1, (2, -1)).mean((1, 4)), nn.Conv1d(4, 2, 1)),
 }
 
 
@@ -167,6 +169,91 @@ def test_channels_go_where_code_follows(name: str) -> None:
     small, report = netslim.prune(net, {"1": net[1].weight.detach() != 0}, example())
     assert report.difference < 1e-6
     assert report.removed > 0 and small[1].num_features == 8 - report.removed
+
+
+class Affine(nn.Module):
+    """Two numbers for all channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x + self.bias
+
+
+def test_parameters_that_are_one_number_keep_constants() -> None:
+    net, keep = between(Affine()).eval(), {"1": torch.arange(8) < 5}
+    small, full, report = pruned_and_masked(net, example(), keep)
+    assert report.removed == 3 and report.staying == {}
+    assert_close(small(example()), full(example()), 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("activation", "expected"),
+    [(nn.ReLU(), True), (nn.ReLU6(True), True), (F.relu6, True), (nn.Hardtanh(), False)],
+)
+def test_what_comes_first_behind_a_batch_norm_says_whether_its_channels_can_die(
+    activation, expected: bool
+) -> None:
+    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), Function(activation), nn.Conv2d(8, 2, 1)
+    graph = netslim.analyze(nn.Sequential(*layers), example())
+    assert graph.rectified == ({"1"} if expected else set()) and list(graph.norms) == ["1"]
+
+
+class _Own(nn.Module):
+    """A batch norm that is called, one that is not, and a forward pass of one's own."""
+
+    def __init__(self, forward, **options) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, **options)
+        self.last, self.unused, self.how = nn.Conv2d(8, 2, 1), nn.BatchNorm2d(8), forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.how(self, x)
+
+
+def test_batch_norms_that_nothing_calls_or_that_have_no_statistics_stay() -> None:
+    def forward(net: _Own, x: Tensor) -> Tensor:
+        return net.last(net.norm(net.conv(x)).relu())
+
+    graph = netslim.analyze(_Own(forward), example())
+    assert list(graph.norms) == ["norm"] and "it is not called" in graph.reasons["unused"]
+    graph = netslim.analyze(_Own(forward, track_running_stats=False), example())
+    assert not graph.norms and graph.reasons["norm"] == "it keeps no running statistics"
+    over_pixels = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(6, 2))
+    graph = netslim.analyze(over_pixels, example())
+    assert graph.reasons == {"1": "'linear' in 2 works along another axis"}
+
+
+def test_what_the_code_keeps_of_a_forward_pass_is_no_hindrance() -> None:
+    """A tensor that has a history cannot be copied."""
+
+    def keeps(net: _Own, x: Tensor) -> Tensor:
+        net.maps = net.norm(net.conv(x))
+        net.seen = {"all": [net.maps, net.maps.relu()]}
+        return net.last(net.seen["all"][1])
+
+    model = _Own(keeps).eval()
+    model(example())
+    assert not model.maps.is_leaf
+    small, report = netslim.prune(model, {"norm": torch.arange(8) < 3}, example())
+    assert report.removed == 5 and small(example()).shape == (2, 2, 6, 6)
+
+
+def test_an_example_may_be_of_numbers() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.conv = nn.Embedding(9, 3), nn.Conv1d(3, 4, 3)
+            self.norm, self.last = nn.BatchNorm1d(4), nn.Linear(20, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(self.conv(self.words(x).transpose(1, 2))).relu()
+            count, _, length = x.shape
+            return self.last(x.reshape(count, -1)) / length
+
+    assert removable(Words(), torch.arange(7)[None]) == {"norm": 4}
 
 
 def test_a_squeeze_without_an_axis_keeps_two_channels() -> None:
