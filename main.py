@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.cost import cost
 from utils import console
 from utils.atomic import alone
 from utils.console import InputError, Progress, Signals, note
@@ -35,6 +34,7 @@ from utils.files.names import FOLDER
 from utils.files.start import Start, known_of
 from utils.flags.parser import parser, said_again
 from utils.launch import run_seeds
+from utils.paper.accounting import cost
 from utils.reports.listing import listing
 from utils.training import account
 from utils.training.begin import begin
@@ -77,9 +77,9 @@ def train(run: Run, given: Mapping[str, Any], argv: Sequence[str]) -> None:
                     step.launch(where)  # lines 2 to 4: alternate, or a captured graph of it
                     progress.step()
                     signals.check()
-            step.method.on_epoch(step.alpha)  # line 4, once an epoch where --prox-every says so
             group.sum_(step.tally.sums)
             group.take_from_first(list(step.model.buffers()))
+            step.method.end_epoch(step.lr)  # line 4, once an epoch where --prox-every says so
             with step.method.solution(lambda: retake(run.step.model, run.batches)):
                 reading = run.read(order)
                 train_seconds = time.perf_counter() - start
@@ -127,9 +127,9 @@ def alternate(step: Step, where: Tensor) -> None:
     """Lines 2 to 4 of Algorithm 1, on the mini-batch that ``where`` names."""
     step.method.before_forward()
     step.loss(where).backward()
-    step.method.on_gradient()  # (3b) of original network slimming
+    step.method.before_step()  # (3b) of original network slimming
     step.optimizer.step()  # (8a): line 2, and the SGD part of (8b)
-    step.method.on_step(step.alpha)  # (8b): line 3, and (9): line 4
+    step.method.step(step.lr)  # (8b): line 3, and (9): line 4
     step.model.zero_grad()
 
 

@@ -9,7 +9,6 @@ if __name__ == "__main__":
 import sys
 from functools import partial
 
-from models.surgery import slim as slim  # README: this is where to import it from
 from utils.console import run
 from utils.pruning.command import prune
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torchvision
 from PIL import Image
 
 import densenet_prune
@@ -16,12 +17,12 @@ import main as train
 import mutations
 import resnet_prune
 import vgg_prune
-from models import build_model, full_cfg
 from released import training_checkpoint
 from utils import arguments, export
 from utils.bench import __main__ as bench
 from utils.data import datasets
 from utils.experiments import recipes
+from utils.network import fresh
 from utils.pruning import command
 from utils.reports import plots, tables
 
@@ -70,8 +71,9 @@ def make_goods(folder: Path, run: Callable[[str, list[str]], tuple[Any, str]]) -
         good(f"{arch}_prune.py", "--model", str(path), "--percent", "0.3", "--no-cuda")
         released = ["--layout", "released", "--name", f"released_{arch}"]
         good(f"{arch}_prune.py", "--model", str(path), "--percent", "0.3", *released, "--no-cuda")
-    cfg = [w if w == "M" else 8 for w in full_cfg("vgg", 11)]
-    torch.save({"cfg": cfg, "state_dict": build_model("vgg", 11, 2, cfg).state_dict()}, "vgg.pth")
+    network = fresh("vgg", 11, 2, 32)
+    small = network.remove(network.plan([torch.arange(width) < 8 for width in network.widths]))
+    torch.save({"cfg": small.cfg, "state_dict": small.model.state_dict()}, "vgg.pth")
     refine = ["--refine", "vgg.pth", "-sr", "--epochs", "1", "--save", "."]
     good("main.py", *refine, *FOLDER, *QUICK)
     for path in Path().glob("*checkpoint.pth.tar"):  # as if half way
@@ -158,7 +160,8 @@ def record_case(random: Random) -> Case:
     if kind < 0.5:
         reader = random.choice(["tables", "tables", "tables", "plots", "recipes"])
         more = ["small", "--dry-run", "--no-cuda"] if reader == "recipes" else []
-        return Case(f"-m utils.{reader}", ["--save", ".", *more])
+        package = "experiments" if reader == "recipes" else "reports"
+        return Case(f"-m utils.{package}.{reader}", ["--save", ".", *more])
     if record.startswith("pruned"):
         path = random.choice(["resnet_11", "densenet_7"])
         model = f"proximal_seed1_{path}_foldercheckpoint.pth.tar"
@@ -186,7 +189,7 @@ def batches_case(random: Random) -> Case:
     name = random.choice(["cifar10", "cifar100"])
     folder = Path("batches", {"cifar10": "cifar-10-batches-py"}.get(name, "cifar-100-python"))
     folder.mkdir(parents=True)
-    of_class = getattr(datasets.datasets, name.upper())
+    of_class = getattr(torchvision.datasets, name.upper())
     content = {"data": np.zeros((4, 3072), np.uint8), "labels": [0] * 4, "fine_labels": [0] * 4}
     for file, _ in (*of_class.train_list, *of_class.test_list, [of_class.meta["filename"], ""]):
         if random.random() < 0.9:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,6 @@ COUNT, TESTS, SIZE = 16_000, 500, 224
 
 class Coarse(ResNetBasic):
     """A small network for large pictures."""
-
-    any_size = True
 
     def forward(self, x):
         return super().forward(F.avg_pool2d(x, SIZE // 32))
@@ -77,7 +76,8 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     if not folder.exists():
         draw(folder)
-    ARCHITECTURES["resnet-basic"] = Coarse
+    small = ARCHITECTURES["resnet-basic"]
+    ARCHITECTURES["resnet-basic"] = replace(small, build=Coarse)
     flags = "--arch resnet-basic --depth 8 --dataset folder --epochs 1 --no-cuda -sr".split()
     flags += ["--size", str(SIZE), "--data", str(folder), "--save", tempfile.mkdtemp(dir=folder)]
     flags += [] if "--in-memory" in sys.argv else ["--stream", "--workers", "2"]

@@ -11,9 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import build_model
-from utils.methods.base import batch_norms
 
 State = dict[str, Tensor]
+
+
+def batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
+    """Those whose channels can go, in module order: in basic blocks, the first ones."""
+    named = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    basic = hasattr(model, "linear")
+    return [m for n, m in named if not basic or n.endswith(".bn1")]
 
 
 def add_indexes(state: State) -> State:

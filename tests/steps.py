@@ -5,32 +5,34 @@ from collections.abc import Callable
 import torch
 
 from main import alternate
-from models import build_model
+from netslim.graph import Graph
 from utils.data.batches import Batches
 from utils.data.datasets import Dataset, Pictures
 from utils.device import Execution
 from utils.methods.base import Method
 from utils.methods.slimming import ProximalSlimming
+from utils.network import fresh
 from utils.training.step import Step
 
 CPU = torch.device("cpu")
 
 
-def proximal(model: torch.nn.Module) -> Method:
-    return ProximalSlimming(model, lambda_=0.01, beta=100)
+def proximal(graph: Graph) -> Method:
+    return ProximalSlimming(graph, lambda_=0.01, beta=100)
 
 
-def make_step(seed: int = 0, method: Callable[[torch.nn.Module], Method] = proximal) -> Step:
+def make_step(seed: int = 0, method: Callable[[Graph], Method] = proximal) -> Step:
     torch.manual_seed(seed)
     pictures = Pictures(
         torch.randint(256, (30, 32, 32, 3), dtype=torch.uint8), torch.randint(10, (30,))
     )
     data = Dataset("own", tuple("0123456789"), pictures, pictures, (0.5,) * 3, (0.2,) * 3, True)
-    model = build_model("resnet", 11, 10)
+    network = fresh("resnet", 11, 10, 32)
     optimizer = torch.optim.SGD(
-        model.parameters(), 0.1, 0.9, weight_decay=1e-4, nesterov=True, fused=True
+        network.model.parameters(), 0.1, 0.9, weight_decay=1e-4, nesterov=True, fused=True
     )
     batches = Batches(data, "train", 8, CPU, seed)
-    step = Step(model, batches, optimizer, method(model), Execution(CPU), alternate)
+    how = method(network.graph), Execution(CPU), alternate
+    step = Step(network.model, batches, optimizer, *how)
     step.begin(0.1)
     return step

@@ -1,6 +1,8 @@
 """Slim networks leave: exported, compiled, compared; and the README's library examples run."""
 
+import copy
 import json
+import pickle
 import re
 from pathlib import Path
 
@@ -9,15 +11,16 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from torch.ao.quantization import fuse_modules
+from torch.fx.experimental.optimization import fuse
 from torchvision.models import resnet18, vgg11_bn
 
-from models import build_model, full_cfg
-from models.surgery import norms, slim
+import netslim
 from utils import console, export
 from utils.bench import __main__ as bench
-from utils.methods.base import batch_norms
+from utils.network import fresh
 
-NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 7)]
+NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 7), ("resnet-basic", 8)]
 ROOT = Path(__file__).parents[1]
 
 
@@ -26,20 +29,20 @@ def checkpoint(request, tmp_path):
     """A slim network's checkpoint, with the network itself."""
     torch.manual_seed(0)
     arch, depth = request.param
-    cfg = [w if w == "M" else max(1, w // 3) for w in full_cfg(arch, depth)]
-    model = build_model(arch, depth, 3, cfg).eval()
-    content = {"cfg": cfg, "state_dict": model.state_dict(), "classes": ["ä", "b", "c"],
+    full = fresh(arch, depth, 3, 32)
+    small = full.remove(full.plan([torch.arange(w) < max(1, w // 3) for w in full.widths]))
+    model = small.model.eval()
+    content = {"cfg": small.cfg, "state_dict": model.state_dict(), "classes": ["ä", "b", "c"],
                "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}  # fmt: skip
     path = tmp_path / "net_pruned.pth.tar"
     torch.save(content, path)
     return path, model, content
 
 
-@pytest.mark.parametrize("flags", [[], ["--normalised"]])
 @torch.no_grad()
-def test_exported_onnx_gives_the_checkpoints_answers(checkpoint, flags):
+def test_exported_onnx_gives_the_checkpoints_answers(checkpoint):
     path, model, content = checkpoint
-    assert console.run(export.main, ["--model", str(path), *flags]) == 0
+    assert console.run(export.main, ["--model", str(path)]) == 0
     written = path.with_name("net_pruned.onnx")
     metadata = {p.key: json.loads(p.value) for p in onnx.load(written).metadata_props}
     assert metadata["classes"] == content["classes"]
@@ -47,21 +50,49 @@ def test_exported_onnx_gives_the_checkpoints_answers(checkpoint, flags):
     session = onnxruntime.InferenceSession(written)
     for n in (1, 5):
         pictures = torch.rand(n, 3, 32, 32)
-        x = pictures
-        if not flags:
-            mean, std = (torch.tensor(content[key])[:, None, None] for key in ("mean", "std"))
-            x = (pictures - mean) / std
+        mean, std = (torch.tensor(content[key])[:, None, None] for key in ("mean", "std"))
+        x = (pictures - mean) / std
         (logits,) = session.run(None, {"pictures": pictures.numpy()})
         np.testing.assert_allclose(logits, model(x).numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, of its own tools
+@torch.no_grad()
+def test_torchs_own_tools_take_slim_networks(checkpoint):
+    _, model, _ = checkpoint
+    own = {type(m) for m in model.modules() if type(m).__module__.startswith("netslim")}
+    assert own <= {netslim.ChannelSelection}
+    x = torch.randn(2, 3, 32, 32)
+    expected = model(x)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(copied(x), expected)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    fused = fuse(model)  # each batch norm but those of a stream, which follow no layer
+    left = {"VGG": 0, "ResNet": 4, "DenseNet": 6, "ResNetBasic": 0}[type(model).__name__]
+    assert len(batch_norms(fused)) == left
+    assert not [n for n in fused.graph.nodes if n.target is torch.nn.functional.batch_norm]
+    for tool in (torch.jit.script(model), torch.jit.trace(model, x), compiled, fused):
+        torch.testing.assert_close(tool(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@torch.no_grad()
+def test_a_slim_vgg_is_fused_by_name():
+    full = fresh("vgg", 11, 3, 32)
+    small = full.remove(full.plan([torch.arange(w) < w // 3 for w in full.widths])).model.eval()
+    triples = [[f"feature.{int(n.split('.')[1]) + i}" for i in (-1, 0, 1)] for n in full.norms]
+    fused, x = fuse_modules(small, triples), torch.randn(2, 3, 32, 32)
+    assert not batch_norms(fused)
+    torch.testing.assert_close(fused(x), small(x), rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
 def test_a_slim_resnet50_leaves_as_onnx(tmp_path):
     torch.manual_seed(0)
-    full = build_model("resnet50", 50, 3, size=40).eval()
-    for bn in norms(full).values():
+    full = fresh("resnet50", 50, 3, 40)
+    for bn in full.norms.values():
         bn.bias.normal_()  # some that go emit a constant
-    small = slim(full, [torch.rand(bn.num_features) < 0.3 for bn in norms(full).values()])
+    small = full.remove(full.plan([torch.rand(width) < 0.3 for width in full.widths])).model.eval()
     settings = {"arch": "resnet50", "depth": 50, "dataset": "folder", "size": 40}
     torch.save({"state_dict": small.state_dict(), "settings": settings}, tmp_path / "net.pth.tar")
     assert console.run(export.main, ["--model", str(tmp_path / "net.pth.tar"), "--normalised"]) == 0
@@ -107,18 +138,8 @@ def example(readme: Path) -> str:
     return re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)[0]
 
 
-class Own(torch.nn.Module):
-    """A user's network: a chain, a stream that stays, and a head."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1, self.bn1 = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.BatchNorm2d(8)
-        self.conv2, self.bn2 = torch.nn.Conv2d(8, 3, 3, padding=1), torch.nn.BatchNorm2d(3)
-        self.fc = torch.nn.Linear(3 * 64, 4)
-
-    def forward(self, x):
-        y = torch.relu(self.bn1(self.conv1(x)))
-        return self.fc(torch.relu(x + self.bn2(self.conv2(y))).flatten(1))
+def batch_norms(model: torch.nn.Module) -> list[torch.nn.BatchNorm2d]:
+    return [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
 
 
 def test_torch_pruning_cuts_what_is_zero():
@@ -131,7 +152,7 @@ def test_torch_pruning_cuts_what_is_zero():
             bn.weight[::2] = 0
             bn.bias[::2] = -0.1
         expected = model.eval()(pictures)
-    exec(cut, {"model": model, "torch": torch, "batch_norms": batch_norms})
+    exec(cut, {"model": model, "torch": torch})
     assert model.features[0].out_channels == 32
     torch.testing.assert_close(model(pictures), expected, rtol=1e-4, atol=1e-5)
 
@@ -153,7 +174,7 @@ def test_the_readmes_cut_spares_what_a_shared_stream_needs():
             bn.running_mean.normal_(0, 0.1)
         living = sum(int((bn.weight != 0).sum()) for bn in layers)
         expected = model.eval()(pictures)
-    exec(cut, {"model": model, "torch": torch, "batch_norms": batch_norms})
+    exec(cut, {"model": model, "torch": torch})
     assert sum(int((bn.weight != 0).sum()) for bn in batch_norms(model)) == living
     assert model.conv1.out_channels < 64
     torch.testing.assert_close(model(pictures), expected, rtol=1e-4, atol=1e-6)

@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
+from netslim.graph import Graph
 from utils import arguments, console
 from utils.methods import METHODS
 from utils.methods.base import Method
@@ -22,17 +23,17 @@ class Toy(Method):
     columns = ("above",)
     prune_flags = ("--percent", "0.1")
 
-    def __init__(self, model: torch.nn.Module, decay: float) -> None:
-        super().__init__(model)
+    def __init__(self, graph: Graph, decay: float, model: torch.nn.Module | None = None) -> None:
+        super().__init__(graph, model)
         self.decay, self.count = decay, torch.zeros_like(self.gamma)
 
-    def tensors(self) -> dict[str, torch.Tensor]:
+    def state_dict(self) -> dict[str, torch.Tensor]:
         return {"count": self.count}
 
     @torch.no_grad()
-    def on_step(self, alpha: float) -> None:
-        self.set_(self.gamma, self.gamma * (1 - self.decay))
-        self.set_(self.count, self.count + (self.gamma > self.gamma.mean()))
+    def step(self, lr: float) -> None:
+        self.write(self.read() * (1 - self.decay))
+        self.update(self.count, self.count + (self.gamma > self.gamma.mean()))
 
     def figures(self, loss: float) -> dict[str, float]:
         return {"above": self.count.mean().item()}

@@ -124,6 +124,7 @@ seed = _number(int, "a whole number from 0 to 2**63 - 1", lambda x: 0 <= x < 2**
 positive = _number(float, "a number above 0 (1e-30 to 1e30)", lambda x: 1e-30 <= x <= 1e30)
 not_negative = _number(float, "a number from 0 to 1e30", lambda x: 0 <= x <= 1e30)
 number = _number(float, "a number from -1e30 to 1e30", lambda x: abs(x) <= 1e30)
+percent = _number(float, "a percentage from 1 to 99: of a half, 50", lambda x: 1 <= x <= 99)
 fraction = _number(float, "a fraction from 0 to 1", lambda x: 0 <= x <= 1)
 momentum = _number(float, "a number from 0 to below 1", lambda x: 0 <= x < 1)
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from models import Network
 from utils.console import InputError
+from utils.network import Network
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 

@@ -103,7 +103,7 @@ def write_sparse(given: checkpoint.Checkpoint, output: Path) -> None:
     It is the layout of :mod:`utils.files.sparse`, which all commands read; nothing runs faster.
     """
     model = given.network.model
-    known: dict[str, Any] = {"cfg": model.cfg, "classes": given.classes, "run": given.run}
+    known: dict[str, Any] = {"cfg": given.network.cfg, "classes": given.classes, "run": given.run}
     known |= {"mean": given.mean, "std": given.std, "layout": "sparse"}
     if given.settings is not None:
         known["settings"] = given.settings.values()

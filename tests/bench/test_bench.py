@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from models import build_model
-from models.channel_selection import ChannelSelection
 from runs import ROOT
 from utils import console
 from utils.bench import __main__ as bench
 from utils.bench.released import Reference
 from utils.bench.training import Ours
 from utils.data.datasets import load_dataset
-from utils.methods.base import batch_norms
 from utils.methods.slimming import ProximalSlimming
+from utils.network import fresh
+from utils.paper.accounting import selecting_norms
 
 CPU = torch.device("cpu")
 
@@ -58,21 +58,19 @@ def test_the_reference_does_the_same_steps_2_and_3():
     data = load_dataset("shapes", None, 16, 16)
     reference = Reference("resnet", 11, data, 8, CPU)
     update = reference.proximal_update
-    method = ProximalSlimming(reference.model, update.paper.lambda_, update.paper.beta)
+    graph = fresh("resnet", 11, len(data.classes), 32).graph
+    paper = update.paper
+    method = ProximalSlimming(graph, paper.lambda_, paper.beta, model=reference.model)
     method.xi.copy_(torch.cat(update.xi))
     for _ in range(5):
-        gamma = method.gamma.clone()
-        method.on_step(10.0)
-        ours = method.gamma.clone()
-        for bn, before in zip(batch_norms(reference.model), method.split(gamma), strict=True):
-            bn.weight.data = before
+        gamma = method.read().clone()
+        method.step(0.1)
+        ours = method.read().clone()
+        method.write(gamma)
         update(10.0)
-        theirs = torch.cat([bn.weight.data for bn in batch_norms(reference.model)])
-        torch.testing.assert_close(theirs, ours, rtol=1e-6, atol=0)
+        torch.testing.assert_close(method.read(), ours, rtol=1e-6, atol=0)
         torch.testing.assert_close(torch.cat(update.xi), method.xi, rtol=1e-6, atol=1e-9)
-        method.gamma.copy_(ours)
-        for bn, part in zip(batch_norms(reference.model), method.split(method.gamma), strict=True):
-            bn.weight.data = part
+        method.write(ours)
 
 
 @pytest.mark.parametrize(("arch", "depth"), [("resnet", 11), ("densenet", 7)])
@@ -86,7 +84,7 @@ def test_the_reference_gathers_and_computes_the_same(arch, depth):
     with torch.profiler.profile() as profile:
         reference(x)
     gathers = sum(event.count for event in profile.key_averages() if event.key == "aten::index")
-    assert gathers == sum(isinstance(m, ChannelSelection) for m in model.modules()) > 0
+    assert gathers == len(selecting_norms(arch, model)) > 0
 
 
 def test_the_reference_trains():

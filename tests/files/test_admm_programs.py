@@ -9,6 +9,7 @@ import main
 import resnet_prune
 from models import build_model, family
 from models.vgg import WIDTHS
+from runs import DYING, train
 from utils import console
 from utils.console import InputError
 from utils.files import checkpoint
@@ -95,9 +96,8 @@ def test_convolution_biases_are_folded_exactly(tmp_path):
 
 
 def test_a_bias_without_its_batch_norm_is_refused(tmp_path):
-    state = vgg16().state_dict()
-    del state["features.1.running_mean"]
-    torch.save(state, tmp_path / "vgg.pth")
+    conv = nn.Conv2d(3, 64, 3).state_dict()
+    torch.save({f"features.0.{key}": x for key, x in conv.items()}, tmp_path / "vgg.pth")
     with pytest.raises(InputError, match=r"feature\.1\.running_mean is missing"):
         checkpoint.load(tmp_path / "vgg.pth")
 
@@ -115,20 +115,18 @@ def test_one_is_tested_and_pruned_by_the_commands(tmp_path, pictures, capsys):
     assert console.run(resnet_prune.main, argv) == 0
     assert "lossless" in capsys.readouterr().out
     slim = checkpoint.load(tmp_path / "small_pruned.pth.tar").network
-    assert slim.model.cfg == [11, 32, 64]
+    assert slim.cfg == [11, 32, 64]
     assert family(slim.arch) == "resnet"
 
 
 def test_a_run_trains_cuts_prunes_and_is_fine_tuned(tmp_path, pictures, capsys):
-    flags = "--arch resnet-basic --depth 8 -sr --s 6 --beta 30 --momentum 0.3 --epochs 60".split()
-    data = ["--dataset", "folder", "--data", str(pictures), "--no-cuda", "--deterministic"]
-    argv = [*flags, *data, "--batch-size", "8", "--save", str(tmp_path)]
-    assert console.run(main.main, argv) == 0
+    flags = [*DYING, "--arch", "resnet-basic", "--depth", 8]  # the last ones given count
+    assert train(tmp_path, pictures, *flags) == 0
     printed = capsys.readouterr()
     assert "dead channels are cut" in printed.err
     assert "resnet_prune.py" in printed.out
     path = tmp_path / "proximal_seed1_resnet-basic_8_foldercheckpoint.pth.tar"
     assert console.run(resnet_prune.main, ["--model", str(path), "--no-cuda"]) == 0
     slim = tmp_path / "proximal_seed1_resnet-basic_8_folder_pruned.pth.tar"
-    assert sum(checkpoint.load(slim).network.model.cfg) < 112
+    assert sum(checkpoint.load(slim).network.cfg) < 112
     assert console.run(main.main, ["--refine", str(slim), "--epochs", "1", "--no-cuda"]) == 0

@@ -9,11 +9,12 @@ from torch import nn
 
 import main
 import released
-from models import build_model, full_cfg
+from models import build_model
+from released import batch_norms
 from utils import console
 from utils.files import checkpoint
 from utils.files.layouts import to_released
-from utils.methods.base import batch_norms
+from utils.network import Network
 
 NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 10)]
 x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -30,7 +31,7 @@ def test_a_released_checkpoint_prunes_and_its_slim_twin_gives_the_same_answers(
     assert console.run(command, ["--model", str(path), *data, "--name", "small_"]) == 0
     saved = torch.load(tmp_path / "small_pruned.pth.tar", weights_only=True)
     network = checkpoint.load(tmp_path / "small_pruned.pth.tar").network
-    assert saved["cfg"] == network.model.cfg
+    assert saved["cfg"] == network.cfg
     assert not network.is_full
     with torch.no_grad():
         expected = getattr(released, arch)(content["state_dict"], x)
@@ -54,13 +55,13 @@ def test_a_released_slim_checkpoint_loads_in_the_compact_layout(arch, depth, tmp
             cfg.append(int((state[select] if has_select else everything).sum()))
     torch.save({"cfg": cfg, "state_dict": state}, tmp_path / "slim.pth.tar")
     network = checkpoint.load(tmp_path / "slim.pth.tar").network
-    assert network.model.cfg == cfg
+    assert network.cfg == cfg
     with torch.no_grad():
         expected = getattr(released, arch)(state, x)
         torch.testing.assert_close(network.model.eval()(x), expected, rtol=1e-4, atol=1e-5)
 
     # and back: to the released layout nothing is lost
-    back = to_released(network.model.state_dict(), network.model)
+    back = to_released(network)
     assert back.keys() == state.keys()
     assert all(torch.equal(back[key], state[key]) for key in state)
 
@@ -78,10 +79,12 @@ def test_a_released_optimiser_state_finds_its_parameters(arch, depth, tmp_path):
         assert torch.equal(buffer, saved)
 
 
-@pytest.mark.parametrize("best", [0.5, torch.tensor(0.5), np.float64(0.5), np.float32(0.5)])
-def test_a_released_run_resumes(best, tmp_path, pictures, capsys):
+def test_a_released_run_resumes(tmp_path, pictures, capsys):
     path = tmp_path / "released.pth.tar"
-    released.training_checkpoint(path, "vgg", 11, best)
+    for best in (0.5, np.float64(0.5), np.float32(0.5), torch.tensor(0.5)):
+        released.training_checkpoint(path, "vgg", 11, best)
+        read = checkpoint.load(path)
+        assert (read.best, read.unresumable) == (50, "")
     flags = ["--dataset", "folder", "--data", str(pictures), "--save", str(tmp_path)]
     argv = ["-sr", "--resume", str(path), "--epochs", "2", "--precision", "fp32", "--no-cuda"]
     assert console.run(main.main, [*argv, "--start-epoch", "1"]) == 2
@@ -136,7 +139,7 @@ def test_a_masked_checkpoint_loads(arch, depth, tmp_path, pictures):
         for bn in batch_norms(model):
             bn.bias.mul_(bn.weight != 0)
     left = iter(int((bn.weight != 0).sum()) for bn in batch_norms(model))
-    cfg = ["M" if width == "M" else next(left) for width in full_cfg(arch, depth)]
+    cfg = ["M" if width == "M" else next(left) for width in Network(model, arch, depth, 32).cfg]
     path = tmp_path / "pruned.pth.tar"
     content = {"cfg": cfg, "state_dict": released.add_indexes(model.state_dict())}
     torch.save(content, path)
@@ -147,7 +150,7 @@ def test_a_masked_checkpoint_loads(arch, depth, tmp_path, pictures):
     command = importlib.import_module(f"{arch}_prune").main
     data = ["--dataset", "folder", "--data", str(pictures), "--no-cuda"]
     assert console.run(command, ["--model", str(path), *data]) == 0
-    assert checkpoint.load(tmp_path / "pruned_pruned.pth.tar").network.model.cfg == cfg
+    assert checkpoint.load(tmp_path / "pruned_pruned.pth.tar").network.cfg == cfg
     cfg[0] -= 1  # and what does not fit is refused
     torch.save(content, path)
     with pytest.raises(console.InputError, match="cfg"):

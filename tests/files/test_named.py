@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from models import build_model, named, surgery
-from models.surgery import norms
+from models import build_model
+from models import torchvision_models as named
 from own_pictures import one_line
 from utils import console, prune
 from utils.console import InputError
 from utils.files import checkpoint
+from utils.network import Network
 
 ARCH = "mobilenet_v2"
 
@@ -20,15 +21,17 @@ ARCH = "mobilenet_v2"
 def content() -> dict[str, Any]:
     """A slim checkpoint with few channels."""
     model = build_model(ARCH, named.DEPTHS[ARCH], 3)
-    slim = surgery.slim(model, [torch.arange(bn.num_features) < 2 for bn in norms(model).values()])
+    network = Network(model, ARCH, named.DEPTHS[ARCH], 64)
+    masks = {n: torch.arange(bn.num_features) < 2 for n, bn in network.norms.items()}
+    slim = network.remove(network.plan([*masks.values()]))
     settings = {"arch": ARCH, "depth": named.DEPTHS[ARCH], "dataset": "folder"}
-    return {"state_dict": slim.state_dict(), "cfg": slim.cfg, "settings": settings}
+    return {"state_dict": slim.model.state_dict(), "cfg": [2] * len(masks), "settings": settings}
 
 
 def test_a_slim_network_is_read_as_it_was_written(content, tmp_path):
     torch.save(content, tmp_path / "net.pth.tar")
     network = checkpoint.load(tmp_path / "net.pth.tar").network
-    assert network.arch == ARCH and network.model.cfg == content["cfg"] == [2] * 35
+    assert network.arch == ARCH and network.cfg == content["cfg"] == [2] * len(content["cfg"])
     state = network.model.state_dict()
     assert all(torch.equal(state[key], value) for key, value in content["state_dict"].items())
     assert network.model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
@@ -43,19 +46,19 @@ NORM = [f"features.1.conv.0.1.{x}" for x in ("weight", "bias", "running_mean", "
 SPOILT: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "tied batch norms of other widths": (
         lambda c: narrow(c["state_dict"], "features.1.conv.0.0.weight", *NORM),
-        "features.0.1 and features.1.conv.0.1 are not equally wide",
+        "features.1.conv.0.0 of mobilenet_v2 does not fit what is before it",
     ),
     "more channels than there are": (
         lambda c: c["state_dict"].update({"features.0.1.weight": torch.ones(33)}),
-        "this cfg does not fit mobilenet_v2",
+        "features.0.1.weight is (33,) of torch.float32, and in the full model (32,)",
     ),
     "no channels": (
         lambda c: c["state_dict"].update({"features.0.1.weight": torch.ones(0)}),
-        "features.0.1.weight is missing or has no length",
+        "features.0.1.weight is (0,) of torch.float32",
     ),
     "a layer of another shape": (
         lambda c: narrow(c["state_dict"], "features.2.conv.0.0.weight"),
-        "features.2.conv.0.0.weight has shape",
+        "features.2.conv.0.1 of mobilenet_v2 does not fit what is before it",
     ),
     "a layer is missing": (
         lambda c: c["state_dict"].pop("features.2.conv.0.0.weight"),
@@ -152,14 +155,13 @@ ELSEWHERE: dict[str, Callable[[dict[str, torch.Tensor]], Any]] = {
 }
 
 
-@pytest.mark.parametrize("arch", [ARCH, "vgg"])
+@pytest.mark.parametrize("arch", [ARCH, "resnet-basic"])
 @pytest.mark.parametrize("kind", ELSEWHERE)
-def test_weights_are_found_wherever_others_put_them(kind, arch, tmp_path, capsys):
-    torch.manual_seed(0)
-    model = build_model(arch, named.DEPTHS.get(arch, 11), 3)
-    state = model.state_dict()
+def test_weights_are_found_wherever_others_put_them(kind, arch, content, tmp_path, capsys):
+    own = arch != ARCH
+    state = build_model(arch, 8, 3).state_dict() if own else content["state_dict"]
     torch.save(ELSEWHERE[kind](state), tmp_path / "net.pth")
-    network = checkpoint.load(tmp_path / "net.pth", ARCH if arch == ARCH else None).network
+    network = checkpoint.load(tmp_path / "net.pth", None if own else ARCH).network
     read = network.model.state_dict()
     assert read.keys() == state.keys()
     assert all(torch.equal(read[key], value) for key, value in state.items())
@@ -178,9 +180,9 @@ UNREAD: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], tuple[str, ...
 
 
 @pytest.mark.parametrize("kind", UNREAD)
-def test_weights_that_are_not_found_are_refused_with_what_was_found(kind, tmp_path):
+def test_weights_that_are_not_found_are_refused_with_what_was_found(kind, content, tmp_path):
     change, said = UNREAD[kind]
-    torch.save(change(build_model(ARCH, named.DEPTHS[ARCH], 3).state_dict()), tmp_path / "net.pth")
+    torch.save(change(content["state_dict"]), tmp_path / "net.pth")
     with pytest.raises(InputError) as error:
         checkpoint.load(tmp_path / "net.pth", ARCH)
     one_line(error, tmp_path / "net.pth", *said)

@@ -20,11 +20,12 @@ import densenet_prune
 import main
 import resnet_prune
 import vgg_prune
-from models import build_model, restore
+from models import build_model
 from utils import console, export
 from utils.bench import __main__ as bench
 from utils.console import InputError
 from utils.files import checkpoint, untrusted
+from utils.network import fresh, restore
 from workshop import Payload, Refused, Workshop, dump
 
 Write = Callable[[Path, Any], object]
@@ -258,10 +259,13 @@ def test_weights_of_no_network_are_refused(tmp_path: Path, state: dict[str, torc
 
 def test_a_selection_that_wraps_around_is_refused() -> None:
     """Differences of far apart 64-bit numbers look positive."""
-    cfg = [16, 16, 16, 64, 32, 32, 128, 64, 64, 4]
-    state = build_model("resnet", 11, 2, cfg).state_dict()
-    state["select.index"] = torch.tensor([0, 2**62, -(2**62) - 1, 5])
-    assert (state["select.index"].diff() > 0).all()
+    network = fresh("resnet", 11, 2, 32)
+    masks = [torch.ones(width, dtype=torch.bool) for width in network.widths]
+    masks[-1][4:] = False
+    small = network.remove(network.plan(masks, streams=False))
+    state = small.model.state_dict()
+    state["bn.select.index"] = torch.tensor([0, 2**62, -(2**62) - 1, 5])
+    assert (state["bn.select.index"].diff() > 0).all()
     with pytest.raises(ValueError, match="select"):
         restore(state)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from chains import chain
 from torch import Tensor, nn
 
 from steps import make_step
@@ -17,19 +18,20 @@ class Separable:
         torch.manual_seed(0)
         self.a = 0.5 + 1.5 * torch.rand(N, dtype=torch.float64)
         self.c = 2 * torch.randn(N, dtype=torch.float64)
-        self.bn = nn.BatchNorm2d(N).double()
-        self.method = method(self.bn, **options)
-        self.method.gamma.copy_(self.c)
+        graph = chain(N, dtype=torch.float64)
+        (self.bn,) = graph.norms.values()
+        self.method = method(graph, **options)
+        self.method.write(self.c)
         self.method.forget()
 
     def gradient(self) -> Tensor:
-        return self.a * (self.method.gamma - self.c)
+        return self.a * (self.method.read() - self.c)
 
     def solve(self) -> None:
         """Exactly: γ ← argmin L + ρ/2‖γ − z + u‖², then z and u."""
         m = self.method
-        m.gamma.copy_((self.a * self.c + m.rho * (m.z - m.u)) / (self.a + m.rho))
-        m.on_step(10.0)
+        m.write((self.a * self.c + m.rho * (m.z - m.u)) / (self.a + m.rho))
+        m.step(0.1)
 
     def moved(self, iterations: int, last: int = 1) -> float:
         """How far any z moved in the ``last`` of so many iterations."""
@@ -54,7 +56,7 @@ class Separable:
 @pytest.mark.parametrize("p", [0.2, 0.5, 1.0])
 @pytest.mark.parametrize("rho", [1.0, 3.0])
 def test_exact_steps_converge(p, rho):
-    problem = Separable(lambda_=0.3, p=p, rho=rho, z_every="step")
+    problem = Separable(lambda_=0.3, p=p, rho=rho, z_every=1)
     assert problem.moved(2000) <= 1e-15
     assert 20 < problem.check(1e-14) < 380
 
@@ -66,28 +68,28 @@ def test_sgd_steps_converge_as_exact_ones_do():
     for _ in range(300 * 20):
         before = m.z.clone()
         problem.bn.weight.grad = problem.gradient()
-        m.on_gradient()
+        m.before_step()
         optimizer.step()
-        m.on_step(10.0)
+        m.step(0.1)
     assert (m.z - before).abs().max() <= 1e-15
     assert 20 < problem.check(1e-12) < 380
-    assert (m.gamma[m.z == 0].abs() < 1e-12).all()
+    assert (m.read()[m.z == 0].abs() < 1e-12).all()
 
 
 class Gradient(LpAdmm):
     """z ← v − λω(z)sgn(z)/ρ in place of the threshold."""
 
     def _update_z(self, due: Tensor) -> None:
-        v = self.gamma + self.u
+        v = self.read() + self.u
         z = v - self.lambda_ / self.rho * self.slope(self.z.abs()) * self.z.sign()
         self.u.copy_(v - z)
         self.z.copy_(z)
 
 
 def test_what_must_not_settle_does_not():
-    assert Separable(Gradient, lambda_=0.3, rho=1.0, z_every="step").moved(2000, 50) > 0.1
+    assert Separable(Gradient, lambda_=0.3, rho=1.0, z_every=1).moved(2000, 50) > 0.1
     # A large bound with a small ρ cycles for ever.
-    options = {"lambda_": 0.1, "p": 0.5, "bound": 5.0, "z_every": "step"}
+    options = {"lambda_": 0.1, "p": 0.5, "bound": 5.0, "z_every": 1}
     assert Separable(**options, rho=0.1).moved(4000, 50) > 0.5
     assert Separable(**options, rho=1.0).moved(2000) <= 1e-15
 
@@ -95,10 +97,10 @@ def test_what_must_not_settle_does_not():
 @pytest.mark.parametrize("wrong", ["coupling", "dual"])
 def test_a_wrong_sign_is_seen(wrong):
     class Wrong(LpAdmm):
-        def on_gradient(self) -> None:
+        def before_step(self) -> None:
             flipped = -1 if wrong == "coupling" else 1
             self.rho *= flipped
-            super().on_gradient()
+            super().before_step()
             self.rho *= flipped
 
         def _update_z(self, due: Tensor) -> None:
@@ -109,50 +111,50 @@ def test_a_wrong_sign_is_seen(wrong):
     m, optimizer = problem.method, torch.optim.SGD([problem.bn.weight], 0.1, 0.9)
     for _ in range(2000):
         problem.bn.weight.grad = problem.gradient()
-        m.on_gradient()
+        m.before_step()
         optimizer.step()
-        m.on_step(10.0)
+        m.step(0.1)
     with pytest.raises(AssertionError):
         problem.check(1e-6)
 
 
 def test_the_dual_is_bounded_at_every_step_and_z_moves_when_it_is_due():
     """On a real network, in float32: |ρu| ≤ λM; γ alone moves between updates."""
-    step = make_step(method=lambda model: LpAdmm(model, 0.02, rho=0.1, bound=1.5, z_every=3))
+    step = make_step(method=lambda graph: LpAdmm(graph, 0.02, rho=0.1, bound=1.5, z_every=3))
     m, done = step.method, 0
-    assert torch.equal(m.z, m.gamma) and not m.u.any()
+    assert torch.equal(m.z, m.read()) and not m.u.any()
     for epoch in range(3):
         for where in step.batches.order(epoch):
-            z, gamma = m.z.clone(), m.gamma.clone()
+            z, gamma = m.z.clone(), m.read().clone()
             step.launch(where)
             done += 1
-            assert not torch.equal(m.gamma, gamma)
+            assert not torch.equal(m.read(), gamma)
             assert torch.equal(m.z, z) == (done % 3 != 0)
             assert (m.rho * m.u.abs()).max() <= m.lambda_ * m.bound * (1 + 1e-6)
     assert m.u.any() and m.count == 0
     step.launch(where)
     z = m.z.clone()
     assert m.count == 1
-    m.on_epoch(10.0)
+    m.end_epoch(0.1)
     assert not torch.equal(m.z, z) and m.count == 0
     z = m.z.clone()
-    m.on_epoch(10.0)  # nothing was done since
+    m.end_epoch(0.1)  # nothing was done since
     assert torch.equal(m.z, z)
 
 
 def test_once_an_epoch_is_the_default_and_a_halted_training_changes_nothing():
-    step = make_step(method=lambda model: LpAdmm(model, 0.02))
+    step = make_step(method=lambda graph: LpAdmm(graph, 0.02))
     m = step.method
     for where in step.batches.order(0):
         step.launch(where)
-    assert not torch.equal(m.z, m.gamma) and not m.u.any()
+    assert not torch.equal(m.z, m.read()) and not m.u.any()
     m.halted.fill_(1)
-    before = {name: x.clone() for name, x in m.tensors().items()}
+    before = {name: x.clone() for name, x in m.state_dict().items()}
     step.launch(where)
-    m.on_epoch(10.0)
-    assert all(torch.equal(x, before[name]) for name, x in m.tensors().items())
+    m.end_epoch(0.1)
+    assert all(torch.equal(x, before[name]) for name, x in m.state_dict().items())
     m.halted.zero_()
-    m.on_epoch(10.0)
+    m.end_epoch(0.1)
     assert m.u.any()
 
 
@@ -181,10 +183,10 @@ def test_p_is_an_exponent_or_the_number_below_it(capsys):
 def test_warnings():
     def said(schedule: list[tuple[int, float]], **options: float) -> str:
         options = {"lambda_": 1e-4, **options}
-        bn = nn.BatchNorm2d(9)
+        (bn,) = (graph := chain(9)).norms.values()
         nn.init.constant_(bn.weight, 0.5)
         sgd = torch.optim.SGD(bn.parameters(), 0.1, momentum=0.9)
-        return " ".join(LpAdmm(bn, **options).warnings(schedule, "vgg", 16, sgd))
+        return " ".join(LpAdmm(graph, **options).warnings(schedule, "vgg", 16, sgd))
 
     assert "all channels train to the end" in said([])
     # The released settings move γ by 0.023 in such an epoch.

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import netslim
+from netslim import Graph
 from utils.data.datasets import load_dataset
 from utils.methods.base import Method
 from utils.methods.lp_admm import LpAdmm
@@ -45,12 +47,12 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     return 100 * (model.eval()(images).argmax(1) == labels).double().mean().item()
 
 
-def train(make: Callable[[nn.Module], Method], seed: int) -> tuple[float, float, dict[str, int]]:
+def train(make: Callable[[Graph], Method], seed: int) -> tuple[float, float, dict[str, int]]:
     """Accuracy in percent, and with γ := 0 where z = 0; how many of the factors are zero."""
     (images, labels), tests = pictures()
     torch.manual_seed(seed)
     model = network()
-    method = make(model)
+    method = make(netslim.analyze(model, images[:2]))
     optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=1e-4, nesterov=True)
     for epoch in range(EPOCHS):
         lr = 0.1 if epoch < 0.8 * EPOCHS else 0.01
@@ -58,22 +60,22 @@ def train(make: Callable[[nn.Module], Method], seed: int) -> tuple[float, float,
         model.train()
         for where in torch.randperm(len(labels)).split(BATCH):
             F.cross_entropy(model(images[where]), labels[where]).backward()
-            method.on_gradient()
+            method.before_step()
             optimizer.step()
-            method.on_step(1 / lr)
+            method.step(lr)
             optimizer.zero_grad()
-        method.on_epoch(1 / lr)
-    whole, zeros = accuracy(model, *tests), method.zeros()
-    method.gamma[method.factor(method.zeroed) == 0] = 0
+        method.end_epoch(lr)
+    whole, zeros = accuracy(model, *tests), method.zero_counts()
+    method.write(method.read().masked_fill(method.factor(method.zeroed) == 0, 0))
     return whole, accuracy(model, *tests), zeros
 
 
-def epochwise(model: nn.Module) -> LpAdmm:
-    return LpAdmm(model, 0.012, rho=0.05)
+def epochwise(graph: Graph) -> LpAdmm:
+    return LpAdmm(graph, 0.012, rho=0.05)
 
 
-def stepwise(model: nn.Module) -> LpAdmm:
-    return LpAdmm(model, 0.008, rho=1.0, z_every="step")
+def stepwise(graph: Graph) -> LpAdmm:
+    return LpAdmm(graph, 0.008, rho=1.0, z_every=1)
 
 
 @pytest.mark.skipif(

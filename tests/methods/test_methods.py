@@ -55,7 +55,7 @@ def test_its_tensors_are_part_of_what_a_step_changes(tmp_path):
 import sys; sys.path[:0] = ["tests"]
 import toy, torch
 from steps import make_step
-step = make_step(method=lambda model: toy.Toy(model, 0.1))
+step = make_step(method=lambda graph: toy.Toy(graph, 0.1))
 known = {x.data_ptr() for x in step.state()}
 assert step.method.count.data_ptr() in known
 step.launch(step.batches.order(0)[0])

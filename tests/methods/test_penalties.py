@@ -9,10 +9,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from chains import chain
 from torch import Tensor, nn
 
+from netslim import Graph
 from netslim.methods.penalties import L1L2, MCP, PENALTIES, SCAD, Lp, Penalty, TransformedL1
 from utils.methods.slimming import ProximalSlimming, Subgradient
+from utils.paper.settings import XI_INIT
 
 # Penalty and range of its shape, drawn log-uniformly.
 SEPARABLE = {
@@ -232,10 +235,10 @@ def test_the_way_to_zero(name, relative):
     assert way / 0.47 == pytest.approx(relative, abs=0.01)
 
 
-def bn(channels: int = 40, dtype: torch.dtype = torch.float64) -> nn.Module:
-    model = nn.Sequential(nn.BatchNorm2d(channels)).to(dtype)
-    nn.init.uniform_(model[0].weight, 0, 0.6)
-    return model
+def bn(channels: int = 40, dtype: torch.dtype = torch.float64) -> Graph:
+    graph = chain(channels, dtype=dtype)
+    nn.init.uniform_(graph.norms["1"].weight, 0, 0.6)
+    return graph
 
 
 @pytest.mark.parametrize("name", PENALTIES)
@@ -243,7 +246,7 @@ def bn(channels: int = 40, dtype: torch.dtype = torch.float64) -> nn.Module:
 def test_the_objective_never_rises_under_the_xi_step(name, alpha):
     """L apart, which ξ is not in: λφ(ξ) + (β/2)‖γ − ξ‖² falls until it stands still."""
     torch.manual_seed(0)
-    method = ProximalSlimming(bn(), 0.5, 3.0, penalty=name)
+    method = ProximalSlimming(bn(), 0.5, 3.0, xi_init=XI_INIT, penalty=name)
     before = start = method.penalty()
     for _ in range(300):
         method._update_xi(alpha)
@@ -257,14 +260,16 @@ def test_the_objective_never_rises_under_the_xi_step(name, alpha):
 def test_what_is_dead_stays_dead(name):
     """prox(0) = 0: a channel with γ = ξ = 0 is cut while training whatever the penalty."""
     torch.manual_seed(0)
-    method = ProximalSlimming(bn(dtype=torch.float32), 0.02, 3.0, penalty=name)
-    method.gamma[:7] = method.xi[:7] = 0
+    graph = bn(dtype=torch.float32)
+    with torch.no_grad():
+        graph.norms["1"].weight[:7] = 0
+    method = ProximalSlimming(graph, 0.02, 3.0, xi_init=XI_INIT, penalty=name)
+    method.xi[:7] = 0
     for _ in range(100):
-        method.on_step(10.0)
+        method.step(0.1)
     assert not method.gamma[:7].any() and not method.xi[:7].any()
     assert method.gamma[7:].any()
-    biases = [norm.bias for norm in method.norms]
-    optimizer = torch.optim.SGD([*method.weights, *biases], 0.1, 0.9)
+    optimizer = torch.optim.SGD(graph.norms["1"].parameters(), 0.1, 0.9)
     assert method.dead(optimizer, 0.1)[:7].all()
 
 
@@ -272,13 +277,15 @@ def test_what_is_dead_stays_dead(name):
 def test_the_others_are_what_they_are_without_the_dead(name):
     """Also where the penalty is not a sum over the factors: the norm of ℓ1 − ℓ2 has 0 of these."""
     torch.manual_seed(0)
-    full, cut = (ProximalSlimming(bn(n), 0.035, 3.0, penalty=name) for n in (40, 33))
-    full.gamma[:7] = full.xi[:7] = 0
-    cut.gamma.copy_(full.gamma[7:])
+    options = {"xi_init": XI_INIT, "penalty": name}
+    full, cut = (ProximalSlimming(bn(n), 0.035, 3.0, **options) for n in (40, 33))
+    full.write(full.gamma.index_fill(0, torch.arange(7), 0))
+    full.xi[:7] = 0
+    cut.write(full.gamma[7:])
     cut.xi.copy_(full.xi[7:])
     for _ in range(300):
         for method in (full, cut):
-            method.on_step(10.0)
+            method.step(0.1)
         torch.testing.assert_close(full.xi[7:], cut.xi, rtol=0, atol=1e-14)
         torch.testing.assert_close(full.gamma[7:], cut.gamma, rtol=0, atol=1e-14)
     assert (cut.xi == 0).any()
@@ -286,21 +293,24 @@ def test_the_others_are_what_they_are_without_the_dead(name):
 
 @pytest.mark.parametrize("name", [name for name, each in PENALTIES.items() if not each.steep])
 def test_the_subgradient_method_adds_the_slope(name):
-    model = bn()
-    method = Subgradient(model, 0.25, penalty=name)
-    method.gamma[0] = 0
-    method.gamma[1] *= -1
-    model[0].weight.grad = torch.zeros(40, dtype=torch.float64)
-    method.on_gradient()
+    graph = bn()
+    weight = graph.norms["1"].weight
+    with torch.no_grad():
+        weight[0] = 0
+        weight[1] *= -1
+    method = Subgradient(graph, 0.25, penalty=name)
+    weight.grad = torch.zeros(40, dtype=torch.float64)
+    method.before_step()
     point = method.gamma.abs().clone().requires_grad_()
     (slope,) = torch.autograd.grad(PENALTIES[name]().value(point), point)
-    torch.testing.assert_close(model[0].weight.grad, 0.25 * slope * method.gamma.sign())
+    torch.testing.assert_close(weight.grad, 0.25 * slope * method.gamma.sign())
 
 
 def test_a_flat_start_and_too_short_a_way_are_warned_of():
     def said(penalty: str, shape: float | None, lambda_: float) -> str:
-        method = ProximalSlimming(bn(), lambda_, 100.0, penalty=penalty, shape=shape)
-        sgd = torch.optim.SGD([method.gamma], 0.1, momentum=0.9)
+        options = {"penalty": penalty, "shape": shape, "xi_init": XI_INIT}
+        method = ProximalSlimming(graph := bn(), lambda_, 100.0, **options)
+        sgd = torch.optim.SGD(graph.norms["1"].parameters(), 0.1, momentum=0.9)
         return " ".join(method.warnings([(782, 0.1)] * 10, "vgg", 19, sgd))
 
     # 7,820 steps of λ/(2α + β) are 0.5 for λ = 0.0077.

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
+import netslim
 from models import build_model
 from netslim.weights import Compression
 from utils.data.batches import crop_and_flip
@@ -21,9 +22,10 @@ from utils.data.datasets import load_dataset
 from utils.methods.base import Method
 from utils.methods.masked import cut, masking
 from utils.methods.sas_admm import SasAdmm
-from utils.paper.settings import learning_rate
+from utils.paper.settings import SAS, learning_rate
 
 BATCH, PICTURES, EPOCHS = 32, 2000, 6
+SETTINGS = {name: value for name, value in vars(SAS).items() if name != "batch_size"}
 PLACE = os.environ.get("CIFAR10_JPEG")
 
 
@@ -59,7 +61,7 @@ class Trial:
         return 100 * (logits.argmax(1) == self.test.labels).double().mean().item()
 
     def by_sgd(self, model: nn.Module, kind: type[Method] = Method, nesterov=True) -> None:
-        method = kind(model)
+        method = kind(analyzed(model))
         optimizer = torch.optim.SGD(
             model.parameters(), 0.1, 0.9, weight_decay=1e-4, nesterov=nesterov
         )
@@ -69,11 +71,12 @@ class Trial:
                 images, labels = self.batch(chosen)
                 optimizer.zero_grad()
                 F.cross_entropy(model(images), labels).backward()
-                method.on_gradient()
+                method.before_step()
                 optimizer.step()
 
     def by_sas(self, model: nn.Module, outer: int, k0: int, kind=SasAdmm, **options) -> SasAdmm:
-        method = kind(model, inner=25, k0=k0, **options)
+        settings = {**SETTINGS, "inner": 25, "k0": k0, **options}
+        method = kind(analyzed(model), **settings)
         for epoch in range(outer):
             method.begin(epoch)
             for _ in range(method.steps(epoch)):
@@ -83,11 +86,15 @@ class Trial:
                 model.zero_grad()
                 method.before_forward()
                 F.cross_entropy(model(images), labels).backward()
-                method.on_gradient()
-                method.on_step(10.0)
-            method.on_epoch(10.0)
+                method.before_step()
+                method.step(0.1)
+            method.end_epoch(0.1)
         with method.solution(lambda: self.retake(model)):
             return method
+
+
+def analyzed(model: nn.Module) -> netslim.Graph:
+    return netslim.analyze(model, torch.zeros(2, 3, 16, 16))
 
 
 def zeros(model: nn.Module) -> int:

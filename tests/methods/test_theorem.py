@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+import netslim
 from utils.methods.slimming import ProximalSlimming
+from utils.paper.settings import XI_INIT
 
 SEED = 0
 STEPS = 240
@@ -116,7 +118,9 @@ def observe(problem: Problem, xi: Tensor) -> Iterate:
 
 def iterates(problem: Problem, method: type[ProximalSlimming], alpha: float) -> Iterator[Iterate]:
     """Z¹, Z², ...: what ``method`` and plain SGD make of ``problem``, as the program runs them."""
-    slimming = method(problem.model, LAMBDA, BETA)
+    slimming = method(
+        netslim.analyze(problem.model, problem.pictures), LAMBDA, BETA, xi_init=XI_INIT
+    )
     optimizer = torch.optim.SGD(
         problem.model.parameters(), lr=1 / alpha, momentum=0, weight_decay=0
     )
@@ -124,9 +128,9 @@ def iterates(problem: Problem, method: type[ProximalSlimming], alpha: float) -> 
     for _ in range(STEPS):
         optimizer.zero_grad()
         problem.loss(problem.model(problem.pictures)).backward()
-        slimming.on_gradient()
+        slimming.before_step()
         optimizer.step()
-        slimming.on_step(alpha)
+        slimming.step(1 / alpha)
         yield observe(problem, slimming.xi)
 
 
@@ -183,9 +187,9 @@ class WrongSign(ProximalSlimming):
     """γ ← (αγ − βξ)/(α + β) in step 2."""
 
     @torch.no_grad()
-    def on_step(self, alpha: float) -> None:
-        self.gamma.sub_(self.xi, alpha=2 * self.beta / alpha)
-        super().on_step(alpha)
+    def step(self, lr: float) -> None:
+        self.write(self.read() - 2 * self.beta * lr * self.xi)
+        super().step(lr)
 
 
 def test_a_wrong_sign_in_step_2_fails(steps: tuple[float, float]) -> None:

@@ -1,22 +1,29 @@
 """What a training says of its own λ when it ends, and what a pruning advises."""
 
 import re
+from functools import cache
 
 import pytest
 import torch
 
 import vgg_prune
-from models import build_model
+from netslim import Graph
 from runs import train
 from utils import console
 from utils.methods.slimming import ProximalSlimming, Subgradient, shrinkage
-from utils.paper.settings import schedule
+from utils.network import fresh
+from utils.paper.settings import XI_INIT, schedule
 
 NETWORK = ["--arch", "vgg", "--depth", 11, "--name", "net", "-sr"]
 
 
+@cache
+def vgg() -> Graph:
+    return fresh("vgg", 11, 2, 32).graph
+
+
 def verdict(zeros: dict[str, int], collapse: str = "", lambda_: float = 0.01, epochs: int = 2):
-    method = ProximalSlimming(build_model("vgg", 11, 2), lambda_, 100.0)
+    method = ProximalSlimming(vgg(), lambda_, 100.0, xi_init=XI_INIT)
     return method.verdict(zeros, collapse, schedule(epochs, 50), "vgg", 11)
 
 
@@ -31,10 +38,9 @@ def test_the_rule():
 
 def before(lambda_: float, epochs: int, steps: int = 50, beta: float = 100.0, **sgd: float) -> str:
     """What is said before the training of that verdict."""
-    model = build_model("vgg", 11, 2)
-    method = ProximalSlimming(model, lambda_, beta)
+    method = ProximalSlimming(vgg(), lambda_, beta, xi_init=XI_INIT)
     sgd = {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-4} | sgd
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, **sgd)
+    optimizer = torch.optim.SGD(method.model.parameters(), 0.1, **sgd)
     return " ".join(method.warnings(schedule(epochs, steps), "vgg", 11, optimizer))
 
 
@@ -79,18 +85,16 @@ def test_flags_with_which_no_channel_is_called_dead_are_said_before(nesterov):
     assert "in all epochs" in before(0.05, 1, 5000, weight_decay=5e-4, **flags)
     advised = float(re.search(r"up to --weight-decay (\S+)", said)[1])
     assert advised == 2.5e-4 and before(0.0045, 160, 782, weight_decay=advised, **flags) == ""
-    model = build_model("vgg", 11, 2)
-    method = ProximalSlimming(model, 0.0045, 100.0)
-    with torch.no_grad():
-        method.gamma.zero_()
-        method.xi.zero_()
+    method = ProximalSlimming(fresh("vgg", 11, 2, 32).graph, 0.0045, 100.0)
+    method.write(torch.zeros_like(method.gamma))
+    method.xi.zero_()
     for weight_decay, dead in ((5e-4, 0), (advised, 2752)):
-        sgd = torch.optim.SGD(model.parameters(), 0.1, weight_decay=weight_decay, **flags)
+        sgd = torch.optim.SGD(method.model.parameters(), 0.1, weight_decay=weight_decay, **flags)
         assert int(method.dead(sgd, 0.1).sum()) == dead
 
 
 def test_original_slimming_has_no_xi():
-    method = Subgradient(build_model("vgg", 11, 2), 0.1)
+    method = Subgradient(vgg(), 0.1)
     assert method.verdict({"gamma": 0}, "", schedule(2, 50), "vgg", 11) == ""
     assert "too large" in method.verdict({"gamma": 0}, "x", schedule(2, 50), "vgg", 11)
 

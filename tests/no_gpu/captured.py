@@ -17,16 +17,17 @@ import torch
 from cuda.bindings import runtime as bindings
 
 import main
-from models import Network, restore
-from models.surgery import norms, slim
+import utils.network as networks
+from netslim import surgery
 from utils.bench.training import Ours, said_of_step
 from utils.data.batches import Batches
 from utils.data.datasets import CIFAR_NORM, Dataset, Pictures
 from utils.device import Execution, be_deterministic
 from utils.files.names import Files
 from utils.flags.settings import Settings
+from utils.network import Network
 from utils.training import run as runs
-from utils.training.begin import fresh
+from utils.training.begin import begun
 from utils.training.graph import Graphs
 from utils.training.group import ALONE
 from utils.training.run import Run
@@ -46,8 +47,8 @@ DATA = Dataset(
 
 def halved(network: Network) -> Network:
     """Without every other channel."""
-    masks = [torch.arange(bn.num_features) % 2 == 0 for bn in norms(network.model).values()]
-    return restore(slim(network.model, masks).state_dict())
+    masks = [torch.arange(width) % 2 == 0 for width in network.widths]
+    return network.remove(network.plan(masks, streams=False))
 
 
 def make(case: str, folder: Path = Path()) -> Run:
@@ -55,7 +56,7 @@ def make(case: str, folder: Path = Path()) -> Run:
     arch, depth = network.split("-")
     known = {"arch": arch, "depth": int(depth), "method": method, "batch_size": BATCH, "epochs": 8}
     settings = Settings.of(known)
-    whole = fresh(settings, DATA)
+    whole = begun(settings, DATA)
     return Run(
         settings, Files(folder, settings.run), halved(whole) if width == "slim" else whole, DATA,
         Batches(DATA, "train", BATCH, GPU), Execution(GPU, precision, memory_format == "last"),
@@ -84,13 +85,13 @@ def steps(case: str) -> dict:
 
 def waiting(case: str) -> dict:
     run = make(case)
-    on_step = run.step.method.on_step
+    step = run.step.method.step
 
-    def reads(alpha: float) -> None:
-        on_step(alpha)
+    def reads(lr: float) -> None:
+        step(lr)
         run.step.method.gamma.sum().item()
 
-    run.step.method.on_step = reads
+    run.step.method.step = reads
     return {"first": epoch(run, 0.1), "graphed": isinstance(run.step.launch, Graphs)}
 
 
@@ -98,6 +99,8 @@ def cutting(case: str) -> dict:
     run = make(case)
     before = epoch(run, 0.1)
     dead = torch.arange(len(run.step.method.gamma)) % 2 == 0
+    # What died is silent, but kernels that compute nothing leave any bias, and constants to carry.
+    surgery._Folding.more_carriers = lambda *_: False
     run.step.method.dead = lambda optimizer, lr: dead.to(GPU)
     cut = run.cut_dead()
     return {"before": before, "cut": cut, "after": epoch(run, 0.1)}
@@ -141,6 +144,7 @@ def bench(case: str) -> dict:
 
 if __name__ == "__main__":
     stand_ins.install()
+    networks.analyze = stand_ins.torchs_own()(networks.analyze)
     be_deterministic(False)
     for word in sys.argv[1:]:
         what, case = word.split(":")

@@ -6,13 +6,13 @@ import pytest
 
 import main
 import recorded
-from models import Network, build_model
 from utils import console
 from utils.atomic import alone
 from utils.files import checkpoint, records
 from utils.files.checkpoint import Checkpoint
 from utils.files.names import PRUNED, REFINED, Files
 from utils.flags.settings import Settings
+from utils.network import fresh
 from utils.reports.listing import LEGEND
 
 VGG = {"arch": "vgg", "depth": 11, "dataset": "cifar10", "epochs": 5}
@@ -42,7 +42,7 @@ def log(folder: Path, run: str, epochs: int) -> None:
 def begun(folder: Path, epochs: int, **told: object) -> str:
     """A run of five epochs that has come so far."""
     settings = Settings.of({**VGG, **told})
-    network = Network(build_model("vgg", 11, 10), "vgg", 11)
+    network = fresh("vgg", 11, 10, 32)
     content = Checkpoint(network, settings.run, settings, epoch=epochs, precision="fp32").content()
     checkpoint.save(Files(folder, settings.run).checkpoint, content)
     log(folder, settings.run, epochs)

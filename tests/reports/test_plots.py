@@ -10,12 +10,11 @@ import torch
 from PIL import Image
 
 import recorded
-from models import build_model
 from utils import console
 from utils.files import checkpoint
 from utils.files.layouts import to_released
 from utils.files.names import PRUNED, TRAINED, Files
-from utils.methods.base import batch_norms
+from utils.network import Network, fresh
 from utils.paper.published import TABLES, numbers
 from utils.reports import plots, results, tradeoff
 
@@ -34,17 +33,16 @@ def run(
     epochs: int,
     xi: bool = True,
     change: bool = True,
-) -> torch.nn.Module:
+) -> Network:
     """A run's log and checkpoint; in every batch norm every third γ is zero, one is tiny."""
     torch.manual_seed(0)
-    model = build_model(arch, depth, 10)
+    network = fresh(arch, depth, 10, 32)
     with torch.no_grad():
-        for bn in batch_norms(model):
+        for bn in network.norms.values():
             bn.weight.uniform_(0.01, 1)
             bn.weight[::3] = 0
             bn.weight[1] = 1e-20
-    state = to_released(model.state_dict(), model)
-    content = {"epoch": epochs, "state_dict": state, "best_prec1": torch.tensor(0.5)}
+    content = {"epoch": epochs, "state_dict": to_released(network), "best_prec1": torch.tensor(0.5)}
     folder.mkdir(exist_ok=True)
     torch.save(content, Files(folder, name).checkpoint)
     with Files(folder, name).log.open("w", newline="") as file:
@@ -57,7 +55,7 @@ def run(
             row |= {"epoch": epoch + 1, "lr": lr, "gamma_zeros": epoch, "xi_zeros": 2 * epoch}
             row |= {} if xi else {"objective": "", "xi_zeros": ""}
             writer.writerow(row | ({"change": 1000 / (epoch + 1)} if change else {}))
-    return model
+    return network
 
 
 def titles(figure) -> dict[str, object]:
@@ -89,12 +87,12 @@ def overlapping(figure) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-RUNS = [("vgg", 19, 160), ("resnet", 164, 160), ("densenet", 40, 160), ("resnet", 20, 20)]
+RUNS = [("vgg", 19, 160), ("resnet", 56, 160), ("densenet", 40, 160), ("resnet", 20, 20)]
 
 
 @pytest.mark.parametrize(("arch", "depth", "epochs"), RUNS)
 def test_a_runs_figure_shows_its_log_and_its_channels(arch, depth, epochs, tmp_path):
-    model = run(tmp_path, "a", arch, depth, epochs)
+    network = run(tmp_path, "a", arch, depth, epochs)
     figure = plots.draw_run(tmp_path, "a")
     loss = {line.get_label(): line for line in panel(figure, "Loss").lines}
     assert {"training loss", "test loss", "F, eq. (5)"} <= loss.keys()
@@ -110,7 +108,7 @@ def test_a_runs_figure_shows_its_log_and_its_channels(arch, depth, epochs, tmp_p
     assert trained["channels"] == pytest.approx([100 / (e + 1) for e in range(epochs)])
     rest = sum(1 / (e + 1) for e in range(epochs)) / epochs
     assert f"FLOPs, {1 - rest:.0%} saved" in trained
-    norms = batch_norms(model)
+    norms = network.norms.values()
     removed, kept = panel(figure, "channels kept").containers
     assert [bar.get_height() for bar in removed] == [bn.num_features for bn in norms]
     alive = [int((bn.weight != 0).sum()) for bn in norms]
@@ -125,15 +123,17 @@ def test_a_runs_figure_shows_its_log_and_its_channels(arch, depth, epochs, tmp_p
 
 
 def test_what_was_pruned_is_shown_once_it_is(tmp_path):
-    run(tmp_path, "a", "vgg", 11, 4)
-    cfg = [8, "M", 16, "M", 32, 32, "M", 64, 64, "M", 64, 64]
-    slim = {"cfg": cfg, "state_dict": build_model("vgg", 11, 10, cfg).state_dict()}
+    network = run(tmp_path, "a", "vgg", 11, 4)
+    widths = [8, 16, 32, 32, 64, 64, 64, 64]
+    masks = [torch.arange(w) < k for w, k in zip(network.widths, widths, strict=True)]
+    small = network.remove(network.plan(masks))
+    slim = {"cfg": small.cfg, "state_dict": small.model.state_dict()}
     files = Files(tmp_path, "a")
     torch.save(slim, files.slim())
     row = {"model": files.slim().name, "checksum": checkpoint.checksum(files.checkpoint)}
     recorded.append(tmp_path / PRUNED, row)
     _, kept = panel(plots.draw_run(tmp_path, "a"), "channels kept").containers
-    assert [bar.get_height() for bar in kept] == [width for width in cfg if width != "M"]
+    assert [bar.get_height() for bar in kept] == widths
 
 
 def test_logs_without_xi_or_change(tmp_path):
@@ -212,7 +212,7 @@ def test_without_matplotlib_it_says_what_to_install(tmp_path, monkeypatch, capsy
 
 def test_a_network_without_batch_norms_has_nothing_to_draw(tmp_path, monkeypatch, capsys):
     run(tmp_path, "a", "resnet", 20, 2)
-    monkeypatch.setattr(plots, "batch_norms", lambda model: [])  # an AlexNet is 200 MB
+    monkeypatch.setattr(Network, "norms", {})  # an AlexNet is 200 MB
     assert console.run(plots.main, ["--save", str(tmp_path), "--run", "a"]) == 2
     assert "a has no batch norm" in capsys.readouterr().err
 

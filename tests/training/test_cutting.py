@@ -7,70 +7,79 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, cat
 
-from models import build_model
-from models.surgery import norms, selections, slim, still_read
+from netslim.selection import selections
 from runs import DYING, kill_and_resume, rows, start, train
 from utils.files import checkpoint
+from utils.network import Network, fresh
 from utils.training.cutting import worth_cutting
 
 
-def deaths(model: nn.Module, share: float) -> list[Tensor]:
-    return [torch.arange(bn.num_features) < share * bn.num_features for bn in norms(model).values()]
+def network_of(arch: str, depth: int) -> Network:
+    return fresh(arch, depth, 10, 32)
+
+
+def deaths(network: Network, share: float) -> list[Tensor]:
+    return [torch.arange(width) < share * width for width in network.widths]
+
+
+def cuts(network: Network, dead: list[Tensor], before: list[Tensor] | None = None) -> list[Tensor]:
+    """What is worth cutting of the ``dead``, by batch norm, where some have gone ``before``."""
+    gone = torch.zeros(sum(network.widths), dtype=torch.bool) if before is None else cat(before)
+    return list(worth_cutting(network, gone, cat(dead)).split(network.widths))
 
 
 @pytest.mark.parametrize("count", [27, 28])
 def test_dead_ones_wait_until_they_are_more_than_one_in_a_hundred(count):
-    model = build_model("vgg", 11, 10)
-    dead = deaths(model, 0)
+    network = network_of("vgg", 11)
+    dead = deaths(network, 0)
     dead[-1][:count] = True  # of 2,752 channels in all
-    assert int(torch.cat(worth_cutting(model, dead)).sum()) == (count if count > 27 else 0)
+    assert int(cat(cuts(network, dead)).sum()) == (count if count > 27 else 0)
 
 
 def test_a_layer_that_died_keeps_the_channel_of_the_largest_bias_and_is_no_reason_to_cut():
-    model = build_model("vgg", 11, 10)
-    first = norms(model)["feature.1"]
+    network = network_of("vgg", 11)
+    first = network.norms["feature.1"]
     with torch.no_grad():
         first.bias.uniform_(-1, -0.5)
         first.bias[7] = -0.1
-    dead = deaths(model, 0)
+    dead = deaths(network, 0)
     dead[0][:] = True
-    cut = worth_cutting(model, dead)
+    cut = cuts(network, dead)
     assert cut[0].sum() == 63 and not cut[0][7]
-    left = slim(model, [~part for part in cut])
-    again = worth_cutting(left, [torch.ones(1, dtype=torch.bool), *deaths(model, 0)[1:]])
-    assert not torch.cat(again).any()
+    with torch.no_grad():
+        first.bias[:7] = 0  # of those that have gone
+    dead[0][:] = ~cut[0]
+    assert not cat(cuts(network, dead, cut)).any()
 
 
 def test_a_selection_is_only_made_for_half_a_layer():
-    model = build_model("resnet", 11, 10)
-    few, many = (worth_cutting(model, deaths(model, share)) for share in (0.4, 0.6))
+    network = network_of("resnet", 11)
+    few, many = (cuts(network, deaths(network, share)) for share in (0.4, 0.6))
     # (The last batch norm is here the only reader of its stream, which goes along.)
-    reads = [name.endswith("bn1") for name in norms(model)]
+    reads = [name.endswith("bn1") for name in network.norms]
     assert [bool(part.any()) for part in few] == [not read for read in reads]
     assert all(part.any() for part in many)
     # Where it is there already, more may go.
-    masks = [~part for part in many]
-    left = slim(model, masks, still_read(model, masks))
-    assert all(part.any() for part in worth_cutting(left, deaths(left, 0.4)))
+    more = [cut.logical_not() & (cut.logical_not().cumsum(0) <= 0.4 * (~cut).sum()) for cut in many]
+    assert all(part.any() for part in cuts(network, more, many))
 
 
 def test_what_no_reader_needs_is_cut_without_a_selection():
-    model = build_model("densenet", 10, 10)
-    dead = [torch.zeros(bn.num_features, dtype=torch.bool) for bn in norms(model).values()]
+    network = network_of("densenet", 10)
+    dead = deaths(network, 0)
     for part in dead:  # a few of the stem's, the same for all readers, and one more for the first
         part[3:9] = True
     dead[0][9] = True
-    cut = worth_cutting(model, dead)
-    masks = [~part for part in cut]
+    cut = cuts(network, dead)
     assert [int(part.sum()) for part in cut] == [6] * 9
-    left = slim(model, masks, still_read(model, masks))
-    assert all(select.index is None for select in selections(left).values())
+    left = network.remove(network.plan([~part for part in cut])).model
+    assert not list(selections(left))
     assert left.conv1.out_channels == 18
     # One that a single reader needs stays in all of them.
     dead[2][4] = False
-    assert [int(part.sum()) for part in worth_cutting(model, dead)] == [5] * 3 + [6] * 6
+    assert [int(part.sum()) for part in cuts(network, dead)] == [5] * 3 + [6] * 6
 
 
 def channels_of(log: Path) -> list[int]:

@@ -5,12 +5,11 @@ import torch
 from test_dead import LR, Trainer, furthest
 from torch import Tensor, nn
 
-from models.surgery import norms
-from models.traced import Traced, slimmable
+from utils.network import Network
 from utils.training.cutting import worth_cutting
 
 
-def network() -> Traced:
+def network() -> Network:
     """Number 4 is tied to number 1, and behind number 15 there is dropout."""
     layers = (
         *(nn.Conv2d(3, 12, 3, 2, 1, bias=False), nn.BatchNorm2d(12), nn.ReLU6()),
@@ -19,10 +18,14 @@ def network() -> Traced:
         *(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten()),
         *(nn.Linear(256, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Dropout(0.3), nn.Linear(24, 10)),
     )
-    model = slimmable(nn.Sequential(*layers), torch.zeros(1, 3, 32, 32))
-    for bn in norms(model).values():
+    network = Network(nn.Sequential(*layers), "own", 5, 32)
+    for bn in network.norms.values():
         nn.init.constant_(bn.weight, 0.5)
-    return model
+    return network
+
+
+def worth(trainer: Trainer, dead: Tensor) -> Tensor:
+    return worth_cutting(trainer.network, torch.zeros_like(dead), dead)
 
 
 def batches(count: int) -> list[tuple[Tensor, Tensor]]:
@@ -40,7 +43,7 @@ def dying() -> Trainer:
     for images, labels in batches(30):
         trainer.step(images, labels, LR)
     momentum, xi = trainer.momentum(), trainer.method.split(trainer.method.xi)
-    for (name, bn), part in zip(norms(trainer.model).items(), xi, strict=True):
+    for (name, bn), part in zip(trainer.network.norms.items(), xi, strict=True):
         some = slice(3, 9) if name == "4" else slice(0, 6)
         with torch.no_grad():
             bn.weight[some], bn.bias[some], part[some] = 0, -0.1, 0
@@ -60,30 +63,35 @@ def compare(full: Trainer, cut: Trainer, gone: Tensor) -> float:
 def test_whatever_survives_is_what_it_would_have_been(dying):
     full = dying.in_float64()
     dead = full.method.dead(full.optimizer, LR)
-    gone = worth_cutting(full.model, full.method.split(dead))
-    assert list(norms(full.model)) == ["1", "4", "7", "11", "15"]
-    assert [int(part.sum()) for part in gone] == [3, 3, 6, 6, 0]
+    gone = worth(full, dead)
+    assert list(full.network.norms) == ["1", "4", "7", "11", "15"]
+    assert [int(part.sum()) for part in full.method.split(gone)] == [3, 3, 6, 6, 0]
     assert dead.sum() == 30
-    assert compare(full, full.cut(torch.cat(gone)), torch.cat(gone)) < 1e-12
+    assert compare(full, full.cut(gone), gone) < 1e-12
 
 
 def test_cutting_before_dropout_would_show(dying):
     full = dying.in_float64()
-    dead = full.method.split(full.method.dead(full.optimizer, LR))
-    *gone, last = worth_cutting(full.model, dead)
-    last[:] = dead[-1]
-    gone = torch.cat([*gone, last])
+    dead = full.method.dead(full.optimizer, LR)
+    gone = worth(full, dead)
+    gone[-24:] = dead[-24:]
     assert compare(full, full.cut(gone), gone) > 1e-9
 
 
 def test_of_a_depthwise_pair_both_must_have_died():
-    model = network()
-    dead = [torch.zeros(bn.num_features, dtype=torch.bool) for bn in norms(model).values()]
-    dead[0][:6], dead[1][3:] = True, True
-    cut = [part.nonzero().flatten().tolist() for part in worth_cutting(model, dead)]
-    assert cut == [[3, 4, 5], [3, 4, 5], [], [], []]
+    own = network()
+    dead = torch.zeros(sum(own.widths), dtype=torch.bool)
+    parts = dead.split(own.widths)  # views
+    parts[0][:6], parts[1][3:] = True, True
+
+    def cut() -> tuple[Tensor, ...]:
+        return worth_cutting(own, torch.zeros_like(dead), dead).split(own.widths)
+
+    assert [part.nonzero().flatten().tolist() for part in cut()] == [
+        *([3, 4, 5], [3, 4, 5], [], [], []),
+    ]
     with torch.no_grad():
-        norms(model)["1"].bias[7] = 1
-    dead[0][:], dead[1][:] = True, True
-    for part in worth_cutting(model, dead)[:2]:  # the same one stays in both
+        own.norms["1"].bias[7] = own.norms["4"].bias[2] = 1
+    parts[0][:], parts[1][:] = True, True
+    for part in cut()[:2]:  # the same one stays in both
         assert (~part).nonzero().flatten().tolist() == [7]

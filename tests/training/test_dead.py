@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from models import build_model, full_cfg
-from models.surgery import norms, selections, slim, still_read, streams, whereabouts
+from netslim.graph import Graph, analyze
+from netslim.surgery import Removal
 from utils.data.batches import Batches
 from utils.data.datasets import load_dataset
 from utils.methods.base import Method
 from utils.methods.slimming import ProximalSlimming
+from utils.network import Network, fresh, with_model
 
 NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 10), ("resnet-basic", 8)]
 LR = 0.04
@@ -26,20 +27,20 @@ LR = 0.04
 class Trainer:
     """Plain training by proximal slimming, with nothing of the program around it."""
 
-    def __init__(self, model: nn.Module, xi: Tensor | None, **sgd: float) -> None:
-        self.model = model.train()
-        self.method = ProximalSlimming(model, lambda_=0.2, beta=10)
+    def __init__(self, network: Network, xi: Tensor | None, **sgd: float) -> None:
+        self.network, self.model = network, network.model.train()
+        self.method = ProximalSlimming(network.graph, lambda_=0.2, beta=10, model=self.model)
         if xi is not None:
             self.method.xi = xi.clone()
         sgd = {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-4} | sgd
-        self.optimizer = torch.optim.SGD(model.parameters(), LR, **sgd)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), LR, **sgd)
 
     def step(self, images: Tensor, labels: Tensor, lr: float) -> None:
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.zero_grad()
         F.cross_entropy(self.model(images), labels).backward()
         self.optimizer.step()
-        self.method.on_step(1 / lr)
+        self.method.step(lr)
 
     def momentum(self) -> dict[str, Tensor]:
         named = self.model.named_parameters()
@@ -47,7 +48,8 @@ class Trainer:
 
     def in_float64(self) -> "Trainer":
         """A twin that goes on from here."""
-        twin = Trainer(copy.deepcopy(self.model).double(), self.method.xi.double())
+        network = with_model(self.network, copy.deepcopy(self.model).double())
+        twin = Trainer(network, self.method.xi.double())
         return twin.with_momentum({n: v.double() for n, v in self.momentum().items()})
 
     def with_momentum(self, buffers: dict[str, Tensor]) -> "Trainer":
@@ -55,16 +57,21 @@ class Trainer:
             self.optimizer.state[parameter]["momentum_buffer"] = buffers[name].clone()
         return self
 
-    def left(self, gone: Tensor) -> tuple:
-        masks = self.method.split(~gone)
-        return self.model, masks, still_read(self.model, masks)
+    def removal(self, gone: Tensor) -> Removal:
+        """What it takes to train without the channels that are ``gone``."""
+        return self.network.plan(self.method.split(~gone))
 
     def cut(self, gone: Tensor) -> "Trainer":
         """A twin without the channels that are ``gone``."""
-        left = self.left(gone)
-        index = whereabouts(*left)
-        twin = Trainer(slim(*left), self.method.xi[~gone])
-        return twin.with_momentum({n: v[index[n]] for n, v in self.momentum().items()})
+        removal, momentum = self.removal(gone), self.momentum()
+        # The full network's graph serves: it names what is left, too.
+        twin = Trainer(
+            with_model(self.network, self.network.remove(removal).model), self.method.xi[~gone]
+        )
+        names = {name: removal.full_name(name) for name, _ in twin.model.named_parameters()}
+        return twin.with_momentum(
+            {n: removal.part(full, momentum[full]) for n, full in names.items()}
+        )
 
 
 @functools.cache
@@ -82,10 +89,11 @@ def shuffled() -> Iterator[tuple[Tensor, Tensor]]:
 def dying(request) -> Trainer:
     """A network that real training, with the momentum of the paper, has brought to its dead."""
     torch.manual_seed(0)
-    cfg = full_cfg(*request.param)
+    network = fresh(*request.param, 10, 32)
     if request.param[0] == "vgg":  # an eighth of its width, or most of the time goes here
-        cfg = [width if width == "M" else width // 8 for width in cfg]
-    trainer = Trainer(build_model(*request.param, 10, cfg), None)
+        masks = [torch.arange(width) < width // 8 for width in network.widths]
+        network = network.remove(network.plan(masks))
+    trainer = Trainer(network, None)
     for step, batch in enumerate(shuffled()):
         trainer.step(*batch, LR)
         if step % 50 == 49 and trainer.method.dead(trainer.optimizer, LR).double().mean() > 0.3:
@@ -103,10 +111,10 @@ def a_kept_one(trainer: Trainer, gone: Tensor) -> Tensor:
 
 def furthest(full: Trainer, cut: Trainer, gone: Tensor) -> float:
     """By how much the two differ, in what the cut one has; and by how much a cut γ left 0."""
-    index = whereabouts(*full.left(gone))
-    state = full.model.state_dict()
+    removal, state = full.removal(gone), full.model.state_dict()
+    names = {key: removal.full_name(key) for key in cut.model.state_dict()}
     pairs = [
-        (state[key][index[key]], value)
+        (removal.part(names[key], state[names[key]]), value)
         for key, value in cut.model.state_dict().items()
         if not key.endswith(".index")
     ]
@@ -131,27 +139,29 @@ def test_whatever_survives_is_what_it_would_have_been(dying):
 
 def test_a_stream_channel_that_all_readers_have_cut_is_missed_by_nothing(dying):
     full = dying.in_float64()
-    momentum, wiring = full.momentum(), full.model.wiring()
-    for name, select in selections(full.model).items():
-        norm, source = wiring[name]
-        if source:  # the later half of every stream dies
-            half = slice(select.channels // 2, None)
-            bn, xi = full.model.get_submodule(norm), full.method.split(full.method.xi)
+    momentum, xi = full.momentum(), full.method.split(full.method.xi)
+    graph = full.network.graph
+    readers = [name for name in graph.norms if graph.writer(name) is None]
+    for (norm, bn), part in zip(full.network.norms.items(), xi, strict=True):
+        if norm in readers:  # the later half of every stream dies
+            half = slice(bn.num_features // 2, None)
             with torch.no_grad():
-                bn.weight[half], bn.bias[half] = 0, -0.1
-                xi[list(norms(full.model)).index(norm)][half] = 0
+                bn.weight[half], bn.bias[half], part[half] = 0, -0.1, 0
             for entry in ("weight", "bias"):
                 momentum[f"{norm}.{entry}"][half] = 0
     gone = a_kept_one(full, full.method.dead(full.optimizer, LR))
     cut = full.cut(gone)
-    widths = [(s.width, s.channels) for s in streams(cut.model).values()]
-    assert all(width < whole for width, whole in widths)
+    removed = full.removal(gone).gone
+    # A downsampling reads the streams before ResNet's last one whole.
+    expected = ["bn"] if full.network.arch == "resnet" else readers
+    assert [name for name in readers if removed[graph.read_by(name)].any()] == expected
     assert compare(full, cut, gone, steps=40) < 1e-12
 
 
 def spoil(trainer: Trainer, what: str, channel: int) -> None:
     """Make one dead channel, number ``channel``, one that is not dead."""
-    names = [(name, i) for name, bn in norms(trainer.model).items() for i in range(len(bn.bias))]
+    norms = trainer.network.norms.items()
+    names = [(name, i) for name, bn in norms for i in range(len(bn.bias))]
     name, at = names[channel]
     momentum = trainer.momentum()
     with torch.no_grad():
@@ -172,21 +182,34 @@ def test_a_channel_that_could_come_back_is_not_dead_and_cutting_it_would_show(dy
     channel = int(gone.nonzero()[-1])
     spoil(full, what, channel)
     assert not full.method.dead(full.optimizer, LR)[channel]
+    if full.removal(gone).carriers.any():
+        return  # it would not even be cut: its constant is needed
     assert compare(full, full.cut(gone), gone, steps=20) > 1e-9
+
+
+def one_channel() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.ReLU(), nn.Conv2d(1, 1, 1))
+
+
+@functools.cache
+def graph_of_one() -> Graph:
+    return analyze(one_channel(), torch.zeros(1, 1, 2, 2))
 
 
 def bias_only(
     b: float, v: float, lr: float, momentum: float, decay: float, nesterov: bool
 ) -> tuple[bool, list[float]]:
     """Whether such a bias is that of a dead channel, and what becomes of it without a gradient."""
-    model = nn.BatchNorm2d(1).double()
-    method = ProximalSlimming(model, 1.0, 100.0, xi_init=(0.0, 0.0))
+    model = one_channel().double()
+    norm = model[1]
+    how = {"lambda_": 1.0, "beta": 100.0, "xi_init": (0.0, 0.0)}
+    method = ProximalSlimming(graph_of_one(), **how, model=model)
     sgd = {"momentum": momentum, "weight_decay": decay, "nesterov": nesterov and momentum > 0}
-    optimizer = torch.optim.SGD(model.parameters(), lr, **sgd)
+    optimizer = torch.optim.SGD(norm.parameters(), lr, **sgd)
     with torch.no_grad():
-        model.weight.zero_()
-        model.bias.fill_(b)
-    for parameter, value in ((model.weight, 0.0), (model.bias, v)):
+        norm.weight.zero_()
+        norm.bias.fill_(b)
+    for parameter, value in ((norm.weight, 0.0), (norm.bias, v)):
         parameter.grad = torch.zeros_like(parameter)
         if momentum:
             buffer = torch.full_like(parameter, value)
@@ -194,7 +217,7 @@ def bias_only(
     dead, seen = bool(method.dead(optimizer, lr)), []
     for _ in range(400):
         optimizer.step()
-        seen.append(model.bias.item())
+        seen.append(norm.bias.item())
     return dead, seen
 
 
@@ -236,8 +259,8 @@ def test_a_bias_that_oscillates_is_never_dead():
 
 
 def test_without_a_penalty_nothing_is_dead():
-    model = nn.Sequential(nn.BatchNorm2d(4))
-    nn.init.zeros_(model[0].weight)
-    method = Method(model)
+    model = one_channel()
+    nn.init.zeros_(model[1].weight)
+    method = Method(graph_of_one(), model)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9)
     assert not method.dead(optimizer, 0.1).any()

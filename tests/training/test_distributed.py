@@ -13,13 +13,13 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from models import build_model
 from runs import DYING, QUICK, ROOT, assert_same_run, rows
 from utils.data.batches import Batches
 from utils.data.datasets import load_dataset
 from utils.methods.sas_admm import SasAdmm
 from utils.methods.slimming import ProximalSlimming
-from utils.paper.settings import learning_rate
+from utils.network import fresh
+from utils.paper.settings import SAS, XI_INIT, learning_rate
 from utils.training.group import Group
 
 NETWORK = ["--arch", "resnet", "--depth", "11", "-sr", "--s", "1", "--beta", "100"]
@@ -56,8 +56,9 @@ def test_two_processes_compute_what_one_does_with_two_half_batches(tmp_path, pic
     content = torch.load(next(tmp_path.glob("*checkpoint.pth.tar")), weights_only=True)
 
     torch.manual_seed(1)
-    model = build_model("resnet", 11, 2)
-    method = ProximalSlimming(model, lambda_=1, beta=100)
+    network = fresh("resnet", 11, 2, 32)
+    model = network.model
+    method = ProximalSlimming(network.graph, lambda_=1, beta=100, xi_init=XI_INIT)
     optimizer = torch.optim.SGD(
         model.parameters(), initial, 0.9, weight_decay=1e-4, nesterov=True, fused=True
     )
@@ -76,7 +77,7 @@ def test_two_processes_compute_what_one_does_with_two_half_batches(tmp_path, pic
                 share = len(labels) / where.shape[1]
                 (F.cross_entropy(model(images), labels) * share).backward()
             optimizer.step()
-            method.on_step(1 / lr)
+            method.step(lr)
     torch.testing.assert_close(content["method"]["xi"], method.xi, rtol=1e-4, atol=1e-6)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(content["state_dict"][name], value, rtol=1e-3, atol=1e-5)
@@ -93,9 +94,11 @@ def test_two_processes_run_sas_admm_as_one_does(tmp_path, pictures):
     content = torch.load(next(tmp_path.glob("*checkpoint.pth.tar")), weights_only=True)
 
     torch.manual_seed(1)
-    model = build_model("resnet-basic", 8, 2)
+    network = fresh("resnet-basic", 8, 2, 32)
+    model = network.model
     SasAdmm.initialise(model)
-    method = SasAdmm(model, lambda_=0.01, inner=3, v=1000)
+    defaults = {name: value for name, value in vars(SAS).items() if name != "batch_size"}
+    method = SasAdmm(network.graph, **defaults | {"lambda_": 0.01, "inner": 3, "v": 1000})
     start = method.w.clone()
     batches = Batches(load_dataset("folder", pictures), "train", 6, torch.device("cpu"), 1)
     model.train()
@@ -107,9 +110,9 @@ def test_two_processes_run_sas_admm_as_one_does(tmp_path, pictures):
             for half in where.tensor_split(2, dim=1):
                 images, labels = batches.cut(half)
                 (F.cross_entropy(model(images), labels) / 2).backward()
-            method.on_step(10.0)
-        method.on_epoch(10.0)
-    for name, value in method.tensors().items():
+            method.step(0.1)
+        method.end_epoch(0.1)
+    for name, value in method.state_dict().items():
         torch.testing.assert_close(content["method"][name], value, rtol=1e-3, atol=1e-5)
     assert (method.w - start).abs().max() > 1e-3
 

@@ -7,7 +7,7 @@ import torch
 from torchvision.models import get_model
 
 import main
-from models.surgery import norms
+import netslim
 from runs import assert_same_run, rows, train
 from utils import console, prune
 from utils.console import Stopped
@@ -26,14 +26,12 @@ def test_channels_die_are_cut_and_pruned_and_the_slim_network_is_tuned(tmp_path,
     (row,) = rows(tmp_path / "train_record.csv")
     assert (row["channels"], row["batch_norm_channels"]) == ("1920", "4800")
     whole = checkpoint.load(path).network
-    assert (
-        whole.is_full
-        and whole.model.state_dict().keys() == get_model("resnet18").state_dict().keys()
-    )
+    assert whole.is_full
+    assert whole.model.state_dict().keys() == get_model("resnet18").state_dict().keys()
     assert console.run(prune.main, ["--model", str(path), "--no-cuda"]) == 0
     said = capsys.readouterr().out
     assert "lossless: every removed channel was silent" in said
-    assert "stays: 'add' reads it before a convolution or linear layer does" in said
+    assert "layer1.1.bn2            stays: its channels are shared with bn1, layer1.0.bn2" in said
     (row,) = rows(tmp_path / "pruned_record.csv")
     gone = int(row["channels"]) - int(row["channels_kept"])
     share = float(row["batch_norm_channels_pruned_percent"])
@@ -49,7 +47,7 @@ def test_channels_die_are_cut_and_pruned_and_the_slim_network_is_tuned(tmp_path,
         )
     assert train(tmp_path, pictures, "--refine", small, "--epochs", 1) == 0
     tuned = checkpoint.load(tmp_path / "proximal_seed1_resnet18_folder_refinecheckpoint.pth.tar")
-    assert tuned.network.model.cfg == slim.model.cfg
+    assert tuned.network.cfg == slim.cfg
 
 
 def test_what_dropout_draws_is_the_same_after_a_resume(tmp_path, pictures, monkeypatch, capsys):
@@ -75,7 +73,7 @@ def test_what_dropout_draws_is_the_same_after_a_resume(tmp_path, pictures, monke
 def test_torchvisions_weights_begin_a_run_with_a_head_of_its_own(tmp_path, pictures, capsys):
     torch.manual_seed(0)
     given = get_model("resnet18", num_classes=7)
-    for bn in norms(given).values():
+    for bn in netslim.analyze(given, torch.zeros(1, 3, 32, 32)).norms.values():
         torch.nn.init.uniform_(bn.weight)
     old = {k: v for k, v in given.state_dict().items() if "num_batches" not in k}  # as theirs are
     torch.save(old, tmp_path / "resnet18-5c106cde.pth")

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import Network, build_model, full_cfg
 from runs import assert_same, rows
 from utils import console, device
 from utils.device import Execution, execution_for
 from utils.files import checkpoint
+from utils.network import fresh
 
 NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 7)]
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -59,13 +59,13 @@ def test_precision_is_float32_unless_asked_for_and_the_record_says_how(tmp_path,
 
 def test_the_memory_format_is_a_constant_of_network_precision_and_device():
     for arch, depth in NETWORKS:
-        cfg = [w if w == "M" else max(1, w // 2) for w in full_cfg(arch, depth)]
-        for widths in (None, cfg):
-            network = Network(build_model(arch, depth, 2, widths), arch, depth)
+        full = fresh(arch, depth, 2, 32)
+        slim = full.remove(full.plan([torch.arange(width) < width / 2 for width in full.widths]))
+        for network in (full, slim):
             for where in (CPU, GPU):
                 for precision in ("fp32", "tf32", "bf16"):
                     found = execution_for(network, precision, where)
-                    slim_resnet = arch == "resnet" and widths is not None
+                    slim_resnet = arch == "resnet" and network is slim
                     first = precision == "fp32" and (where == GPU or slim_resnet)
                     assert found == Execution(where, precision, channels_last=not first)
 
@@ -78,7 +78,7 @@ def test_auto_measures_precision_alone(tmp_path, pictures, monkeypatch, capsys):
         return {"bf16": 1.0, "fp32": 2.0}[execution.precision]
 
     monkeypatch.setattr(device, "_step_seconds", seconds)
-    run(tmp_path, pictures, "--arch", "vgg", "--depth", 11, "--precision", "auto")
+    run(tmp_path, pictures, "--arch", "densenet", "--depth", 7, "--precision", "auto")
     assert measured == [("fp32", True), ("bf16", True)]
     assert "fastest here: bf16" in capsys.readouterr().err
 

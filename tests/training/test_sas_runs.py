@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from models import build_model
 from netslim.weights import weights
@@ -51,22 +52,15 @@ def statistics(model: nn.Module) -> dict[str, Tensor]:
 def test_the_average_is_saved_with_statistics_of_its_own(trained, pictures):
     content = torch.load(trained, weights_only=True)
     model, kept = checkpoint.load(trained).network.model, content["method"]
-    flat = torch.cat([w.detach().flatten() for w in weights(model).values()])
-    assert torch.equal(flat, kept["average"])
-    assert not torch.equal(flat, kept["W"])
+    assert torch.equal(parameters_to_vector(weights(model).values()), kept["average"])
+    assert not torch.equal(kept["average"], kept["W"])
     saved = {key: value.clone() for key, value in statistics(model).items()}
     data = load_dataset("folder", pictures)
     batches = Batches(data, "train", 8, torch.device("cpu"), 1)
     retake(model, batches)
     assert_same(statistics(model), saved)
     # and not what training at Ŵ left, nor what other weights give
-    with torch.no_grad():
-        for weight, part in zip(
-            weights(model).values(),
-            kept["W"].split([w.numel() for w in weights(model).values()]),
-            strict=True,
-        ):
-            weight.copy_(part.view_as(weight))
+    vector_to_parameters(kept["W"], weights(model).values())
     retake(model, batches)
     assert not torch.equal(statistics(model)["bn1.running_mean"], saved["bn1.running_mean"])
 
@@ -140,9 +134,9 @@ def test_it_takes_every_tensor_to_go_on(name, stopped, trained, tmp_path, pictur
     """But for Wᵃ, which is the network. An iteration begins at W̆, so W is in the log only."""
     parts = tmp_path / "parts"
     shutil.copytree(stopped, parts)
-    tensors = SasAdmm.tensors
+    whole = SasAdmm.state_dict
     monkeypatch.setattr(
-        SasAdmm, "tensors", lambda self: {k: x for k, x in tensors(self).items() if k != name}
+        SasAdmm, "state_dict", lambda self: {k: x for k, x in whole(self).items() if k != name}
     )
     assert train(parts, pictures, "--resume", parts / trained.name) == 0
     folders = trained.parent, parts

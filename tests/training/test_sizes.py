@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,7 @@ import torch
 import main
 import resnet_prune
 from models import build_model
-from models.cost import cost
-from models.resnet_basic import ResNetBasic
+from models.registry import ARCHITECTURES
 from own_pictures import save
 from runs import assert_same, assert_same_run, command, kill_and_resume, rows, start, train
 from utils import export
@@ -23,6 +23,7 @@ from utils.data.stream import batches_of
 from utils.device import Execution
 from utils.files import checkpoint
 from utils.flags.settings import Settings
+from utils.paper.accounting import cost
 from utils.training.run import Run
 from utils.training.step import Reading, evaluate
 from workshop import Refused, Workshop
@@ -33,7 +34,8 @@ NETWORK = ["--arch", "resnet-basic", "--depth", 8, "--batch-size", 16]
 @pytest.fixture
 def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network that says that it takes pictures of any size; the mean at its end lets it."""
-    monkeypatch.setattr(ResNetBasic, "any_size", True)
+    lets = replace(ARCHITECTURES["resnet-basic"], any_size=True)
+    monkeypatch.setitem(ARCHITECTURES, "resnet-basic", lets)
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 
 from main import alternate
 from models import build_model
-from steps import make_step
+from steps import make_step, proximal
 from utils.console import Diverged
 from utils.device import Execution
-from utils.methods.slimming import ProximalSlimming
+from utils.network import fresh
 from utils.training import graph
 from utils.training.graph import Graphs, preserved
 from utils.training.step import Step
@@ -44,7 +44,7 @@ def test_a_gamma_that_is_not_finite_is_seen_at_the_end_of_its_step():
     order = step.batches.order(0)
     step.launch(order[0])
     with torch.no_grad():
-        step.method.gamma[0] = float("nan")
+        step.model.layer1[0].bn1.weight[0] = float("nan")
     with pytest.raises(Diverged, match=r"step 1 of 4 .*the parameters of layer1\.0\.bn1"):
         step.check(order)
 
@@ -101,8 +101,6 @@ def test_state_is_everything_that_a_step_changes():
     changed = [x for x, old in zip(reached, before, strict=True) if not torch.equal(x, old)]
     assert len(changed) > 50
     assert {x.data_ptr() for x in changed} <= known
-    whole = {x.untyped_storage().data_ptr() for x in step.state()}
-    assert step.method.gamma.untyped_storage().data_ptr() in whole
 
 
 def fails_late(work):
@@ -129,7 +127,7 @@ def test_what_a_capture_that_fails_halfway_recorded_is_no_gradient(monkeypatch):
 
     def fails_halfway(work):
         with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-            patch.setattr(step.method, "on_step", lambda alpha: 1 / 0)
+            patch.setattr(step.method, "step", lambda lr: 1 / 0)
             work()
         assert step.model.conv1.weight.grad is not None
         raise RuntimeError("no graphs here")
@@ -206,8 +204,9 @@ def test_a_graph_computes_what_the_plain_loop_does():
         torch.manual_seed(0)
         step = make_step()
         data = step.batches
-        model = build_model("resnet", 11, 10).to(device)
-        method = ProximalSlimming(model, lambda_=0.01, beta=100)
+        network = fresh("resnet", 11, 10, 32)
+        model = network.model.to(device)
+        method = proximal(network.graph)
         optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, nesterov=True, fused=True)
         data.images, data.labels = data.images.to(device), data.labels.to(device)
         data.mean, data.std = data.mean.to(device), data.std.to(device)

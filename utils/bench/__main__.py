@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from models.cost import cost
 from utils import arguments, console
 from utils.arguments import positive_int
 from utils.bench.training import in_turn, quartiles, train
@@ -21,6 +20,7 @@ from utils.device import Execution, pick_device, seconds
 from utils.files import checkpoint
 from utils.methods import METHODS
 from utils.methods.slimming import ProximalSlimming
+from utils.paper.accounting import cost
 from utils.paper.settings import BATCH_SIZE
 
 NETWORKS = ("vgg-19", "resnet-20", "densenet-40", "resnet-164")

@@ -17,11 +17,11 @@ from torch.utils.data import DataLoader, TensorDataset, default_collate
 from torchvision import transforms
 
 from models import SIZE, build_model
-from models.channel_selection import ChannelSelection
 from utils.data.batches import PAD
 from utils.data.datasets import Dataset, Pictures
-from utils.methods.base import batch_norms
 from utils.methods.released import LayerByLayer
+from utils.network import Network
+from utils.paper.accounting import selecting_norms
 from utils.paper.settings import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, recipe
 
 
@@ -40,9 +40,9 @@ def pictures(data: Dataset, batch_size: int, on_gpu: bool) -> DataLoader:
     return shuffled(num_workers=int(on_gpu), pin_memory=on_gpu, persistent_workers=on_gpu)
 
 
-def gather(layer: nn.Module, _: object, x: Tensor) -> Tensor:
-    """A selection layer's output: all its channels, after asking on the host which they are."""
-    return x[:, np.flatnonzero(layer.get_buffer("ones").cpu().numpy())]
+def gather(norm: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    """A selection layer's output: all channels, after asking on the host which they are."""
+    return (inputs[0][:, np.flatnonzero(norm.get_buffer("ones").cpu().numpy())],)
 
 
 class Reference:
@@ -52,15 +52,17 @@ class Reference:
         self, arch: str, depth: int, data: Dataset, batch_size: int, device: torch.device
     ) -> None:
         self.model = build_model(arch, depth, len(data.classes))
-        for layer in self.model.modules():
-            if isinstance(layer, ChannelSelection):
-                layer.register_buffer("ones", torch.ones(layer.channels), persistent=False)
-                layer.register_forward_hook(gather)
+        norms = list(Network(self.model, arch, depth, SIZE).norms.values())
+        for name in selecting_norms(arch, self.model):
+            norm = self.model.get_submodule(name)
+            ones = torch.ones_like(self.model.get_parameter(f"{name}.weight"), requires_grad=False)
+            norm.register_buffer("ones", ones, persistent=False)
+            norm.register_forward_pre_hook(gather)
         self.model.to(device)
         self.device = device
         torch.backends.cudnn.allow_tf32 = True  # as torch has it unless told otherwise
         self.loader, self.count = pictures(data, batch_size, device.type == "cuda"), len(data.train)
-        weights, norms = self.model.parameters(), batch_norms(self.model)
+        weights = self.model.parameters()
         self.optimizer = SGD(weights, LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
         self.proximal_update = LayerByLayer(norms, recipe(arch, depth))
 

@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from main import alternate
-from models import full_cfg
 from utils.bench.released import Reference
 from utils.console import InputError
 from utils.data.batches import Batches
@@ -27,8 +26,9 @@ from utils.data.datasets import Dataset, load
 from utils.device import be_deterministic, execution_for, fastest, pick_device, seconds
 from utils.files.names import Files
 from utils.flags.settings import Settings
+from utils.network import empty
 from utils.paper.settings import BATCH_SIZE
-from utils.training.begin import fresh
+from utils.training.begin import begun
 from utils.training.graph import Graphs, preserved
 from utils.training.group import ALONE
 from utils.training.run import Run
@@ -65,7 +65,7 @@ class Ours:
     ) -> None:
         known = {"arch": arch, "depth": depth, "batch_size": batch_size, "method": method}
         settings, files = Settings.of(known), Files(Path(), "bench")
-        network, batches = fresh(settings, data), Batches(data, "train", batch_size, device)
+        network, batches = begun(settings, data), Batches(data, "train", batch_size, device)
         self.tests = Batches(data, "test", None, device)
         self.first = batches.cut(batches.order(0)[0])
         be_deterministic(False)
@@ -97,8 +97,8 @@ class Ours:
 
         def update() -> None:
             step.method.before_forward()
-            step.method.on_gradient()
-            step.method.on_step(10.0)
+            step.method.before_step()
+            step.method.step(0.1)
 
         def timed(work: Callable[[], object], repeats: int) -> float:
             return median(in_turn([lambda: seconds(work, how.device)], repeats)[0])
@@ -150,7 +150,7 @@ def train(args: argparse.Namespace, device: torch.device, machine: str) -> None:
         arch, _, depth = name.partition("-")
         try:
             networks.append((arch, int(depth)))
-            full_cfg(*networks[-1])
+            empty(*networks[-1], 1)
         except ValueError as error:
             raise InputError(f"--networks {name}: give ARCH-DEPTH, as vgg-19 ({error})") from None
     data = load(vars(args))

@@ -46,6 +46,7 @@ class Batches:
     ) -> None:
         pictures = getattr(data, part)
         self.labels = pictures.labels.to(device)
+        self.classes = len(data.classes)
         self._take(pictures)
         self.mean = torch.tensor(data.mean, device=device)
         self.std = torch.tensor(data.std, device=device)

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from models import Network, build_model
 from utils import arguments, console, launch
 from utils.atomic import check_writable
 from utils.console import InputError
@@ -31,6 +30,7 @@ from utils.files.names import FOLDER
 from utils.flags.settings import OWN, Settings
 from utils.methods import METHODS
 from utils.methods.slimming import shrinkage
+from utils.network import fresh
 from utils.paper import lp, sas_admm
 from utils.paper.published import NETWORKS, TABLES
 from utils.paper.settings import RETRAINING, SAS, Recipe, recipe, schedule
@@ -210,10 +210,9 @@ def parser() -> argparse.ArgumentParser:
 def measured(settings: Settings, no_cuda: bool) -> str:
     """In which precision the network of ``settings`` trains fastest here."""
     device, count, size = pick_device(no_cuda), settings.batch_size, settings.size
-    model = build_model(settings.arch, settings.depth, 10, size=size)
+    network = fresh(settings.arch, settings.depth, 10, size)
     images = torch.randn(count, 3, size, size, device=device)
     labels = torch.zeros(count, dtype=torch.int64, device=device)
-    network = Network(model, settings.arch, settings.depth)
     graphs = device.type == "cuda" and not settings.stream
     return fastest(network, images, labels, device, graphs)
 

@@ -3,16 +3,15 @@
 import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from models import Network, restore, size_of
-from models.named import DEPTHS as NAMED
-from models.surgery import Slimmable, State, norms
+from models.registry import ARCHITECTURES
+from models.torchvision_models import DEPTHS as NAMED
 from utils.atomic import replacing
 from utils.console import InputError, note
 from utils.data.datasets import Dataset, Norm
@@ -20,6 +19,8 @@ from utils.device import PRECISIONS
 from utils.files import untrusted
 from utils.files.layouts import (
     DEEPEST,
+    EARLIER,
+    State,
     of_admm_programs,
     state_dict_in,
     to_compact,
@@ -29,7 +30,8 @@ from utils.files.layouts import (
 )
 from utils.files.sparse import unpack
 from utils.flags.settings import Settings
-from utils.methods import METHODS
+from utils.methods import METHODS, penalties
+from utils.network import Network, restore
 
 
 @dataclass
@@ -58,7 +60,7 @@ class Checkpoint:
     @property
     def size(self) -> int:
         """Pixels of the side of the pictures that it was trained on."""
-        return size_of(self.network.arch) if self.settings is None else self.settings.size
+        return self.network.size
 
     @property
     def norm(self) -> Norm | None:
@@ -68,7 +70,7 @@ class Checkpoint:
     @property
     def factors(self) -> State:
         """What a prune command may mask by: γ, and the method's other factors."""
-        gammas = (bn.weight.detach() for bn in norms(self.network.model).values())
+        gammas = (bn.weight.detach() for bn in self.network.norms.values())
         gamma = torch.cat([torch.empty(0), *gammas])
         own = self.tensors if self.settings is None else METHODS[self.settings.method].factors
         same = {n: x for n, x in self.tensors.items() if n in own and x.shape == gamma.shape}
@@ -90,12 +92,12 @@ class Checkpoint:
         return {
             # What the earlier programs keep, ...
             "epoch": self.epoch,
-            "state_dict": to_released(state, model) if full else state,
+            "state_dict": to_released(self.network) if full else state,
             "best_prec1": torch.tensor(self.best / 100, dtype=torch.float64),
             "optimizer": {"state": buffers, "param_groups": [group]},
             # ... and what else it takes to go on exactly, and to prune.
             "layout": "released" if full else "compact",
-            "cfg": self.network.model.cfg,
+            "cfg": self.network.cfg,
             "best_accuracy": self.best,  # in percent: 100 · best_prec1 is it only to rounding
             "method": self.tensors,
             "cut": self.cut,
@@ -113,12 +115,12 @@ class Checkpoint:
     def knows(self, classes: Sequence[str]) -> bool:
         """Whether the network tells just these apart."""
         same = self.classes is None or self.classes == list(classes)
-        return same and self.network.model.num_classes == len(classes)
+        return same and self.network.num_classes == len(classes)
 
     def check_classes(self, data: Dataset, path: Path) -> None:
         """Raise InputError where the network at ``path`` knows other classes than ``data`` has."""
         if not self.knows(data.classes):
-            count, classes = self.network.model.num_classes, self.classes or data.classes
+            count, classes = self.network.num_classes, self.classes or data.classes
             raise InputError(
                 f"{path} tells {count} classes apart ({', '.join(classes[:3])}, ...), but"
                 f" {data.name} has {len(data.classes)} ({', '.join(data.classes[:3])}, ...)"
@@ -228,28 +230,33 @@ def load(path: Path, arch: str | None = None) -> Checkpoint:
     settings = ours.get("settings")
     name = arch if settings is None else settings.arch
     try:
-        network, state, left = _restored(state, name, None if settings is None else settings.size)
+        network, state, left = _restored(state, name, settings)
     except ValueError as error:
         hint = "" if name else "; main.py --init takes one of torchvision's, with --arch NAME"
         raise InputError(
             f"{path} does not fit a network of this program: {error} (it has {_some(state)}){hint}"
         ) from None
+    if settings is not None:
+        network = replace(network, coupled=penalties.grouped(settings.options))
     if left:
         note(f"note: {path}: these are not of the network, and are not read: {_some(left)}")
-    cfg = ours.pop("cfg", network.model.cfg)
-    if cfg != network.model.cfg and not (network.is_full and cfg == _left(network.model)):
+    cfg = ours.pop("cfg", None)
+    if not (cfg is None or _counts(cfg, network)):
         raise InputError(f"{path} contradicts itself: its cfg does not fit its weights")
     checkpoint = Checkpoint(network, **ours)
     try:
         _add_progress(checkpoint, content, state)
     except Exception as error:  # of all kinds, where the file lacks it or has something else
         checkpoint.unresumable = str(error) if isinstance(error, ValueError) else f"no {error}"
-    if checkpoint.cut is not None and not _was_dead(checkpoint.cut, checkpoint):
+    channels = None if cfg is None else sum(width for width in cfg if isinstance(width, int))
+    if checkpoint.cut is not None and not _was_dead(checkpoint.cut, channels, checkpoint):
         raise InputError(f"{path} is damaged: its cut has channels that were not dead")
     return checkpoint
 
 
-def _restored(state: State, name: str | None, size: int | None) -> tuple[Network, State, list[str]]:
+def _restored(
+    state: State, name: str | None, settings: Settings | None
+) -> tuple[Network, State, list[str]]:
     """The network of ``state``, its part of it, and the names of the rest.
 
     Raises ValueError, that of the whole of it, where no part is a network of this program.
@@ -257,9 +264,11 @@ def _restored(state: State, name: str | None, size: int | None) -> tuple[Network
     part, left, reasons = unwrapped(state), list[str](), list[ValueError]()
     for _ in range(DEEPEST):
         try:
-            if name in NAMED:
-                return restore(part, name, size), part, left
-            return restore(to_compact(of_admm_programs(part))), part, left
+            if name in NAMED or (settings and not ARCHITECTURES[settings.arch].family):
+                size, depth = (settings.size, settings.depth) if settings else (None, None)
+                return restore(part, name, size, depth), part, left
+            size = settings.size if settings else None
+            return restore(to_compact(of_admm_programs(part)), size=size), part, left
         except ValueError as error:
             reasons.append(error)
         part, others = within(part)
@@ -274,13 +283,25 @@ def _some(names: Iterable[object]) -> str:
     return f"{', '.join(first[:3])}{more}"
 
 
-def _left(model: Slimmable) -> list[int | str]:
-    """The ``cfg`` of a file of the earlier programs' ``mask-impl``.
+def _counts(cfg: Sequence[int | str], network: Network) -> bool:
+    """Whether ``cfg`` may be that of ``network``, which is not analyzed for it.
 
-    It keeps the full width, sets what it removes to 0, and counts the rest.
+    The earlier programs' ``mask-impl`` keeps the full width, sets what it removes to 0, and counts
+    the rest.
     """
-    counts = iter(int(bn.weight.count_nonzero()) for bn in norms(model).values())
-    return [width if width == "M" else next(counts) for width in model.cfg]
+    modules = network.model.modules()
+    layers = [m for m in modules if isinstance(m, nn.MaxPool2d | nn.BatchNorm2d)]
+
+    def fits(width: Callable[[nn.BatchNorm2d], int]) -> bool:
+        found = ["M" if isinstance(m, nn.MaxPool2d) else width(m) for m in layers]
+        if network.arch in EARLIER:  # all of their batch norms count
+            return cfg == found
+        rest = iter(found)
+        return all(each in rest for each in cfg)
+
+    return fits(lambda bn: bn.num_features) or (
+        network.is_full and fits(lambda bn: int(bn.weight.count_nonzero()))
+    )
 
 
 def _add_progress(checkpoint: Checkpoint, content: Mapping[str, Any], state: State) -> None:
@@ -298,9 +319,14 @@ def _add_progress(checkpoint: Checkpoint, content: Mapping[str, Any], state: Sta
     checkpoint.momentum = _momentum(content.get("optimizer"), state, checkpoint.network.model)
 
 
-def _was_dead(cut: Tensor, checkpoint: Checkpoint) -> bool:
-    """Whether what was cut may be: all factors 0, no bias above 0, no layer emptied."""
-    layers = list(norms(checkpoint.network.model).values())
+def _was_dead(cut: Tensor, channels: int | None, checkpoint: Checkpoint) -> bool:
+    """Whether what was cut may be: all factors 0, no bias above 0, no layer emptied.
+
+    ``channels`` is how many there are, if known: where nothing was cut, nothing is analyzed then.
+    """
+    if channels is not None and not cut.any():
+        return len(cut) == channels
+    layers = list(checkpoint.network.norms.values())
     factors = checkpoint.factors
     if cut.shape != factors["gamma"].shape or (cut.any() and len(factors) == 1):
         return False
@@ -312,7 +338,7 @@ def _was_dead(cut: Tensor, checkpoint: Checkpoint) -> bool:
     return not emptied and bool(dead[cut].all())
 
 
-def _momentum(saved: Any, state: State, model: Slimmable) -> State:
+def _momentum(saved: Any, state: State, model: nn.Module) -> State:
     """Momentum buffers by parameter name, from the optimiser's state ``saved``; {} where none.
 
     The earlier programs number ``select.indexes`` among the parameters, and batch norms before a
@@ -322,7 +348,7 @@ def _momentum(saved: Any, state: State, model: Slimmable) -> State:
         return {}
     parameters = dict(model.named_parameters())
     numbers = [number for group in saved["param_groups"] for number in group["params"]]
-    not_trained = ("running_mean", "running_var", "num_batches_tracked", "select.index")
+    not_trained = ("running_mean", "running_var", "num_batches_tracked", ".index")
     released = [key for key in state if not key.endswith(not_trained)]
     names = next((n for n in (list(parameters), released) if len(n) == len(numbers)), None)
     if names is None:
@@ -332,7 +358,8 @@ def _momentum(saved: Any, state: State, model: Slimmable) -> State:
         buffer = saved["state"].get(number, {}).get("momentum_buffer")
         if buffer is None or name not in parameters:
             continue
-        select = f"{name.rpartition('.')[0].removesuffix('bn1').removesuffix('bn')}select.indexes"
+        path = name.rpartition(".")[0].removesuffix(".norm")
+        select = f"{path.removesuffix('bn1').removesuffix('bn')}select.indexes"
         if select in state and buffer.shape == state[select].shape:
             buffer = buffer[state[select].bool()]
         if buffer.shape != parameters[name].shape:

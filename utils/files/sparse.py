@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.surgery import State
 from netslim.weights import weights
+
+State = dict[str, Tensor]
 
 MOST_DIMENSIONS = 5
 

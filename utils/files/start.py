@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from models import check_size
-from models.named import DEPTHS as NAMED
+from models.torchvision_models import DEPTHS as NAMED
 from utils.console import InputError, note
 from utils.data.datasets import DATASETS, IMAGENET_NORM, Dataset, Norm, is_norm, normalisation
 from utils.files import records
@@ -53,8 +53,8 @@ class Start:
         found = newest(self.files(given, self.settings(given)))
         if found is None:
             return self
-        cfgs = [c.network.model.cfg for c in (self.checkpoint, found[1]) if c]
-        if cfgs[0] != cfgs[-1]:
+        widths = [c.network.all_widths for c in (self.checkpoint, found[1]) if c]
+        if widths[0] != widths[-1]:
             raise InputError(
                 f"{found[0]} is the fine-tuning of another network than {self.path}: move it"
                 " away, or give this run another --name"

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from models.named import DEPTHS as NAMED
+from models.torchvision_models import DEPTHS as NAMED
 from utils import arguments
 from utils.arguments import Flag, Parser, positive_int
 from utils.console import InputError

@@ -5,17 +5,15 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from models import NAMES, check_size, label, size_of
-from models.named import DEPTHS as NAMED
+from models import DEFAULT_DEPTHS, NAMES, check_size, display_name, size_of
 from utils import arguments
 from utils.arguments import Flag, positive_int
 from utils.data.datasets import DATASETS, IMAGENET, NORMALISATIONS, UPRIGHT
 from utils.device import PRECISIONS
 from utils.methods import METHODS, flags_of_all, method_of
-from utils.paper.settings import BATCH_SIZE, DEPTHS, EPOCHS, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
+from utils.paper.settings import BATCH_SIZE, EPOCHS, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
 
 TRAINED = {"refine", "init"}  # flags that name a network that was trained before
-DEFAULT_DEPTHS = DEPTHS | NAMED
 NETWORK, SLIMMING, TRAINING, FILES = "network and data", "slimming", "training", "files"
 BEGINS = ("init", "start_epoch")  # where a training began, and no fine-tuning of it
 KEPT = ("seed", "precision", "deterministic")  # from a training to whatever follows it
@@ -225,7 +223,7 @@ class Settings:
     def run(self) -> str:
         """What the names of the run's files begin with."""
         refine = "" if self.refine is None else "_refine"
-        return f"{self.name}_{label(self.arch, self.depth, '_')}_{self.dataset}{refine}"
+        return f"{self.name}_{display_name(self.arch, self.depth, '_')}_{self.dataset}{refine}"
 
     def values(self) -> dict[str, Any]:
         """All of them by name, None for the flags of other methods."""

@@ -1,18 +1,12 @@
-"""Network slimming by ADMM with a bounded ℓp penalty (Ji et al.; their program prunes filters).
-
-minimise L(W, γ) + λΣh(z) subject to γ = z, where h has the slope ω(z) = min(p|z|^(p−1), M): ℓp,
-linearised at the z before, and bounded. Where their program and its description part, or leave
-something open: ρ/2·‖γ − z + u‖² is squared, ω is clamped at M, and the variable is γ.
-"""
+"""Lp network slimming in the program: its flags, and what is said of λ, ρ and M."""
 
 import argparse
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
+from netslim import methods
 from utils import arguments
 from utils.arguments import Flag
 from utils.console import note
@@ -41,14 +35,8 @@ def every(text: str) -> Any:
     return text if text == "epoch" else 1 if text == "step" else arguments.positive_int(text)
 
 
-class LpAdmm(Method):
-    """Lp network slimming: γ descends L + ρ/2·‖γ − z + u‖², z and the scaled dual u follow.
-
-    ``z_every`` is after how many steps they do, ``"epoch"`` for its end only; they follow there in
-    any case. The zeros of z are what is pruned: γ is near z, but never exactly 0.
-
-    Raises ValueError unless λ ≥ 0, 0 < p ≤ 1, ρ > 0 and M > 0.
-    """
+class LpAdmm(Method, methods.LpADMM):
+    """Lp network slimming: the zeros of z are what is pruned."""
 
     name = "lp-admm"
     title = "Lp ADMM"
@@ -66,82 +54,20 @@ class LpAdmm(Method):
             metavar="step|N|epoch",
         ),
     )
-    factors = {"gamma": "γ", "z": "z"}  # noqa: RUF012
-    zeroed = "z"
     columns = ("objective", "primal_gap")
     prune_flags = ("--target-flops", "0.5")  # zeros of z go in any case; then the smallest γ
 
-    def __init__(
-        self,
-        model: nn.Module,
-        lambda_: float,
-        p: float = 0.2,
-        rho: float = 1.5e-3,
-        bound: float = 1.0,
-        z_every: int | str = "epoch",
-    ) -> None:
-        super().__init__(model)
-        if not (lambda_ >= 0 and 0 < p <= 1 and rho > 0 and bound > 0):
-            raise ValueError("Lp slimming takes λ ≥ 0, 0 < p ≤ 1, ρ > 0, M > 0")
-        self.lambda_, self.p, self.rho, self.bound = lambda_, p, rho, bound
-        n = every(str(z_every))
-        self.period = math.inf if n == "epoch" else n
-        self.z, self.u = self.gamma.clone(), torch.zeros_like(self.gamma)
-        # Steps since z was updated: on the device, for a captured step must count too. It is 0 at
-        # the end of an epoch, so that Z's change there is that of γ, z and u.
-        self.count = torch.zeros((), device=self.gamma.device)
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"z": self.z, "u": self.u, "count": self.count}
-
     def forget(self) -> str:
-        self.z.copy_(self.gamma)
+        self.z.copy_(self.read())
         self.u.zero_()
         self.count.zero_()
         return "ADMM starts again at z = γ, u = 0"
 
-    def slope(self, size: Tensor) -> Tensor:
-        """ω of |z|, elementwise."""
-        return (self.p * size ** (self.p - 1)).clamp(max=self.bound)
-
-    @torch.no_grad()
-    def on_gradient(self) -> None:
-        self.check_views()
-        # ∇γ of ρ/2·‖γ − z + u‖²; SGD's momentum is over it too.
-        self.add_to_gradients((self.gamma - self.z).add_(self.u), self.rho)
-
-    @torch.no_grad()
-    def on_step(self, alpha: float) -> None:
-        self.set_(self.count, self.count + 1)
-        self._update_z(self.count >= self.period)
-
-    @torch.no_grad()
-    def on_epoch(self, alpha: float) -> None:
-        self._update_z(self.count > 0)
-
-    def _update_z(self, due: Tensor) -> None:
-        """z and u, where it is time."""
-        # z ← S(v, λω(z)/ρ) and u ← v − z, with v = γ + u: the part of v that S takes is u.
-        v = self.gamma + self.u
-        threshold = self.slope(self.z.abs()) * (self.lambda_ / self.rho)
-        u = v.clamp(-threshold, threshold)
-        for tensor, new in ((self.u, u), (self.z, v - u), (self.count, self.count * 0)):
-            self.set_(tensor, torch.where(due, new, tensor))
-
     def figures(self, loss: float) -> dict[str, float]:
         return {
             "objective": loss + self.penalty(),
-            "primal_gap": (self.gamma - self.z).square().sum().item(),  # ‖γ − z‖²
+            "primal_gap": (self.read() - self.z).square().sum().item(),  # ‖γ − z‖²
         }
-
-    def penalty(self) -> float:
-        """λΣh(z): with slope M up to the x where ω(x) = M, then |z|^p and what makes it whole."""
-        size = self.z.abs()
-        if self.p == 1:
-            return self.lambda_ * min(1.0, self.bound) * size.sum().item()
-        bend = (self.p / self.bound) ** (1 / (1 - self.p))
-        beyond = size**self.p + (self.bound * bend - bend**self.p)
-        return self.lambda_ * torch.where(size <= bend, self.bound * size, beyond).sum().item()
 
     def verdict(
         self, zeros: Mapping[str, int], collapse: str, schedule: Schedule, arch: str, depth: int
@@ -162,7 +88,7 @@ class LpAdmm(Method):
             )
         momentum = optimizer.param_groups[0]["momentum"]
         # What z moves at an update is λω/ρ at most, and no more than γ follows until then.
-        start, reach = self.gamma.abs().min(), 0.0
+        start, reach = self.read().abs().min(), 0.0
         for steps, lr in schedule:
             period = min(steps, self.period)
             for n, times in ((period, steps // period), (steps % period, 1)):

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from netslim.graph import Graph
 from netslim.weights import Convolution, weights
 from utils.methods.base import Method, count_of
 from utils.paper.settings import RETRAINING, Schedule
@@ -43,28 +44,28 @@ def masking(kind: type[Method], ratio: float) -> type[Method]:
     class Masked(kind):  # type: ignore[valid-type, misc]
         refine_flags = None
 
-        def __init__(self, model: nn.Module, **options: Any) -> None:
-            self.mask = cut(model, ratio)
-            super().__init__(model, **options)
-            self.cut_weights = list(weights(model).values())
+        def __init__(self, graph: Graph, model: nn.Module | None = None, **options: Any) -> None:
+            self.mask = cut(graph.model if model is None else model, ratio)
+            super().__init__(graph, model=model, **options)
 
         @classmethod
         def presets(cls, known: Mapping[str, Any]) -> dict[str, Any]:
             by_sgd = {k: v for k, v in RETRAINING.items() if k not in cls.idle}
             return by_sgd | super().presets(known)
 
-        def tensors(self) -> dict[str, Tensor]:
-            return {**super().tensors(), "mask": self.mask}
+        def state_dict(self) -> dict[str, Tensor]:
+            return {**super().state_dict(), "mask": self.mask}
 
         @torch.no_grad()
-        def on_gradient(self) -> None:
-            super().on_gradient()
-            parts = self.mask.split([w.numel() for w in self.cut_weights])
-            for weight, part in zip(self.cut_weights, parts, strict=True):
+        def before_step(self) -> None:
+            super().before_step()
+            own = list(weights(self.model).values())
+            parts = self.mask.split([w.numel() for w in own])
+            for weight, part in zip(own, parts, strict=True):
                 if weight.grad is not None:
                     weight.grad.masked_fill_(~part.view_as(weight), 0)
 
-        def dead(self, optimizer: torch.optim.SGD, lr: float) -> Tensor:
+        def dead(self, optimizer: torch.optim.Optimizer, lr: float) -> Tensor:
             return Method.dead(self, optimizer, lr)  # the mask would not follow
 
         def warnings(

@@ -3,13 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from netslim.methods.penalties import L1, PENALTIES
+from netslim.methods.penalties import L1, PENALTIES, GroupLasso
 from utils import arguments
 from utils.arguments import Flag
 
 FLAG = Flag(
     "penalty",
-    "φ (default l1); lp only with the proximal method: its slope at 0 is infinite",
+    "φ (default l1; group for torchvision's networks); lp only with the proximal method, for its"
+    " slope at 0 is infinite; group is l1, but for streams, which several layers write: their"
+    " channels become 0 in all of these together",
     default=L1.name,
     choices=tuple(PENALTIES),
 )
@@ -20,11 +22,16 @@ SHAPE = Flag(
 )
 
 
+def grouped(options: Mapping[str, Any]) -> bool:
+    """Whether a run with these ``options`` makes the channels of streams zero together."""
+    return options.get("penalty") == GroupLasso.name
+
+
 def check(options: Mapping[str, Any]) -> None:
     """Raise ValueError where the ``options`` that were given have a shape that does not fit."""
     if "penalty" in options:
         try:
             PENALTIES[options["penalty"]](options.get("shape"))
-        except ValueError as error:
-            words = str(error).replace("shape", "--shape")
-            raise ValueError(f"--{words}") from None
+        except ValueError as error:  # in the words of the flags
+            text = str(error).replace(" shape ", " --shape ", 1)
+            raise ValueError(f"--{text}") from None

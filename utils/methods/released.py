@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from utils.methods.base import AnyBatchNorm
+from netslim.graph import AnyBatchNorm
 from utils.paper.settings import Recipe
 
 

@@ -1,24 +1,24 @@
-"""Network slimming: Algorithm 1 of "A Proximal Algorithm for Network Slimming", and the original.
-
-Symbols are the paper's: γ the batch norms' scaling factors, ξ their auxiliary variable, λ the
-weight of the ℓ1 penalty, or of another φ in its place (:mod:`utils.methods.penalties`), β of the
-quadratic one, α the reciprocal of the learning rate.
-"""
+"""Proximal and original network slimming in the program: flags, log, and advice on λ."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from netslim.methods.penalties import PENALTIES
-from netslim.methods.slimming import bias_eigenvalue, momentum_of
-from utils.arguments import Flag, not_negative, number, positive
+from models.torchvision_models import DEPTHS
+from netslim import methods
+from netslim.graph import Graph
+from netslim.methods.base import TINY
+from netslim.methods.penalties import PENALTIES, GroupLasso
+from netslim.methods.slimming import bias_eigenvalue
+from utils.arguments import Flag, not_negative, number, percent, positive
+from utils.console import note
 from utils.methods import penalties
-from utils.methods.base import TINY, Method, is_zero
+from utils.methods.base import Method
 from utils.paper.settings import XI_INIT, Schedule, recipe
 
 # What -h says of the flags.
@@ -27,6 +27,14 @@ BETA = "β, the weight of the quadratic penalty"
 EVERY = "update ξ after every mini-batch (default), or as Algorithm 1 is printed"
 INIT = "ξ starts uniform in this range (default 0.47 0.50; fine-tuning: ξ = γ)"
 KEEP = "train on channels that have died: the same but for rounding, later (default: cut them)"
+
+BUDGETS = {f"budget_{what}": what for what in ("flops", "params", "channels")}  # of what, by flag
+WHAT = {"flops": "flops", "params": "parameters", "channels": "channels"}
+
+
+def budget_flag(name: str, what: str) -> Flag:
+    text = f"percent of the {WHAT[what]} to remove; λ and β are found, and released once it is met"
+    return Flag(name, text, percent, metavar="P", words=(f"--target-{what}",))
 
 
 def lambda_flag(default: Callable[[str, int], float]) -> Flag:
@@ -55,7 +63,7 @@ def too_large(lambda_: float, collapse: str, advice: str = "try a smaller --s") 
     return f"{collapse}: λ = {lambda_:g} was too large; {advice}"
 
 
-class Subgradient(Method):
+class Subgradient(Method, methods.Subgradient):
     """Original network slimming (Liu et al., 2017): subgradient descent on eq. (2)."""
 
     name, title = "subgradient", "Original NS"
@@ -69,12 +77,6 @@ class Subgradient(Method):
     columns = ("ns_objective",)
     prune_flags = ("--percent", "0.5")  # its factors come near zero only: choose a share
 
-    def __init__(
-        self, model: nn.Module, lambda_: float, penalty: str = "l1", shape: float | None = None
-    ) -> None:
-        super().__init__(model)
-        self.lambda_, self.phi = lambda_, PENALTIES[penalty](shape)
-
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> None:
         penalties.check(options)
@@ -84,37 +86,14 @@ class Subgradient(Method):
     ) -> str:
         return too_large(self.lambda_, collapse) if collapse else ""
 
-    @torch.no_grad()
-    def on_gradient(self) -> None:
-        self.check_views()
-        # (3b): the subgradient of λ‖γ‖₁, or of λφ(γ), 0 where γ = 0.
-        subgradient = self.gamma.sign() * self.phi.slope(self.gamma.abs())
-        self.add_to_gradients(subgradient, self.lambda_)
-
     def figures(self, loss: float) -> dict[str, float]:
         return {
-            "ns_objective": loss + self.lambda_ * self.phi.value(self.gamma.abs()).item()
+            "ns_objective": loss + self.lambda_ * self.phi.value(self.read().abs()).item()
         }  # (2)
 
 
-class ProximalSlimming(Method):
-    """Proximal network slimming: minimise L(W, γ) + λφ(ξ) + (β/2)‖γ − ξ‖² (eq. 5).
-
-    φ is the ℓ1 norm there; ``penalty`` and ``shape`` may put another one in its place.
-
-    Works on any model with batch norms and any optimiser that makes plain SGD's step. Call
-    :meth:`on_step` after every step of it, and :meth:`on_epoch` after every epoch.
-
-    With momentum μ the fixed point satisfies β(γ − ξ) = −∇L/(1 − μ): the run approaches a
-    critical point of eq. (5) with (1 − μ)λ and (1 − μ)β, not with λ and β as given.
-
-    ``prox_every`` is ``"step"`` (one alternation per mini-batch, as the released program makes
-    them) or ``"epoch"`` (Algorithm 1 as printed: ξ changes once, after the epoch). ``xi_init`` is
-    the range ξ is drawn from; ``None`` starts at ξ = γ. With ``keep_dead``, :meth:`dead` calls no
-    channel dead.
-
-    Raises ValueError unless λ ≥ 0, β > 0, ``prox_every`` is one of the two and φ takes ``shape``.
-    """
+class ProximalSlimming(Method, methods.ProximalSlimming):
+    """Proximal network slimming: minimise L(W, γ) + λφ(ξ) + (β/2)‖γ − ξ‖² (eq. 5)."""
 
     name, title, help = "proximal", "Proximal NS", "the paper's algorithm"
     flags = (
@@ -125,31 +104,13 @@ class ProximalSlimming(Method):
         Flag("prox_every", EVERY, default="step", choices=("step", "epoch")),
         Flag("xi_init", INIT, number, XI_INIT, metavar=("LOW", "HIGH"), nargs=2, of_fresh=True),
         Flag("keep_dead", KEEP, default=False, compared=False),
+        *(budget_flag(name, what) for name, what in BUDGETS.items()),
     )
-    factors = {"gamma": "γ", "xi": "ξ"}  # noqa: RUF012
     columns = ("objective", "ns_objective")
     prune_flags = ()
 
-    def __init__(
-        self,
-        model: nn.Module,
-        lambda_: float,
-        beta: float,
-        prox_every: str = "step",
-        xi_init: tuple[float, float] | None = XI_INIT,
-        keep_dead: bool = False,
-        penalty: str = "l1",
-        shape: float | None = None,
-    ) -> None:
-        super().__init__(model)
-        if not (lambda_ >= 0 and beta > 0 and prox_every in ("step", "epoch")):
-            raise ValueError("proximal slimming takes λ ≥ 0, β > 0, prox_every 'step' or 'epoch'")
-        self.lambda_, self.beta, self.phi = lambda_, beta, PENALTIES[penalty](shape)
-        self.prox_every, self.keep_dead = prox_every, keep_dead
-        self.xi = self.gamma.clone()
-        if xi_init is not None:
-            # Drawn on the CPU, so that a seed means the same ξ on every device.
-            self.xi.copy_(torch.empty(self.gamma.numel()).uniform_(*xi_init))
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self.ways = self.phi.way(self.xi.abs())  # from where each ξ starts to 0, at slope 1
 
     @classmethod
@@ -158,76 +119,57 @@ class ProximalSlimming(Method):
         if low > high:
             raise ValueError("--xi-init takes LOW HIGH, the lower one first")
         penalties.check(options)
+        targets = [f"--target-{BUDGETS[n]}" for n in BUDGETS if options.get(n) is not None]
+        if len(targets) > 1:
+            raise ValueError(f"{' and '.join(targets)} exclude one another")
+        usual = {"s": None, "beta": None, "penalty": "l1", "prox_every": "step"}
+        other = [n for n, value in usual.items() if options.get(n, value) not in (None, value)]
+        if targets and other:
+            given = ", ".join("--" + name.replace("_", "-") for name in other)
+            raise ValueError(f"{targets[0]} finds λ and β of the ℓ1 penalty: leave out {given}")
 
-    def tensors(self) -> dict[str, Tensor]:
-        return {"xi": self.xi}
+    @classmethod
+    def presets(cls, known: Mapping[str, Any]) -> dict[str, Any]:
+        if known.keys() & BUDGETS.keys():
+            return {"s": None, "beta": None}
+        return {"penalty": GroupLasso.name} if known.get("arch") in DEPTHS else {}
+
+    @classmethod
+    def of(cls, graph: Graph, model: nn.Module, options: Mapping[str, Any]) -> Self:
+        own = {f.parameter or f.name: options[f.name] for f in cls.flags if f.name not in BUDGETS}
+        for name, what in BUDGETS.items():
+            if (share := options[name]) is not None:
+                budget = WHAT[what], share / 100, options["steps"], options["lr"]
+                own["target"] = methods.Budget(*budget)
+        return cls(graph, model=model, **own)
+
+    def end_epoch(self, lr: float) -> None:
+        before = self.landed
+        super().end_epoch(lr)
+        if self.target is not None and self.landed and not before:
+            zeros = int((self.xi == 0).sum())
+            note(
+                f"the budget is met: without the {zeros} channels whose ξ is 0 now,"
+                f" {100 * self.removed:.1f} % of the {self.target.what} are gone; the others train"
+                " on without a penalty"
+            )
 
     def forget(self) -> str:
-        self.xi.copy_(self.gamma)
+        self.xi.copy_(self.read())
         return "ξ starts again at ξ = γ"
-
-    @torch.no_grad()
-    def on_step(self, alpha: float) -> None:
-        self.check_views()
-        # (8b), for a γ that SGD has stepped: (α(γ − ∇L/α) + βξ)/(α + β) is its right-hand side.
-        gamma = (self.gamma * alpha).add_(self.xi, alpha=self.beta).div_(alpha + self.beta)
-        # A dead channel's γ is halved and halved but never arrives: rounding has a fixed point
-        # among the subnormals.
-        self.set_(self.gamma, gamma.masked_fill_(is_zero(gamma), 0))
-        if self.prox_every == "step":
-            self._update_xi(alpha)
-
-    @torch.no_grad()
-    def on_epoch(self, alpha: float) -> None:
-        if self.prox_every == "epoch":
-            self._update_xi(alpha)
-
-    def _update_xi(self, alpha: float) -> None:
-        # (9), in closed form: line 4 of Algorithm 1.
-        xi = self.xi.double() if self.phi.precise else self.xi
-        mean = (xi * alpha).add_(self.gamma, alpha=self.beta).div_(alpha + self.beta)
-        new = self.phi.prox(mean, self.lambda_ / (alpha + self.beta))
-        self.set_(self.xi, new.to(self.xi))
-
-    @torch.no_grad()
-    def dead(self, optimizer: torch.optim.SGD, lr: float) -> Tensor:
-        """As :meth:`Method.dead`: γ and ξ stay 0, and the bias stays ≤ 0, whatever comes.
-
-        The ReLU behind then gives 0 on every picture, so the gradients of γ, of the bias, of the
-        filter before and of the weights behind are 0. What could still move γ and bias is momentum
-        and weight decay; the conditions here rule that out, at this learning rate and below it.
-        """
-        if self.keep_dead:
-            return super().dead(optimizer, lr)
-        group = optimizer.param_groups[0]
-        mu, n, decay = group["momentum"], int(group["nesterov"]), lr * group["weight_decay"]
-        biases = [bn.bias for bn in self.norms]
-        gamma_v, bias_v = (momentum_of(optimizer, x) for x in (self.weights, biases))
-        bias = torch.cat([b.detach() for b in biases]).double()
-        # What is left of γ's momentum moves it by less than the next (8b) sets to zero.
-        stays_zero = (self.gamma == 0) & (self.xi == 0) & (lr * gamma_v.abs() < TINY)
-        # A step multiplies b + cv by z; and once b ≤ 0 and b + cv ≤ 0, both hold for ever.
-        z = bias_eigenvalue(mu, n, decay)
-        if z is None:
-            return torch.zeros_like(stays_zero)
-        c = -lr * mu ** (1 + n) / (z - mu) if mu else 0.0
-        return stays_zero & (bias <= 0) & (bias + c * bias_v.double() <= 0)
 
     def figures(self, loss: float) -> dict[str, float]:
         # F of eq. (5), and eq. (2), where φ is the ℓ1 norm; read at once.
-        values = torch.stack((self.penalty(), self.phi.value(self.gamma.abs())))
+        values = torch.stack((self.penalty(), self.phi.value(self.read().abs())))
         penalty, size = values.tolist()
         return {"objective": loss + penalty, "ns_objective": loss + self.lambda_ * size}
-
-    def penalty(self) -> Tensor:
-        """λφ(ξ) + (β/2)‖γ − ξ‖², which eq. (5) adds to the loss."""
-        distance = (self.gamma - self.xi).square().sum()
-        return self.lambda_ * self.phi.value(self.xi.abs()) + self.beta / 2 * distance
 
     def warnings(
         self, schedule: Schedule, arch: str, depth: int, optimizer: torch.optim.SGD
     ) -> Iterable[str]:
         """Say so when the penalty alone cannot bring a factor to zero, or when no channel dies."""
+        if self.target is not None:
+            return
         momentum = optimizer.param_groups[0]["momentum"]
         reach = shrinkage(self.lambda_, self.beta, self._of_xi(schedule))
         way = self.ways.min().item()
@@ -264,7 +206,7 @@ class ProximalSlimming(Method):
 
     def _gamma_can_follow(self, schedule: Schedule, momentum: float) -> bool:
         """Whether γ can shrink to 0, were every ξ 0 from the first step on."""
-        smallest = max(self.gamma.abs().min().item(), TINY)
+        smallest = max(self.read().abs().min().item(), TINY)
         rates = [(steps, max(momentum, 1 / (1 + lr * self.beta))) for steps, lr in schedule]
         return sum(steps * math.log(rate) for steps, rate in rates) <= math.log(TINY / smallest)
 
@@ -312,6 +254,9 @@ class ProximalSlimming(Method):
 
         Where γ is 0 for fewer than half of the channels for which ξ is, γ is still on its way.
         """
+        if self.target is not None:
+            advice = "take a smaller budget or more epochs"
+            return f"{collapse}: the training does not bear its budget; {advice}" * bool(collapse)
         if not zeros["xi"]:
             also = f"{collapse}; " if collapse else ""
             small = f"λ = {self.lambda_:g} was too small for so short a run"

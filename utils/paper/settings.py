@@ -10,7 +10,6 @@ BATCH_SIZE = 64
 MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4
 STEPS = 782  # mini-batches of 64 in the 50,000 pictures of CIFAR
-DEPTHS = {"vgg": 19, "resnet": 164, "resnet-basic": 32, "densenet": 40}
 XI_INIT = (0.47, 0.50)
 
 # Retraining of what SAS-ADMM's program cut, by SGD and by SAS-ADMM itself.

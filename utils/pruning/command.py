@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models import family
-from models.cost import cost
-from models.surgery import Slimmable, State, norms, slim, still_read, together, widened
+from netslim.surgery import Removal
 from utils import arguments
 from utils.atomic import check_writable
 from utils.console import InputError, note
@@ -24,15 +23,17 @@ from utils.data.datasets import DATASETS, load
 from utils.data.stream import test_batches
 from utils.device import pick_device
 from utils.files import checkpoint, records
-from utils.files.layouts import EARLIER, to_released
+from utils.files.layouts import EARLIER, State, to_released, widened
 from utils.files.names import PRUNED, Files, run_of
 from utils.files.start import known_of
 from utils.flags.parser import PROCESS, said_again
 from utils.flags.settings import FLAGS
 from utils.methods.base import count_of, is_zero
+from utils.network import Network, with_model
 from utils.pruning.plan import apply_plan, filter_sizes, plan
 from utils.pruning.report import (
     accuracy,
+    cost_of,
     differences,
     kinds,
     of_all,
@@ -104,46 +105,54 @@ def prune(kind: str | None, argv: list[str] | None = None) -> None:
     check_writable(folder)
     records.read(folder / PRUNED, ("run",))
 
-    model = given.network.model.eval()
+    network = given.network
+    network.model.eval()
     if args.layout == "released":
         if arch not in EARLIER:
             raise InputError(f"--layout released: the earlier programs know no {arch}")
-        model = widened(model)  # all that those programs know
-    layers, factors = list(norms(model).values()), given.factors
+        network = widened(network)  # all that those programs know
+    layers, factors = list(network.norms.values()), given.factors
     if not layers:
-        raise InputError(f"{path} is of {arch}, which has no batch norm: no channel can be cut")
+        why = next(iter(network.graph.reasons.values()), "it has no batch norm")
+        raise InputError(f"{path} is of {arch}, no channel of which can be removed: {why}")
     mask = args.mask or given.mask
     if mask not in factors:
         has = ", ".join(factors)
         raise InputError(f"{path} has no {mask}: --mask takes what it has, {has}")
     zeros, by = is_zero(factors[mask]), factors["gamma"].abs()
     if args.criterion == "filters":
-        by = filter_sizes(model)
+        by = filter_sizes(network)
         if by.isinf().all():
             raise InputError(f"--criterion filters: no channel of a {arch} has its own filter")
-    names = list(norms(model))
-    ties = [[names.index(name) for name in tie] for tie in model.ties()]
+    names = list(network.norms)
+    ties = [[names.index(name) for name in tie] for tie in network.graph.ties]
     choose = partial(plan, layers, sizes=by, floor=args.adjust, ties=ties)
-    size = given.size
-    enough = partial(channels_to_prune, args, model, size, int(by.isfinite().sum()))
-    count = enough(partial(choose, zeros))
 
-    def cut(zeros: Tensor, count: int) -> tuple[list[Tensor], Slimmable, Slimmable, Slimmable]:
-        """What is left, the masked network, what is left of it, and what is written of that."""
-        masks, masked = choose(zeros, count), copy.deepcopy(model)
-        apply_plan(masked, masks, zeros)
-        return together(model, masks), masked, slim(masked, masks), to_write(args, masked, masks)
+    def cut(zeros: Tensor, count: int) -> tuple[Removal, Network, Network, Network]:
+        """What is removed, the masked network, what is left of it, and what is written of that."""
+        masks = choose(zeros, count)
+        masked = with_model(network, copy.deepcopy(network.model))
+        apply_plan(list(masked.norms.values()), masks, zeros)
+        removal = masked.plan(masks, streams=args.layout != "released")
+        return removal, masked, masked.remove(masked.plan(masks, False)), masked.remove(removal)
 
-    masks, masked, small, written = cut(zeros, count)
+    def enough(zeros: Tensor) -> int:
+        channels = int(by.isfinite().sum())
+        return channels_to_prune(args, network, channels, lambda count: cut(zeros, count)[3])
+
+    count = enough(zeros)
+    removal, masked, small, written = cut(zeros, count)
+    masks = list(removal.keep.values())
     # A file of the network as it was, which nothing was cut out of, has nothing to lose.
-    if out.exists() and (out.samefile(path) or not holds(out, written, given.network.model)):
+    if out.exists() and (out.samefile(path) or not holds(out, written.model, network.model)):
         raise InputError(f"{out} is there already: move it away, or choose another --name")
     data = load({**known, **vars(args)}, given.norm)
     given.check_classes(data, path)
     device = pick_device(args.no_cuda)
     tests = test_batches(data, vars(args), device)
-    labels, full_cost = tests.labels.cpu(), cost(model, size)
-    before, of_masked, of_slim = (predict(each, tests) for each in (model, masked, written))
+    labels, full_cost = tests.labels.cpu(), cost_of(network)
+    networks = network, masked, written
+    before, of_masked, of_slim = (predict(each.model, tests) for each in networks)
     settings, targeted = given.settings, (args.target_flops, args.target_params) != (None, None)
     row = {
         "model": out.name,
@@ -157,23 +166,23 @@ def prune(kind: str | None, argv: list[str] | None = None) -> None:
         "depth": given.network.depth,
         "dataset": data.name,
         "percent": None if targeted else args.percent,
-        **sizes(masks, full_cost, cost(small, size)),
-        **unread(small, written, size),
+        **sizes(masks, full_cost, cost_of(small)),
+        **unread(network, small, written, removal),
         "accuracy_before": accuracy(before, labels),
         "accuracy_masked": accuracy(of_masked, labels),
         "accuracy_slim": accuracy(of_slim, labels),
         "mask": mask,
-        **kinds(masks, model),
+        **kinds(network, removal, masks),
         **differences(before, of_masked, of_slim),
         "target_flops": args.target_flops,
         "target_params": args.target_params,
         "criterion": args.criterion,
         "adjust": args.adjust,
     }
-    row |= of_original(given.network, size, small) | of_all(model, row)
-    print_report(row, model, masks)
+    row |= of_original(given.network, small) | of_all(network, row)
+    print_report(row, network, masks)
     of_before, of_after = (
-        ByClass(*tallies(answers.argmax(1), labels, model.num_classes).tolist())
+        ByClass(*tallies(answers.argmax(1), labels, network.num_classes).tolist())
         for answers in (before, of_slim)
     )
     if of_before.collapse(data.classes):
@@ -187,14 +196,14 @@ def prune(kind: str | None, argv: list[str] | None = None) -> None:
     if mask != "gamma":
         zeros_of_gamma = is_zero(factors["gamma"])
         with suppress(InputError):  # a target may be out of its reach
-            fewer, _, other, _ = cut(zeros_of_gamma, enough(partial(choose, zeros_of_gamma)))
-            by_gamma = sizes(fewer, full_cost, cost(other, size))
-            answers = predict(other, tests)
+            fewer, _, other, _ = cut(zeros_of_gamma, enough(zeros_of_gamma))
+            by_gamma = sizes(list(fewer.keep.values()), full_cost, cost_of(other))
+            answers = predict(other.model, tests)
             print_comparison(row, {**by_gamma, "accuracy_slim": accuracy(answers, labels)})
-    state = written.state_dict()
+    released = args.layout == "released"
     content = {
         "cfg": written.cfg,
-        "state_dict": to_released(state, written) if args.layout == "released" else state,
+        "state_dict": to_released(written) if released else written.model.state_dict(),
         "layout": args.layout,
         "classes": given.classes,
         "mean": given.mean,
@@ -249,7 +258,7 @@ def advise(
     note(f"no scaling factor{left} is zero, so nothing was pruned: {', or '.join(ways)}")
 
 
-def holds(path: Path, *models: Slimmable) -> bool:
+def holds(path: Path, *models: nn.Module) -> bool:
     """Whether the file has just one of these networks."""
     try:
         there = checkpoint.load(path).network.model.state_dict()
@@ -263,23 +272,22 @@ def holds(path: Path, *models: Slimmable) -> bool:
 
 def channels_to_prune(
     args: argparse.Namespace,
-    model: Slimmable,
-    size: int,
+    network: Network,
     channels: int,
-    choose: Callable[[int], list[Tensor]],
+    pruned: Callable[[int], Network],
 ) -> int:
     """How many of the smallest go: as --percent says, or the fewest that reach the target.
 
-    ``choose`` gives the masks when so many of the ``channels`` go.
+    ``pruned`` gives what is left when so many of the ``channels`` go.
     """
     flag = next((flag for flag in TARGETS if getattr(args, f"target_{flag}") is not None), None)
     if flag is None:
         return count_of(args.percent, channels)
     target, what = getattr(args, f"target_{flag}"), TARGETS[flag]
-    full = getattr(cost(model, size), what)
+    full = getattr(cost_of(network), what)
 
     def saved(count: int) -> float:
-        return 1 - getattr(cost(to_write(args, model, choose(count)), size), what) / full
+        return 1 - getattr(cost_of(pruned(count)), what) / full
 
     # Pruning more never costs more, so this is a binary search.
     count = bisect_left(range(channels + 1), target, key=saved)
@@ -289,11 +297,6 @@ def channels_to_prune(
             f" every layer {saved(channels):.4f} of the {what} are gone"
         )
     return count
-
-
-def to_write(args: argparse.Namespace, model: Slimmable, masks: list[Tensor]) -> Slimmable:
-    """What of ``model`` is written: without channels that nobody reads, if --layout has such."""
-    return slim(model, masks, {} if args.layout == "released" else still_read(model, masks))
 
 
 @torch.no_grad()

@@ -4,11 +4,11 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.surgery import Slimmable
-from models.surgery import norms as norms_of
-from utils.methods.base import AnyBatchNorm, batch_norms, count_of, is_zero
+from netslim.graph import AnyBatchNorm
+from utils.methods.base import count_of, is_zero
+from utils.network import Network
 
 
 @torch.no_grad()
@@ -75,32 +75,30 @@ def ascending(*keys: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def filter_sizes(model: Slimmable) -> Tensor:
+def filter_sizes(network: Network) -> Tensor:
     """ℓ1 norms of the filters that make the channels, scaled from 0 to 1 in every layer.
 
     As in Lp slimming's released program. Infinite where channels have no filter of their own:
     those of a stream, which many layers write.
     """
-    filters = {
-        norm: layer.weight.abs().sum((1, 2, 3))
-        for name, (norm, _) in model.wiring().items()
-        if isinstance(layer := model.get_submodule(name), nn.Conv2d) and norm
-    }
     sizes = []
-    for name, bn in norms_of(model).items():
-        size = filters.get(name, torch.full_like(bn.weight, math.inf))
+    for name, bn in network.norms.items():
+        layer = network.graph.writer(name)
+        size = torch.full_like(bn.weight, math.inf)
+        if layer is not None:
+            size = network.model.get_parameter(f"{layer}.weight").abs().flatten(1).sum(1)
         low, high = size.min(), size.max()
         sizes.append((size - low) / (high - low) if low < high else size)
     return torch.cat(sizes)
 
 
 @torch.no_grad()
-def apply_plan(model: nn.Module, masks: Sequence[Tensor], zeros: Tensor) -> None:
+def apply_plan(norms: Sequence[AnyBatchNorm], masks: Sequence[Tensor], zeros: Tensor) -> None:
     """Mask in place: γ = 0 for removed channels, and no bias for those dropped while alive.
 
     Those of ``zeros``, where γ (or ξ) is zero, keep their bias: they emit a constant.
     """
     parts = zeros.split([len(mask) for mask in masks])
-    for bn, mask, zero in zip(batch_norms(model), masks, parts, strict=True):
+    for bn, mask, zero in zip(norms, masks, parts, strict=True):
         bn.weight.mul_(mask)
         bn.bias.mul_(mask | zero)

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models import Network, build_model
-from models.cost import Cost, cost
-from models.surgery import Slimmable, all_channels, norms, streams
+from netslim.surgery import Removal
+from utils.files.layouts import EARLIER, widened
 from utils.methods.base import is_zero
+from utils.network import Network
+from utils.paper.accounting import Cost, cost
 
 # Below this share of the largest logit, a difference is rounding.
 ROUNDING = 1e-4
@@ -38,38 +39,38 @@ def sizes(masks: list[Tensor], before: Cost, after: Cost) -> dict[str, int | str
     return row
 
 
-def of_all(model: Slimmable, row: Mapping[str, Any]) -> dict[str, int | str]:
-    """Channels of all batch norms of ``model``, and what share of these is gone by the ``row``."""
-    gone, every = row["channels"] - row["channels_kept"], all_channels(model)
+def of_all(network: Network, row: Mapping[str, Any]) -> dict[str, int | str]:
+    """Channels of all batch norms of ``network``, and what share is gone by the ``row``."""
+    gone, every = row["channels"] - row["channels_kept"], network.all_channels
     share = _percent_less(every, every - gone)
     return {"batch_norm_channels": every, "batch_norm_channels_pruned_percent": share}
 
 
-def unread(small: Slimmable, written: Slimmable, size: int) -> dict[str, int]:
-    """What went with stream channels that nobody reads, from ``small`` to ``written``."""
-    widths = [sum(stream.width for stream in streams(m).values()) for m in (small, written)]
-    before, after = cost(small, size), cost(written, size)
+def unread(network: Network, small: Network, written: Network, removal: Removal) -> dict[str, int]:
+    """What goes with stream channels that nobody reads, from ``small`` to ``written``."""
+    before, after = cost_of(small), cost_of(written)
     return {
-        "unread_channels": widths[0] - widths[1],
+        "unread_channels": int(network.graph.stream_channels(removal.gone, removal.keep)),
         "unread_parameters": before.parameters - after.parameters,
         "unread_flops": before.flops - after.flops,
     }
 
 
-def of_original(network: Network, size: int, small: Slimmable) -> dict[str, str]:
+def cost_of(network: Network) -> Cost:
+    return cost(network.model, network.size, network.arch)
+
+
+def of_original(network: Network, small: Network) -> dict[str, str]:
     """What share is gone of the network that all began with, where ``small`` is left.
 
     The same as of ``network``, which was pruned, unless that one was slim already. Its streams
-    count whole, as in all figures but :func:`unread`'s: an earlier pruning may have cut them.
+    count whole, as in all figures but :func:`unread`'s: an earlier pruning may have narrowed them.
     """
-    left = [bn.num_features for bn in norms(small).values()]
-    with torch.device("meta"):
-        full = build_model(network.arch, network.depth, network.model.num_classes, size=size)
-        whole = small.narrowed(left)
+    whole = widened(small) if small.arch in EARLIER else small
+    full = network.full()
     before, after = (
-        {"channels": sum(bn.num_features for bn in norms(model).values())}
-        | asdict(cost(model, size))
-        for model in (full, whole)
+        {"channels": channels, **asdict(cost_of(each))}
+        for each, channels in ((full, sum(full.widths)), (whole, sum(small.widths)))
     )
     return {
         f"original_{what}_pruned_percent": _percent_less(before[what], after[what])
@@ -96,18 +97,20 @@ def told_apart(sizes: Tensor, zeros: Tensor, kept: Tensor) -> str:
 
 
 @torch.no_grad()
-def kinds(masks: list[Tensor], model: Slimmable) -> dict[str, int]:
-    """How many of the removed channels were silent, emitted a constant, or were alive.
+def kinds(network: Network, removal: Removal, masks: Sequence[Tensor]) -> dict[str, int]:
+    """How many of the removed channels were silent, gave a constant, or were alive.
 
-    Channels that go together are dead if one of them is, and it counts what the last one emits.
+    ``masks`` are what stays. Channels that go together are dead if one of them is, and it counts
+    what the last one gives.
     """
-    zeros = {name: is_zero(bn.weight) for name, bn in norms(model).items()}
-    emitted = model.emitted([~zero for zero in zeros.values()])
-    for tie in model.ties():
+    graph = network.graph
+    zeros = {name: is_zero(bn.weight.detach().cpu()) for name, bn in network.norms.items()}
+    gives = {name: graph.behind(name, removal.constants) for name in network.norms}
+    for tie in graph.ties:
         zeros |= dict.fromkeys(tie, torch.stack([zeros[name] for name in tie]).any(0))
-        emitted |= dict.fromkeys(tie, emitted[tie[-1]])
-    removed, dead = ~torch.cat(masks), torch.cat(list(zeros.values()))
-    silent = dead & (torch.cat(list(emitted.values())) <= 0)
+        gives |= dict.fromkeys(tie, gives[tie[-1]])
+    removed, dead = ~torch.cat(list(masks)), torch.cat(list(zeros.values()))
+    silent = dead & (torch.cat(list(gives.values())) == 0)
     found = {"silent": silent, "constant": dead & ~silent, "alive": ~dead}
     return {kind: int((removed & which).sum()) for kind, which in found.items()}
 
@@ -128,19 +131,30 @@ def differences(before: Tensor, masked: Tensor, slim: Tensor) -> dict[str, int |
     return values | {"largest_logit": f"{before.abs().max().item():.4g}"}
 
 
-def print_report(row: Mapping[str, Any], model: Slimmable, masks: Sequence[Tensor]) -> None:
+def print_report(row: Mapping[str, Any], network: Network, masks: Sequence[Tensor]) -> None:
     """Print the record's ``row`` for a person, after the channels of every layer."""
     print(f"{'layer':<24}channels  kept")
-    for name, mask in zip(norms(model), masks, strict=True):
+    for name, mask in zip(network.layers, masks, strict=True):
         print(f"{name:<24}{len(mask):8}{int(mask.sum()):6}")
-    for name, why in model.stays().items():
-        print(f"{name:<24}stays: {why}")
+    graph = network.graph
+    for name, why in graph.reasons.items():
+        if name not in graph.coupled:
+            print(f"{name:<24}stays: {why}")
+    if graph.coupled and not network.coupled:
+        channels = sum(int(mask.sum()) for mask in graph.coupled.values())
+        print(
+            f"{channels:,} channels of {len(graph.coupled)} batch norms are those of streams, which"
+            " several layers write: --penalty group makes them 0 together"
+        )
     for what in COUNTED:
         kept, share = row[f"{what}_kept"], row[f"{what}_pruned_percent"]
         print(f"{what}: {row[what]:,} -> {kept:,}, {share} % pruned")
     if row["batch_norm_channels"] != row["channels"]:
         share = row["batch_norm_channels_pruned_percent"]
         print(f"of all {row['batch_norm_channels']:,} channels of batch norms {share} % are gone")
+    zeros = [is_zero(bn.weight.detach().cpu()) for bn in network.norms.values()]
+    if kept := sum(int((zero & mask).sum()) for zero, mask in zip(zeros, masks, strict=True)):
+        print(f"of those kept {kept} have γ = 0: they carry constants to borders, or are the last")
     if row["unread_channels"]:
         parameters, flops = row["unread_parameters"], row["unread_flops"]
         print(
@@ -160,7 +174,7 @@ def print_report(row: Mapping[str, Any], model: Slimmable, masks: Sequence[Tenso
     original = [row[f"original_{what}_pruned_percent"] for what in COUNTED]
     if original != [row[f"{what}_pruned_percent"] for what in COUNTED]:
         shares = (f"{share} % of the {what}" for what, share in zip(COUNTED, original, strict=True))
-        whole = ", its streams whole" * bool(streams(model))
+        whole = ", its streams whole" * (network.arch in EARLIER[1:])
         print(f"of the network that was trained first{whole}, gone are {', '.join(shares)}")
     print(
         f"removed channels: {row['silent']} silent, {row['constant']} emitting a constant (folded),"
@@ -168,14 +182,12 @@ def print_report(row: Mapping[str, Any], model: Slimmable, masks: Sequence[Tenso
         f"test accuracy: {row['accuracy_before']} % before, {row['accuracy_masked']} % masked,"
         f" {row['accuracy_slim']} % slim"
     )
-    folded = row["constant"] > 0 or (row["mask"] != "gamma" and row["alive"] > 0)
     for step, title in (("masked", "before -> masked"), ("slim", "masked -> slim")):
         ties = row[f"near_ties_{step}"]
         print(
             f"{title}: outputs differ by {row[f'difference_{step}']} at most"
             f" (largest logit {row['largest_logit']}), {row[f'changed_{step}']} predictions changed"
             + (f", and {ties} near-ties" if ties else "")
-            + (", border of 3×3 convolutions included" * (step == "slim" and folded))
         )
     if row["silent"] and row["constant"] == row["alive"] == 0:
         same = row["difference_masked"] == "0" and row["changed_slim"] == 0

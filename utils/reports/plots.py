@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from netslim.methods import is_zero
 from utils import arguments, console
 from utils.atomic import check_writable
 from utils.console import InputError
@@ -27,7 +28,6 @@ from utils.files import checkpoint, records
 from utils.files.names import CHECKPOINT, PRUNED, Files, run_of
 from utils.files.records import Row
 from utils.methods import METHODS
-from utils.methods.base import batch_norms, is_zero
 from utils.pruning.plan import plan
 from utils.reports import results, style, tradeoff
 
@@ -59,7 +59,7 @@ def draw_run(folder: Path, run: str) -> Any:
             f"{folder} has no log and checkpoint of a run {run!r}; runs there: {known}"
         )
     loaded = checkpoint.load(files.checkpoint)
-    norms = batch_norms(loaded.network.model)
+    norms = list(loaded.network.norms.values())
     if not norms:
         raise InputError(f"{run} has no batch norm, so there are no channels to draw")
     gammas = [bn.weight.detach() for bn in norms]
@@ -67,7 +67,7 @@ def draw_run(folder: Path, run: str) -> Any:
     source = pruned.get(files.slim().name, {}).get("checksum")
     if files.slim().is_file() and source == checkpoint.checksum(files.checkpoint):
         slim = checkpoint.load(files.slim()).network
-        kept, how = [len(bn.weight) for bn in batch_norms(slim.model)], "As pruned"
+        kept, how = [len(bn.weight) for bn in slim.norms.values()], "As pruned"
     else:
         masks = plan(norms, is_zero(loaded.factors[loaded.mask]))
         kept, how = [int(mask.sum()) for mask in masks], "At percent 0"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from models import label, size_of
+from models import display_name, size_of
 from utils.arguments import Flag
 from utils.console import InputError
 from utils.data.datasets import TORCHVISION
@@ -64,7 +64,7 @@ class Group(NamedTuple):
 
     @property
     def network(self) -> str:
-        return label(ARCHITECTURES.get(self.arch, self.arch), self.depth)
+        return display_name(ARCHITECTURES.get(self.arch, self.arch), self.depth)
 
 
 class Variant(NamedTuple):

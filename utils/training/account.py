@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from models import pruner
-from models.surgery import all_channels, norms
 from netslim.weights import Compression
 from utils.files import checkpoint, records, sparse
 from utils.flags.parser import said_again
@@ -49,7 +48,7 @@ def log(
     figures = run.step.method.figures(reading.loss)
     row = {
         "epoch": run.epoch,
-        "lr": f"{1 / run.step.alpha:.6g}",
+        "lr": f"{run.step.lr:.6g}",
         "alpha": f"{run.step.alpha:.6g}",
         "train_loss": f"{reading.loss:.6f}",
         **{name: f"{value:.6f}" for name, value in figures.items()},
@@ -99,7 +98,7 @@ def record(run: Run, log: Sequence[records.Row], argv: Sequence[str]) -> None:
         "run": run.files.run,
         **replace(run.settings, precision=run.execution.precision).cells(),
         "channels": len(run.cut),
-        "batch_norm_channels": all_channels(run.network.model),
+        "batch_norm_channels": run.network.all_channels,
         **{f"{name}_zeros": count for name, count in run.zeros().items()},
         **{key: log[-1][key] for key in ("test_accuracy", TOP_FIVE) if key in log[-1]},
         "best_accuracy": f"{run.best:.4f}",
@@ -138,7 +137,7 @@ def summary(run: Run, accuracy: float, by_class: ByClass, said: Sequence[str]) -
     checkpoint = word(run.files.checkpoint)
     factors, symbols = run.factors(), run.step.method.factors
     lines = [f"{'layer':<24}channels" + "".join(f"  {symbols[name]} = 0" for name in factors)]
-    for name, *parts in zip(norms(run.network.model), *factors.values(), strict=True):
+    for name, *parts in zip(run.network.layers, *factors.values(), strict=True):
         counts = "".join(f"{int(is_zero(part).sum()):7}" for part in parts)
         lines.append(f"{name:<24}{len(parts[0]):8}{counts}")
     totals = [f"{symbols[name]} = 0: {run.zeros()[name]}" for name in factors]

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models import Network, build_model, full_cfg
-from models.surgery import Slimmable, all_channels, norms
+from models import family
+from netslim.graph import AnyBatchNorm
 from utils.console import ONE_VALUE, InputError, note
 from utils.data.batches import Batches
 from utils.data.datasets import Dataset, load
@@ -17,7 +17,8 @@ from utils.device import Execution, be_deterministic, execution_for, fastest
 from utils.files.start import Start, check_free
 from utils.flags.parser import unused
 from utils.flags.settings import Settings
-from utils.methods import METHODS
+from utils.methods import METHODS, penalties
+from utils.network import Network, empty, fresh
 from utils.paper.settings import drops
 from utils.training.group import Group
 from utils.training.run import Run
@@ -42,10 +43,11 @@ def begin(
     if "tf32" in (settings.precision, chosen) and device.type == "cpu":
         raise InputError("only a GPU computes in tf32: choose another --precision for a new run")
     try:
-        channels = full_cfg(settings.arch, settings.depth)
+        model = empty(settings.arch, settings.depth, 1)
     except ValueError as error:
         raise InputError(str(error)) from None
-    if not channels and METHODS[settings.method].prunes():
+    norms = [m for m in model.modules() if isinstance(m, AnyBatchNorm) and m.affine]
+    if METHODS[settings.method].prunes() and not norms:
         raise InputError(
             f"{settings.arch} has no batch norm, so --method {settings.method} finds no channels:"
             " take --method sas-admm"
@@ -61,12 +63,12 @@ def begin(
     torch.manual_seed(settings.seed)
     be_deterministic(settings.deterministic)
     if start.checkpoint is None or start.path is None:
-        network = fresh(settings, data)
+        network = begun(settings, data)
     else:
         network = start.checkpoint.network
         begins = settings.init is not None and not start.resumes
         if begins and not start.checkpoint.knows(data.classes):
-            count = network.model.num_classes
+            count = network.num_classes
             network = network.with_classes(len(data.classes))
             note(f"note: the last layer, of {count} classes, is a fresh one of {len(data.classes)}")
         else:
@@ -87,12 +89,13 @@ def begin(
     try:
         run = Run(settings, files, network, data, batches, *how)
     except ValueError as error:
-        raise InputError(f"{start.path} cannot be resumed: {error}") from None
+        what = f"{start.path} cannot be resumed" if found else settings.arch
+        raise InputError(f"{what}: {error}") from None
     check_smallest_batch(run)
     for line in (*data.described(), *start.notes(data)):
         note(line)
     if run.step.method.prunes():
-        for line in notes(network.model):
+        for line in notes(network):
             note(line)
     if found is None:
         if line := of_short_schedule(settings):
@@ -128,11 +131,12 @@ def choose_execution(
     return execution_for(network, precision, device)
 
 
-def fresh(settings: Settings, data: Dataset) -> Network:
+def begun(settings: Settings, data: Dataset) -> Network:
     """The network of ``settings``, with its initial values."""
-    model = build_model(settings.arch, settings.depth, len(data.classes), size=settings.size)
-    METHODS[settings.method].initialise(model)
-    return Network(model, settings.arch, settings.depth)
+    s = settings
+    network = fresh(s.arch, s.depth, len(data.classes), s.size, penalties.grouped(s.options))
+    METHODS[s.method].initialise(network.model)
+    return network
 
 
 def check_smallest_batch(run: Run) -> None:
@@ -176,15 +180,15 @@ def of_short_schedule(settings: Settings) -> str:
     )
 
 
-def notes(model: Slimmable) -> Iterator[str]:
-    """What to say before a training of what of ``model`` cannot go, or not at once."""
-    if model.stays():
-        channels = sum(bn.num_features for bn in norms(model).values())
+def notes(network: Network) -> Iterator[str]:
+    """What to say before a training of what of ``network`` cannot be removed, or not at once."""
+    channels, every = sum(network.widths), network.all_channels
+    if channels < every and not family(network.arch):  # of the paper's networks it is known
         yield (
-            f"note: {channels} of {all_channels(model)} channels of batch norms can go, and are"
-            " penalised; of the others, the prune command says why they stay"
+            f"note: {channels} of {every} channels of batch norms can go, and are penalised; of the"
+            " others, the prune command says why they stay"
         )
-    if kept := [name for name in norms(model) if name in model.never_cut()]:
+    if kept := [name for name in network.norms if name in network.graph.drawn_for]:
         yield (
             f"note: no channel of {', '.join(kept)} is cut while training: dropout behind it would"
             " draw other numbers"

@@ -1,11 +1,9 @@
-"""When channels that died are cut out of a network in training."""
-
-from collections.abc import Sequence
+"""When channels that died are removed from a network in training."""
 
 import torch
 from torch import Tensor
 
-from models.surgery import Slimmable, norms, selections, still_read
+from utils.network import Network
 
 # Both are measured on a CPU. Building the step anew is not worth less than this share of channels;
 LEAST = 0.01
@@ -13,36 +11,38 @@ LEAST = 0.01
 LEAST_SELECTED = 0.5
 
 
-def worth_cutting(model: Slimmable, dead: Sequence[Tensor]) -> list[Tensor]:
-    """Which of the channels of ``model`` to cut now, one bool tensor per batch norm.
+def worth_cutting(network: Network, cut: Tensor, dead: Tensor) -> Tensor:
+    """Which channels of ``network`` to remove now, bool [channels].
 
-    Channels that go together are cut when all of them have died.
-
-    ``dead`` says which have died, on the CPU. A pure function of these and of the batch norms'
-    biases: a run that is interrupted cuts as the uninterrupted one does. A layer in which all have
-    died keeps that of the largest bias, and one that a selection would have to be made for waits
-    until half of it is dead; what no other reader needs either goes from the stream, and needs no
+    ``cut`` says which are removed already, and ``dead`` which of the others have died; both are
+    over the channels of all its batch norms, on the CPU. A pure function of these and of the
+    biases: a run that is interrupted removes what the uninterrupted one does. Channels that can
+    only be removed together are removed when all of them have died. A layer in which all have died
+    keeps that of the largest bias, and one for which a selection would have to be made waits until
+    half of it is dead; what no other reader needs either goes from the stream, and needs no
     selection.
     """
-    wiring = model.wiring()
-    full_readers = dict(wiring[n] for n, s in selections(model).items() if s.index is None)
-    named = norms(model)
-    together = {name: gone.clone() for name, gone in zip(named, dead, strict=True)}
-    for tie in model.ties():  # one tensor for all of a tie
-        together |= dict.fromkeys(tie, torch.stack([together[name] for name in tie]).all(0))
-    never = model.never_cut()
-    for name, gone in together.items():
+    if not dead.any():
+        return dead
+    graph, widths = network.graph, network.widths
+    before = dict(zip(network.norms, cut.split(widths), strict=True))
+    gone = {name: part.clone() for name, part in zip(before, dead.split(widths), strict=True)}
+    for tie in graph.ties:  # one tensor for all of a tie
+        gone |= dict.fromkeys(tie, torch.stack([gone[name] for name in tie]).all(0))
+    # Where γ = 0 and a bias of at most 0 do not give 0, or where dropout draws by width.
+    never = gone.keys() - graph.rectified | graph.drawn_for
+    for name, bn in network.norms.items():
         if name in never:
-            gone.zero_()
-        if gone.all():
-            gone[int(named[name].bias.argmax())] = False
-    cut = list(together.values())
-    read = still_read(model, [~gone for gone in cut])
-    for name, gone in zip(norms(model), cut, strict=True):
-        if name in full_readers and gone.sum() < LEAST_SELECTED * len(gone):
-            stream = full_readers[name]
-            gone &= ~read[stream][: len(gone)] if stream else False
-    everything = torch.cat(cut)
-    if everything.sum() <= LEAST * len(everything):
-        return [torch.zeros_like(gone) for gone in cut]
-    return cut
+            gone[name].zero_()
+        if (gone[name] | before[name]).all():
+            left = bn.bias.detach().cpu().masked_fill(before[name], -torch.inf)
+            gone[name][int(left.argmax())] = False
+    removal = network.plan([~(gone[name] | before[name]) for name in gone])
+    selects = network.plan([~part for part in before.values()]).selects if cut.any() else {}
+    for name in gone.keys() & (removal.selects.keys() - selects.keys()):
+        if gone[name].sum() < LEAST_SELECTED * (~before[name]).sum():
+            gone[name] &= removal.gone[graph.read_by(name)]
+    everything = torch.cat(list(gone.values()))
+    if everything.sum() <= LEAST * (~cut).sum():
+        return torch.zeros_like(everything)
+    return everything

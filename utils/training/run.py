@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, field, replace
 from typing import Any
@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models import Network
-from models.cost import cost
-from models.surgery import Slimmable, State, norms, put_back, slim, still_read, whereabouts
+from netslim.surgery import Removal
 from utils.console import Diverged, Lost, Stopped, note
 from utils.data.batches import Batches
 from utils.data.datasets import Dataset
@@ -23,6 +21,8 @@ from utils.files.names import Files
 from utils.flags.settings import Settings
 from utils.methods import method_of
 from utils.methods.base import is_zero
+from utils.network import Network
+from utils.paper.accounting import cost
 from utils.paper.settings import Schedule, learning_rate
 from utils.training.classes import ByClass
 from utils.training.copies import Copies
@@ -71,6 +71,7 @@ class Run:
     origin: str | None = None  # the checksum of the file that it was begun with
     best: float = 0.0
     cut: Tensor = field(init=False)  # bool [channels]
+    removal: Removal = field(init=False)  # of what was cut, from ``network``
     step: Step = field(init=False)
     flops: int = field(init=False)  # of a picture, in what trains
     pictures: int = field(init=False)  # what tells them from others
@@ -81,7 +82,7 @@ class Run:
 
     def __post_init__(self, found: Checkpoint | None) -> None:
         self.pictures = self.data.checksum()
-        self.cut = torch.zeros(sum(self._widths()), dtype=torch.bool)
+        self.cut = torch.zeros(sum(self.network.widths), dtype=torch.bool)
         if found is None:
             self._build()
         elif found.pictures not in (None, self.pictures):
@@ -89,14 +90,10 @@ class Run:
         else:
             self._take_up(found)
 
-    def _widths(self) -> list[int]:
-        return [bn.num_features for bn in norms(self.network.model).values()]
-
-    def _left(self) -> tuple[Slimmable, Sequence[Tensor], Mapping[str, Tensor]]:
-        """``network``, and which channels of it train: of its batch norms, and of its streams."""
-        masks = (~self.cut).split(self._widths())
-        read = still_read(self.network.model, masks) if self.cut.any() else {}
-        return self.network.model, masks, read
+    def _removal(self) -> Removal:
+        """What has to be removed of ``network`` so that it trains without what was ``cut``."""
+        masks = (~self.cut).split(self.network.widths)
+        return self.network.plan(masks, streams=bool(self.cut.any()))
 
     def lr(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 0."""
@@ -106,10 +103,13 @@ class Run:
     def _build(self) -> None:
         """The step that trains what ``cut`` leaves of ``network``, with the method's own start."""
         s = self.settings
-        model = slim(*self._left())
+        self.removal = self._removal()
+        model = self.network.remove(self.removal).model
         self.flops = cost(model, s.size).flops
         self.execution.place(model)
-        method = method_of(s.method, s.prune_ratio).of(model, s.options)
+        steps = sum(count for count, _ in self.schedule())
+        options = {**s.options, "steps": steps, "lr": s.lr}
+        method = method_of(s.method, s.prune_ratio).of(self.network.graph, model, options)
         optimizer = torch.optim.SGD(
             [{"params": method.optimised(model)}],
             lr=s.lr,
@@ -123,10 +123,6 @@ class Run:
         if self.graphs:
             self.step.launch = Graphs(self.step)
 
-    def _whereabouts(self) -> dict[str, tuple]:
-        """Where in ``network`` the tensors are that train."""
-        return whereabouts(*self._left())
-
     def full(self, flat: Tensor) -> Tensor:
         """A vector over the channels that train, with 0 for those that were cut; on the CPU."""
         whole = torch.zeros(len(self.cut), dtype=flat.dtype)
@@ -137,7 +133,7 @@ class Run:
         """The method's scaling factors of every layer that the run began with."""
         method = self.step.method
         full = {name: self.full(method.factor(name)) for name in method.factors}
-        return {name: list(factor.split(self._widths())) for name, factor in full.items()}
+        return {name: list(factor.split(self.network.widths)) for name, factor in full.items()}
 
     def schedule(self) -> Schedule:
         """Mini-batches and learning rate of all its epochs."""
@@ -151,7 +147,7 @@ class Run:
         The network is ruined where its answers say so, or where a layer has no factor left that is
         not 0 though channels were to stay.
         """
-        s, method, layers = self.settings, self.step.method, norms(self.network.model)
+        s, method, layers = self.settings, self.step.method, self.network.layers
         ruined = [by_class.collapse(self.data.classes)]
         for factor, parts in self.factors().items() if method.prunes() else ():
             empty = [n for n, part in zip(layers, parts, strict=True) if is_zero(part).all()]
@@ -163,7 +159,7 @@ class Run:
     def zeros(self) -> dict[str, int]:
         """How many of the method's factors are zero, of all channels that the run began with."""
         gone = int(self.cut.sum())
-        return {name: int(count) + gone for name, count in self.step.method.zeros().items()}
+        return {name: int(count) + gone for name, count in self.step.method.zero_counts().items()}
 
     def read(self, order: Sequence[Tensor]) -> Reading:
         """As :meth:`Step.check`, with the zeros of :meth:`zeros`."""
@@ -182,15 +178,16 @@ class Run:
 
         def gone_now() -> Tensor:
             highest = max(map(self.lr, range(self.epoch, self.settings.epochs)))  # still to come
-            dead = step.method.dead(step.optimizer, highest).cpu()
-            return torch.cat(worth_cutting(step.model, step.method.split(dead)))
+            dead = torch.zeros_like(self.cut)
+            dead[~self.cut] = step.method.dead(step.optimizer, highest).cpu()
+            if dead.any():
+                self.checkpoint(self._now())  # ``network`` has the biases of now, too
+            return worth_cutting(self.network, self.cut, dead)
 
         gone = self.group.first_says(gone_now)
         if count := int(gone.sum()):
             self.write()  # what is kept is as wide as it was
-            cut = self.cut.clone()
-            cut[~self.cut] = gone
-            now = replace(self.checkpoint(self._now()), cut=cut)
+            now = replace(self.checkpoint(self._now()), cut=self.cut | gone)
             step.launch = step.eager  # a CUDA graph goes before what it works on
             self._take_up(now)
         return count
@@ -200,7 +197,7 @@ class Run:
         method = self.step.method
         if not math.isfinite(test_loss):
             raise Diverged("the test loss is not finite")
-        if not self.group.agree([self.cut, method.gamma, *method.tensors().values()]):
+        if not self.group.agree([self.cut, method.read(), *method.state_dict().values()]):
             raise Lost(
                 f"the processes' scaling factors differ after epoch {self.epoch + 1}: it is not"
                 " saved"
@@ -263,22 +260,21 @@ class Run:
 
     def _now(self) -> Moment:
         step, group = self.step, self.step.optimizer.param_groups[0]
-        kinds = step.model.state_dict(), step.momentum(), step.method.tensors()
+        kinds = step.model.state_dict(), step.momentum(), step.method.state_dict()
         copies = Copies({(i, n): x for i, kind in enumerate(kinds) for n, x in kind.items()})
         settings = {key: value for key, value in group.items() if key != "params"}
         return Moment(self.epoch, self.best, settings, copies)
 
     def checkpoint(self, moment: Moment) -> Checkpoint:
         """Everything that it takes to go on from there, as wide as the run began."""
-        index = self._whereabouts()
-        kinds: tuple[State, State, State] = {}, {}, {}
+        kinds: tuple[dict[str, Tensor], ...] = {}, {}, {}
         for (kind, name), x in moment.copies.on_host().items():
             kinds[kind][name] = x
-        put_back(kinds[MODEL], self.network.model.state_dict(), index)
-        buffers = kinds[MOMENTUM]
+        self.removal.put_back(kinds[MODEL], self.network.model.state_dict())
         parameters = dict(self.network.model.named_parameters())
-        momentum = {name: torch.zeros_like(parameters[name]) for name in buffers}
-        put_back(buffers, momentum, index)
+        trained = map(self.removal.full_name, kinds[MOMENTUM])
+        momentum = {name: torch.zeros_like(parameters[name]) for name in trained}
+        self.removal.put_back(kinds[MOMENTUM], momentum)
         return Checkpoint(
             self.network,
             self.files.run,
@@ -300,7 +296,8 @@ class Run:
 
     def _whole(self, tensor: Tensor) -> Tensor:
         """A tensor of the method's, as a checkpoint has it: what is cut is over the channels."""
-        return self.full(tensor) if self.cut.any() else tensor
+        over_channels = tensor.shape == self.step.method.gamma.shape
+        return self.full(tensor) if self.cut.any() and over_channels else tensor
 
     def _take_up(self, found: Checkpoint) -> None:
         """Go on from ``found``, whose weights ``network`` has."""
@@ -308,14 +305,15 @@ class Run:
         if found.cut is not None:
             self.cut = found.cut
         self._build()
-        index, step = self._whereabouts(), self.step
-        for name, buffer in step.momentum().items():
+        step = self.step
+        for small_name, buffer in step.momentum().items():
+            name = self.removal.full_name(small_name)
             if name in found.momentum:
-                buffer.copy_(found.momentum[name][index[name]])
+                buffer.copy_(self.removal.part(name, found.momentum[name]))
         # As the last epoch left it: where none is left to train, nothing else sets it.
         for group in step.optimizer.param_groups if self.epoch else ():
             group["lr"] = self.lr(self.epoch - 1)
-        own = step.method.tensors()
+        own = step.method.state_dict()
         if own.keys() - found.tensors.keys():
             said = step.method.forget()
             note(f"note: the checkpoint does not say all of the method's state: {said}")

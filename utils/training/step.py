@@ -1,6 +1,7 @@
 """One step of training, and testing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.surgery import Slimmable
+from netslim.graph import AnyBatchNorm
 from utils.console import Diverged
 from utils.data.batches import Batches
 from utils.device import Execution
@@ -67,7 +68,7 @@ class Step:
     change no parameter and no tensor of the method's. (Batch norm's running statistics still move.)
     """
 
-    model: Slimmable
+    model: nn.Module
     batches: Batches
     optimizer: torch.optim.SGD
     method: Method
@@ -77,7 +78,7 @@ class Step:
     label_smoothing: float = 0.0
     forward: nn.Module = field(init=False)  # the model, or what averages its gradients
     launch: Callable[[Tensor], None] = field(init=False)
-    alpha: float = field(init=False)
+    lr: float = field(init=False)
     tally: Tally = field(init=False)
     good: Tensor = field(init=False)  # how many steps of the epoch were finite
 
@@ -96,12 +97,16 @@ class Step:
 
     def begin(self, lr: float) -> None:
         """Start an epoch with learning rate ``lr``, α = 1/``lr``."""
-        self.alpha = 1 / lr
+        self.lr = lr
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.tally.sums.zero_()
         self.good.zero_()
         self.model.train()
+
+    @property
+    def alpha(self) -> float:
+        return 1 / self.lr
 
     def eager(self, where: Tensor) -> None:
         """``where`` says which pictures, and how to crop them: see :meth:`Batches.order`."""
@@ -115,7 +120,8 @@ class Step:
         """
         where, weight = self.group.share(where)
         images, labels = self.batches.cut(where)
-        logits = self.execution.logits(self.forward, images)
+        with self._counting():
+            logits = self.execution.logits(self.forward, images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         self._halt_unless_finite(loss.detach())
         self.tally.add(logits.detach(), labels, loss.detach())
@@ -123,9 +129,24 @@ class Step:
 
     @torch.no_grad()
     def _halt_unless_finite(self, loss: Tensor) -> None:
-        x = loss + self.method.gamma.sum()
-        self.method.halted.masked_fill_(x - x != 0, 1)  # 0 if x is finite, else NaN
+        # A γ that is not finite shows in the loss. The difference is 0 if that is finite, else NaN.
+        self.method.halted.masked_fill_(loss - loss != 0, 1)
         self.good += self.method.halted == 0
+
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        """Within, batch norms count no batches: behind it all are counted in one kernel."""
+        modules = (m for m in self.model.modules() if isinstance(m, AnyBatchNorm) and m.momentum)
+        counters = {m: m.num_batches_tracked for m in modules if m.num_batches_tracked is not None}
+        for norm in counters:
+            norm.num_batches_tracked = None
+        try:
+            yield
+        finally:
+            for norm, counter in counters.items():
+                norm.num_batches_tracked = counter
+        if counters:
+            torch._foreach_add_(list(counters.values()), 1)
 
     def momentum(self) -> dict[str, Tensor]:
         """The optimiser's buffers by parameter, {} without momentum."""
@@ -135,13 +156,14 @@ class Step:
 
     def state(self) -> list[Tensor]:
         """Every tensor that a step changes, gradients apart."""
-        method = [self.method.halted, *self.method.tensors().values()]
+        method = [self.method.halted, self.method.gamma, *self.method.state_dict().values()]
         own = [self.good, self.tally.sums, *self.momentum().values()]
         return [*self.model.state_dict().values(), *own, *method]
 
     def z(self) -> list[Tensor]:
         """Copies of Z = (W, γ, ξ), Algorithm 1's iterate."""
-        tensors = [*self.model.parameters(), *self.method.tensors().values()]
+        own = [x for name, x in self.method.state_dict().items() if name != "budget"]
+        tensors = [*self.model.parameters(), *own]
         return [x.detach().clone() for x in tensors if x.is_floating_point()]
 
     def change(self, before: list[Tensor]) -> float:
@@ -154,8 +176,8 @@ class Step:
 
         Raises Diverged, naming step and layer, if a step so far was not finite.
         """
-        method, zeros = self.method, self.method.zeros()
-        odd = method.gamma.isfinite().all().logical_not()
+        method, zeros = self.method, self.method.zero_counts()
+        odd = method.read().isfinite().all().logical_not()
         found = [*self.tally.sums, self.good, method.halted, odd, *zeros.values()]
         numbers = torch.stack([x.double() for x in found]).tolist()
         loss, correct, seen, good, halted, odd_now, *counts = numbers
@@ -193,23 +215,23 @@ class Step:
 
 @torch.no_grad()
 def evaluate(
-    model: Slimmable, batches: Batches, execution: Execution, group: Group = ALONE
+    model: nn.Module, batches: Batches, execution: Execution, group: Group = ALONE
 ) -> Score:
     """How good ``model`` is in eval mode."""
     model.eval()
     tally, many = Tally(execution.device), False
     in_five = torch.zeros(1, dtype=torch.float64, device=execution.device)
-    classes = torch.zeros(3, model.num_classes, dtype=torch.float64, device=execution.device)
+    n = batches.classes
+    classes = torch.zeros(3, n, dtype=torch.float64, device=execution.device)
     for images, labels in batches.in_order(group.rank, group.size):
         logits = execution.logits(model, images)
         tally.add(logits, labels, F.cross_entropy(logits, labels))
-        classes += tallies(logits.argmax(1), labels, model.num_classes)
+        classes += tallies(logits.argmax(1), labels, n)
         if many := logits.shape[1] > MANY:
             in_five += (logits.topk(5).indices == labels[:, None]).sum()
     sums = torch.cat([tally.sums, in_five, classes.flatten()])
     group.sum_(sums)
     loss, correct, seen, five, *counts = sums.tolist()  # at once: it waits for the device
     top_five = 100 * five / seen if many else None
-    n = model.num_classes
     by_class = ByClass(*([*map(int, counts[i * n : (i + 1) * n])] for i in range(3)))
     return Score(loss / seen, 100 * correct / seen, top_five, by_class)
