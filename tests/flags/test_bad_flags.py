@@ -102,7 +102,9 @@ FLAGS = {
     "-sr --method lp-admm --bound=-1": "--bound",
     "-sr --method lp-admm --z-every 0": "--z-every",
     "-sr --method lp-admm --z-every never": "--z-every",
-    "-sr --method subgradient --penalty lp": "takes --penalty l1, group, l1-l2, tl1, mcp, scad, not lp",
+    "-sr --method subgradient --penalty lp": (
+        "takes --penalty l1, group, l1-l2, tl1, mcp, scad, not lp"
+    ),
     "--precision fp64": "fp64",
     "--precision tf32": "only a GPU computes in tf32",
     "--name a/b": "--name",

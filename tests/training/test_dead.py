@@ -3,6 +3,7 @@
 import copy
 import functools
 import itertools
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -112,6 +113,8 @@ def a_kept_one(trainer: Trainer, gone: Tensor) -> Tensor:
 def furthest(full: Trainer, cut: Trainer, gone: Tensor) -> float:
     """By how much the two differ, in what the cut one has; and by how much a cut γ left 0."""
     removal, state = full.removal(gone), full.model.state_dict()
+    if removal.carriers.any():  # for a channel that was cut gives a constant now
+        return math.inf
     names = {key: removal.full_name(key) for key in cut.model.state_dict()}
     pairs = [
         (removal.part(names[key], state[names[key]]), value)
