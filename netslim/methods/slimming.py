@@ -118,6 +118,9 @@ class ProximalSlimming(Method):
         self.lambda_, self.beta, self.phi = lambda_, beta, phi
         self.prox_every, self.keep_dead = prox_every, keep_dead
         self.xi = self.gamma.clone()
+        rectified = torch.tensor([name in graph.rectified for name in self.names])
+        # On the device from the start: :meth:`dead` is asked every epoch.
+        self.rectified = rectified.repeat_interleave(torch.tensor(self.widths)).to(self.xi.device)
         if xi_init is not None:
             # Drawn on the CPU, so that a seed means the same ξ on every device.
             self.xi.copy_(torch.empty(self.gamma.numel()).uniform_(*xi_init))
@@ -267,9 +270,9 @@ class ProximalSlimming(Method):
         gamma_v, bias_v = (momentum_of(optimizer, x) for x in (self._weights(), biases))
         bias = torch.cat([b.detach() for b in biases]).double()
         # What is left of γ's momentum moves it by less than the next (8b) sets to zero.
-        rectified = torch.tensor([name in self.graph.rectified for name in self.names])
-        rectified = rectified.repeat_interleave(torch.tensor(self.widths)).to(self.xi.device)
-        stays_zero = rectified & (self.read() == 0) & (self.xi == 0) & (lr * gamma_v.abs() < TINY)
+        stays_zero = (
+            self.rectified & (self.read() == 0) & (self.xi == 0) & (lr * gamma_v.abs() < TINY)
+        )
         z = bias_eigenvalue(mu, n, decay)
         if z is None:
             return nothing
