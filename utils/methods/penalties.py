@@ -9,7 +9,7 @@ from utils.arguments import Flag
 
 FLAG = Flag(
     "penalty",
-    "φ (default l1; group for torchvision's networks); lp only with the proximal method, for its"
+    "φ (default l1); lp only with the proximal method, for its"
     " slope at 0 is infinite; group is l1, but for streams, which several layers write: their"
     " channels become 0 in all of these together",
     default=L1.name,

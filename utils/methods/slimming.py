@@ -9,11 +9,10 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from models.torchvision_models import DEPTHS
 from netslim import methods
 from netslim.graph import Graph
 from netslim.methods.base import TINY
-from netslim.methods.penalties import PENALTIES, GroupLasso
+from netslim.methods.penalties import PENALTIES
 from netslim.methods.slimming import bias_eigenvalue
 from utils.arguments import Flag, not_negative, number, percent, positive
 from utils.console import note
@@ -130,9 +129,7 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
 
     @classmethod
     def presets(cls, known: Mapping[str, Any]) -> dict[str, Any]:
-        if known.keys() & BUDGETS.keys():
-            return {"s": None, "beta": None}
-        return {"penalty": GroupLasso.name} if known.get("arch") in DEPTHS else {}
+        return {"s": None, "beta": None} if known.keys() & BUDGETS.keys() else {}
 
     @classmethod
     def of(cls, graph: Graph, model: nn.Module, options: Mapping[str, Any]) -> Self:

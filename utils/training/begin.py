@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -66,6 +67,8 @@ def begin(
         network = begun(settings, data)
     else:
         network = start.checkpoint.network
+        if network.coupled != (coupled := penalties.grouped(settings.options)):
+            network = replace(network, coupled=coupled)
         begins = settings.init is not None and not start.resumes
         if begins and not start.checkpoint.knows(data.classes):
             count = network.num_classes
