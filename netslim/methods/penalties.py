@@ -38,9 +38,6 @@ class Penalty:
                 raise ValueError(f"penalty {self.name} does not take shape {shape:g}: {takes}")
             self.shape = shape
 
-    def group(self, numbers: Tensor) -> None:
-        """Of factors with the same number, a vector of int64, one can only go with the others."""
-
     def value(self, s: Tensor) -> Tensor:
         """φ, a scalar."""
         raise NotImplementedError
@@ -91,10 +88,13 @@ class GroupLasso(Penalty):
     members: Tensor | None = None  # int64 [factors, most]: who is in each one's group; len(s): none
 
     def group(self, numbers: Tensor) -> None:
-        same = numbers[:, None] == numbers
-        most = int(same.sum(1).max())
-        order = torch.where(same, torch.arange(len(numbers)), len(numbers)).sort(1).values
-        self.members = order[:, :most]
+        """Of factors with the same number, a vector of int64, one can only go with the others."""
+        _, which, sizes = numbers.unique(return_inverse=True, return_counts=True)
+        order = which.argsort(stable=True)
+        place = torch.arange(len(numbers)) - (sizes.cumsum(0) - sizes)[which[order]]
+        groups = torch.full((len(sizes), int(sizes.max())), len(numbers))
+        groups[which[order], place] = order
+        self.members = groups[which]
 
     def norms(self, s: Tensor) -> Tensor:
         """‖s_g‖₂/√|g| of each factor's group g; of a group of one, s itself."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from netslim.graph import Graph
 from netslim.methods import budget as budgets
 from netslim.methods.base import BELOW_TINY, TINY, Method, is_zero
-from netslim.methods.penalties import PENALTIES
+from netslim.methods.penalties import PENALTIES, GroupLasso
 
 
 class Subgradient(Method):
@@ -36,7 +36,8 @@ class Subgradient(Method):
     ) -> None:
         self.lambda_, self.phi = lambda_, PENALTIES[penalty](shape)
         super().__init__(graph, model, self.phi.grouped)
-        self.phi.group(self.stream_numbers())
+        if isinstance(self.phi, GroupLasso):
+            self.phi.group(self.stream_numbers())
         self.ready = False
 
     @torch.no_grad()
@@ -106,7 +107,8 @@ class ProximalSlimming(Method):
                 f"no channel of the model can be removed ({why or 'it has no batch norm'})"
             )
         super().__init__(graph, model, phi.grouped)
-        phi.group(self.stream_numbers())
+        if isinstance(phi, GroupLasso):
+            phi.group(self.stream_numbers())
         if target is not None:
             if (lambda_, beta, prox_every, penalty) != (None, None, "step", "l1"):
                 raise ValueError("a target goes with the ℓ1 penalty, and finds λ and β itself")
