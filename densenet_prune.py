@@ -4,7 +4,7 @@ python densenet_prune.py --model logs/proximal_seed1_densenet_40_cifar10checkpoi
 """
 
 if __name__ == "__main__":
-    from utils import early as early  # before all others
+    from utils import startup as startup  # before all others
 
 import sys
 from functools import partial

@@ -19,7 +19,7 @@ def noise(*shape: int) -> np.ndarray:
 
 
 def epoch_of(batches: Batches, epoch: int) -> list[tuple[Tensor, Tensor]]:
-    return [batches.cut(where) for where in batches.order(epoch)]
+    return [batches.get_batch(where) for where in batches.epoch_indices(epoch)]
 
 
 def one_line(error: pytest.ExceptionInfo[InputError], *culprits: object) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.files import records
-from utils.files.names import PRUNED, REFINED, TRAINED
-from utils.flags.settings import FLAGS, Settings
+from utils.files.paths import PRUNED, REFINED, TRAINED
+from utils.flags.config import FLAGS, Config
 
 
 def append(path: Path, row: Mapping[str, object]) -> None:
@@ -14,9 +14,9 @@ def append(path: Path, row: Mapping[str, object]) -> None:
     records.append(path, row)
 
 
-def training(settings: Settings, **results: object) -> dict[str, object]:
+def training(settings: Config, **results: object) -> dict[str, object]:
     """A row of the record of trainings."""
-    row = {"run": settings.run, **settings.cells(), "precision": "bf16", "channels": 1000,
+    row = {"run": settings.run_name, **settings.to_row(), "precision": "bf16", "channels": 1000,
            "gamma_zeros": 0, "xi_zeros": "", "seconds_per_epoch": 30 + settings.seed,
            "command": "python main.py", "commit": "abc1234", "device": "GPU X",
            "source": "torchvision", "test_pictures": "0000bbbb",
@@ -51,14 +51,14 @@ def run(
     fine-tuning has otherwise. Returns the run's name.
     """
     network = {"arch": arch, "depth": depth, "method": method, "seed": seed}
-    settings = Settings.of({"name": f"{method}_seed{seed}", **network, **told})
+    settings = Config.from_dict({"name": f"{method}_seed{seed}", **network, **told})
     channels, parameters, flops = pruned
     kept = 1000 if percent is None else round(10 * (100 - channels))
     result = {"gamma_zeros": zeros, "test_accuracy": accuracy, "source": source}
     result |= {"pictures": pictures, "precision": precision}
     append(folder / TRAINED, training(settings, **result))
     if percent is not None:
-        row = {"model": f"{settings.run}_pruned.pth.tar", "run": settings.run,
+        row = {"model": f"{settings.run_name}_pruned.pth.tar", "run": settings.run_name,
                "checksum": f"{seed:08x}", "test_pictures": "0000bbbb", "percent": percent,
                "mask": mask, "channels": 1000,
                "channels_kept": kept, "channels_pruned_percent": channels,
@@ -70,13 +70,13 @@ def run(
     if tuned is not None:
         more = dict(tuned_more or {})
         precision = more.pop("precision", precision)
-        own = {k: v for k, v in settings.values().items() if k not in settings.options}
-        own |= {"method": "baseline", "refine": f"logs/{settings.run}_pruned.pth.tar"}
+        own = {k: v for k, v in settings.to_dict().items() if k not in settings.options}
+        own |= {"method": "baseline", "refine": f"logs/{settings.run_name}_pruned.pth.tar"}
         own |= {k: more.pop(k) for k in list(more) if k in FLAGS}
         result = {"channels": kept, "test_accuracy": tuned, "seconds_per_epoch": 20}
         result["precision"] = precision
         row = training(
-            Settings.of(own), **{**result, "source": source, "pictures": pictures, **more}
+            Config.from_dict(own), **{**result, "source": source, "pictures": pictures, **more}
         )
         append(folder / REFINED, row)
-    return settings.run
+    return settings.run_name

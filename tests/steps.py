@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import torch
 
-from main import alternate
+from main import train_step
 from netslim.graph import Graph
 from utils.data.batches import Batches
-from utils.data.datasets import Dataset, Pictures
+from utils.data.datasets import Dataset, ImageSet
 from utils.device import Execution
 from utils.methods.base import Method
 from utils.methods.slimming import ProximalSlimming
@@ -23,7 +23,7 @@ def proximal(graph: Graph) -> Method:
 
 def make_step(seed: int = 0, method: Callable[[Graph], Method] = proximal) -> Step:
     torch.manual_seed(seed)
-    pictures = Pictures(
+    pictures = ImageSet(
         torch.randint(256, (30, 32, 32, 3), dtype=torch.uint8), torch.randint(10, (30,))
     )
     data = Dataset("own", tuple("0123456789"), pictures, pictures, (0.5,) * 3, (0.2,) * 3, True)
@@ -32,7 +32,7 @@ def make_step(seed: int = 0, method: Callable[[Graph], Method] = proximal) -> St
         network.model.parameters(), 0.1, 0.9, weight_decay=1e-4, nesterov=True, fused=True
     )
     batches = Batches(data, "train", 8, CPU, seed)
-    how = method(network.graph), Execution(CPU), alternate
+    how = method(network.graph), Execution(CPU), train_step
     step = Step(network.model, batches, optimizer, *how)
     step.begin(0.1)
     return step

@@ -84,7 +84,7 @@ def test_ctrl_c_during_the_imports_is_one_word(tmp_path):
 def test_a_closed_stream_is_no_file(tmp_path):
     """What was printed would be written into the next file that is opened."""
     code = (
-        "import sys\nfrom utils import early\nfile = open(sys.argv[1], 'w')\n"
+        "import sys\nfrom utils import startup\nfile = open(sys.argv[1], 'w')\n"
         "print('out'); print('err', file=sys.stderr)\n"
         "assert file.fileno() > 2"
     )

@@ -70,7 +70,7 @@ def test_files_are_the_callers(tmp_path):
     assert (given["save"], given["data"]) == ("my runs", "pictures")
     assert prune[3].startswith("my runs/")
     settings = resolve(given, None, {})
-    assert settings.run == "proximal_seed3_resnet_110_cifar100" and settings.seed == 3
+    assert settings.run_name == "proximal_seed3_resnet_110_cifar100" and settings.seed == 3
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 import recorded
 from utils import shell
-from utils.shell import ROOT, command, word
+from utils.shell import ROOT, format_command, path_argument
 
 
 @pytest.fixture
@@ -27,16 +27,16 @@ def own(tmp_path, monkeypatch):
 
 
 def test_the_python_is_named_as_the_shell_finds_it(own, tmp_path, monkeypatch):
-    assert shell.python() == ".venv/bin/python"
+    assert shell.python_command() == ".venv/bin/python"
     monkeypatch.chdir(tmp_path)
-    assert shell.python() == "own/.venv/bin/python"
+    assert shell.python_command() == "own/.venv/bin/python"
     monkeypatch.chdir(own.parent)
-    assert shell.python() == "./python"
+    assert shell.python_command() == "./python"
     monkeypatch.setenv("PATH", f"{own.parent}{os.pathsep}{os.defpath}")  # as activated
-    assert shell.python() == "python"
+    assert shell.python_command() == "python"
     own.rename(own.with_name("python3"))
     monkeypatch.setattr(shell.sys, "executable", str(own.with_name("python3")))
-    assert shell.python() == "python3"
+    assert shell.python_command() == "python3"
 
 
 def test_another_environments_python_is_not_the_one(own, tmp_path, monkeypatch):
@@ -45,20 +45,20 @@ def test_another_environments_python_is_not_the_one(own, tmp_path, monkeypatch):
     other.mkdir()
     (other / "python").symlink_to(sys.executable)
     monkeypatch.setenv("PATH", str(other))
-    assert shell.python() == ".venv/bin/python"
+    assert shell.python_command() == ".venv/bin/python"
 
 
 def test_scripts_are_named_from_here(own, monkeypatch):
-    assert shlex.split(command("main.py", "-sr"))[1:] == [str(ROOT / "main.py"), "-sr"]
+    assert shlex.split(format_command("main.py", "-sr"))[1:] == [str(ROOT / "main.py"), "-sr"]
     monkeypatch.chdir(ROOT)
-    assert shlex.split(command("main.py", "-sr"))[1:] == ["main.py", "-sr"]
+    assert shlex.split(format_command("main.py", "-sr"))[1:] == ["main.py", "-sr"]
     monkeypatch.chdir(ROOT.parent)
-    assert shlex.split(command("main.py"))[1:] == [f"{ROOT.name}/main.py"]
+    assert shlex.split(format_command("main.py"))[1:] == [f"{ROOT.name}/main.py"]
 
 
 def test_names_that_could_be_misread(own):
-    assert word(Path("-x")) == "./-x" and word(Path("logs/-x")) == "logs/-x"
-    typed = command("main.py", "--save", word(Path("-my runs")), "--name=it's")
+    assert path_argument(Path("-x")) == "./-x" and path_argument(Path("logs/-x")) == "logs/-x"
+    typed = format_command("main.py", "--save", path_argument(Path("-my runs")), "--name=it's")
     assert shlex.split(typed)[2:] == ["--save", "./-my runs", "--name=it's"]
 
 
@@ -68,10 +68,10 @@ def test_modules_are_found_from_another_folder(tmp_path, monkeypatch):
     (tmp_path / "utils").mkdir()
     (tmp_path / "utils" / "__init__.py").write_text("raise SystemExit('the wrong one')")
     monkeypatch.chdir(tmp_path)
-    typed = command("-m", "utils.reports.tables", "--save", word(Path("my logs")))
+    typed = format_command("-m", "utils.reports.tables", "--save", path_argument(Path("my logs")))
     done = subprocess.run(["sh", "-c", typed], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "12.34" in done.stdout
     monkeypatch.chdir(ROOT)
-    assert shlex.split(command("-m", "utils.export"))[1:] == ["-m", "utils.export"]
-    assert "PYTHONPATH" not in command("-m", "pip", "install", "scipy")
+    assert shlex.split(format_command("-m", "utils.export"))[1:] == ["-m", "utils.export"]
+    assert "PYTHONPATH" not in format_command("-m", "pip", "install", "scipy")

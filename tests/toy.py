@@ -35,7 +35,7 @@ class Toy(Method):
         self.write(self.read() * (1 - self.decay))
         self.update(self.count, self.count + (self.gamma > self.gamma.mean()))
 
-    def figures(self, loss: float) -> dict[str, float]:
+    def log_metrics(self, loss: float) -> dict[str, float]:
         return {"above": self.count.mean().item()}
 
 

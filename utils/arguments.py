@@ -29,25 +29,25 @@ class Flag:
     choices: tuple[str, ...] | None = None
     metavar: str | tuple[str, ...] | None = None
     nargs: int | None = None
-    words: tuple[str, ...] = ()  # what is typed, where that is not --name
+    custom_options: tuple[str, ...] = ()  # what is typed, where that is not --name
     group: str = "slimming"  # in -h
-    parameter: str = ""  # what the method's constructor calls it, where that is not ``name``
-    of_fresh: bool = False  # None by default where the network has been trained before
-    fixed: bool = True  # whether a run that is resumed must keep it
-    compared: bool = True  # whether runs that differ in it are different experiments
+    constructor_name: str = ""  # what the method's constructor calls it, where that is not ``name``
+    only_untrained: bool = False  # None by default where the network has been trained before
+    resume_must_match: bool = True  # whether a run that is resumed must keep it
+    in_experiment_key: bool = True  # whether runs that differ in it are different experiments
 
     @property
-    def typed(self) -> tuple[str, ...]:
-        return self.words or ("--" + self.name.replace("_", "-"),)
+    def option_strings(self) -> tuple[str, ...]:
+        return self.custom_options or ("--" + self.name.replace("_", "-"),)
 
     def add_to(self, parser: argparse._ActionsContainer) -> None:
         """As an argument without a default: what was given can be told from what was not."""
         if isinstance(self.default, bool):
             action = "store_false" if self.default else "store_true"
-            parser.add_argument(*self.typed, dest=self.name, help=self.help, action=action)
+            parser.add_argument(*self.option_strings, dest=self.name, help=self.help, action=action)
             return
         parser.add_argument(
-            *self.typed,
+            *self.option_strings,
             dest=self.name,
             help=self.help or f"default {self.default}",
             type=self.type,
@@ -57,7 +57,7 @@ class Flag:
         )
 
     def default_for(self, arch: str, depth: int, trained: bool) -> Any:
-        if self.of_fresh and trained:
+        if self.only_untrained and trained:
             return None
         return self.default(arch, depth) if callable(self.default) else self.default
 
@@ -89,9 +89,9 @@ class Flag:
         except (argparse.ArgumentTypeError, ValueError):
             return False
 
-    def argv(self, value: Any) -> list[str]:
+    def to_argv(self, value: Any) -> list[str]:
         """What to type for ``value``."""
-        word = self.typed[-1]
+        word = self.option_strings[-1]
         if isinstance(self.default, bool):
             return [word] if value != self.default else []
         if self.nargs:

@@ -12,7 +12,7 @@ from utils.console import InputError, note
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Where to write the file that becomes ``path`` when the block ends without an error.
 
     At any moment, a kill or a power cut included, ``path`` is the old file or the new one, whole.
@@ -33,7 +33,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
+def file_lock(path: Path) -> Iterator[None]:
     """Within, this process has the lock ``path``, a file that is there as long; a kill frees it.
 
     Raises InputError at once where another process has it; one that only looks (:func:`is_held`) is
@@ -77,7 +77,7 @@ def alone(path: Path) -> Iterator[None]:
         yield
 
 
-def is_held(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
     """Whether a process is :func:`alone` with the lock ``path``."""
     try:
         import fcntl

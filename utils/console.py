@@ -22,19 +22,19 @@ class InputError(Exception):
     """Something the user gave cannot be used. The message is one line: what, and what to do."""
 
 
-class Diverged(Exception):
+class NonFiniteLoss(Exception):
     """Training produced a number that is not finite. The message is one line."""
 
     status = 3
 
 
-class Lost(Exception):
+class PeerLost(Exception):
     """Another process of the group is gone. The message is one line."""
 
     status = 1
 
 
-class Stopped(Exception):
+class Interrupted(Exception):
     """A signal asked the program to end, and it has come to a good place to do so."""
 
     def __init__(self, signum: int) -> None:
@@ -51,7 +51,7 @@ def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
     """
     global _muted
     if callable(signal.getsignal(signal.SIGINT)):
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # all is imported: utils.early
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # all is imported: utils.startup
     if os.environ.get("RANK", "0") != "0":  # the first of the processes speaks for all
         _muted, sys.stdout = True, io.StringIO()
     for stream in (sys.stdout, sys.stderr):
@@ -76,12 +76,12 @@ def _status(main: Callable[[list[str] | None], None], argv: list[str] | None) ->
         return 0
     except BrokenPipeError:
         raise
-    except Stopped as stopped:
+    except Interrupted as stopped:
         return 128 + stopped.signum
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
-    except (InputError, Diverged, Lost, OSError) as error:  # OSError: a disk full or gone
+    except (InputError, NonFiniteLoss, PeerLost, OSError) as error:  # OSError: a disk full or gone
         message, status = str(error), getattr(error, "status", 2)
     except (MemoryError, RuntimeError, ValueError) as error:
         said = "out of memory|can't allocate memory|not enough memory"  # by torch
@@ -140,7 +140,7 @@ class Signals:
         for signum, handler in self.before.items():
             signal.signal(signum, handler)
         if self.received and isinstance(error, RuntimeError):  # processes beside were told, too
-            raise Stopped(self.received) from None
+            raise Interrupted(self.received) from None
 
     def _ask(self, signum: int, frame: object) -> None:
         self.received = signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM
@@ -151,7 +151,7 @@ class Signals:
     def check(self) -> None:
         """Raise Stopped if a signal came."""
         if self.received:
-            raise Stopped(self.received)
+            raise Interrupted(self.received)
 
 
 class Progress:
@@ -182,15 +182,15 @@ class Progress:
             spent = time.perf_counter() - self.started
             warm = (spent - self.first) / (self.done - 1) if self.done > 1 else spent
             epoch = self.first + warm * (self.total - 1)
-            left = clock(epoch * (1 + self.epochs_left) - spent)
+            left = format_duration(epoch * (1 + self.epochs_left) - spent)
             self.bar.set_postfix_str(f"run {left} left, {numbers}", False)
             if self.bar.disable:
                 where = f"{self.text}: {self.done}/{self.total}"
-                note(f"{where}, {numbers}, epoch {clock(epoch)}, run {left} left")
+                note(f"{where}, {numbers}, epoch {format_duration(epoch)}, run {left} left")
         self.bar.update()
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as ``m:ss`` or ``h:mm:ss``."""
     minutes, seconds = divmod(round(max(seconds, 0)), 60)
     hours, minutes = divmod(minutes, 60)

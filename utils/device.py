@@ -108,7 +108,7 @@ def pick_device(no_cuda: bool) -> torch.device:
     return device
 
 
-def seconds(work: Callable[[], object], device: torch.device) -> float:
+def time_call(work: Callable[[], object], device: torch.device) -> float:
     """What ``work`` takes, until an idle ``device`` is idle again."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     wait()
@@ -138,7 +138,7 @@ def mps_runs() -> bool:
     return (Path(pipes) / "control").exists()
 
 
-def execution_for(network: Network, precision: str, device: torch.device) -> Execution:
+def build_execution(network: Network, precision: str, device: torch.device) -> Execution:
     """How ``network`` trains: in a memory format that is a constant, for a measurement flips.
 
     Measured on an AMD EPYC with AVX512-BF16, torch 2.15, batch 64 and, in one thread, 32. Channels
@@ -155,7 +155,7 @@ def execution_for(network: Network, precision: str, device: torch.device) -> Exe
     return Execution(device, precision, not (slim_resnet and precision == "fp32"))
 
 
-def fastest(
+def fastest_precision(
     network: Network, images: Tensor, labels: Tensor, device: torch.device, graphs: bool
 ) -> str:
     """Measure in which precision ``network`` trains fastest, each in its memory format.
@@ -172,14 +172,14 @@ def fastest(
     }
 
     def seconds_in(precision: str) -> float:
-        execution = execution_for(network, precision, device)
+        execution = build_execution(network, precision, device)
         return _step_seconds(execution, network.model, images, labels, graphs)
 
     with torch.random.fork_rng([device] if on_gpu else []):
         return min((p for p in PRECISIONS if has[p]), key=seconds_in)
 
 
-def capture(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+def capture_cuda_graph(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
     """``work`` as a CUDA graph. Runs it three times, which sets the libraries up."""
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -208,5 +208,5 @@ def _step_seconds(
     work = step
     if graphs:
         with suppress(Exception):  # it runs without a graph then, as the training will
-            work = capture(step).replay
-    return min([seconds(work, execution.device) for _ in range(4)][1:])
+            work = capture_cuda_graph(step).replay
+    return min([time_call(work, execution.device) for _ in range(4)][1:])

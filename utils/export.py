@@ -5,7 +5,7 @@ returns logits [n, classes]. Class names and normalisation go along as metadata.
 """
 
 if __name__ == "__main__":
-    from utils import early as early  # before all others
+    from utils import startup as startup  # before all others
 
 import argparse
 import json
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from netslim.weights import Compression
 from utils import arguments, console
-from utils.atomic import check_writable, replacing
+from utils.atomic import atomic_write, check_writable
 from utils.console import InputError, note
 from utils.files import checkpoint, sparse
-from utils.shell import command
+from utils.shell import format_command
 
 TOLERANCE = 1e-3  # of a logit
 SHAPES = ({0: torch.export.Dim("n", min=1)},)
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     model.eval()
     size = given.size
     pictures = torch.rand(4, 3, size, size, generator=torch.Generator().manual_seed(0))
-    with replacing(output) as new:
+    with atomic_write(output) as new:
         write = write_onnx if args.format == "onnx" else write_pt2
         answers = write(model, pictures, new, metadata)
         difference = 0.0 if answers is None else (answers - model(pictures[:3])).abs().max().item()
@@ -103,10 +103,14 @@ def write_sparse(given: checkpoint.Checkpoint, output: Path) -> None:
     It is the layout of :mod:`utils.files.sparse`, which all commands read; nothing runs faster.
     """
     model = given.network.model
-    known: dict[str, Any] = {"cfg": given.network.cfg, "classes": given.classes, "run": given.run}
+    known: dict[str, Any] = {
+        "cfg": given.network.cfg,
+        "classes": given.classes,
+        "run": given.run_name,
+    }
     known |= {"mean": given.mean, "std": given.std, "layout": "sparse"}
-    if given.settings is not None:
-        known["settings"] = given.settings.values()
+    if given.config is not None:
+        known["settings"] = given.config.to_dict()
     checkpoint.save(output, sparse.content(model, known))
     read = checkpoint.load(output).network.model.state_dict()
     if not all(torch.equal(read[key], value) for key, value in model.state_dict().items()):
@@ -142,7 +146,7 @@ def write_onnx(
             model, (pictures,), dynamic_shapes=SHAPES, dynamo=True, verbose=False, **names
         )
     except ImportError:
-        how = command("-m", "pip", "install", "onnx", "onnxscript")
+        how = format_command("-m", "pip", "install", "onnx", "onnxscript")
         raise InputError(f"ONNX export needs more packages: {how}") from None
     assert program is not None
     program.model.metadata_props.update(metadata)

@@ -19,7 +19,7 @@ from utils.shell import ROOT
 Task = TypeVar("Task")
 
 
-def start(
+def start_process(
     words: Sequence[str], output: int | IO[str] | None, environment: Mapping[str, str] | None = None
 ) -> subprocess.Popen[str]:
     """A script, or -m and a module, and its flags, in a process that prints into ``output``."""
@@ -44,7 +44,7 @@ def visible_gpus() -> list[str]:
     return [str(i) for i in range(count)] if named is None else named.split(",")[:count]
 
 
-def run(
+def run_tasks(
     tasks: Iterable[Task],
     slots: Iterable[str],
     needs: Callable[[Task, Task], bool],
@@ -115,12 +115,12 @@ def run_seeds(argv: Sequence[str], name: str | None, no_cuda: bool) -> None:
     def begin(seed: str, slot: str) -> subprocess.Popen[str]:
         named = [] if name is None else ["--name", f"{name}_seed{seed}"]
         where = {"CUDA_VISIBLE_DEVICES": slot} if slot else None
-        process = start(["main.py", *rest, "--seed", seed, *named], subprocess.PIPE, where)
+        process = start_process(["main.py", *rest, "--seed", seed, *named], subprocess.PIPE, where)
         readers.submit(say, seed, process)
         return process
 
     with ThreadPoolExecutor(len(seeds)) as readers:  # all that was printed is said before it ends
-        ends = run(seeds, slots, lambda seed, other: False, begin)
+        ends = run_tasks(seeds, slots, lambda seed, other: False, begin)
         failed = next(filter(None, [status for _, status, _ in ends]), 0)
     if failed:
         sys.exit(failed if failed > 0 else 128 - failed)

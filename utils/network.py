@@ -117,7 +117,7 @@ def _set_classes(model: nn.Module, count: int) -> None:
     model.set_submodule(name, nn.Linear(head.in_features, count, head.bias is not None))
 
 
-def with_model(network: Network, model: nn.Module) -> Network:
+def with_weights(network: Network, model: nn.Module) -> Network:
     """``network`` with other weights of the same shapes: its graph serves for both."""
     other = replace(network, model=model)
     other.__dict__["graph"] = network.graph

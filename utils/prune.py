@@ -1,7 +1,7 @@
 """Cut channels out of a network: ``python -m utils.prune --model <checkpoint>``."""
 
 if __name__ == "__main__":
-    from utils import early as early  # before all others
+    from utils import startup as startup  # before all others
 
 import sys
 from functools import partial

@@ -38,7 +38,7 @@ class Method:
     """
 
     factors: dict[str, str] = {"gamma": "γ"}  # noqa: RUF012  # what tells which channels are needed
-    zeroed = "gamma"  # the one of them whose zeros are pruned
+    pruned_by = "gamma"  # the one of them whose zeros are pruned
 
     def __init__(self, graph: Graph, model: nn.Module | None = None, coupled: bool = False) -> None:
         self.graph, self.model = graph, graph.model if model is None else model
@@ -51,7 +51,7 @@ class Method:
             self.gamma = self.gamma.double()
         # 0 or 1, where an optimizer's ``found_inf`` would be: at 1, nothing changes a parameter or
         # a tensor of the method's.
-        self.halted = torch.zeros((), device=parameter.device)
+        self.found_inf = torch.zeros((), device=parameter.device)
         self.read()
 
     def _weights(self, check: bool = True) -> list[Tensor]:
@@ -138,7 +138,7 @@ class Method:
 
     def update(self, target: Tensor, value: Tensor) -> None:
         """``target`` becomes ``value``, unless the training is halted."""
-        torch.where(self.halted > 0, target, value, out=target)
+        torch.where(self.found_inf > 0, target, value, out=target)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What it keeps beside the weights, by name; not copied."""
@@ -171,7 +171,7 @@ class Method:
         Raises:
             ValueError: there is no such factor.
         """
-        factor = factor or self.zeroed
+        factor = factor or self.pruned_by
         if factor not in self.factors:
             raise ValueError(f"there is no factor {factor!r}, only {', '.join(self.factors)}")
         parts = self.split(is_zero(self.factor(factor)))
@@ -187,7 +187,9 @@ class Method:
     def begin(self, epoch: int) -> None:
         """Before the first step of an epoch."""
 
-    def solution(self, recompute_statistics: Callable[[], None]) -> AbstractContextManager[None]:
+    def eval_weights(
+        self, recompute_statistics: Callable[[], None]
+    ) -> AbstractContextManager[None]:
         """Within, the model has the weights that are evaluated and saved.
 
         ``recompute_statistics`` is called where the batch norms' statistics do not belong to them.

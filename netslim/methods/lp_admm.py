@@ -34,7 +34,7 @@ class LpADMM(Method):
     """
 
     factors = {"gamma": "γ", "z": "z"}  # noqa: RUF012
-    zeroed = "z"
+    pruned_by = "z"
 
     def __init__(
         self,

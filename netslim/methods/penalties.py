@@ -26,15 +26,15 @@ class Penalty:
 
     name = ""
     shape = 0.0  # where none is given
-    largest = math.inf  # shape
-    steep = False  # whether the slope at 0 is infinite
+    max_shape = math.inf  # shape
+    infinite_slope_at_zero = False  # whether the slope at 0 is infinite
     precise = True  # whether float32 would spoil a step: its shrink is small beside s
     grouped = False  # whether factors that can only be removed together are penalised together
 
     def __init__(self, shape: float | None = None) -> None:
         if shape is not None:
-            if not 0 < shape <= self.largest:
-                takes = f"one above 0 and up to {self.largest:g}" if self.largest else "none"
+            if not 0 < shape <= self.max_shape:
+                takes = f"one above 0 and up to {self.max_shape:g}" if self.max_shape else "none"
                 raise ValueError(f"penalty {self.name} does not take shape {shape:g}: {takes}")
             self.shape = shape
 
@@ -54,7 +54,7 @@ class Penalty:
         """argmin over x of ½‖x − v‖² + t·φ(x): exactly 0 where v is, and where |v| is small."""
         return v.sign() * self.shrink(v.abs(), t) if t else v
 
-    def way(self, s: Tensor) -> Tensor:
+    def path_length(self, s: Tensor) -> Tensor:
         """∫ds/φ'(s) from 0 to each of ``s``, which shrink together: how far it is to 0 at slope 1.
 
         Infinite where φ is flat on the way. By the midpoint rule.
@@ -66,7 +66,7 @@ class Penalty:
 class L1(Penalty):
     """Σs. Its step is the paper's S(v, t) (section 3.2)."""
 
-    name, largest, precise = "l1", 0.0, False
+    name, max_shape, precise = "l1", 0.0, False
 
     def value(self, s: Tensor) -> Tensor:
         return s.sum()
@@ -84,7 +84,7 @@ class GroupLasso(Penalty):
     stream. Of a group of one it is the ℓ1 norm, and :meth:`prox` is S(v, t) to the bit.
     """
 
-    name, largest, precise, grouped = "group", 0.0, False, True
+    name, max_shape, precise, grouped = "group", 0.0, False, True
     members: Tensor | None = None  # int64 [factors, most]: who is in each one's group; len(s): none
 
     def group(self, numbers: Tensor) -> None:
@@ -122,7 +122,7 @@ class GroupLasso(Penalty):
 class L1L2(Penalty):
     """Σs − a‖s‖₂, over all factors together (Lou and Yan, J. Sci. Comput. 74 (2018) 767)."""
 
-    name, shape, largest = "l1-l2", 1.0, 1.0  # a
+    name, shape, max_shape = "l1-l2", 1.0, 1.0  # a
 
     def value(self, s: Tensor) -> Tensor:
         return s.sum() - self.shape * s.norm()
@@ -148,7 +148,7 @@ class TransformedL1(Penalty):
     """Σ(a + 1)s/(a + s) (Zhang and Xin, Comm. Math. Sci. 15 (2017) 511)."""
 
     name, shape = "tl1", 1.0  # a
-    largest = 1e6  # ℓ1 to a millionth; beyond, rounding would show in a step
+    max_shape = 1e6  # ℓ1 to a millionth; beyond, rounding would show in a step
 
     def value(self, s: Tensor) -> Tensor:
         return ((self.shape + 1) * s / (self.shape + s)).sum()
@@ -215,8 +215,8 @@ class SCAD(Penalty):
 class Lp(Penalty):
     """Σs^p (p = ½: Xu et al., IEEE TNNLS 23 (2012) 1013; any p: Chen et al., 2016)."""
 
-    name, shape, largest = "lp", 0.5, 1.0  # p
-    steep = True
+    name, shape, max_shape = "lp", 0.5, 1.0  # p
+    infinite_slope_at_zero = True
 
     def value(self, s: Tensor) -> Tensor:
         return (s**self.shape).sum()

@@ -139,7 +139,7 @@ class SASADMM(Method):
         self.changes = torch.stack([x.square().sum() for x in moved])
 
     @contextmanager
-    def solution(self, recompute_statistics: Callable[[], None]) -> Iterator[None]:
+    def eval_weights(self, recompute_statistics: Callable[[], None]) -> Iterator[None]:
         with torch.no_grad():
             self._load(self.average)
         recompute_statistics()

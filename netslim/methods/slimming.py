@@ -170,7 +170,7 @@ class ProximalSlimming(Method):
     def end_epoch(self, lr: float) -> None:
         if self.prox_every == "epoch":
             self._update_xi(1 / lr)
-        if self.target is not None and not (self.landed or self.halted):
+        if self.target is not None and not (self.landed or self.found_inf):
             self._steer(lr)
 
     def _biases(self) -> list[Tensor]:

@@ -15,8 +15,8 @@ from torchvision.transforms import functional as tv
 from own_pictures import epoch_of, noise
 from utils.data import batches as datasets
 from utils.data.batches import Batches
-from utils.data.datasets import CIFAR_NORM, SVHN_NORM, Dataset, Pictures
-from utils.training.statistics import IMAGES, retake
+from utils.data.datasets import CIFAR_NORM, SVHN_NORM, Dataset, ImageSet
+from utils.training.recalibrate import IMAGES, recalibrate_bn
 
 CPU = torch.device("cpu")
 # Every way to cut 32×32 out of 40×40, as it is and mirrored.
@@ -25,7 +25,7 @@ CROPS = [(top, left, flip) for top in range(9) for left in range(9) for flip in 
 
 def dataset(images: np.ndarray, augment: bool = False, norm: Any = ((0,) * 3, (1,) * 3)) -> Dataset:
     """These pictures to train and to test on, each labelled with its own number."""
-    pictures = Pictures(torch.from_numpy(images), torch.arange(len(images)))
+    pictures = ImageSet(torch.from_numpy(images), torch.arange(len(images)))
     mean, std = norm
     return Dataset("own", ("a",), pictures, pictures, mean, std, augment)
 
@@ -53,7 +53,7 @@ def test_crops_and_flips_are_torchvisions_for_every_offset() -> None:
 def test_normalisation_is_torchvisions_to_the_last_bit(norm: Any) -> None:
     values = np.arange(256, dtype=np.uint8)
     images = np.resize(np.stack([values, values[::-1], np.roll(values, 100)], 1), (2, 32, 32, 3))
-    batch, _ = next(Batches(dataset(images, norm=norm), "train", 2, CPU).in_order())
+    batch, _ = next(Batches(dataset(images, norm=norm), "train", 2, CPU).iter_eval())
     theirs = [tv.normalize(tv.to_tensor(image), *norm) for image in images]
     assert torch.equal(batch, torch.stack(theirs))
 
@@ -105,7 +105,7 @@ def test_an_epoch_is_a_pure_function_of_seed_and_number(
     sizes = [len(images) for images, _ in first]
     ragged = [count % batch_size] if count % batch_size else []
     assert sizes == [batch_size] * (count // batch_size) + ragged
-    assert len(batches.order(epoch)) == len(sizes)
+    assert len(batches.epoch_indices(epoch)) == len(sizes)
 
 
 @settings(deadline=None, max_examples=30)
@@ -127,7 +127,7 @@ def test_other_seeds_and_epochs_are_other_orders_and_crops(seed: int, epoch: int
 @pytest.mark.parametrize("augment", [False, True])
 def test_tests_see_everything_in_order_and_as_it_is(augment: bool) -> None:
     images = noise(7, 32, 32, 3)
-    batches = list(Batches(dataset(images, augment), "test", 3, CPU).in_order())
+    batches = list(Batches(dataset(images, augment), "test", 3, CPU).iter_eval())
     assert [len(labels) for _, labels in batches] == [3, 3, 1]
     assert torch.cat([labels for _, labels in batches]).tolist() == list(range(7))
     assert torch.equal(torch.cat([x for x, _ in batches]), scaled(images))
@@ -139,7 +139,7 @@ def test_without_flips_the_crops_are_the_same_and_none_is_mirrored() -> None:
     ((flipped, labels),) = epoch_of(Batches(of, "train", 50, CPU, 1), 0)
     ((upright, same),) = epoch_of(Batches(replace(of, flip=False), "train", 50, CPU, 1), 0)
     assert torch.equal(labels, same)
-    (where,) = Batches(of, "train", 50, CPU, 1).order(0)
+    (where,) = Batches(of, "train", 50, CPU, 1).epoch_indices(0)
     _, top, left, flip = where
     assert 0 < flip.sum() < 50
     for x, y, mirrored, *corner in zip(flipped, upright, flip, top, left, strict=True):
@@ -175,7 +175,7 @@ def test_other_seeds_take_other_samples() -> None:
     of = dataset(noise(100, 32, 32, 3))
     one, other = (torch.cat(list(Batches(of, "train", 9, CPU, s).sample(50))) for s in (1, 2))
     assert not torch.equal(one, other)
-    (first,) = Batches(of, "train", 100, CPU, 1).order(0)
+    (first,) = Batches(of, "train", 100, CPU, 1).epoch_indices(0)
     assert not torch.equal(one, scaled(of.train.images.numpy())[first[0][:50]])
 
 
@@ -184,10 +184,10 @@ def test_statistics_are_those_of_all_classes_in_a_folders_order_too() -> None:
     are taken."""
     labels = torch.arange(3).repeat_interleave(IMAGES + 100)
     images = (labels * 100).to(torch.uint8)[:, None, None, None].expand(-1, 4, 4, 3).contiguous()
-    pictures = Pictures(images, labels)
+    pictures = ImageSet(images, labels)
     data = Dataset("own", ("a", "b", "c"), pictures, pictures, (0,) * 3, (1,) * 3, False)
     bn = nn.BatchNorm2d(3)
-    retake(bn, Batches(data, "train", 64, CPU, 1))
+    recalibrate_bn(bn, Batches(data, "train", 64, CPU, 1))
     pixels = images.float() / 255
     # Of 2,000 images the mean is off by less than 0.03, at five standard deviations.
     torch.testing.assert_close(bn.running_mean, pixels.mean((0, 1, 2)), atol=0.03, rtol=0)

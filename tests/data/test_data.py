@@ -17,7 +17,7 @@ from own_pictures import epoch_of, noise, one_line, same, save
 from utils.console import InputError
 from utils.data import datasets as data
 from utils.data.batches import Batches
-from utils.data.datasets import CIFAR_NORM, SVHN_NORM, Dataset, Pictures, load_dataset
+from utils.data.datasets import CIFAR_NORM, SVHN_NORM, Dataset, ImageSet, load_dataset
 from workshop import Payload, dump
 
 pytestmark = pytest.mark.usefixtures("user_cache")
@@ -159,25 +159,25 @@ class Svhn:
 
 
 def test_images_are_counted_by_class_and_augmentation_is_said(own: Path) -> None:
-    counts, how = load_dataset("folder", own).described()
+    counts, how = load_dataset("folder", own).describe()
     assert counts == "training images: 2 of each of 2 classes; test images: 1 of each of 2 classes"
     assert "deviation 0.202 0.199 0.201 (cifar); " in how
     assert how.endswith("augmentation: random crops, mirrored at random (not with --no-flip)")
     save(own / "train/dog/2.bmp", (1, 2, 3))
     more = load_dataset("folder", own, flip=False, normalise="data")
-    counts, how = more.described()
+    counts, how = more.describe()
     assert counts.startswith("training images: cat 2, dog 3; test images: 1 of each")
     assert "(" not in how and how.endswith("augmentation: random crops, not mirrored")
     # a class that --subset left out
     some = replace(more, train=more.train.take(torch.tensor([0])))
-    assert some.described()[0].startswith("training images: cat 1, dog 0; ")
+    assert some.describe()[0].startswith("training images: cat 1, dog 0; ")
     labels = torch.arange(12).repeat_interleave(torch.tensor([3, 1, *[2] * 8, 1200, 4]))
-    many = Pictures(torch.zeros(len(labels), 1, 1, 3, dtype=torch.uint8), labels)
+    many = ImageSet(torch.zeros(len(labels), 1, 1, 3, dtype=torch.uint8), labels)
     several = replace(more, classes=tuple("abcdefghijkl"), train=many, test=many)
     counts = "1 (b) to 1,200 (k) of each of 12 classes"
-    assert several.described()[0] == f"training images: {counts}; test images: {counts}"
-    assert replace(more, name="SVHN", augment=False).described()[1].endswith("augmentation: none")
-    imagenet = replace(more, name="imagenet", augment=False, flip=True).described()[1]
+    assert several.describe()[0] == f"training images: {counts}; test images: {counts}"
+    assert replace(more, name="SVHN", augment=False).describe()[1].endswith("augmentation: none")
+    imagenet = replace(more, name="imagenet", augment=False, flip=True).describe()[1]
     assert "augmentation: resized random crops, mirrored" in imagenet
 
 

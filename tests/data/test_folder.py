@@ -128,7 +128,7 @@ def test_deep_images_are_scaled_by_the_maximum_that_their_file_declares(
     kind: str, tmp_path: Path
 ) -> None:
     (tmp_path / "0.png").write_bytes(DEEP[kind])
-    grey = np.asarray(folder.read_picture(tmp_path / "0.png")).astype(int)[..., 0]
+    grey = np.asarray(folder.read_image(tmp_path / "0.png")).astype(int)[..., 0]
     assert np.abs(grey - (RAMP >> 8)).max() <= 1
     assert (grey.min(), grey.max()) == (0, 255)
 
@@ -152,7 +152,7 @@ UNBOUNDED = {
 def test_images_whose_range_is_not_known_are_refused(kind: str, stream: bool, own: Path) -> None:
     (own / "train/cat/9.tif").write_bytes(UNBOUNDED[kind])
     with pytest.raises(InputError) as error:
-        load_dataset("folder", own, stream=stream).train.picture(2)
+        load_dataset("folder", own, stream=stream).train.image(2)
     one_line(error, own / "train/cat/9.tif", "is not a readable picture")
 
 
@@ -175,9 +175,9 @@ def test_an_image_is_not_turned_as_its_exif_says_and_keeps_what_is_transparent(o
     exif[ExifTags.Base.Orientation] = 6
     for i, kind in enumerate(("png", "webp")):
         Image.fromarray(pixels).save(own / f"train/cat/{i}.{kind}", exif=exif, lossless=True)
-        read = np.asarray(folder.read_picture(own / f"train/cat/{i}.{kind}"))
+        read = np.asarray(folder.read_image(own / f"train/cat/{i}.{kind}"))
         assert np.array_equal(read, np.asarray(default_loader(str(own / f"train/cat/{i}.{kind}"))))
-    assert np.array_equal(np.asarray(folder.read_picture(own / "train/cat/0.png")), pixels[..., :3])
+    assert np.array_equal(np.asarray(folder.read_image(own / "train/cat/0.png")), pixels[..., :3])
 
 
 @pytest.mark.parametrize("size", [(96, 32), (32, 96), (192, 64), (48, 16), (64, 64), (7, 7)])
@@ -201,7 +201,7 @@ def test_metadata_that_is_damaged_is_not_told_of(own: Path) -> None:
     picture.save(own / "train/cat/0.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01")
     with pytest.warns(UserWarning, match="Corrupt EXIF"), Image.open(own / "train/cat/0.jpg"):
         pass
-    folder.read_picture(own / "train/cat/0.jpg")
+    folder.read_image(own / "train/cat/0.jpg")
 
 
 def test_nothing_is_said_of_sizes_where_all_are_right(

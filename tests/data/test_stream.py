@@ -19,13 +19,13 @@ from torchvision import transforms
 
 from own_pictures import epoch_of, one_line, save
 from utils import console
-from utils.atomic import alone
+from utils.atomic import file_lock
 from utils.console import InputError
 from utils.data import folder
 from utils.data.batches import Batches
 from utils.data.datasets import IMAGENET_NORM, Dataset, load_dataset
-from utils.data.stream import Stream, batches_of
-from utils.training.group import Group
+from utils.data.streaming import StreamedBatches, batches_of
+from utils.training.distributed import ProcessGroup
 from workshop import ROOT, error_line
 
 pytestmark = pytest.mark.usefixtures("user_cache")
@@ -71,22 +71,23 @@ def test_a_streamed_folder_is_the_folder_in_memory(
     assert memory.mean == files.mean and memory.std == files.std
     for part in ("train", "test"):
         kept, read = (batches_of(data, part, 4, CPU, 5, workers=0) for data in (memory, files))
-        assert type(kept) is Batches and type(read) is Stream
-        assert next(kept.in_order())[0].shape[1:] == (3, size, size)
-        assert_equal(kept.in_order(), read.in_order())
-        assert_equal(kept.in_order(1, 2), read.in_order(1, 2))
+        assert type(kept) is Batches and type(read) is StreamedBatches
+        assert next(kept.iter_eval())[0].shape[1:] == (3, size, size)
+        assert_equal(kept.iter_eval(), read.iter_eval())
+        assert_equal(kept.iter_eval(1, 2), read.iter_eval(1, 2))
         assert_equal(epoch_of(kept, 3), epoch_of(read, 3))
         samples = zip(kept.sample(9), read.sample(9), strict=True)
         assert all(torch.equal(images, same) for images, same in samples)
-        several = kept.order(0, 5), read.order(0, 5)
-        assert_equal(map(kept.cut, several[0]), map(read.cut, several[1]))
+        several = kept.epoch_indices(0, 5), read.epoch_indices(0, 5)
+        assert_equal(map(kept.get_batch, several[0]), map(read.get_batch, several[1]))
 
 
 @pytest.mark.parametrize("name", ["folder", "imagenet"])
 def test_streamed_images_are_not_mirrored_where_that_is_said(varied: Path, name: str) -> None:
     mirrored, upright = (loaded(varied, name, flip=flip) for flip in (True, False))
     epochs = [
-        epoch_of(Stream(data, "train", 4, CPU, 5, 0, _all), 0) for data in (mirrored, upright)
+        epoch_of(StreamedBatches(data, "train", 4, CPU, 5, 0, _all), 0)
+        for data in (mirrored, upright)
     ]
     flipped, plain = (torch.cat([images for images, _ in epoch]) for epoch in epochs)
     same = [torch.equal(x, y) for x, y in zip(flipped, plain, strict=True)]
@@ -102,12 +103,12 @@ def test_streamed_images_are_not_mirrored_where_that_is_said(varied: Path, name:
 @pytest.mark.parametrize("name", ["folder", "imagenet"])
 def test_every_process_of_a_group_takes_the_same_sample(varied: Path, name: str) -> None:
     data = loaded(varied, name)
-    parts = Group(0, 2).part, Group(1, 2).part
-    streams = [Stream(data, "train", 4, CPU, 5, n, part) for n, part in enumerate(parts)]
+    parts = ProcessGroup(0, 2).local_part, ProcessGroup(1, 2).local_part
+    streams = [StreamedBatches(data, "train", 4, CPU, 5, n, part) for n, part in enumerate(parts)]
     epoch_of(streams[0], 0)
     one, other, again = (torch.cat(list(streams[i].sample(9))) for i in (0, 1, 1))
     assert torch.equal(one, other) and torch.equal(one, again)
-    every = torch.cat([images for images, _ in streams[0].in_order()])  # not cropped at random
+    every = torch.cat([images for images, _ in streams[0].iter_eval()])  # not cropped at random
     assert all(any(torch.equal(x, y) for y in every) for x in one)
 
 
@@ -123,7 +124,9 @@ def test_crops_are_a_pure_function_of_seed_epoch_and_picture(
     varied: Path, seed: int, epoch: int, batch_size: int, workers: int, name: str
 ) -> None:
     data = loaded(varied, name)
-    alone, helped = (Stream(data, "train", batch_size, CPU, seed, n, _all) for n in (0, workers))
+    alone, helped = (
+        StreamedBatches(data, "train", batch_size, CPU, seed, n, _all) for n in (0, workers)
+    )
     torch.manual_seed(seed)
     epoch_of(alone, epoch)  # one that a run made before it was killed
     before = torch.get_rng_state()
@@ -131,12 +134,12 @@ def test_crops_are_a_pure_function_of_seed_epoch_and_picture(
     assert_equal(wanted, epoch_of(helped, epoch + 1))
     assert torch.equal(before, torch.get_rng_state())
     # asked for out of turn, as when a layer is looked for that is not finite
-    order = helped.order(epoch + 1)
+    order = helped.epoch_indices(epoch + 1)
     for i in (-1, 0):
-        assert_equal([helped.cut(order[i])], [wanted[i]])
-    assert_equal(map(helped.cut, order[1:]), wanted[1:])
+        assert_equal([helped.get_batch(order[i])], [wanted[i]])
+    assert_equal(map(helped.get_batch, order[1:]), wanted[1:])
     # and in other batches: a picture's crop does not depend on its neighbours
-    ones = Stream(data, "train", 1, CPU, seed, 0, _all)
+    ones = StreamedBatches(data, "train", 1, CPU, seed, 0, _all)
     assert torch.equal(torch.cat([x for x, _ in wanted]), torch.cat([x for x, _ in
                        epoch_of(ones, epoch + 1)]))  # fmt: skip
     labels = torch.cat([labels for _, labels in wanted])
@@ -153,9 +156,9 @@ def test_other_seeds_and_epochs_are_other_random_crops(varied: Path, seed: int, 
     data = loaded(varied, "imagenet")
 
     def of_first(seed: int, epoch: int) -> torch.Tensor:
-        stream = Stream(data, "train", 1, CPU, seed, 0, _all)
-        (where,) = [where for where in stream.order(epoch) if where[0] == 0]
-        return stream.cut(where)[0]
+        stream = StreamedBatches(data, "train", 1, CPU, seed, 0, _all)
+        (where,) = [where for where in stream.epoch_indices(epoch) if where[0] == 0]
+        return stream.get_batch(where)[0]
 
     images = of_first(seed, epoch)
     for other in ((seed, epoch + 1), (seed + 1, epoch), (seed + 1, max(epoch - 1, 0))):
@@ -177,14 +180,14 @@ def test_imagenets_pictures_are_cut_as_torchvision_does(varied: Path) -> None:
     def opened(path: Path) -> Image.Image:
         return Image.open(path).convert("RGB")
 
-    tests = Stream(data, "test", 3, CPU, 0, 0, _all).in_order()
+    tests = StreamedBatches(data, "test", 3, CPU, 0, 0, _all).iter_eval()
     expected = torch.stack([middle(opened(path)) for path in files("val")])
     assert torch.equal(torch.cat([images for images, _ in tests]), expected)
 
-    stream = Stream(data, "train", 5, CPU, 1, 0, _all)
+    stream = StreamedBatches(data, "train", 5, CPU, 1, 0, _all)
     mirrored = set()
-    for where in stream.order(2):
-        images, labels = stream.cut(where)
+    for where in stream.epoch_indices(2):
+        images, labels = stream.get_batch(where)
         for (index, number), image, label in zip(where.T.tolist(), images, labels, strict=True):
             path = files("train")[index]
             torch.manual_seed(number)
@@ -198,13 +201,13 @@ def test_imagenets_pictures_are_cut_as_torchvision_does(varied: Path) -> None:
 
 @pytest.mark.parametrize("name", ["folder", "imagenet"])
 def test_processes_share_a_streamed_batch_as_any_other(varied: Path, name: str) -> None:
-    data, groups = loaded(varied, name), [Group(rank, 2) for rank in range(2)]
-    whole = epoch_of(Stream(data, "train", 4, CPU, 7, 0, _all), 1)
-    halves = [Stream(data, "train", 4, CPU, 7, 0, group.part) for group in groups]
-    orders = [half.order(1) for half in halves]
+    data, groups = loaded(varied, name), [ProcessGroup(rank, 2) for rank in range(2)]
+    whole = epoch_of(StreamedBatches(data, "train", 4, CPU, 7, 0, _all), 1)
+    halves = [StreamedBatches(data, "train", 4, CPU, 7, 0, group.local_part) for group in groups]
+    orders = [half.epoch_indices(1) for half in halves]
     for step, (images, labels) in enumerate(whole):
         parts = [
-            half.cut(group.share(order[step])[0])
+            half.get_batch(group.local_shard(order[step])[0])
             for half, group, order in zip(halves, groups, orders, strict=True)
         ]
         assert torch.equal(torch.cat([images for images, _ in parts]), images)
@@ -214,8 +217,8 @@ def test_processes_share_a_streamed_batch_as_any_other(varied: Path, name: str) 
 def test_only_what_is_asked_for_is_read(varied: Path, decoded: list[Path]) -> None:
     before, data = list(varied.glob("*.npz")), loaded(varied)
     assert not decoded
-    stream = Stream(data, "train", 3, CPU, 0, 0, _all)
-    stream.cut(stream.order(0)[0])
+    stream = StreamedBatches(data, "train", 3, CPU, 0, 0, _all)
+    stream.get_batch(stream.epoch_indices(0)[0])
     assert len(decoded) == 3
     assert before == list(varied.glob("*.npz"))  # nothing is cached: a disk may be too small
 
@@ -228,7 +231,7 @@ def test_a_file_name_need_not_be_text_nor_be_short(own: Path) -> None:
     memory, files = (loaded(own, stream=stream) for stream in (False, True))
     assert len(files.train) == 7
     kept, read = (batches_of(data, "train", 3, CPU, workers=0) for data in (memory, files))
-    assert_equal(kept.in_order(), read.in_order())
+    assert_equal(kept.iter_eval(), read.iter_eval())
 
 
 def _checksums(place: Path) -> list[int]:
@@ -278,7 +281,7 @@ def test_a_broken_picture_is_named_in_one_line_when_it_is_read(own: Path, worker
         epoch_of(stream, 0)
     one_line(error, "train/dog/1.bmp", "not a readable picture")
     with pytest.raises(InputError) as error:
-        list(stream.in_order())
+        list(stream.iter_eval())
     one_line(error, "train/dog/1.bmp")
 
 
@@ -333,16 +336,16 @@ def test_more_than_the_memory_is_told_of_stream(
 def test_a_worker_that_is_killed_ends_the_command_in_one_line(
     varied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stream = Stream(loaded(varied), "train", 1, CPU, 0, 2, _all)
+    stream = StreamedBatches(loaded(varied), "train", 1, CPU, 0, 2, _all)
 
     def read(argv: list[str] | None) -> None:
-        order = stream.order(0)
-        stream.cut(order[0])
+        order = stream.epoch_indices(0)
+        stream.get_batch(order[0])
         children = multiprocessing.active_children()
         assert len(children) == 2
         os.kill(children[0].pid, signal.SIGKILL)  # torch raises wherever it learns of that
         for where in order[1:]:
-            stream.cut(where)
+            stream.get_batch(where)
         time.sleep(10)
 
     assert console.run(read) == 1
@@ -351,27 +354,27 @@ def test_a_worker_that_is_killed_ends_the_command_in_one_line(
 
 def test_an_interrupt_from_the_terminal_is_left_to_the_training(varied: Path) -> None:
     data = loaded(varied)
-    stream = Stream(data, "train", 1, CPU, 0, 2, _all)
-    order = stream.order(0)
-    stream.cut(order[0])
+    stream = StreamedBatches(data, "train", 1, CPU, 0, 2, _all)
+    order = stream.epoch_indices(0)
+    stream.get_batch(order[0])
     for child in multiprocessing.active_children():
         os.kill(child.pid, signal.SIGINT)
-    others = epoch_of(Stream(data, "train", 1, CPU, 0, 0, _all), 0)
-    assert_equal(map(stream.cut, order[1:]), others[1:])
+    others = epoch_of(StreamedBatches(data, "train", 1, CPU, 0, 0, _all), 0)
+    assert_equal(map(stream.get_batch, order[1:]), others[1:])
 
 
 def test_workers_end_with_what_they_are_for(varied: Path) -> None:
-    stream = Stream(loaded(varied), "train", 4, CPU, 0, 2, _all)
-    order = stream.order(0)
+    stream = StreamedBatches(loaded(varied), "train", 4, CPU, 0, 2, _all)
+    order = stream.epoch_indices(0)
     for where in order[:-1]:
-        stream.cut(where)
+        stream.get_batch(where)
         assert len(multiprocessing.active_children()) == 2
-    stream.cut(order[-1])
+    stream.get_batch(order[-1])
     assert not multiprocessing.active_children()
-    tests = Stream(loaded(varied), "test", 4, CPU, 0, 2, _all)
-    next(tests.in_order())
+    tests = StreamedBatches(loaded(varied), "test", 4, CPU, 0, 2, _all)
+    next(tests.iter_eval())
     assert len(multiprocessing.active_children()) == 2
-    stream.cut(stream.order(0)[0])
+    stream.get_batch(stream.epoch_indices(0)[0])
     assert len(multiprocessing.active_children()) == 4
     del stream, tests
     assert not multiprocessing.active_children()
@@ -401,12 +404,12 @@ def test_a_lock_is_free_when_its_process_is_killed_though_its_workers_live(tmp_p
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         assert process.stdout is not None and process.stdout.readline()
-        with pytest.raises(InputError), alone(lock):
+        with pytest.raises(InputError), file_lock(lock):
             pass
         process.kill()
         process.wait()
         time.sleep(0.1)
-        with alone(lock):
+        with file_lock(lock):
             pass
         os.killpg(process.pid, 0)  # its child is still there
     finally:

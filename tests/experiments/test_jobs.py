@@ -18,16 +18,20 @@ from utils import console, device, launch
 from utils.device import Execution
 from utils.experiments import jobs, recipes
 from utils.experiments.jobs import Experiment
-from utils.files.names import REFINED, TRAINED, Files
-from utils.flags.settings import Settings
+from utils.files.paths import REFINED, TRAINED, RunPaths
+from utils.flags.config import Config
 from utils.reports import results
 
 command = partial(runs.command, recipes)
 # So large a λ makes zeros in no time.
 NETWORK = {"arch": "resnet", "depth": 11, "dataset": "folder", "epochs": 10}
 SHORT = {**NETWORK, "batch_size": 8, "momentum": 0.0}
-TINY = Experiment(Settings.of({**SHORT, "method": "proximal", "s": 100.0, "beta": 1000.0}), True, 1)
-LIKE = Experiment(Settings.of({**SHORT, "method": "subgradient", "s": 0.001}), True, 0, share=None)
+TINY = Experiment(
+    Config.from_dict({**SHORT, "method": "proximal", "s": 100.0, "beta": 1000.0}), True, 1
+)
+LIKE = Experiment(
+    Config.from_dict({**SHORT, "method": "subgradient", "s": 0.001}), True, 0, share=None
+)
 
 
 class Finished:
@@ -44,7 +48,7 @@ class Finished:
 
 def test_a_recipe_is_carried_out_and_then_nothing_is_left(tmp_path, pictures, monkeypatch, capsys):
     monkeypatch.setattr(recipes, "experiments", lambda part, scale: [LIKE, TINY])
-    monkeypatch.setattr(jobs, "start", Finished)
+    monkeypatch.setattr(jobs, "start_process", Finished)
     tmp_path = tmp_path / "-my runs"
     monkeypatch.chdir(tmp_path.parent)  # the folder's name is no flag
     argv = [f"--save={tmp_path.name}", "--data", pictures, "--no-cuda", "--precision", "fp32"]
@@ -55,7 +59,7 @@ def test_a_recipe_is_carried_out_and_then_nothing_is_left(tmp_path, pictures, mo
     proximal, like = found[TINY.run(1)], found[LIKE.run(1)]
     for result, experiment in ((proximal, TINY), (like, LIKE)):
         planned = replace(experiment.training(1), data=str(pictures), precision="fp32")
-        assert result.settings == planned
+        assert result.config == planned
     assert float(proximal.pruning()["channels_pruned_percent"]) > 0
     kept = [int(r.pruning()["channels_kept"]) for r in (proximal, like)]
     assert kept[0] == kept[1]
@@ -84,7 +88,7 @@ def test_recipes_measure_once_for_all_their_runs(tmp_path, pictures, monkeypatch
     """And what a run in the folder was begun with is what the others take."""
     asked, argv = [], ["small", "--save", tmp_path, "--data", pictures, "--no-cuda"]
     monkeypatch.setattr(recipes, "experiments", lambda part, scale: [LIKE, TINY])
-    monkeypatch.setattr(jobs, "start", Finished)
+    monkeypatch.setattr(jobs, "start_process", Finished)
 
     def seconds(execution: Execution, *args: object) -> float:
         asked.append(execution.precision)
@@ -105,11 +109,11 @@ def test_recipes_measure_once_for_all_their_runs(tmp_path, pictures, monkeypatch
 def test_a_run_goes_on_although_its_checkpoint_is_damaged(tmp_path, pictures, monkeypatch):
     """As it does by hand, with --resume auto."""
     monkeypatch.setattr(recipes, "experiments", lambda part, scale: [TINY])
-    monkeypatch.setattr(jobs, "start", Finished)
+    monkeypatch.setattr(jobs, "start_process", Finished)
     argv = ["small", "--save", tmp_path, "--data", pictures, "--no-cuda", "--precision", "fp32"]
     assert command(*argv) == 0
     (tmp_path / TRAINED).unlink()
-    Files(tmp_path, TINY.run(1)).checkpoint.write_bytes(b"half a checkpoint")
+    RunPaths(tmp_path, TINY.run(1)).checkpoint.write_bytes(b"half a checkpoint")
     assert command(*argv) == 0
     assert TINY.run(1) in (tmp_path / TRAINED).read_text()
 
@@ -118,13 +122,13 @@ def test_a_run_that_began_with_other_settings_is_not_gone_on_with(
     tmp_path, pictures, monkeypatch, capsys
 ):
     """Also where this time it is the default that is wanted."""
-    monkeypatch.setattr(jobs, "start", Finished)
+    monkeypatch.setattr(jobs, "start_process", Finished)
     argv = ["small", "--save", tmp_path, "--data", pictures, "--no-cuda", "--precision", "fp32"]
     begun = replace(LIKE, prunes=False)
     monkeypatch.setattr(recipes, "experiments", lambda part, scale: [begun])
     assert command(*argv) == 0
     (tmp_path / TRAINED).unlink()  # as if killed just before
-    usual = replace(begun, settings=Settings.of({**SHORT, "method": "subgradient"}))
+    usual = replace(begun, config=Config.from_dict({**SHORT, "method": "subgradient"}))
     monkeypatch.setattr(recipes, "experiments", lambda part, scale: [usual])
     assert command(*argv) == 1
     assert "this run was started with s 0.001" in capsys.readouterr().err
@@ -184,7 +188,9 @@ def test_several_runs_share_a_gpu(tmp_path, pictures, monkeypatch, capsys, mps):
     """As many places as GPUs and runs on each; where MPS is off, how to turn it on."""
     places = []
     monkeypatch.setattr(launch, "visible_gpus", lambda: ["4", "GPU-a"])
-    monkeypatch.setattr(jobs.launch, "run", lambda jobs, slots, *how: places.extend(slots) or [])
+    monkeypatch.setattr(
+        jobs.launch, "run_tasks", lambda jobs, slots, *how: places.extend(slots) or []
+    )
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
     if mps:
         (tmp_path / "control").touch()
@@ -235,7 +241,7 @@ def test_killed_it_leaves_no_training_behind(number, notes, tmp_path):
     before = signal.signal(number, signal.SIG_DFL)  # as it is but under nohup
     try:
         threading.Thread(target=kill).start()
-        with pytest.raises(console.Stopped):
+        with pytest.raises(console.Interrupted):
             jobs.run([jobs.Job(TINY, 1, "train", tmp_path, (), None)], [])
     finally:
         signal.signal(number, before)
@@ -257,7 +263,7 @@ def test_under_nohup_a_hang_up_is_ignored(notes, tmp_path):
 def test_data_of_no_use_is_refused_once_before_the_first_training(
     missing, notes, tmp_path, pictures, monkeypatch, capsys
 ):
-    few = replace(TINY, settings=replace(TINY.settings, **{missing: 1000}))
+    few = replace(TINY, config=replace(TINY.config, **{missing: 1000}))
     monkeypatch.setattr(recipes, "experiments", lambda part, scale: [few])
     argv = ["small", "--seeds", 1, 2, "--save", tmp_path / "logs", "--data", pictures, "--no-cuda"]
     assert command(*argv) == 2

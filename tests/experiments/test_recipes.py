@@ -11,9 +11,9 @@ import recorded
 import runs
 from utils import launch
 from utils.experiments import recipes
-from utils.files.names import TRAINED, Files
+from utils.files.paths import TRAINED, RunPaths
+from utils.flags.config import Config
 from utils.flags.parser import parser, resolve
-from utils.flags.settings import Settings
 from utils.methods.slimming import shrinkage
 from utils.paper import lp
 from utils.paper.settings import recipe, schedule
@@ -32,7 +32,7 @@ def left(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[list[st
     return [shlex.split(line)[1:] for line in commands]
 
 
-def told(flags: list[str]) -> Settings:
+def told(flags: list[str]) -> Config:
     """What main.py makes of its command line."""
     return resolve(vars(parser().parse_args(flags)), None, {})
 
@@ -105,8 +105,8 @@ def test_only_what_is_missing_is_left_and_its_cost_is_measured(tmp_path, capsys)
     done = recorded.run(tmp_path, "vgg", 19, "proximal", 1, **paper, percent=0.0, tuned=93)
     recorded.run(tmp_path, "vgg", 19, "proximal", 2, **paper)
     third = "proximal_seed3_vgg_19_cifar10"
-    Files(tmp_path, third).checkpoint.touch()
-    Files(tmp_path, third).log.write_text(
+    RunPaths(tmp_path, third).checkpoint.touch()
+    RunPaths(tmp_path, third).log.write_text(
         "epoch,train_seconds,test_seconds,other\n" + "1,60,1,x\n" * 100
     )
     flags = ["vgg-cifar10", "--save", tmp_path, "--seeds", 1, 2, 3, "--dry-run"]
@@ -154,8 +154,8 @@ def test_a_pruning_at_another_share_and_its_fine_tuning_are_not_the_recipes(tmp_
         return next(line for line in lines if line.startswith(run)).split()[1:]
 
     run = recorded.run(tmp_path, "vgg", 19, "subgradient", 1, s=1e-4, percent=0.3, tuned=92)
-    files = Files(tmp_path, run)
-    for there in (files.slim(), files.refined.checkpoint):
+    files = RunPaths(tmp_path, run)
+    for there in (files.pruned(), files.refined.checkpoint):
         there.touch()
     files.refined.log.write_text("epoch,train_seconds,test_seconds\n" + "1,60,1\n" * 160)
     assert row()[:5] == ["done", "to", "do", "160", "epochs"]
@@ -173,7 +173,7 @@ def test_a_pruning_at_another_share_than_its_like_lost_is_not_the_recipes(tmp_pa
     for percent, done in ((0.5, False), (0.393, True)):
         run = recorded.run(tmp_path, "vgg", 11, "subgradient", 1, **recipes.SMALL_DATA,
                            percent=percent)  # fmt: skip
-        Files(tmp_path, run).slim().touch()
+        RunPaths(tmp_path, run).pruned().touch()
         prunings = [c for c in left(capsys, "small", "--save", tmp_path) if c[0] == "vgg_prune.py"]
         assert any(run in " ".join(c) for c in prunings) != done
 
@@ -213,15 +213,17 @@ def test_a_resnet50_is_slimmed_to_what_its_row_says(tmp_path, capsys, monkeypatc
     assert prune[:2] == ["-m", "utils.prune"]
     assert prune[prune.index("--target-flops") + 1] == "0.624"
     monkeypatch.chdir(tmp_path)
-    asked = launch.start(["-m", "utils.prune", "-h"], subprocess.PIPE)
+    asked = launch.start_process(["-m", "utils.prune", "-h"], subprocess.PIPE)
     assert "utils.prune" in asked.communicate()[0] and asked.returncode == 0
 
 
 def test_precision_is_measured_at_the_size_that_is_trained(monkeypatch):
     """An AlexNet cannot take 32×32 pixels."""
-    monkeypatch.setattr(recipes, "fastest", lambda network, images, *_: network.model(images).shape)
+    monkeypatch.setattr(
+        recipes, "fastest_precision", lambda network, images, *_: network.model(images).shape
+    )
     known = {"arch": "alexnet", "method": "sas-admm", "size": 64, "batch_size": 2}
-    assert recipes.measured(Settings.of(known), True) == (2, 10)
+    assert recipes.measured(Config.from_dict(known), True) == (2, 10)
 
 
 @pytest.mark.parametrize("part", ["lp16", "lp56", "lp110"])

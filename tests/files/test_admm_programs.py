@@ -49,7 +49,7 @@ def test_the_sas_programs_bare_state_dict_is_a_network(tmp_path):
     torch.save(model.state_dict(), tmp_path / "sas.pth")
     loaded = checkpoint.load(tmp_path / "sas.pth")
     assert (loaded.network.arch, loaded.network.depth) == ("resnet-basic", 20)
-    assert loaded.unresumable
+    assert loaded.why_not_resumable
     assert torch.equal(loaded.network.model.eval()(x), model(x))
 
 

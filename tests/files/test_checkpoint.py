@@ -13,7 +13,7 @@ from models import build_model
 from released import batch_norms
 from utils import console
 from utils.files import checkpoint
-from utils.files.layouts import to_released
+from utils.files.legacy_formats import to_released
 from utils.network import Network
 
 NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 10)]
@@ -84,7 +84,7 @@ def test_a_released_run_resumes(tmp_path, pictures, capsys):
     for best in (0.5, np.float64(0.5), np.float32(0.5), torch.tensor(0.5)):
         released.training_checkpoint(path, "vgg", 11, best)
         read = checkpoint.load(path)
-        assert (read.best, read.unresumable) == (50, "")
+        assert (read.best, read.why_not_resumable) == (50, "")
     flags = ["--dataset", "folder", "--data", str(pictures), "--save", str(tmp_path)]
     argv = ["-sr", "--resume", str(path), "--epochs", "2", "--precision", "fp32", "--no-cuda"]
     assert console.run(main.main, [*argv, "--start-epoch", "1"]) == 2

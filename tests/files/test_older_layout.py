@@ -16,7 +16,7 @@ import main
 import utils.network
 from models import build_model
 from runs import assert_same_run, command, train
-from utils.console import Stopped
+from utils.console import Interrupted
 from utils.files import checkpoint
 from utils.network import Network, fresh
 
@@ -72,7 +72,7 @@ def test_a_slim_network_and_its_training_are_read_at_once(arch, tmp_path, monkey
         patched.setattr(utils.network, "analyze", None)  # which takes long
         patched.setattr(utils.network, "build_model", lambda *a: built.append(a) or build(*a))
         read = checkpoint.load(tmp_path / "old.pth.tar")
-    assert len(built) == 1 and not read.unresumable
+    assert len(built) == 1 and not read.why_not_resumable
     state = read.network.model.state_dict()
     assert state.keys() == model.state_dict().keys()
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
@@ -80,7 +80,7 @@ def test_a_slim_network_and_its_training_are_read_at_once(arch, tmp_path, monkey
     assert read.momentum.keys() == parameters.keys()
     for i, (name, value) in enumerate(parameters.items()):
         assert torch.equal(read.momentum[name], value + i)
-    assert torch.equal(read.factors["xi"], xi) and read.network.cfg == cfg
+    assert torch.equal(read.scaling_factors["xi"], xi) and read.network.cfg == cfg
     content["cfg"] = [*cfg[:-1], cfg[-1] + 1]
     torch.save(content, tmp_path / "old.pth.tar")
     with pytest.raises(checkpoint.InputError, match="its cfg does not fit"):
@@ -98,7 +98,7 @@ def test_a_training_goes_on_as_it_would(arch, tmp_path, pictures, monkeypatch):
     def stops(*args):
         calls.append(args)
         if len(calls) == 2:
-            raise Stopped(signal.SIGTERM)
+            raise Interrupted(signal.SIGTERM)
         return evaluate(*args)
 
     with monkeypatch.context() as patched:

@@ -9,7 +9,7 @@ import pytest
 
 from runs import assert_same_run, rows, start, train
 from utils import atomic
-from utils.console import InputError, Stopped
+from utils.console import InputError, Interrupted
 
 RESNET = ["--arch", "resnet", "--depth", "11", "--name", "net", "--epochs", "40"]
 
@@ -40,7 +40,7 @@ def test_a_second_run_of_the_same_name_is_refused_at_once(tmp_path, pictures, ca
 
 
 def test_what_is_refused_leaves_no_folder(tmp_path):
-    with pytest.raises(InputError), atomic.alone(tmp_path / "a" / "b" / "run.lock"):
+    with pytest.raises(InputError), atomic.file_lock(tmp_path / "a" / "b" / "run.lock"):
         raise InputError("something else was wrong")
     assert list(tmp_path.iterdir()) == []
 
@@ -56,15 +56,15 @@ def test_where_locks_are_unknown_a_note_says_so_once(unknown, tmp_path, monkeypa
         monkeypatch.setitem(sys.modules, "fcntl", None)
     else:
         monkeypatch.setattr(fcntl, "flock", fails)
-    with atomic.alone(tmp_path / "run.lock"), atomic.alone(tmp_path / "run.lock"):
+    with atomic.file_lock(tmp_path / "run.lock"), atomic.file_lock(tmp_path / "run.lock"):
         pass
     assert capsys.readouterr().err.count("lock") == 2  # one of each of the two
 
 
 def test_a_lock_left_behind_by_a_kill_is_nobodys(tmp_path: Path):
     (tmp_path / "run.lock").touch()
-    with atomic.alone(tmp_path / "run.lock"):
-        with pytest.raises(InputError), atomic.alone(tmp_path / "run.lock"):
+    with atomic.file_lock(tmp_path / "run.lock"):
+        with pytest.raises(InputError), atomic.file_lock(tmp_path / "run.lock"):
             pass
         assert (tmp_path / "run.lock").exists()
     assert not (tmp_path / "run.lock").exists()
@@ -80,12 +80,12 @@ def test_what_another_process_trained_meanwhile_is_not_trained_again(
     flags = ["--arch", "resnet", "--depth", "11", "--epochs", 3]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(whole, pictures, *flags) == 0
-    evaluate, alone, calls = main.evaluate, main.alone, []
+    evaluate, alone, calls = main.evaluate, main.file_lock, []
 
     def stops(*args: object) -> object:
         calls.append(args)
         if len(calls) == 2:
-            raise Stopped(signal.SIGTERM)
+            raise Interrupted(signal.SIGTERM)
         return evaluate(*args)
 
     with monkeypatch.context() as patched:
@@ -95,11 +95,11 @@ def test_what_another_process_trained_meanwhile_is_not_trained_again(
     again = [*flags, "--resume", "auto" if resume == "auto" else path]
 
     def later(lock: Path) -> object:
-        monkeypatch.setattr(main, "alone", alone)
+        monkeypatch.setattr(main, "file_lock", alone)
         assert train(parts, pictures, *again) == 0
         return alone(lock)
 
-    monkeypatch.setattr(main, "alone", later)
+    monkeypatch.setattr(main, "file_lock", later)
     assert train(parts, pictures, *again) == 0
     assert_same_run(whole, parts)
     assert len(rows(parts / "train_record.csv")) == 1
@@ -113,6 +113,6 @@ def test_who_only_looks_keeps_no_training_from_starting(tmp_path: Path):
     fcntl.flock(looking, fcntl.LOCK_SH)  # as --list does for a moment
     timer = threading.Timer(0.3, looking.close)
     timer.start()
-    with atomic.alone(lock):
-        assert atomic.is_held(lock)
+    with atomic.file_lock(lock):
+        assert atomic.is_locked(lock)
     timer.join()

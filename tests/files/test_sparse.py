@@ -14,7 +14,7 @@ from models import build_model
 from utils.console import InputError
 from utils.files import checkpoint, sparse
 from utils.files.sparse import pack, unpack
-from utils.methods.masked import cut
+from utils.methods.masks import zero_smallest
 
 
 @given(st.integers(1, 40), st.integers(0, 40), st.integers(0, 2**31))
@@ -31,7 +31,7 @@ def test_what_is_packed_comes_back(size, zeros, seed):
 def written(path: Path) -> dict[str, Any]:
     torch.manual_seed(0)
     model = build_model("resnet-basic", 8, 2)
-    cut(model, 0.85)
+    zero_smallest(model, 0.85)
     content = sparse.content(model, {})
     torch.save(content, path)
     assert torch.equal(

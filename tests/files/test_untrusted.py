@@ -24,7 +24,7 @@ from models import build_model
 from utils import console, export
 from utils.bench import __main__ as bench
 from utils.console import InputError
-from utils.files import checkpoint, untrusted
+from utils.files import checkpoint, safe_load
 from utils.network import fresh, restore
 from workshop import Payload, Refused, Workshop, dump
 
@@ -111,7 +111,7 @@ def test_what_is_saved_is_read(tmp_path: Path, write: Write) -> None:
         "pair": (0.5, None, True, "ξ"),
     }
     write(tmp_path / "x", content)
-    read = untrusted.read(tmp_path / "x")
+    read = safe_load.read(tmp_path / "x")
     assert read["double"] == 0.25 and read["pair"] == content["pair"]
     assert type(read["ordered"]) is dict and type(read["parameter"]) is torch.Tensor
     assert same(read["state_dict"], content["state_dict"]) and read["epoch"] == 3
@@ -127,7 +127,7 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
         bad[position] ^= 1 << chance.randrange(8)
         (tmp_path / "x").write_bytes(bad)
         try:
-            assert same(untrusted.read(tmp_path / "x"), CONTENT)
+            assert same(safe_load.read(tmp_path / "x"), CONTENT)
         except InputError:
             refused += 1
     assert refused > len(good) / 3 / 4  # the rest is padding
@@ -228,7 +228,7 @@ def test_traps_are_refused(tmp_path: Path, trap: Any) -> None:
     path = tmp_path / "trap"
     trap(path) if callable(trap) else torch.save(trap, path)
     with pytest.raises(InputError) as error:
-        untrusted.read(path)
+        safe_load.read(path)
     assert str(path) in str(error.value) and len(str(error.value)) < 1000
 
 

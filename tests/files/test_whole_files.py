@@ -17,7 +17,7 @@ import torch
 
 import main
 from runs import command
-from utils.atomic import replacing
+from utils.atomic import atomic_write
 from utils.console import InputError
 from utils.files import checkpoint, records
 from workshop import ROOT, Workshop, error_line
@@ -94,10 +94,10 @@ def test_a_killed_writer_leaves_a_whole_file_and_nothing_for_long(tmp_path: Path
 
 
 def test_of_two_writers_of_one_file_one_fails_and_the_other_is_whole(tmp_path: Path) -> None:
-    with pytest.raises(OSError), replacing(tmp_path / "x") as first:
+    with pytest.raises(OSError), atomic_write(tmp_path / "x") as first:
         first.write_text("first")
         (tmp_path / "x.1.tmp").write_text("as another process would begin")
-        with replacing(tmp_path / "x") as second:
+        with atomic_write(tmp_path / "x") as second:
             second.write_text("second")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"x": "second"}
 

@@ -9,11 +9,11 @@ import torch
 
 import main
 from utils import console
+from utils.flags.config import Config
 from utils.flags.parser import parser
-from utils.flags.settings import Settings
 from utils.methods import METHODS
 from utils.paper.published import NETWORKS
-from utils.training import account
+from utils.training import logs
 
 
 @pytest.mark.parametrize("flag", ["s", "beta"])
@@ -25,7 +25,7 @@ def test_help_says_which_lambda_and_beta_a_network_has_by_default(flag):
     assert told.keys() == {m.name for m in with_flag}
     for method, values in told.items():
         default = {
-            f"{name} {Settings.of(known).options[flag]:g}"
+            f"{name} {Config.from_dict(known).options[flag]:g}"
             for name, (arch, depth) in NETWORKS.items()
             if (known := {"arch": arch, "depth": depth, "method": method})
         }
@@ -51,15 +51,15 @@ def test_another_repositorys_commit_is_not_reported(folder, tmp_path, monkeypatc
     git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.org", "-C", tmp_path]
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
-    own = tmp_path / folder / "utils" / "training" / "account.py"
+    own = tmp_path / folder / "utils" / "training" / "logs.py"
     own.parent.mkdir(parents=True)
     own.touch()
-    monkeypatch.setattr(account, "ROOT", (tmp_path / folder).resolve())
-    monkeypatch.setattr(account, "__file__", str(own))
-    assert account.commit() is None
+    monkeypatch.setattr(logs, "ROOT", (tmp_path / folder).resolve())
+    monkeypatch.setattr(logs, "__file__", str(own))
+    assert logs.commit() is None
     if folder == ".":
         subprocess.run([*git, "add", "."], check=True)
         subprocess.run([*git, "commit", "-q", "-m", "y"], check=True)
-        assert re.fullmatch(r"[0-9a-f]{12}", account.commit())
+        assert re.fullmatch(r"[0-9a-f]{12}", logs.commit())
         own.write_text("changed")
-        assert account.commit().endswith("+")
+        assert logs.commit().endswith("+")

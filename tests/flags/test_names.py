@@ -9,9 +9,9 @@ import main
 import resnet_prune
 from runs import QUICK, rows, train
 from utils import console, launch
-from utils.files.names import PRUNED, REFINED
+from utils.files.paths import PRUNED, REFINED
+from utils.flags.config import Config
 from utils.flags.parser import parser, resolve
-from utils.flags.settings import Settings
 from utils.reports import results
 
 RESNET = ["--arch", "resnet", "--depth", 11, "--epochs", 1]
@@ -24,9 +24,9 @@ def prune(path: Path, *flags: object) -> int:
 
 def test_the_default_name_has_the_seed_and_a_given_one_is_left_alone():
     told = {"arch": "vgg", "depth": 11}
-    assert Settings.of(told).name == "baseline_seed1"
-    assert Settings.of({**told, "method": "proximal", "seed": 7}).name == "proximal_seed7"
-    assert Settings.of({**told, "seed": 7, "name": "mine"}).run == "mine_vgg_11_cifar10"
+    assert Config.from_dict(told).name == "baseline_seed1"
+    assert Config.from_dict({**told, "method": "proximal", "seed": 7}).name == "proximal_seed7"
+    assert Config.from_dict({**told, "seed": 7, "name": "mine"}).run_name == "mine_vgg_11_cifar10"
 
 
 @pytest.mark.parametrize(
@@ -46,8 +46,8 @@ def test_seeds_do_not_double_it(flags, names, monkeypatch):
             begin(seed, "")
             yield seed, 0, 0.0
 
-    monkeypatch.setattr(launch, "start", start)
-    monkeypatch.setattr(launch, "run", run)
+    monkeypatch.setattr(launch, "start_process", start)
+    monkeypatch.setattr(launch, "run_tasks", run)
     monkeypatch.setattr(main, "load", lambda *known: None)
     argv = ["--arch", "resnet", "--depth", "11", "-sr", *flags, "--seeds", "4", "5"]
     assert console.run(main.main, argv) == 0
@@ -78,7 +78,7 @@ def test_several_prunings_of_a_run_are_fine_tuned_and_stand_each_with_its_own(
         "subgradient_seed1_half_resnet_11_folder_refine",
     ]
     (result,) = results.load(tmp_path)
-    assert len(result.refines) == 2
+    assert len(result.finetunings) == 2
     tuned = [result.tuned(pruning)["run"] for pruning in rows(tmp_path / PRUNED)[:2]]
     assert tuned == [row["run"] for row in rows(tmp_path / REFINED)]
     # The same name for another slim network: its fine-tuning is no way on.

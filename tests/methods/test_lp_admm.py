@@ -22,7 +22,7 @@ class Separable:
         (self.bn,) = graph.norms.values()
         self.method = method(graph, **options)
         self.method.write(self.c)
-        self.method.forget()
+        self.method.reset_state()
 
     def gradient(self) -> Tensor:
         return self.a * (self.method.read() - self.c)
@@ -124,7 +124,7 @@ def test_the_dual_is_bounded_at_every_step_and_z_moves_when_it_is_due():
     m, done = step.method, 0
     assert torch.equal(m.z, m.read()) and not m.u.any()
     for epoch in range(3):
-        for where in step.batches.order(epoch):
+        for where in step.batches.epoch_indices(epoch):
             z, gamma = m.z.clone(), m.read().clone()
             step.launch(where)
             done += 1
@@ -145,15 +145,15 @@ def test_the_dual_is_bounded_at_every_step_and_z_moves_when_it_is_due():
 def test_once_an_epoch_is_the_default_and_a_halted_training_changes_nothing():
     step = make_step(method=lambda graph: LpAdmm(graph, 0.02))
     m = step.method
-    for where in step.batches.order(0):
+    for where in step.batches.epoch_indices(0):
         step.launch(where)
     assert not torch.equal(m.z, m.read()) and not m.u.any()
-    m.halted.fill_(1)
+    m.found_inf.fill_(1)
     before = {name: x.clone() for name, x in m.state_dict().items()}
     step.launch(where)
     m.end_epoch(0.1)
     assert all(torch.equal(x, before[name]) for name, x in m.state_dict().items())
-    m.halted.zero_()
+    m.found_inf.zero_()
     m.end_epoch(0.1)
     assert m.u.any()
 
@@ -169,7 +169,7 @@ def test_its_objective_has_the_slope_of_its_steps():
     )
     flat = Separable(lambda_=0.3, p=1.0, bound=2.0).method
     assert flat.penalty() == pytest.approx(0.3 * flat.z.abs().sum().item())
-    assert flat.figures(1.0)["primal_gap"] == 0
+    assert flat.log_metrics(1.0)["primal_gap"] == 0
 
 
 def test_p_is_an_exponent_or_the_number_below_it(capsys):

@@ -66,7 +66,7 @@ def train(make: Callable[[Graph], Method], seed: int) -> tuple[float, float, dic
             optimizer.zero_grad()
         method.end_epoch(lr)
     whole, zeros = accuracy(model, *tests), method.zero_counts()
-    method.write(method.read().masked_fill(method.factor(method.zeroed) == 0, 0))
+    method.write(method.read().masked_fill(method.factor(method.pruned_by) == 0, 0))
     return whole, accuracy(model, *tests), zeros
 
 

@@ -12,7 +12,7 @@ from models import build_model
 from netslim.weights import Compression, weights
 from steps import make_step
 from utils.methods.base import Method
-from utils.methods.masked import cut, masking
+from utils.methods.masks import masking, zero_smallest
 from utils.methods.sas_admm import SasAdmm
 from utils.paper.settings import SAS
 from utils.training.step import Step
@@ -36,7 +36,7 @@ COUNTS = [
 @pytest.mark.parametrize(("depth", "ratio", "total", "factor", "of_all"), COUNTS)
 def test_compression_factors_come_out_to_the_digit(depth, ratio, total, factor, of_all):
     model = build_model("resnet-basic", depth, 10)
-    cut(model, ratio)
+    zero_smallest(model, ratio)
     found = Compression.of(model)
     assert found.weights == total
     assert (f"{found.factor:.4f}", f"{found.factor_all:.4f}") == (factor, of_all)
@@ -45,29 +45,29 @@ def test_compression_factors_come_out_to_the_digit(depth, ratio, total, factor, 
 def test_what_is_left_of_resnet_32_and_56():
     for depth, ratio, left in ((32, 0.85, 69_839), (56, 0.9, 85_500)):
         model = build_model("resnet-basic", depth, 10)
-        assert int(cut(model, ratio).sum()) == left == Compression.of(model).kept
+        assert int(zero_smallest(model, ratio).sum()) == left == Compression.of(model).kept
 
 
 def test_each_convolutions_smallest_go_and_no_linear_layers():
     model = nn.Sequential(nn.Conv2d(1, 10, 1, bias=False), nn.Flatten(), nn.Linear(10, 1))
     model[0].weight.data = torch.tensor([3, -1, 4, 1, -5, 9, -2, 6, 0.5, 8]).view(10, 1, 1, 1)
-    mask = cut(model, 0.49)  # ⌊4.9⌋
+    mask = zero_smallest(model, 0.49)  # ⌊4.9⌋
     assert model[0].weight.flatten().tolist() == [3, 0, 4, 0, -5, 9, 0, 6, 0, 8]
     assert mask.tolist() == [True, False, True, False, True, True, False, True, False, True] + (
         [True] * 10
     )
-    assert cut(copy.deepcopy(model), 0.49).equal(mask), "zeros are the smallest"
+    assert zero_smallest(copy.deepcopy(model), 0.49).equal(mask), "zeros are the smallest"
 
 
 def test_equal_weights_are_cut_by_number():
     model = nn.Conv1d(1, 8, 1, bias=False)
     nn.init.ones_(model.weight)
-    assert int(cut(nn.Sequential(model), 0.5).sum()) == 4
+    assert int(zero_smallest(nn.Sequential(model), 0.5).sum()) == 4
 
 
 def test_a_share_is_of_the_count_and_not_a_percentile():
     model = nn.Sequential(nn.Conv1d(1, 127, 1, bias=False))
-    assert int((~cut(model, 0.85)).sum()) == 107  # ⌊107.95⌋
+    assert int((~zero_smallest(model, 0.85)).sum()) == 107  # ⌊107.95⌋
 
 
 def test_linear_layers_are_cut_where_they_have_most_of_the_weights():
@@ -77,9 +77,9 @@ def test_linear_layers_are_cut_where_they_have_most_of_the_weights():
     kept = sum(n - math.floor(0.9522 * n) for n in sizes)
     assert f"{sum(sizes) / kept:.1f}" == "20.9"
     model = nn.Sequential(nn.Conv1d(1, 20, 1), nn.Linear(20, 30))
-    assert int((~cut(model, 0.5)).sum()) == 10 + 300
+    assert int((~zero_smallest(model, 0.5)).sum()) == 10 + 300
     model = nn.Sequential(nn.Conv1d(30, 20, 1), nn.Linear(20, 30))
-    assert int((~cut(model, 0.5)).sum()) == 300
+    assert int((~zero_smallest(model, 0.5)).sum()) == 300
 
 
 def zeros_of(step: Step) -> Tensor:
@@ -94,7 +94,7 @@ def trained(kind: type[Method], **options: float) -> Step:
     step = make_step(method=lambda graph: kind(graph, **options))
     for epoch in range(3):
         step.method.begin(epoch)
-        for where in step.batches.order(epoch):
+        for where in step.batches.epoch_indices(epoch):
             step.launch(where)
         step.method.end_epoch(0.1)
     return step
@@ -118,5 +118,5 @@ def test_momentum_from_before_the_cut_would_bring_it_back():
     step = make_step(method=masking(Method, 0.7))
     for parameter in weights(step.model).values():
         step.optimizer.state[parameter]["momentum_buffer"].fill_(1)
-    step.launch(step.batches.order(0)[0])
+    step.launch(step.batches.epoch_indices(0)[0])
     assert zeros_of(step).sum() == 0

@@ -58,7 +58,7 @@ from steps import make_step
 step = make_step(method=lambda graph: toy.Toy(graph, 0.1))
 known = {x.data_ptr() for x in step.state()}
 assert step.method.count.data_ptr() in known
-step.launch(step.batches.order(0)[0])
+step.launch(step.batches.epoch_indices(0)[0])
 assert step.method.count.sum() > 0
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

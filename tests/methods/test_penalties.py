@@ -178,7 +178,12 @@ def test_at_their_largest_shapes_they_are_the_l1_norm(t):
     """And no rounding shows, in parts of a step's shrink."""
     s = torch.linspace(0, 1.5, 1001, dtype=torch.float64)
     soft = PENALTIES["l1"]().prox(s, t)
-    for penalty in (TransformedL1(TransformedL1.largest), Lp(Lp.largest), MCP(1e30), SCAD(1e30)):
+    for penalty in (
+        TransformedL1(TransformedL1.max_shape),
+        Lp(Lp.max_shape),
+        MCP(1e30),
+        SCAD(1e30),
+    ):
         torch.testing.assert_close(penalty.prox(s, t), soft, rtol=0, atol=1e-4 * t)
 
 
@@ -231,7 +236,7 @@ WAYS = {"l1": 1, "tl1": 0.77, "mcp": 1.35, "scad": 1.07, "lp": 0.91}
 
 @pytest.mark.parametrize(("name", "relative"), WAYS.items())
 def test_the_way_to_zero(name, relative):
-    way = PENALTIES[name]().way(torch.tensor([0.47], dtype=torch.float64)).item()
+    way = PENALTIES[name]().path_length(torch.tensor([0.47], dtype=torch.float64)).item()
     assert way / 0.47 == pytest.approx(relative, abs=0.01)
 
 
@@ -291,7 +296,9 @@ def test_the_others_are_what_they_are_without_the_dead(name):
     assert (cut.xi == 0).any()
 
 
-@pytest.mark.parametrize("name", [name for name, each in PENALTIES.items() if not each.steep])
+@pytest.mark.parametrize(
+    "name", [name for name, each in PENALTIES.items() if not each.infinite_slope_at_zero]
+)
 def test_the_subgradient_method_adds_the_slope(name):
     graph = bn()
     weight = graph.norms["1"].weight

@@ -11,7 +11,7 @@ import netslim
 from netslim import Graph
 from netslim.methods.penalties import soft_threshold
 from netslim.methods.sas_admm import SIGMA, TAU
-from utils.methods.masked import masking
+from utils.methods.masks import masking
 from utils.methods.sas_admm import SasAdmm
 from utils.paper.settings import SAS
 

@@ -20,7 +20,7 @@ from netslim.weights import Compression
 from utils.data.batches import crop_and_flip
 from utils.data.datasets import load_dataset
 from utils.methods.base import Method
-from utils.methods.masked import cut, masking
+from utils.methods.masks import masking, zero_smallest
 from utils.methods.sas_admm import SasAdmm
 from utils.paper.settings import SAS, learning_rate
 
@@ -122,7 +122,7 @@ def by_sas_admm(seed: int, again: bool) -> dict[str, float]:
     trial.by_sas(model, 12, 8, average_from=10)
     found = {"SAS": trial.accuracy(model)}
     small = thawed(model)
-    cut(small, 0.85)
+    zero_smallest(small, 0.85)
     found["cut"] = trial.accuracy(small)
     trial.retake(small)
     found["cut, statistics retaken"] = trial.accuracy(small)

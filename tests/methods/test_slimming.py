@@ -159,15 +159,15 @@ def test_subgradient_adds_lambda_sign_gamma_to_the_gradient():
 def test_penalties_are_those_of_equations_2_and_5():
     method = ProximalSlimming(network(), 0.1, 4.0, xi_init=XI_INIT)
     gamma, xi = method.gamma.double(), method.xi.double()
-    figures = method.figures(2.0)
+    figures = method.log_metrics(2.0)
     ns_objective = 2.0 + 0.1 * gamma.abs().sum().item()
     assert figures["ns_objective"] == pytest.approx(ns_objective, rel=1e-6)
     expected = 0.1 * xi.abs().sum() + 4 / 2 * ((gamma - xi) ** 2).sum()
     assert figures["objective"] == pytest.approx(2.0 + expected.item(), rel=1e-6)
     original = Subgradient(graph := network(), 0.1)
     expected_ns = 2.0 + 0.1 * sum(bn.weight.abs().sum().item() for bn in graph.norms.values())
-    assert original.figures(2.0) == {"ns_objective": pytest.approx(expected_ns, rel=1e-6)}
-    assert Method(graph).figures(2.0) == {}
+    assert original.log_metrics(2.0) == {"ns_objective": pytest.approx(expected_ns, rel=1e-6)}
+    assert Method(graph).log_metrics(2.0) == {}
 
 
 @pytest.mark.parametrize(("momentum", "minimum"), [(0.0, 0.70), (0.9, 0.97)])

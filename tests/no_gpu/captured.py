@@ -21,23 +21,23 @@ import utils.network as networks
 from netslim import surgery
 from utils.bench.training import Ours, said_of_step
 from utils.data.batches import Batches
-from utils.data.datasets import CIFAR_NORM, Dataset, Pictures
+from utils.data.datasets import CIFAR_NORM, Dataset, ImageSet
 from utils.device import Execution, be_deterministic
-from utils.files.names import Files
-from utils.flags.settings import Settings
+from utils.files.paths import RunPaths
+from utils.flags.config import Config
 from utils.network import Network
-from utils.training import run as runs
-from utils.training.begin import begun
-from utils.training.graph import Graphs
-from utils.training.group import ALONE
-from utils.training.run import Run
+from utils.training import trainer as runs
+from utils.training.build import build_network
+from utils.training.cuda_graphs import CapturedSteps
+from utils.training.distributed import SINGLE_PROCESS
+from utils.training.trainer import Trainer
 
 BATCH, REST = 64, 16
 GPU = torch.device("cuda", 0)
 
 
-def pictures(count: int) -> Pictures:
-    return Pictures(torch.zeros(count, 32, 32, 3, dtype=torch.uint8), torch.zeros(count).long())
+def pictures(count: int) -> ImageSet:
+    return ImageSet(torch.zeros(count, 32, 32, 3, dtype=torch.uint8), torch.zeros(count).long())
 
 
 DATA = Dataset(
@@ -51,24 +51,24 @@ def halved(network: Network) -> Network:
     return network.remove(network.plan(masks, streams=False))
 
 
-def make(case: str, folder: Path = Path()) -> Run:
+def make(case: str, folder: Path = Path()) -> Trainer:
     network, method, precision, memory_format, width = case.split(",")
     arch, depth = network.split("-")
     known = {"arch": arch, "depth": int(depth), "method": method, "batch_size": BATCH, "epochs": 8}
-    settings = Settings.of(known)
-    whole = begun(settings, DATA)
-    return Run(
-        settings, Files(folder, settings.run), halved(whole) if width == "slim" else whole, DATA,
+    settings = Config.from_dict(known)
+    whole = build_network(settings, DATA)
+    return Trainer(
+        settings, RunPaths(folder, settings.run_name), halved(whole) if width == "slim" else whole, DATA,
         Batches(DATA, "train", BATCH, GPU), Execution(GPU, precision, memory_format == "last"),
-        ALONE, main.alternate, graphs=True,
+        SINGLE_PROCESS, main.train_step, use_cuda_graphs=True,
     )  # fmt: skip
 
 
-def epoch(run: Run, lr: float) -> list[dict[str, int]]:
+def epoch(run: Trainer, lr: float) -> list[dict[str, int]]:
     """What each of its steps did; with the nodes of its capture, where there was one."""
     seen = []
     run.step.begin(lr)
-    for where in run.step.batches.order(0):
+    for where in run.step.batches.epoch_indices(0):
         stand_ins.counts()
         run.step.launch(where)
         seen.append(stand_ins.counts())
@@ -92,7 +92,7 @@ def waiting(case: str) -> dict:
         run.step.method.gamma.sum().item()
 
     run.step.method.step = reads
-    return {"first": epoch(run, 0.1), "graphed": isinstance(run.step.launch, Graphs)}
+    return {"first": epoch(run, 0.1), "graphed": isinstance(run.step.launch, CapturedSteps)}
 
 
 def cutting(case: str) -> dict:
@@ -102,31 +102,31 @@ def cutting(case: str) -> dict:
     # What died is silent, but kernels that compute nothing leave any bias, and constants to carry.
     surgery._Folding.more_carriers = lambda *_: False
     run.step.method.dead = lambda optimizer, lr: dead.to(GPU)
-    cut = run.cut_dead()
+    cut = run.remove_dead_channels()
     return {"before": before, "cut": cut, "after": epoch(run, 0.1)}
 
 
 def training(case: str) -> dict:
     """What happened in each epoch. Numbers that are read are made up: kernels compute nothing."""
-    real, cut_dead, writes = torch.Tensor.tolist, Run.cut_dead, runs.WRITES
+    real, cut_dead, writes = torch.Tensor.tolist, Trainer.remove_dead_channels, runs.WRITES
 
     def made_up(self: torch.Tensor) -> list:
         numbers = real(self)
         return [float(i < 3) for i in range(len(numbers))] if self.is_cuda else numbers
 
-    def begins(self: Run) -> int:
+    def begins(self: Trainer) -> int:
         seen.append(stand_ins.counts())
         return cut_dead(self)
 
     seen: list[dict[str, int]] = []
     with TemporaryDirectory() as folder:
         run = make(case, Path(folder))
-        dead, none = run.step.method.dead, torch.zeros(len(run.cut), dtype=torch.bool).to(GPU)
+        dead, none = run.step.method.dead, torch.zeros(len(run.removed), dtype=torch.bool).to(GPU)
         run.step.method.dead = lambda optimizer, lr: (dead(optimizer, lr), none)[1]
-        torch.Tensor.tolist, Run.cut_dead = made_up, begins
+        torch.Tensor.tolist, Trainer.remove_dead_channels = made_up, begins
         runs.WRITES = 1e9  # only when the learning rate drops, and at the end
         main.train(run, {"log_interval": 2}, [])
-        torch.Tensor.tolist, Run.cut_dead, runs.WRITES = real, cut_dead, writes
+        torch.Tensor.tolist, Trainer.remove_dead_channels, runs.WRITES = real, cut_dead, writes
     return {"epochs": seen[1:]}
 
 
@@ -135,7 +135,7 @@ def bench(case: str) -> dict:
     arch, depth = case.split(",")[0].split("-")
     bindings.cudaGraphGetNodes = lambda graph: (0, [], stand_ins.runtime.gpu_nodes())
     ours = Ours(arch, int(depth), DATA, BATCH, GPU, "proximal")
-    for where in ours.run.step.batches.order(0)[:1]:
+    for where in ours.run.step.batches.epoch_indices(0)[:1]:
         ours.run.step.begin(0.1)
         ours.run.step.launch(where)
     nodes, launches = ours._captured()

@@ -17,13 +17,13 @@ from released import batch_norms
 from runs import train
 from utils import console
 from utils.files import checkpoint
-from utils.files.layouts import to_released
-from utils.files.start import Start
+from utils.files.init_from import InitFrom
+from utils.files.legacy_formats import to_released
+from utils.flags.config import Config
 from utils.flags.parser import parser
-from utils.flags.settings import Settings
 from utils.network import Network
 from utils.paper.accounting import cost
-from utils.training import begin
+from utils.training import build
 
 NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 7)]
 x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -260,26 +260,26 @@ def test_of_lp_admm_the_zeros_of_z_go_and_their_constants_are_folded(tmp_path, p
     assert "--mask takes what it has, gamma, z" in capsys.readouterr().err
 
 
-def told_to_tune(said: str) -> tuple[Settings, list[str]]:
+def told_to_tune(said: str) -> tuple[Config, list[str]]:
     """What main.py makes of the command that is told last, and the command."""
     words = shlex.split(re.fullmatch("to fine-tune it: (.*)", said.splitlines()[-1])[1])
     given = vars(parser().parse_args(words[2:]))
-    return Start.of(given).settings(given), words
+    return InitFrom.from_flags(given).config(given), words
 
 
 def test_the_fine_tuning_that_is_told_goes_as_the_training_did(
     tmp_path, pictures, monkeypatch, capsys
 ):
-    monkeypatch.setattr(begin, "fastest", lambda *network: "bf16")
+    monkeypatch.setattr(build, "fastest_precision", lambda *network: "bf16")
     flags = "-sr --arch vgg --depth 11 --epochs 2 --batch-size 16 --lr 0.05 --warmup 1 --seed 3"
     flags += " --precision auto --no-nesterov --label-smoothing 0.1 --wd 0.01 --subset 30"
     assert train(tmp_path, pictures, *flags.split()) == 0
     path = next(tmp_path.glob("*checkpoint.pth.tar"))
     assert prune("vgg", path, pictures, "--percent", 0.1) == 0
     told, words = told_to_tune(capsys.readouterr().out)
-    trained = replace(checkpoint.load(path).settings, precision="bf16")
+    trained = replace(checkpoint.load(path).config, precision="bf16")
     slim = next(tmp_path.glob("*pruned.pth.tar"))
-    assert told == trained.refining(slim)
+    assert told == trained.for_finetuning(slim)
     assert (told.method, told.epochs, told.warmup) == ("baseline", 2, 1)
     assert "--no-cuda" in words and "--workers" not in words
 

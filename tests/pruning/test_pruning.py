@@ -13,7 +13,7 @@ from torch import nn
 import netslim
 from models import ARCHITECTURES, build_model
 from utils.methods.base import count_of, is_zero
-from utils.network import Network, fresh, restore, with_model
+from utils.network import Network, fresh, restore, with_weights
 from utils.pruning.plan import apply_plan, filter_sizes, plan
 
 NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 10), ("resnet-basic", 8)]
@@ -39,7 +39,7 @@ def norm(gamma: list[float]) -> nn.BatchNorm2d:
 
 def dropped(network: Network, masks: list[torch.Tensor]) -> Network:
     """The network with γ = bias = 0 in the removed channels."""
-    masked = with_model(network, copy.deepcopy(network.model))
+    masked = with_weights(network, copy.deepcopy(network.model))
     apply_plan(layers_of(masked), masks, torch.zeros_like(torch.cat(masks)))
     return masked
 
@@ -253,7 +253,7 @@ def networks(draw):
     arch = draw(st.sampled_from(sorted(ARCHITECTURES)))
     torch.manual_seed(draw(st.integers(0, 2**31)))
     depth = draw(st.sampled_from(DEPTHS[arch]))
-    network = with_model(analyzed(arch, depth), build_model(arch, depth, 3).eval())
+    network = with_weights(analyzed(arch, depth), build_model(arch, depth, 3).eval())
     if draw(st.booleans()):
         before = random_masks(network, draw(st.floats(0.02, 1)))
         network = network.remove(network.plan(before, streams=draw(st.booleans())))
@@ -330,7 +330,7 @@ def test_masking_dead_channels_changes_no_bit(arch, depth):
             bn.bias.uniform_(-1, 1)
             bn.bias[dead] = -bn.bias[dead].abs()
     zeros = is_zero(torch.cat([bn.weight for bn in norms]))
-    masked = with_model(network, copy.deepcopy(network.model))
+    masked = with_weights(network, copy.deepcopy(network.model))
     masks = plan(norms, zeros)
     apply_plan(layers_of(masked), masks, zeros)
     x = torch.randn(4, 3, 32, 32)

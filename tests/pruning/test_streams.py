@@ -18,8 +18,8 @@ from models import build_model
 from runs import train
 from utils import console
 from utils.files import checkpoint
-from utils.files.layouts import to_compact, to_released, widened
-from utils.network import Network, fresh, restore, with_model
+from utils.files.legacy_formats import to_compact, to_released, widened
+from utils.network import Network, fresh, restore, with_weights
 from utils.paper.accounting import cost
 
 DEPTHS = {"resnet": (11, 20), "densenet": (7, 10)}
@@ -33,7 +33,7 @@ def analyzed(arch: str, depth: int) -> Network:
 
 def network(arch: str, depth: int, seed: int) -> Network:
     torch.manual_seed(seed)
-    found = with_model(analyzed(arch, depth), build_model(arch, depth, 3).double().eval())
+    found = with_weights(analyzed(arch, depth), build_model(arch, depth, 3).double().eval())
     for bn in map(found.model.get_submodule, found.norms):
         nn.init.uniform_(bn.weight, -1, 1)
         nn.init.normal_(bn.bias)
@@ -59,7 +59,7 @@ def masks_of(found: Network, wanted: float, kept: float) -> list[Tensor]:
 
 def masked(found: Network, masks: list[Tensor]) -> Network:
     """``found`` with γ = bias = 0 where channels go."""
-    other = with_model(found, copy.deepcopy(found.model))
+    other = with_weights(found, copy.deepcopy(found.model))
     for name, mask in zip(other.norms, masks, strict=True):
         bn = other.model.get_submodule(name)
         bn.weight.data *= mask

@@ -9,8 +9,8 @@ from runs import rows, train
 from utils import console
 from utils.experiments import recipes
 from utils.experiments.jobs import Experiment
+from utils.flags.config import Config
 from utils.flags.parser import parser, resolve
-from utils.flags.settings import Settings
 from utils.reports import tables
 
 SAS = "-sr --method sas-admm --arch resnet-basic --depth 8 --batch-size 8 --inner 2".split()
@@ -79,7 +79,7 @@ def test_an_alexnet_is_told_what_a_resnet_is_not(tmp_path, capsys):
 def test_what_they_are_made_of_is_found_done(tmp_path, monkeypatch, capsys):
     short = {"outer": 2, "inner": 1, "dataset": "shapes", "subset": 16, "test_subset": 8}
     known = {"arch": "resnet-basic", "depth": 8, "method": "sas-admm", "batch_size": 8}
-    tiny = Experiment(Settings.of(known | short), False, 1, prune_ratio=0.85)
+    tiny = Experiment(Config.from_dict(known | short), False, 1, prune_ratio=0.85)
     monkeypatch.setattr(recipes, "experiments", lambda part, scale: [tiny])
     argv = ["sas32", "--save", str(tmp_path), "--no-cuda", "--precision", "fp32", "--dry-run"]
     for _ in range(2):

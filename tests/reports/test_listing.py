@@ -7,11 +7,11 @@ import pytest
 import main
 import recorded
 from utils import console
-from utils.atomic import alone
+from utils.atomic import file_lock
 from utils.files import checkpoint, records
 from utils.files.checkpoint import Checkpoint
-from utils.files.names import PRUNED, REFINED, Files
-from utils.flags.settings import Settings
+from utils.files.paths import PRUNED, REFINED, RunPaths
+from utils.flags.config import Config
 from utils.network import fresh
 from utils.reports.listing import LEGEND
 
@@ -36,17 +36,19 @@ def shown(capsys: pytest.CaptureFixture[str], folder: Path) -> dict[str, list[st
 def log(folder: Path, run: str, epochs: int) -> None:
     for epoch in range(1, epochs + 1):
         row = {"epoch": epoch, "test_accuracy": 50.0 + epoch, "gamma_zeros": 3, "xi_zeros": 7}
-        records.append(Files(folder, run).log, row)
+        records.append(RunPaths(folder, run).log, row)
 
 
 def begun(folder: Path, epochs: int, **told: object) -> str:
     """A run of five epochs that has come so far."""
-    settings = Settings.of({**VGG, **told})
+    settings = Config.from_dict({**VGG, **told})
     network = fresh("vgg", 11, 10, 32)
-    content = Checkpoint(network, settings.run, settings, epoch=epochs, precision="fp32").content()
-    checkpoint.save(Files(folder, settings.run).checkpoint, content)
-    log(folder, settings.run, epochs)
-    return settings.run
+    content = Checkpoint(
+        network, settings.run_name, settings, epoch=epochs, precision="fp32"
+    ).to_dict()
+    checkpoint.save(RunPaths(folder, settings.run_name).checkpoint, content)
+    log(folder, settings.run_name, epochs)
+    return settings.run_name
 
 
 def test_finished_runs(tmp_path, capsys):
@@ -67,7 +69,7 @@ def test_runs_that_are_not_finished(tmp_path, capsys):
     stopped = begun(tmp_path, 2)
     running = begun(tmp_path, 3, method="proximal")
     new = "baseline_seed4_vgg_11_cifar10"
-    with alone(Files(tmp_path, running).lock), alone(Files(tmp_path, new).lock):
+    with file_lock(RunPaths(tmp_path, running).lock), file_lock(RunPaths(tmp_path, new).lock):
         assert shown(capsys, tmp_path) == {
             stopped: ["2/5 stopped", "52.00", "-", "-", "-"],
             running: ["3/5 running", "53.00", "3", "-", "-"],
@@ -75,7 +77,7 @@ def test_runs_that_are_not_finished(tmp_path, capsys):
         }
     assert shown(capsys, tmp_path)[running][0] == "3/5 stopped"
     # As a kill leaves it: the lock is there, and nobody has it.
-    Files(tmp_path, stopped).lock.touch()
+    RunPaths(tmp_path, stopped).lock.touch()
     assert shown(capsys, tmp_path)[stopped][0] == "2/5 stopped"
 
 
@@ -83,7 +85,7 @@ def test_a_fine_tuning_that_is_at_work_stands_with_its_training(tmp_path, capsys
     run = recorded.run(tmp_path, "vgg", 11, "proximal", 1, epochs=5, percent=0.0)
     tuning = begun(tmp_path, 2, name="proximal_seed1", refine="logs/x_pruned.pth.tar")
     assert tuning == f"{run}_refine"
-    with alone(Files(tmp_path, tuning).lock):
+    with file_lock(RunPaths(tmp_path, tuning).lock):
         assert shown(capsys, tmp_path)[run][3:] == ["50.0%", "52.00, 2/5 running"]
     alone_there = begun(tmp_path / "other", 1, name="mine", refine="logs/x_pruned.pth.tar")
     assert shown(capsys, tmp_path / "other").keys() == {alone_there}
@@ -137,7 +139,7 @@ def test_the_share_of_weights_that_a_retraining_kept(tmp_path, capsys):
     told = {"arch": "resnet-basic", "depth": 32, "name": "sas-admm_seed1", "epochs": 190}
     told |= {"batch_size": 256, "prune_ratio": 0.85, "refine": f"logs/{run}checkpoint.pth.tar"}
     found = {"weights": 1000, "weights_kept": 151, "test_accuracy": 91.5}
-    row = recorded.training(Settings.of(told), **found)
+    row = recorded.training(Config.from_dict(told), **found)
     recorded.append(tmp_path / REFINED, row)
     assert shown(capsys, tmp_path)[run][3:] == ["15.1% w", "91.50"]
 

@@ -9,23 +9,23 @@ import resnet_prune
 from runs import rows, train
 from utils import console
 from utils.files import checkpoint
-from utils.files.names import PRUNED, Files
+from utils.files.paths import PRUNED, RunPaths
 from utils.reports import results
 
 NETWORK = ["--arch", "resnet", "--depth", 11, "-sr", "--method", "subgradient", "--epochs", 1]
 
 
 @pytest.fixture(scope="module")
-def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Files:
+def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
     folder = tmp_path_factory.mktemp("trained")
     assert train(folder, pictures, *NETWORK, "--name", "net") == 0
-    return Files(folder, "net_resnet_11_folder")
+    return RunPaths(folder, "net_resnet_11_folder")
 
 
 @pytest.fixture
-def run(trained: Files, tmp_path: Path) -> Files:
+def run(trained: RunPaths, tmp_path: Path) -> RunPaths:
     shutil.copytree(trained.folder, tmp_path, dirs_exist_ok=True)
-    return Files(tmp_path, trained.run)
+    return RunPaths(tmp_path, trained.run)
 
 
 def prune(path: Path, *flags: object) -> dict[str, str]:
@@ -73,7 +73,7 @@ def test_a_pruning_of_another_epoch_is_not_the_runs(run):
     """As of model_best, which is chosen on test accuracy, or of the run before it was done anew."""
     content = checkpoint.load(run.checkpoint)
     content.epoch = 0
-    checkpoint.save(run.best, content.content())
+    checkpoint.save(run.best, content.to_dict())
     prune(run.best, "--name", "best_")
     (result,) = results.load(run.folder)
     assert result.prunings == []

@@ -12,8 +12,8 @@ from PIL import Image
 import recorded
 from utils import console
 from utils.files import checkpoint
-from utils.files.layouts import to_released
-from utils.files.names import PRUNED, TRAINED, Files
+from utils.files.legacy_formats import to_released
+from utils.files.paths import PRUNED, TRAINED, RunPaths
 from utils.network import Network, fresh
 from utils.paper.published import TABLES, numbers
 from utils.reports import plots, results, tradeoff
@@ -44,8 +44,8 @@ def run(
             bn.weight[1] = 1e-20
     content = {"epoch": epochs, "state_dict": to_released(network), "best_prec1": torch.tensor(0.5)}
     folder.mkdir(exist_ok=True)
-    torch.save(content, Files(folder, name).checkpoint)
-    with Files(folder, name).log.open("w", newline="") as file:
+    torch.save(content, RunPaths(folder, name).checkpoint)
+    with RunPaths(folder, name).log.open("w", newline="") as file:
         columns = [c for c in LOG if change or c != "change"]
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
@@ -128,9 +128,9 @@ def test_what_was_pruned_is_shown_once_it_is(tmp_path):
     masks = [torch.arange(w) < k for w, k in zip(network.widths, widths, strict=True)]
     small = network.remove(network.plan(masks))
     slim = {"cfg": small.cfg, "state_dict": small.model.state_dict()}
-    files = Files(tmp_path, "a")
-    torch.save(slim, files.slim())
-    row = {"model": files.slim().name, "checksum": checkpoint.checksum(files.checkpoint)}
+    files = RunPaths(tmp_path, "a")
+    torch.save(slim, files.pruned())
+    row = {"model": files.pruned().name, "checksum": checkpoint.checksum(files.checkpoint)}
     recorded.append(tmp_path / PRUNED, row)
     _, kept = panel(plots.draw_run(tmp_path, "a"), "channels kept").containers
     assert [bar.get_height() for bar in kept] == widths

@@ -8,7 +8,7 @@ import pytest
 
 import recorded
 from utils import console
-from utils.files.names import PRUNED, REFINED, TRAINED
+from utils.files.paths import PRUNED, REFINED, TRAINED
 from utils.methods import METHODS
 from utils.reports import tables
 

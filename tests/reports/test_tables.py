@@ -10,7 +10,7 @@ import pytest
 import recorded
 from utils import console
 from utils.experiments.recipes import SMALL
-from utils.files.names import PRUNED, TRAINED
+from utils.files.paths import PRUNED, TRAINED
 from utils.paper.published import TABLES, numbers
 from utils.paper.settings import recipe
 from utils.reports import tables

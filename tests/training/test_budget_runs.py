@@ -9,7 +9,7 @@ import pytest
 import main
 import resnet_prune
 from runs import assert_same_run, command, rows, train
-from utils.console import Stopped
+from utils.console import Interrupted
 from utils.methods.slimming import ProximalSlimming
 
 BUDGET = ["-sr", "--arch", "resnet", "--depth", "11", "--lr", "0.02"]
@@ -32,7 +32,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits(
         nonlocal left
         left -= 1
         if not left:
-            raise Stopped(signal.SIGTERM)
+            raise Interrupted(signal.SIGTERM)
         end_epoch(method, lr)
 
     monkeypatch.setattr(ProximalSlimming, "end_epoch", end)

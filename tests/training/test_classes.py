@@ -10,18 +10,18 @@ from torch import Tensor
 import main
 import vgg_prune
 from runs import command, train
-from utils.training.classes import ByClass, tallies
+from utils.training.classes import PerClass, class_counts
 
 NAMES = ("cat", "dog", "eel")
 
 
-def by_class(*rows: list[int]) -> ByClass:
+def by_class(*rows: list[int]) -> PerClass:
     """From how often images of each class (a row) were called what (a column)."""
     table = torch.tensor(rows)
     labels, answers = table.nonzero().T
     times = table[labels, answers]
     each = (x.repeat_interleave(times) for x in (answers, labels))
-    return ByClass(*tallies(*each, len(rows)).tolist())
+    return PerClass(*class_counts(*each, len(rows)).tolist())
 
 
 def test_each_number_belongs_to_its_class():

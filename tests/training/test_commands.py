@@ -14,7 +14,7 @@ import torch
 import main
 from runs import QUICK, ROOT, assert_same_run, rows, train
 from utils import console, launch
-from utils.flags.settings import FLAGS
+from utils.flags.config import FLAGS
 from utils.network import fresh
 from utils.reports import results
 
@@ -156,17 +156,17 @@ def test_a_resumed_run_is_the_uninterrupted_one(flags, tmp_path, pictures):
 
 def stop_after(epochs: int, folder: Path, pictures: Path, *more: object) -> list[str]:
     """Train, but break off when ``epochs`` are saved and the next is only logged."""
-    from utils.training.run import Run
+    from utils.training.trainer import Trainer
 
-    save = Run.save
+    save = Trainer.save
 
-    def stop(self: Run, accuracy: float, now: bool) -> None:
+    def stop(self: Trainer, accuracy: float, now: bool) -> None:
         if self.epoch > epochs:
             raise KeyboardInterrupt
         save(self, accuracy, True)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "save", stop)
+        patch.setattr(Trainer, "save", stop)
         assert train(folder, pictures, *more) == 130
     (log,) = folder.glob("*log.csv")
     return [row["epoch"] for row in rows(log)]
@@ -194,7 +194,7 @@ def test_seeds_are_spread_over_the_gpus(monkeypatch, capsys):
         return subprocess.Popen(argv, stdout=output, env=env, text=True)
 
     monkeypatch.setattr(launch, "visible_gpus", lambda: ["4", "GPU-a"])
-    monkeypatch.setattr(launch, "start", start)
+    monkeypatch.setattr(launch, "start_process", start)
     launch.run_seeds(["--seeds", "1", "2", "3"], None, no_cuda=False)
     said = sorted(capsys.readouterr().err.splitlines())
     assert said == ["seed 1: 4", "seed 2: GPU-a", "seed 3: 4"]
@@ -212,10 +212,10 @@ def test_a_run_may_begin_at_a_later_epoch_and_is_another_then(tmp_path, pictures
     log = rows(next(tmp_path.glob("*log.csv")))
     assert [(row["epoch"], float(row["lr"])) for row in log] == [("3", 0.01), ("4", 0.001)]
     (result,) = results.load(tmp_path)
-    assert result.settings.start_epoch == 2
+    assert result.config.start_epoch == 2
     assert ("start_epoch", 2) in result.experiment[1].options
-    assert "--start-epoch" not in result.settings.refine_argv()
-    assert result.settings.refining(Path("slim")).start_epoch == 0
+    assert "--start-epoch" not in result.config.finetuning_argv()
+    assert result.config.for_finetuning(Path("slim")).start_epoch == 0
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from netslim.selection import selections
 from runs import DYING, kill_and_resume, rows, start, train
 from utils.files import checkpoint
 from utils.network import Network, fresh
-from utils.training.cutting import worth_cutting
+from utils.training.removal import select_removable
 
 
 def network_of(arch: str, depth: int) -> Network:
@@ -27,7 +27,7 @@ def deaths(network: Network, share: float) -> list[Tensor]:
 def cuts(network: Network, dead: list[Tensor], before: list[Tensor] | None = None) -> list[Tensor]:
     """What is worth cutting of the ``dead``, by batch norm, where some have gone ``before``."""
     gone = torch.zeros(sum(network.widths), dtype=torch.bool) if before is None else cat(before)
-    return list(worth_cutting(network, gone, cat(dead)).split(network.widths))
+    return list(select_removable(network, gone, cat(dead)).split(network.widths))
 
 
 @pytest.mark.parametrize("count", [27, 28])

@@ -6,7 +6,7 @@ from test_dead import LR, Trainer, furthest
 from torch import Tensor, nn
 
 from utils.network import Network
-from utils.training.cutting import worth_cutting
+from utils.training.removal import select_removable
 
 
 def network() -> Network:
@@ -25,7 +25,7 @@ def network() -> Network:
 
 
 def worth(trainer: Trainer, dead: Tensor) -> Tensor:
-    return worth_cutting(trainer.network, torch.zeros_like(dead), dead)
+    return select_removable(trainer.network, torch.zeros_like(dead), dead)
 
 
 def batches(count: int) -> list[tuple[Tensor, Tensor]]:
@@ -85,7 +85,7 @@ def test_of_a_depthwise_pair_both_must_have_died():
     parts[0][:6], parts[1][3:] = True, True
 
     def cut() -> tuple[Tensor, ...]:
-        return worth_cutting(own, torch.zeros_like(dead), dead).split(own.widths)
+        return select_removable(own, torch.zeros_like(dead), dead).split(own.widths)
 
     assert [part.nonzero().flatten().tolist() for part in cut()] == [
         *([3, 4, 5], [3, 4, 5], [], [], []),

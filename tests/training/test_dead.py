@@ -19,7 +19,7 @@ from utils.data.batches import Batches
 from utils.data.datasets import load_dataset
 from utils.methods.base import Method
 from utils.methods.slimming import ProximalSlimming
-from utils.network import Network, fresh, with_model
+from utils.network import Network, fresh, with_weights
 
 NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 10), ("resnet-basic", 8)]
 LR = 0.04
@@ -49,7 +49,7 @@ class Trainer:
 
     def in_float64(self) -> "Trainer":
         """A twin that goes on from here."""
-        network = with_model(self.network, copy.deepcopy(self.model).double())
+        network = with_weights(self.network, copy.deepcopy(self.model).double())
         twin = Trainer(network, self.method.xi.double())
         return twin.with_momentum({n: v.double() for n, v in self.momentum().items()})
 
@@ -67,7 +67,7 @@ class Trainer:
         removal, momentum = self.removal(gone), self.momentum()
         # The full network's graph serves: it names what is left, too.
         twin = Trainer(
-            with_model(self.network, self.network.remove(removal).model), self.method.xi[~gone]
+            with_weights(self.network, self.network.remove(removal).model), self.method.xi[~gone]
         )
         names = {name: removal.full_name(name) for name, _ in twin.model.named_parameters()}
         return twin.with_momentum(
@@ -83,7 +83,7 @@ def pictures_of() -> Batches:
 def shuffled() -> Iterator[tuple[Tensor, Tensor]]:
     """Batches for ever, augmented."""
     for epoch in itertools.count():
-        yield from map(pictures_of().cut, pictures_of().order(epoch))
+        yield from map(pictures_of().get_batch, pictures_of().epoch_indices(epoch))
 
 
 @pytest.fixture(scope="module", params=NETWORKS, ids=lambda network: network[0])

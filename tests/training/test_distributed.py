@@ -20,7 +20,7 @@ from utils.methods.sas_admm import SasAdmm
 from utils.methods.slimming import ProximalSlimming
 from utils.network import fresh
 from utils.paper.settings import SAS, XI_INIT, learning_rate
-from utils.training.group import Group
+from utils.training.distributed import ProcessGroup
 
 NETWORK = ["--arch", "resnet", "--depth", "11", "-sr", "--s", "1", "--beta", "100"]
 
@@ -67,13 +67,13 @@ def test_two_processes_compute_what_one_does_with_two_half_batches(tmp_path, pic
     for epoch in range(epochs):
         lr = learning_rate(epoch, epochs, initial)
         optimizer.param_groups[0]["lr"] = lr
-        for where in batches.order(epoch):
+        for where in batches.epoch_indices(epoch):
             optimizer.zero_grad()
             buffers = [b.clone() for b in model.buffers()]
             for rank in (1, 0):  # the first process's statistics are the last ones
                 for buffer, before in zip(model.buffers(), buffers, strict=True):
                     buffer.copy_(before)
-                images, labels = batches.cut(where.tensor_split(2, dim=1)[rank])
+                images, labels = batches.get_batch(where.tensor_split(2, dim=1)[rank])
                 share = len(labels) / where.shape[1]
                 (F.cross_entropy(model(images), labels) * share).backward()
             optimizer.step()
@@ -104,11 +104,11 @@ def test_two_processes_run_sas_admm_as_one_does(tmp_path, pictures):
     model.train()
     for epoch in range(2):
         method.begin(epoch)
-        for where in batches.order(epoch, method.steps(epoch)):
+        for where in batches.epoch_indices(epoch, method.steps(epoch)):
             model.zero_grad()
             method.before_forward()
             for half in where.tensor_split(2, dim=1):
-                images, labels = batches.cut(half)
+                images, labels = batches.get_batch(half)
                 (F.cross_entropy(model(images), labels) / 2).backward()
             method.step(0.1)
         method.end_epoch(0.1)
@@ -120,7 +120,7 @@ def test_two_processes_run_sas_admm_as_one_does(tmp_path, pictures):
 @pytest.mark.parametrize(("count", "size"), [(64, 2), (7, 3), (5, 4), (3, 4), (1, 2)])
 def test_shares_cover_a_batch_and_their_weights_make_its_mean(count, size):
     where = torch.arange(4 * count).reshape(4, count)
-    shares = [Group(rank, size).share(where) for rank in range(size)]
+    shares = [ProcessGroup(rank, size).local_shard(where) for rank in range(size)]
     losses = where[0].double() ** 2  # of each picture
     mean = sum(losses[part[0]].mean() * weight for part, weight in shares) / size
     assert mean == pytest.approx(losses.mean())
@@ -198,7 +198,7 @@ def test_a_process_that_is_not_where_the_others_are_is_soon_lost(monkeypatch):
     """Once the data is loaded: before, others may wait half an hour for the one that loads."""
     waits = []
     monkeypatch.setattr(dist, "new_group", lambda timeout: waits.append(timeout))
-    assert Group(1, 2).on_time() == Group(1, 2)
+    assert ProcessGroup(1, 2).with_timeout() == ProcessGroup(1, 2)
     assert waits[0].total_seconds() < 60
 
 

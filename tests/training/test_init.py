@@ -35,9 +35,11 @@ def test_a_run_begins_with_the_files_weights_and_is_its_own(method, before, tmp_
     for name, weights in old.network.model.named_parameters():  # so small a step only rounds
         torch.testing.assert_close(dict(new.network.model.named_parameters())[name], weights)
     other = {"proximal": "xi", "lp-admm": "z"}[method]
-    torch.testing.assert_close(new.factors[other], new.factors["gamma"])  # ξ or z := γ
-    assert (new.factors["gamma"] != 0.5).any()
-    assert new.settings.seed == 1 and new.epoch == 1
+    torch.testing.assert_close(
+        new.scaling_factors[other], new.scaling_factors["gamma"]
+    )  # ξ or z := γ
+    assert (new.scaling_factors["gamma"] != 0.5).any()
+    assert new.config.seed == 1 and new.epoch == 1
     (row,) = rows(tmp_path / "train_record.csv")
     assert row["init"] == str(before) and row["xi_init"] == ""
     assert row["init_checksum"] == hashlib.sha256(before.read_bytes()).hexdigest()
@@ -105,7 +107,7 @@ def test_what_cannot_be_begun_with_is_refused(before, tmp_path, pictures, capsys
 def norm(folder):
     (path,) = folder.glob("*checkpoint.pth.tar")
     found = checkpoint.load(path)
-    return (tuple(found.mean), tuple(found.std)), found.settings.normalise
+    return (tuple(found.mean), tuple(found.std)), found.config.normalise
 
 
 def test_torchvisions_weights_are_given_images_as_they_were_trained_on(tmp_path, pictures, capsys):

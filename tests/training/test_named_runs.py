@@ -10,7 +10,7 @@ import main
 import netslim
 from runs import assert_same_run, rows, train
 from utils import console, prune
-from utils.console import Stopped
+from utils.console import Interrupted
 from utils.files import checkpoint
 
 
@@ -60,7 +60,7 @@ def test_what_dropout_draws_is_the_same_after_a_resume(tmp_path, pictures, monke
     def stops(*args):
         calls.append(args)
         if len(calls) == 2:
-            raise Stopped(signal.SIGTERM)
+            raise Interrupted(signal.SIGTERM)
         return evaluate(*args)
 
     with monkeypatch.context() as patched:
@@ -87,7 +87,7 @@ def test_torchvisions_weights_begin_a_run_with_a_head_of_its_own(tmp_path, pictu
     for name, value in given.named_parameters():
         if not name.startswith("fc."):
             torch.testing.assert_close(new.network.model.get_parameter(name), value)
-    torch.testing.assert_close(new.factors["xi"], new.factors["gamma"])
+    torch.testing.assert_close(new.scaling_factors["xi"], new.scaling_factors["gamma"])
     # Without its name it is no network of this program.
     assert train(tmp_path / "other", pictures, *flags) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -7,7 +7,7 @@ import torch
 
 from runs import assert_same, rows
 from utils import console, device
-from utils.device import Execution, execution_for
+from utils.device import Execution, build_execution
 from utils.files import checkpoint
 from utils.network import fresh
 
@@ -64,7 +64,7 @@ def test_the_memory_format_is_a_constant_of_network_precision_and_device():
         for network in (full, slim):
             for where in (CPU, GPU):
                 for precision in ("fp32", "tf32", "bf16"):
-                    found = execution_for(network, precision, where)
+                    found = build_execution(network, precision, where)
                     slim_resnet = arch == "resnet" and network is slim
                     first = precision == "fp32" and (where == GPU or slim_resnet)
                     assert found == Execution(where, precision, channels_last=not first)

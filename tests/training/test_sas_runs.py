@@ -18,8 +18,8 @@ from utils.data.datasets import load_dataset
 from utils.files import checkpoint
 from utils.flags.parser import parser, resolve
 from utils.methods.sas_admm import SasAdmm
-from utils.training import account
-from utils.training.statistics import retake
+from utils.training import logs
+from utils.training.recalibrate import recalibrate_bn
 
 SAS = "-sr --method sas-admm --arch resnet-basic --depth 8 --batch-size 8 --inner 3 --k0 3".split()
 NAME = "sas-admm_seed1_resnet-basic_8_folder"
@@ -35,14 +35,14 @@ def trained(tmp_path_factory, pictures) -> Path:
 
 def stop_at(epoch: int, patch: pytest.MonkeyPatch) -> None:
     """Interrupt a training at the end of that epoch, before it is kept."""
-    log = account.log
+    log = logs.log
 
     def stopping(run, *args):
         if run.epoch == epoch:
             raise KeyboardInterrupt
         return log(run, *args)
 
-    patch.setattr(account, "log", stopping)
+    patch.setattr(logs, "log", stopping)
 
 
 def statistics(model: nn.Module) -> dict[str, Tensor]:
@@ -57,11 +57,11 @@ def test_the_average_is_saved_with_statistics_of_its_own(trained, pictures):
     saved = {key: value.clone() for key, value in statistics(model).items()}
     data = load_dataset("folder", pictures)
     batches = Batches(data, "train", 8, torch.device("cpu"), 1)
-    retake(model, batches)
+    recalibrate_bn(model, batches)
     assert_same(statistics(model), saved)
     # and not what training at Ŵ left, nor what other weights give
     vector_to_parameters(kept["W"], weights(model).values())
-    retake(model, batches)
+    recalibrate_bn(model, batches)
     assert not torch.equal(statistics(model)["bn1.running_mean"], saved["bn1.running_mean"])
 
 

@@ -92,8 +92,8 @@ def test_a_run_follows_and_records_it_and_death_is_judged_by_the_highest_rate_to
 
 def test_labels_are_smoothed_in_training():
     step = make_step()
-    where = step.batches.order(0)[0]
-    images, labels = step.batches.cut(where)
+    where = step.batches.epoch_indices(0)[0]
+    images, labels = step.batches.get_batch(where)
     step.label_smoothing = 0.3
     state = {name: x.clone() for name, x in step.model.state_dict().items()}
     loss = step.loss(where)

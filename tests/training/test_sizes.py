@@ -19,13 +19,13 @@ from own_pictures import save
 from runs import assert_same, assert_same_run, command, kill_and_resume, rows, start, train
 from utils import export
 from utils.data.datasets import CIFAR_NORM, IMAGENET_NORM, load_dataset
-from utils.data.stream import batches_of
+from utils.data.streaming import batches_of
 from utils.device import Execution
 from utils.files import checkpoint
-from utils.flags.settings import Settings
+from utils.flags.config import Config
 from utils.paper.accounting import cost
-from utils.training.run import Run
-from utils.training.step import Reading, evaluate
+from utils.training.step import TrainMetrics, evaluate
+from utils.training.trainer import Trainer
 from workshop import Refused, Workshop
 
 NETWORK = ["--arch", "resnet-basic", "--depth", 8, "--batch-size", 16]
@@ -46,11 +46,11 @@ def imagenet(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
     return place
 
 
-def _stop_in(epoch: int) -> Callable[..., Reading]:
+def _stop_in(epoch: int) -> Callable[..., TrainMetrics]:
     """What interrupts a training at the end of that epoch, counted from 1."""
-    read = Run.read
+    read = Trainer.metrics
 
-    def stopping(run: Run, *args: object) -> Reading:
+    def stopping(run: Trainer, *args: object) -> TrainMetrics:
         if run.epoch + 1 == epoch:
             raise KeyboardInterrupt
         return read(run, *args)  # type: ignore[arg-type]
@@ -86,7 +86,7 @@ def test_imagenet_is_streamed_and_survives_kills(tmp_path: Path, imagenet: Path)
     flags = [*NETWORK, "--dataset", "imagenet", "--workers", "2"]
     kill_and_resume(tmp_path, imagenet, list(map(str, flags)), 1, random.Random(1))
     given = checkpoint.load(made(tmp_path / "whole"))
-    assert given.settings.stream and given.settings.size == 32
+    assert given.config.stream and given.config.size == 32
     assert (tuple(given.mean), tuple(given.std)) == IMAGENET_NORM
 
 
@@ -116,7 +116,7 @@ def test_a_size_goes_from_the_run_to_all_that_follows(
     assert capsys.readouterr().out.endswith("--workers 0 --no-cuda\n")  # what comes next
     path = made(tmp_path)
     given = checkpoint.load(path)
-    assert given.size == given.settings.size == 48
+    assert given.size == given.config.size == 48
     data = load_dataset("folder", pictures, size=48, stream=True, normalise="data")
     assert (data.mean, data.std) == (tuple(given.mean), tuple(given.std)) != CIFAR_NORM
     flops = {size: cost(build_model("resnet-basic", 8, 2), size).flops for size in (32, 48)}
@@ -147,7 +147,7 @@ def test_a_size_goes_from_the_run_to_all_that_follows(
     refine = ["--refine", slim, "--epochs", 1, "--no-cuda", "--workers", 0]
     assert command(main, *refine, "--batch-size", 16) == 0
     tuned = checkpoint.load(next(tmp_path.glob("*_refinecheckpoint.pth.tar")))
-    assert (tuned.size, tuned.settings.stream, tuned.mean) == (48, True, given.mean)
+    assert (tuned.size, tuned.config.stream, tuned.mean) == (48, True, given.mean)
 
     output = tmp_path / "net.pt2"
     assert command(export, "--model", slim, "--format", "pt2", "--output", output) == 0
@@ -173,9 +173,9 @@ def test_whether_images_are_mirrored_goes_from_the_run_to_all_that_follows(
     ]
     assert not torch.equal(*(state["conv1.weight"] for state in states))
     given = checkpoint.load(made(upright))
-    assert given.settings is not None and given.settings.no_flip
+    assert given.config is not None and given.config.no_flip
     (record,) = rows(upright / "train_record.csv")
-    assert record["no_flip"] == "True" and "--no-flip" in given.settings.argv()
+    assert record["no_flip"] == "True" and "--no-flip" in given.config.argv()
 
     resume = ["--resume", made(mirrored), "--no-cuda", "--no-flip"]
     assert command(main, *resume) == 2
@@ -187,7 +187,7 @@ def test_whether_images_are_mirrored_goes_from_the_run_to_all_that_follows(
     slim = next(upright.glob("*pruned.pth.tar"))
     refine = ["--refine", slim, "--epochs", 1, "--batch-size", 16, "--no-cuda"]
     assert command(main, *refine) == 0
-    tuned = checkpoint.load(next(upright.glob("*_refinecheckpoint.pth.tar"))).settings
+    tuned = checkpoint.load(next(upright.glob("*_refinecheckpoint.pth.tar"))).config
     assert tuned is not None and tuned.no_flip
 
 
@@ -198,7 +198,7 @@ def test_what_was_trained_before_images_could_be_upright_goes_on_mirrored(
     flags = [*NETWORK, "--epochs", 2]
     assert train(whole, pictures, *flags) == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "read", _stop_in(2))
+        patch.setattr(Trainer, "read", _stop_in(2))
         assert train(parts, pictures, *flags) == 130
     content = torch.load(made(parts), weights_only=True)
     del content["settings"]["no_flip"]
@@ -210,8 +210,8 @@ def test_what_was_trained_before_images_could_be_upright_goes_on_mirrored(
 
 
 def test_digits_are_never_mirrored() -> None:
-    assert Settings.of({"dataset": "SVHN"}).no_flip
-    assert not Settings.of({"dataset": "cifar10"}).no_flip
+    assert Config.from_dict({"dataset": "SVHN"}).no_flip
+    assert not Config.from_dict({"dataset": "cifar10"}).no_flip
 
 
 def test_what_was_measured_on_one_set_of_pictures_is_used_on_another(
@@ -250,7 +250,7 @@ def test_top_five_is_told_of_more_than_ten_classes(
     given = checkpoint.load(made(run))
     data = load_dataset("folder", many)
     logits, labels = [], []
-    for images, classes in batches_of(data, "test", None, torch.device("cpu")).in_order():
+    for images, classes in batches_of(data, "test", None, torch.device("cpu")).iter_eval():
         logits.append(given.network.model.eval()(images).detach())
         labels.append(classes)
     rank = (torch.cat(logits) > torch.cat(logits).gather(1, torch.cat(labels)[:, None])).sum(1)

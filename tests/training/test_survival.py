@@ -51,10 +51,10 @@ def test_a_signal_ends_the_run_so_that_it_can_go_on(signum, tmp_path, pictures):
 
 def test_states_the_clock_has_not_written_are_written_at_the_end(tmp_path, pictures, monkeypatch):
     """Best and last, when the run is broken off: writes are far apart where epochs are short."""
-    from utils.training import account, run
+    from utils.training import logs, trainer
 
-    monkeypatch.setattr(run, "WRITES", 1e9)
-    epochs, at = [], account.log
+    monkeypatch.setattr(trainer, "WRITES", 1e9)
+    epochs, at = [], logs.log
 
     def log(run, *args):
         epochs.append(torch.load(p, weights_only=True)["epoch"] if (p := path()) else None)
@@ -65,7 +65,7 @@ def test_states_the_clock_has_not_written_are_written_at_the_end(tmp_path, pictu
     def path() -> Path | None:
         return next(tmp_path.glob("*checkpoint.pth.tar"), None)
 
-    monkeypatch.setattr(account, "log", log)
+    monkeypatch.setattr(logs, "log", log)
     assert train(tmp_path, pictures, *RESNET) == 130
     assert epochs == [None, 1, 1, 1]  # written once, and then not yet again
     assert torch.load(path(), weights_only=True)["epoch"] == 3

@@ -7,14 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from main import alternate
+from main import train_step
 from models import build_model
 from steps import make_step, proximal
-from utils.console import Diverged
+from utils.console import NonFiniteLoss
 from utils.device import Execution
 from utils.network import fresh
-from utils.training import graph
-from utils.training.graph import Graphs, preserved
+from utils.training import cuda_graphs
+from utils.training.cuda_graphs import CapturedSteps, preserved
 from utils.training.step import Step
 
 
@@ -26,43 +26,43 @@ def trained(step: Step) -> list[torch.Tensor]:
 
 def test_nothing_is_updated_from_a_step_on_that_is_not_finite():
     step = make_step()
-    order = step.batches.order(0)
+    order = step.batches.epoch_indices(0)
     step.launch(order[0])
-    step.check(order)
+    step.metrics(order)
     with torch.no_grad():
         step.model.layer2[0].conv2.weight[3, 2, 1, 1] = float("inf")
     before = [x.clone() for x in trained(step)]
     for where in order[1:]:
         step.launch(where)
     assert all(map(torch.equal, before, trained(step)))
-    with pytest.raises(Diverged, match=r"step 2 of 4 .*the parameters of layer2\.0\.conv2"):
-        step.check(order)
+    with pytest.raises(NonFiniteLoss, match=r"step 2 of 4 .*the parameters of layer2\.0\.conv2"):
+        step.metrics(order)
 
 
 def test_a_gamma_that_is_not_finite_is_seen_at_the_end_of_its_step():
     step = make_step()
-    order = step.batches.order(0)
+    order = step.batches.epoch_indices(0)
     step.launch(order[0])
     with torch.no_grad():
         step.model.layer1[0].bn1.weight[0] = float("nan")
-    with pytest.raises(Diverged, match=r"step 1 of 4 .*the parameters of layer1\.0\.bn1"):
-        step.check(order)
+    with pytest.raises(NonFiniteLoss, match=r"step 1 of 4 .*the parameters of layer1\.0\.bn1"):
+        step.metrics(order)
 
 
 def test_an_activation_that_overflows_is_named():
     step = make_step()
-    order = step.batches.order(0)
+    order = step.batches.epoch_indices(0)
     with torch.no_grad():
         step.model.conv1.weight.fill_(3e38)
     step.launch(order[0])
-    with pytest.raises(Diverged, match=r"step 1 of 4 .*the output of conv1"):
-        step.check(order)
+    with pytest.raises(NonFiniteLoss, match=r"step 1 of 4 .*the output of conv1"):
+        step.metrics(order)
 
 
 def test_what_a_capture_tries_leaves_no_trace():
     """Warm-up steps change weights, statistics, momentum, ξ and tallies: all are put back."""
     step, twin = make_step(), make_step()
-    order = step.batches.order(0)
+    order = step.batches.epoch_indices(0)
     for each in (step, twin):
         each.launch(order[0])
     with preserved(step.state()):
@@ -92,7 +92,7 @@ def tensors_of(thing: object, seen: set[int]) -> list[torch.Tensor]:
 
 def test_state_is_everything_that_a_step_changes():
     step = make_step()
-    order = step.batches.order(0)
+    order = step.batches.epoch_indices(0)
     step.launch(order[0])
     reached = [x for x in tensors_of(step, set()) if x.numel()]
     before = [x.detach().clone() for x in reached]
@@ -111,11 +111,11 @@ def fails_late(work):
 
 
 def test_where_capture_fails_the_run_is_none_the_worse(capsys, monkeypatch):
-    monkeypatch.setattr(graph, "capture", fails_late)
+    monkeypatch.setattr(cuda_graphs, "capture_cuda_graph", fails_late)
     step, plain = make_step(), make_step()
-    step.launch = Graphs(step)
+    step.launch = CapturedSteps(step)
     for each in (step, plain):
-        for where in each.batches.order(0):
+        for where in each.batches.epoch_indices(0):
             each.launch(where)
     said = capsys.readouterr().err
     assert said.count("could not be captured as a graph (no graphs here): going on without") == 1
@@ -132,22 +132,22 @@ def test_what_a_capture_that_fails_halfway_recorded_is_no_gradient(monkeypatch):
         assert step.model.conv1.weight.grad is not None
         raise RuntimeError("no graphs here")
 
-    monkeypatch.setattr(graph, "capture", fails_halfway)
-    step.launch = Graphs(step)
+    monkeypatch.setattr(cuda_graphs, "capture_cuda_graph", fails_halfway)
+    step.launch = CapturedSteps(step)
     for each in (step, plain):
-        for where in each.batches.order(0):
+        for where in each.batches.epoch_indices(0):
             each.launch(where)
     assert all(map(torch.equal, step.state(), plain.state()))
 
 
 def test_what_a_failed_capture_would_leave_is_seen(monkeypatch):
     """The control of the test above: without putting back, the two differ."""
-    monkeypatch.setattr(graph, "capture", fails_late)
-    monkeypatch.setattr(graph, "preserved", lambda tensors: nullcontext())
+    monkeypatch.setattr(cuda_graphs, "capture_cuda_graph", fails_late)
+    monkeypatch.setattr(cuda_graphs, "preserved", lambda tensors: nullcontext())
     step, plain = make_step(), make_step()
-    step.launch = Graphs(step)
+    step.launch = CapturedSteps(step)
     for each in (step, plain):
-        each.launch(each.batches.order(0)[0])
+        each.launch(each.batches.epoch_indices(0)[0])
     same = [torch.equal(one, other) for one, other in zip(step.state(), plain.state(), strict=True)]
     assert same.count(False) > 50
 
@@ -157,12 +157,12 @@ def test_a_step_multiplies_in_tf32_and_nothing_else_does():
 
     def looks(step, where):
         seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
-        alternate(step, where)
+        train_step(step, where)
 
     for precision, allowed in (("tf32", True), ("fp32", False), ("bf16", False)):
         step = make_step()
-        step.execution, step.alternate = Execution(torch.device("cpu"), precision), looks
-        step.launch(step.batches.order(0)[0])
+        step.execution, step.train_step = Execution(torch.device("cpu"), precision), looks
+        step.launch(step.batches.epoch_indices(0)[0])
         assert seen.pop() == (allowed, allowed)
         assert not torch.backends.cudnn.allow_tf32
         assert not torch.backends.cuda.matmul.allow_tf32
@@ -210,15 +210,15 @@ def test_a_graph_computes_what_the_plain_loop_does():
         optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, nesterov=True, fused=True)
         data.images, data.labels = data.images.to(device), data.labels.to(device)
         data.mean, data.std = data.mean.to(device), data.std.to(device)
-        step = Step(model, data, optimizer, method, Execution(device), alternate)
+        step = Step(model, data, optimizer, method, Execution(device), train_step)
         if graphed:
-            step.launch = Graphs(step)
+            step.launch = CapturedSteps(step)
         for epoch, lr in enumerate((0.1, 0.1, 0.01)):
             step.begin(lr)
-            for where in data.order(epoch):
+            for where in data.epoch_indices(epoch):
                 step.launch(where)
-            step.check(data.order(epoch))
+            step.metrics(data.epoch_indices(epoch))
         steps.append(step)
-    assert isinstance(steps[0].launch, Graphs), "capture failed"
+    assert isinstance(steps[0].launch, CapturedSteps), "capture failed"
     for one, other in zip(steps[0].state(), steps[1].state(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)

@@ -1,7 +1,7 @@
 """Time training here and in the released program's structure; or inference of two networks."""
 
 if __name__ == "__main__":
-    from utils import early as early  # before all others
+    from utils import startup as startup  # before all others
 
 import argparse
 import copy
@@ -16,7 +16,7 @@ from utils import arguments, console
 from utils.arguments import positive_int
 from utils.bench.training import in_turn, quartiles, train
 from utils.data.datasets import IN_MEMORY
-from utils.device import Execution, pick_device, seconds
+from utils.device import Execution, pick_device, time_call
 from utils.files import checkpoint
 from utils.methods import METHODS
 from utils.methods.slimming import ProximalSlimming
@@ -76,7 +76,7 @@ def compare(args: argparse.Namespace, device: torch.device, machine: str) -> Non
     for batch_size in args.batch_size or [1, 64]:
         pictures = torch.randn(batch_size, 3, size, size, device=device)
         passes = [partial(m, pictures.contiguous(memory_format=f)) for m, f in placed]
-        measures = [partial(seconds, each, device) for each in passes]
+        measures = [partial(time_call, each, device) for each in passes]
         with torch.inference_mode():
             times = in_turn(measures, args.repeats or 30, warm_up=3)
         full, slim = (min(each, key=statistics.median) for each in (times[:2], times[2:]))

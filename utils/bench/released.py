@@ -18,7 +18,7 @@ from torchvision import transforms
 
 from models import SIZE, build_model
 from utils.data.batches import PAD
-from utils.data.datasets import Dataset, Pictures
+from utils.data.datasets import Dataset, ImageSet
 from utils.methods.released import LayerByLayer
 from utils.network import Network
 from utils.paper.accounting import selecting_norms
@@ -34,7 +34,7 @@ def pictures(data: Dataset, batch_size: int, on_gpu: bool) -> DataLoader:
     def batch(picked: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
         return default_collate([(transform(Image.fromarray(x.numpy())), y) for x, y in picked])
 
-    assert isinstance(data.train, Pictures)  # in memory
+    assert isinstance(data.train, ImageSet)  # in memory
     raw = TensorDataset(data.train.images, data.train.labels)
     shuffled = partial(DataLoader, raw, batch_size, shuffle=True, collate_fn=batch)
     return shuffled(num_workers=int(on_gpu), pin_memory=on_gpu, persistent_workers=on_gpu)

@@ -18,21 +18,27 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from main import alternate
+from main import train_step
 from utils.bench.released import Reference
 from utils.console import InputError
 from utils.data.batches import Batches
 from utils.data.datasets import Dataset, load
-from utils.device import be_deterministic, execution_for, fastest, pick_device, seconds
-from utils.files.names import Files
-from utils.flags.settings import Settings
+from utils.device import (
+    be_deterministic,
+    build_execution,
+    fastest_precision,
+    pick_device,
+    time_call,
+)
+from utils.files.paths import RunPaths
+from utils.flags.config import Config
 from utils.network import empty
 from utils.paper.settings import BATCH_SIZE
-from utils.training.begin import begun
-from utils.training.graph import Graphs, preserved
-from utils.training.group import ALONE
-from utils.training.run import Run
+from utils.training.build import build_network
+from utils.training.cuda_graphs import CapturedSteps, preserved
+from utils.training.distributed import SINGLE_PROCESS
 from utils.training.step import evaluate
+from utils.training.trainer import Trainer
 
 NODE = 2.5e-6  # seconds that a node of a graph takes on a large GPU, whatever is in it
 
@@ -64,27 +70,33 @@ class Ours:
         method: str,
     ) -> None:
         known = {"arch": arch, "depth": depth, "batch_size": batch_size, "method": method}
-        settings, files = Settings.of(known), Files(Path(), "bench")
-        network, batches = begun(settings, data), Batches(data, "train", batch_size, device)
+        settings, files = Config.from_dict(known), RunPaths(Path(), "bench")
+        network, batches = build_network(settings, data), Batches(data, "train", batch_size, device)
         self.tests = Batches(data, "test", None, device)
-        self.first = batches.cut(batches.order(0)[0])
+        self.first = batches.get_batch(batches.epoch_indices(0)[0])
         be_deterministic(False)
         graphs = device.type == "cuda"
-        precision = fastest(network, *self.first, device, graphs)
-        execution = execution_for(network, precision, device)
-        self.run = Run(settings, files, network, data, batches, execution, ALONE, alternate, graphs)
+        precision = fastest_precision(network, *self.first, device, graphs)
+        execution = build_execution(network, precision, device)
+        self.run = Trainer(
+            settings, files, network, data, batches, execution, SINGLE_PROCESS, train_step, graphs
+        )
 
     def epoch(self) -> None:
         """Train on every picture, and make up a line of the log."""
         run, step = self.run, self.run.step
-        before = step.z()
+        before = step.iterate()
         step.begin(run.lr(0))
         step.method.begin(run.epoch)
-        order = step.batches.order(run.epoch)
+        order = step.batches.epoch_indices(run.epoch)
         for where in order:
             step.launch(where)
-        reading = step.check(order)
-        self.line = (step.method.figures(reading.loss), step.change(before), reading.zeros)
+        reading = step.metrics(order)
+        self.line = (
+            step.method.log_metrics(reading.loss),
+            step.squared_distance(before),
+            reading.zeros,
+        )
         run.epoch += 1
 
     def figures(self) -> dict[str, Any]:
@@ -101,7 +113,7 @@ class Ours:
             step.method.step(0.1)
 
         def timed(work: Callable[[], object], repeats: int) -> float:
-            return median(in_turn([lambda: seconds(work, how.device)], repeats)[0])
+            return median(in_turn([lambda: time_call(work, how.device)], repeats)[0])
 
         with FlopCounterMode(display=False) as counter:
             F.cross_entropy(how.logits(step.model, images), labels).backward()
@@ -124,7 +136,7 @@ class Ours:
     def _captured(self) -> tuple[int | None, int | None]:
         """Nodes of a captured step, None where they cannot be counted, and launches of a step."""
         step, nodes = self.run.step, None
-        where = step.batches.order(0)[0]
+        where = step.batches.epoch_indices(0)[0]
         with suppress(Exception), preserved(step.state()):  # of any kind, as in training
             from cuda.bindings import runtime
 
@@ -133,7 +145,7 @@ class Ours:
                 step.eager(where)
             nodes = runtime.cudaGraphGetNodes(graph.raw_cuda_graph())[2]
         # A replay is a copy of which pictures, and the graph.
-        return nodes, 2 if isinstance(step.launch, Graphs) else nodes
+        return nodes, 2 if isinstance(step.launch, CapturedSteps) else nodes
 
 
 def said_of_step(network: str, nodes: int | None, launches: int | None, seconds: float) -> str:
@@ -229,7 +241,7 @@ def _serve(connection: Connection, side: Callable[..., Any], *setting: Any) -> N
         while True:
             what = connection.recv()
             if what == "epoch":
-                connection.send(seconds(subject.epoch, device))
+                connection.send(time_call(subject.epoch, device))
             elif what == "figures":
                 connection.send(subject.figures())
             elif device.type == "cuda":

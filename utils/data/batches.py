@@ -59,7 +59,7 @@ class Batches:
     def _normalised(self, images: Tensor) -> Tensor:
         return images.float().div_(255).sub_(self.mean).div_(self.std).permute(0, 3, 1, 2)
 
-    def order(self, epoch: int, steps: int | None = None) -> tuple[Tensor, ...]:
+    def epoch_indices(self, epoch: int, steps: int | None = None) -> tuple[Tensor, ...]:
         """What training epoch ``epoch`` sees, batch by batch: a pure function of it and the seed.
 
         Every picture once; or so many ``steps``, drawn with replacement.
@@ -93,19 +93,19 @@ class Batches:
         flip = torch.randint(2, (count,), generator=generator) * self.flip
         return torch.stack((top, left, flip))
 
-    def cut(self, where: Tensor) -> tuple[Tensor, Tensor]:
+    def get_batch(self, where: Tensor) -> tuple[Tensor, Tensor]:
         """The batch that ``where`` says, one of :meth:`order`'s."""
-        images, where = self._uncut(where), where.to(self.labels.device)
+        images, where = self._gather(where), where.to(self.labels.device)
         if self.augment:
             _, top, left, flip = where
             images = crop_and_flip(images, top, left, flip.bool())
         return self._normalised(images), self.labels[where[0]]
 
-    def _uncut(self, where: Tensor) -> Tensor:
+    def _gather(self, where: Tensor) -> Tensor:
         """The pictures of that batch on the device, uint8 [n, size, size, 3]."""
         return self.images[where[0]]
 
-    def in_order(self, first: int = 0, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+    def iter_eval(self, first: int = 0, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches in the order of the files, as they are: from ``first``, ``every`` so many."""
         everything = torch.arange(len(self.labels), device=self.labels.device)
         chosen, labels = (x.split(self.batch_size)[first::every] for x in (everything, self.labels))

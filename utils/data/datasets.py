@@ -17,8 +17,8 @@ from models import SIZE
 from utils.console import InputError, note
 from utils.data import shapes
 from utils.data.folder import PARTS, read_folder
-from utils.data.listing import Listing, list_folder
-from utils.shell import command
+from utils.data.image_files import ImageFiles, list_folder
+from utils.shell import format_command
 
 CIFAR_NORM = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 SVHN_NORM = ((0.4376821, 0.4437697, 0.47280442), (0.19803012, 0.20101562, 0.19703614))
@@ -44,7 +44,7 @@ Norm = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageSet:
     """``images`` uint8 [n, size, size, 3] (height, width, RGB) and ``labels`` int64 [n]."""
 
     images: Tensor
@@ -57,11 +57,11 @@ class Pictures:
         """CRC-32 of all pictures and labels, behind what has the checksum ``before``."""
         return zlib.crc32(self.labels.numpy().data, zlib.crc32(self.images.numpy().data, before))
 
-    def take(self, chosen: Tensor) -> "Pictures":
+    def take(self, chosen: Tensor) -> "ImageSet":
         """Those pictures, int64 [n]."""
-        return Pictures(self.images[chosen], self.labels[chosen])
+        return ImageSet(self.images[chosen], self.labels[chosen])
 
-    def picture(self, index: int) -> np.ndarray:
+    def image(self, index: int) -> np.ndarray:
         """Uint8 [size, size, 3]."""
         return self.images[index].numpy()
 
@@ -72,8 +72,8 @@ class Dataset:
 
     name: str
     classes: tuple[str, ...]
-    train: Pictures | Listing
-    test: Pictures | Listing
+    train: ImageSet | ImageFiles
+    test: ImageSet | ImageFiles
     mean: Sequence[float]
     std: Sequence[float]
     augment: bool  # by crops of padded pictures, on the device
@@ -85,7 +85,7 @@ class Dataset:
         """Of all pictures and labels: what tells one set of pictures from another."""
         return self.test.checksum(self.train.checksum())
 
-    def described(self) -> list[str]:
+    def describe(self) -> list[str]:
         """How many images it has of each class, and how they become input: a line each."""
         train, test = (_counts(part.labels, self.classes) for part in (self.train, self.test))
         names = [f" ({name})" for name, norm in NORMS.items() if is_norm(norm, self.norm)]
@@ -140,7 +140,7 @@ def load_dataset(
     folders = IMAGENET_PARTS if imagenet else PARTS
     if name == "shapes" and folder is not None:
         raise InputError("--dataset shapes is drawn by the program: it takes no --data")
-    parts: Iterable[Pictures | Listing]
+    parts: Iterable[ImageSet | ImageFiles]
     if folder is not None and any((folder / part).is_dir() for part in folders):
         if imagenet or stream:
             classes, parts = list_folder(folder, folders, size, imagenet, flip)
@@ -172,7 +172,7 @@ def load_dataset(
     return Dataset(name, classes, train, test, mean, std, augment, source, flip)
 
 
-def _norm(name: str, normalise: str | None, train: Pictures | Listing) -> Norm:
+def _norm(name: str, normalise: str | None, train: ImageSet | ImageFiles) -> Norm:
     return measured(train) if normalise == "data" else NORMS.get(normalise or name, CIFAR_NORM)
 
 
@@ -201,12 +201,12 @@ def _counts(labels: Tensor, classes: Sequence[str]) -> str:
     return f"{least:,} ({rare[:30]}) to {most:,} ({common[:30]}) of each of {len(counts)} classes"
 
 
-def _pictures(part: Arrays) -> Pictures:
+def _pictures(part: Arrays) -> ImageSet:
     images, labels = (torch.from_numpy(np.ascontiguousarray(x)) for x in part)
-    return Pictures(images, labels.long())
+    return ImageSet(images, labels.long())
 
 
-def _subset(part: Pictures | Listing, count: int | None, flag: str) -> Pictures | Listing:
+def _subset(part: ImageSet | ImageFiles, count: int | None, flag: str) -> ImageSet | ImageFiles:
     """All of ``part``, or ``count`` of it."""
     if count is None:
         return part
@@ -217,7 +217,7 @@ def _subset(part: Pictures | Listing, count: int | None, flag: str) -> Pictures 
     return part.take(torch.randperm(len(part), generator=generator)[:count])
 
 
-def measured(pictures: Pictures | Listing) -> Norm:
+def measured(pictures: ImageSet | ImageFiles) -> Norm:
     """Mean and standard deviation of the pixels of MEASURED pictures, always the same, or of all.
 
     As a test sees them, from 0 to 1. Sums are exact, so that it is the same wherever it is taken.
@@ -225,7 +225,7 @@ def measured(pictures: Pictures | Listing) -> Norm:
     some = _subset(pictures, min(len(pictures), MEASURED), "")
     sums, squares, count = np.zeros(3, np.int64), np.zeros(3, np.int64), 0
     for i in range(len(some)):
-        pixels = some.picture(i).reshape(-1, 3).astype(np.int64)
+        pixels = some.image(i).reshape(-1, 3).astype(np.int64)
         sums, squares = sums + pixels.sum(0), squares + (pixels**2).sum(0)
         count += len(pixels)
     mean = sums / count
@@ -247,7 +247,7 @@ def _torchvision(name: str, folder: Path | None) -> tuple[tuple[str, ...], list[
     if folder is not None and not folder.is_dir():
         raise InputError(f"--data {folder} is not a folder")
     if name == "SVHN" and find_spec("scipy") is None:  # or torchvision would first download
-        how = command("-m", "pip", "install", "scipy")
+        how = format_command("-m", "pip", "install", "scipy")
         raise InputError(f"torchvision reads SVHN with scipy: {how}")
 
     def get(**split: bool | str):

@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from models import SIZE
-from utils.atomic import replacing
+from utils.atomic import atomic_write
 from utils.console import InputError, note
 
 PARTS = ("train", "test")
@@ -38,7 +38,7 @@ def read_folder(
     Raises InputError, one line, when something is missing or is not a picture, or when there is not
     as much memory.
     """
-    listings = [dict(list_pictures(folder / part)) for part in PARTS]
+    listings = [dict(list_images(folder / part)) for part in PARTS]
     check_classes(folder, PARTS, *listings)
     files = [
         folder / part / name / file
@@ -63,7 +63,7 @@ def read_folder(
     if images is None:
         images = _decode(files, size)
         for cache in caches:  # the first that can be written
-            with suppress(OSError), replacing(cache) as new, new.open("wb") as file:
+            with suppress(OSError), atomic_write(cache) as new, new.open("wb") as file:
                 np.savez(file, images=images, fingerprint=fingerprint)
                 break
     counts = [[len(names) for names in listing.values()] for listing in listings]
@@ -89,7 +89,7 @@ def _memory() -> float:
     return min(sizes)
 
 
-def list_pictures(part: Path) -> Iterator[tuple[str, list[str]]]:
+def list_images(part: Path) -> Iterator[tuple[str, list[str]]]:
     """Classes in ``part`` and the names of their picture files, both sorted.
 
     Links are not followed; what is ignored is counted, and some of it named. Raises InputError,
@@ -134,15 +134,15 @@ def _decode(files: list[Path], size: int) -> np.ndarray:
     note(f"reading {len(files)} pictures, once: they are cached")
     # disable=None: no bar where nobody watches
     for i, file in enumerate(tqdm(files, desc="reading pictures", leave=False, disable=None)):
-        rgb = read_picture(file)
+        rgb = read_image(file)
         resized += rgb.size != (size, size)
-        images[i] = centred(rgb, size, size)
+        images[i] = resize_center_crop(rgb, size, size)
     if resized:
         note(f"note: {resized} pictures were resized and centre-cropped to {size}×{size}")
     return images
 
 
-def centred(rgb: Image.Image, shorter: int, size: int) -> np.ndarray:
+def resize_center_crop(rgb: Image.Image, shorter: int, size: int) -> np.ndarray:
     """The middle of ``rgb``, its shorter side being resized: uint8 [size, size, 3]."""
     if rgb.size != (size, size) or shorter != size:
         from torchvision.transforms.functional import center_crop, resize  # slow: only here
@@ -151,7 +151,7 @@ def centred(rgb: Image.Image, shorter: int, size: int) -> np.ndarray:
     return np.asarray(rgb)
 
 
-def read_picture(file: Path) -> Image.Image:
+def read_image(file: Path) -> Image.Image:
     """The RGB picture in ``file``. Raises InputError, one line, where there is none."""
     try:
         with warnings.catch_warnings():

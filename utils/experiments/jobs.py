@@ -9,11 +9,11 @@ from typing import Any
 
 from models import pruner
 from utils import launch
-from utils.console import clock
-from utils.files.names import Files
-from utils.flags.settings import FLAGS, Settings
+from utils.console import format_duration
+from utils.files.paths import RunPaths
+from utils.flags.config import FLAGS, Config
 from utils.reports import results
-from utils.shell import command, word
+from utils.shell import format_command, path_argument
 
 STAGES = ("train", "prune", "refine")
 UNKNOWN = "SHARE"  # a --percent that depends on a run that is not pruned yet
@@ -23,7 +23,7 @@ UNKNOWN = "SHARE"  # a --percent that depends on a run that is not pruned yet
 class Experiment:
     """A training and what follows it, but for the seed: a row of a table."""
 
-    settings: Settings  # of the training, but for seed and name
+    config: Config  # of the training, but for seed and name
     prunes: bool
     refine_epochs: int  # 0: it is not fine-tuned
     # Percent of the channels to prune; None: as many as the proximal run of the same seed lost.
@@ -35,25 +35,25 @@ class Experiment:
     prune_ratio: float | None = None
     tuning: Mapping[str, Any] = field(default_factory=dict)  # what fine-tuning has otherwise
 
-    def told(self, **more: Any) -> "Experiment":
+    def replace(self, **more: Any) -> "Experiment":
         """The same with other settings."""
-        return replace(self, settings=replace(self.settings, **more))
+        return replace(self, config=replace(self.config, **more))
 
-    def training(self, seed: int) -> Settings:
-        method = "-".join(filter(None, (self.settings.method, self.kind)))
-        return replace(self.settings, seed=seed, name=self._name(method, seed))
+    def training(self, seed: int) -> Config:
+        method = "-".join(filter(None, (self.config.method, self.kind)))
+        return replace(self.config, seed=seed, name=self._name(method, seed))
 
-    def refining(self, seed: int, files: Files) -> Settings:
+    def finetuning(self, seed: int, files: RunPaths) -> Config:
         """Those of the fine-tuning."""
-        start = files.slim() if self.prune_ratio is None else files.checkpoint
+        start = files.pruned() if self.prune_ratio is None else files.checkpoint
         told = {"epochs": self.refine_epochs, "prune_ratio": self.prune_ratio}
-        return self.training(seed).refining(start, **{**self.tuning, **told})
+        return self.training(seed).for_finetuning(start, **{**self.tuning, **told})
 
     def share_of(self, seed: int, found: Mapping[str, results.Result]) -> float | None:
         """Percent of the channels to prune; None until its like is pruned, as ``found`` says."""
         if self.share is not None:
             return self.share
-        like = found.get(self.like(seed))
+        like = found.get(self.reference(seed))
         if not like or not (row := like.pruning(0.0)):
             return None
         removed = 1 - float(row["channels_kept"]) / float(row["channels"])
@@ -61,11 +61,11 @@ class Experiment:
 
     def run(self, seed: int) -> str:
         """What the names of the run's files begin with."""
-        return self.training(seed).run
+        return self.training(seed).run_name
 
-    def like(self, seed: int) -> str:
+    def reference(self, seed: int) -> str:
         """The run that says how many channels to prune."""
-        return replace(self.settings, name=self._name("proximal", seed)).run
+        return replace(self.config, name=self._name("proximal", seed)).run_name
 
     def _name(self, method: str, seed: int) -> str:
         return f"{method}_seed{seed}{self.label}"
@@ -87,34 +87,44 @@ class Job:
         return self.experiment.run(self.seed)
 
     @property
-    def files(self) -> Files:
-        return Files(self.folder, self.run)
+    def files(self) -> RunPaths:
+        return RunPaths(self.folder, self.run)
 
     @property
     def output(self) -> Path:
         """Where it prints if it runs beside others."""
         return self.files.output(self.stage)
 
-    def needs(self, other: "Job") -> bool:
+    def depends_on(self, other: "Job") -> bool:
         """Whether ``other`` must be done before."""
         if self.run == other.run:
             return STAGES.index(other.stage) < STAGES.index(self.stage)
         depends = self.stage == "prune" and self.experiment.share is None
-        return depends and (other.run, other.stage) == (self.experiment.like(self.seed), "prune")
+        return depends and (other.run, other.stage) == (
+            self.experiment.reference(self.seed),
+            "prune",
+        )
 
     def argv(self) -> list[str]:
         """The command; a training that was begun is resumed."""
         settings = self.experiment.training(self.seed)
         if self.stage == "prune":
-            data = [] if settings.data is None else FLAGS["data"].argv(settings.data)
-            words = [*pruner(settings.arch), "--model", word(self.files.checkpoint)]
+            data = [] if settings.data is None else FLAGS["data"].to_argv(settings.data)
+            words = [*pruner(settings.arch), "--model", path_argument(self.files.checkpoint)]
             target = self.experiment.target
             share = ["--percent", self.percent()]
             share = share if target is None else ["--target-flops", f"{target / 100:.6g}"]
             return [*words, "--name", f"{self.run}_", *share, *data, *self.flags]
         if self.stage == "refine":
-            settings = self.experiment.refining(self.seed, self.files)
-        words = ["main.py", *settings.argv(), "--save", word(self.folder), "--resume", "auto"]
+            settings = self.experiment.finetuning(self.seed, self.files)
+        words = [
+            "main.py",
+            *settings.argv(),
+            "--save",
+            path_argument(self.folder),
+            "--resume",
+            "auto",
+        ]
         return [*words, *self.flags]
 
     def percent(self) -> str:
@@ -141,7 +151,7 @@ def run(jobs: Sequence[Job], gpus: Sequence[str], per_gpu: int = 1) -> bool:
     """
     slots = (list(gpus) * per_gpu)[: len({job.run for job in jobs})] or [""]
     together, lost = len(slots) > 1, 0
-    ends = launch.run(jobs, slots, Job.needs, lambda job, gpu: start(job, gpu, together))
+    ends = launch.run_tasks(jobs, slots, Job.depends_on, lambda job, gpu: start(job, gpu, together))
     for job, status, seconds in ends:
         lost += status != 0
         if status is None:
@@ -150,7 +160,7 @@ def run(jobs: Sequence[Job], gpus: Sequence[str], per_gpu: int = 1) -> bool:
             seen = f": see {job.output}" if together else ""
             print(f"FAILED with status {status}: {job}{seen}", flush=True)
         else:
-            print(f"done in {clock(seconds)}: {job}", flush=True)
+            print(f"done in {format_duration(seconds)}: {job}", flush=True)
     if lost:
         print(f"{lost} of {len(jobs)} not done; the same command tries them again", flush=True)
     return not lost
@@ -158,9 +168,9 @@ def run(jobs: Sequence[Job], gpus: Sequence[str], per_gpu: int = 1) -> bool:
 
 def start(job: Job, gpu: str, together: bool) -> subprocess.Popen[str]:
     words = job.argv()
-    print(f"{f'GPU {gpu}: ' if together else ''}{command(*words)}", flush=True)
+    print(f"{f'GPU {gpu}: ' if together else ''}{format_command(*words)}", flush=True)
     environment = {"CUDA_VISIBLE_DEVICES": gpu} if gpu else None
     if not together:
-        return launch.start(words, None, environment)
+        return launch.start_process(words, None, environment)
     with job.output.open("a") as file:
-        return launch.start(words, file, environment)
+        return launch.start_process(words, file, environment)

@@ -6,7 +6,7 @@ trains, prunes and fine-tunes what that table still lacks. ``--dry-run`` only sa
 """
 
 if __name__ == "__main__":
-    from utils import early as early  # before all others
+    from utils import startup as startup  # before all others
 
 import argparse
 import sys
@@ -22,12 +22,12 @@ from utils import arguments, console, launch
 from utils.atomic import check_writable
 from utils.console import InputError
 from utils.data.datasets import load
-from utils.device import fastest, mps_runs, pick_device
+from utils.device import fastest_precision, mps_runs, pick_device
 from utils.experiments import jobs
 from utils.experiments.jobs import UNKNOWN, Experiment, Job
-from utils.experiments.remaining import Agenda, begun_with
-from utils.files.names import FOLDER
-from utils.flags.settings import OWN, Settings
+from utils.experiments.plan import Plan, precision_in_use
+from utils.files.paths import DEFAULT_FOLDER
+from utils.flags.config import CORE_FLAGS, Config
 from utils.methods import METHODS
 from utils.methods.slimming import shrinkage
 from utils.network import fresh
@@ -35,8 +35,8 @@ from utils.paper import lp, sas_admm
 from utils.paper.published import NETWORKS, TABLES
 from utils.paper.settings import RETRAINING, SAS, Recipe, recipe, schedule
 from utils.reports.listing import listing
-from utils.reports.results import settings_of_paper
-from utils.shell import command, word
+from utils.reports.results import paper_config
+from utils.shell import format_command, path_argument
 
 # What `small` is: Table 2 for a CPU, on some of CIFAR-10's pictures. Original slimming has its own
 # paper's λ, as in Table 2: ten times that makes half of the VGG-11's factors next to nothing in so
@@ -83,19 +83,23 @@ def experiments(part: str, scale: int | None = None) -> list[Experiment]:
     if part in ("small", "small-basic", "quickstart") and scale is not None:
         raise InputError(f"{part} has few epochs already: leave out --scale")
     if part == "quickstart":
-        return [replace(_stages(Settings.of(QUICKSTART)), refine_epochs=1, tuning={"lr": 1e-3})]
+        return [
+            replace(_stages(Config.from_dict(QUICKSTART)), refine_epochs=1, tuning={"lr": 1e-3})
+        ]
     if part == "small":
         return [
-            _stages(Settings.of({**SMALL_DATA, "arch": arch, "depth": depth, **told}))
+            _stages(Config.from_dict({**SMALL_DATA, "arch": arch, "depth": depth, **told}))
             for (arch, depth), proximal in SMALL.items()
             for told in ({}, {"method": "proximal", **proximal}, {"method": "subgradient"})
         ]
     if part == "small-basic":
         epochs = SMALL_DATA["epochs"]
-        plain = Experiment(Settings.of(BASIC), False, epochs, prune_ratio=BASIC_RATIO)
-        l1 = _stages(Settings.of(BASIC | BASIC_L1))
+        plain = Experiment(Config.from_dict(BASIC), False, epochs, prune_ratio=BASIC_RATIO)
+        l1 = _stages(Config.from_dict(BASIC | BASIC_L1))
         others = [
-            replace(_stages(Settings.of(BASIC | told)), share=None, kind=told.get("penalty", ""))
+            replace(
+                _stages(Config.from_dict(BASIC | told)), share=None, kind=told.get("penalty", "")
+            )
             for told in BASIC_OTHERS
         ]
         cut = replace(_sas_admm(BASIC, BASIC_RATIO, {}, BASIC_SAS), refine_epochs=epochs, label="")
@@ -103,7 +107,7 @@ def experiments(part: str, scale: int | None = None) -> list[Experiment]:
     if part in sas_admm.RECIPES:
         return [_sas_admm(*sas_admm.RECIPES[part], scale)]
     if part in ALONE:
-        return [_of_paper(Settings.of(ALONE[part] | {"method": "proximal"}), None, scale)]
+        return [_of_paper(Config.from_dict(ALONE[part] | {"method": "proximal"}), None, scale)]
     if part in lp.RECIPES:
         return [_of_lp(*lp.RECIPES[part], scale)]
     table = TABLES[part]
@@ -111,13 +115,13 @@ def experiments(part: str, scale: int | None = None) -> list[Experiment]:
         _of_paper(settings, table.share(row), scale)
         for row in table.rows
         for dataset in dict.fromkeys(column.dataset for column in table.columns)
-        if (settings := settings_of_paper(table, row, dataset))
+        if (settings := paper_config(table, row, dataset))
     ]
     # Table 1 counts zeros at the end of training.
     return [replace(e, prunes=False, refine_epochs=0) for e in found] if part == "table1" else found
 
 
-def _of_paper(settings: Settings, share: float | None, scale: int | None) -> Experiment:
+def _of_paper(settings: Config, share: float | None, scale: int | None) -> Experiment:
     """A row of Table 2. ``share`` is what original network slimming prunes, in percent."""
     if scale is None:
         return _stages(settings, share)
@@ -137,15 +141,13 @@ def _of_lp(network: str, claim: lp.Claim, scale: int | None) -> Experiment:
     known = {"arch": arch, "depth": depth, "dataset": dataset, "method": lp.METHOD}
     epochs = claim.epochs or lp.EPOCHS
     tuning = lp.TUNING | {"schedule": claim.schedule or lp.SCHEDULE}
-    settings = Settings.of(known | lp.TRAINING.get(network, {}))
+    settings = Config.from_dict(known | lp.TRAINING.get(network, {}))
     full = Experiment(settings, True, epochs, None, target=claim.flops, tuning=tuning)
     if scale is None:
         return full
-    short = replace(full.settings, epochs=scale)
+    short = replace(full.config, epochs=scale)
     tuning |= {"warmup": tuning["warmup"] * scale // epochs}
-    return replace(
-        full, settings=short, refine_epochs=scale, label=f"_{scale}epochs", tuning=tuning
-    )
+    return replace(full, config=short, refine_epochs=scale, label=f"_{scale}epochs", tuning=tuning)
 
 
 def _sas_admm(
@@ -157,15 +159,15 @@ def _sas_admm(
     """
     known = {**network, "method": "sas-admm"}
     epochs = {**RETRAINING, **tuning}["epochs"]
-    whole = Experiment(Settings.of(known), False, epochs, prune_ratio=ratio, tuning=tuning)
+    whole = Experiment(Config.from_dict(known), False, epochs, prune_ratio=ratio, tuning=tuning)
     if scale is None:
         return whole
     moments = {"growth_from": SAS.k0, "average_from": SAS.average_from}
     shorter = {name: max(1, round(at * scale / SAS.outer)) for name, at in moments.items()}
     if "inner" in network:  # an inner loop that is the network's own gets shorter, too
         shorter["inner"] = max(1, network["inner"] * scale // SAS.outer)
-    settings = Settings.of(known | shorter | {"outer": scale})
-    return replace(whole, settings=settings, refine_epochs=scale, label=f"_{scale}iterations")
+    settings = Config.from_dict(known | shorter | {"outer": scale})
+    return replace(whole, config=settings, refine_epochs=scale, label=f"_{scale}iterations")
 
 
 def scaled(full: Recipe, epochs: int) -> float:
@@ -178,7 +180,7 @@ def scaled(full: Recipe, epochs: int) -> float:
     return float(f"{total / shrinkage(1, full.beta, schedule(epochs)):.3g}")
 
 
-def _stages(settings: Settings, share: float | None = None) -> Experiment:
+def _stages(settings: Config, share: float | None = None) -> Experiment:
     """A training; pruning, and fine-tuning as long, unless it is a baseline."""
     slims = METHODS[settings.method].prunes()
     share = 0.0 if settings.method == "proximal" else share
@@ -195,9 +197,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seeds", **seeds, help="default 1")
     scale = "so many epochs instead of 160, with λ raised to shrink as much in total"
     p.add_argument("--scale", type=arguments.epochs, metavar="EPOCHS", help=scale)
-    p.add_argument("--save", default=FOLDER, metavar="DIR", help="where all files go (logs)")
+    p.add_argument(
+        "--save", default=DEFAULT_FOLDER, metavar="DIR", help="where all files go (logs)"
+    )
     p.add_argument("--data", metavar="DIR", help="where the data set is, as for main.py")
-    precisions = OWN["precision"].choices
+    precisions = CORE_FLAGS["precision"].choices
     said = "as for main.py; auto (default) is measured once, for all runs"
     p.add_argument("--precision", choices=precisions, default="auto", help=said)
     said = "runs at a time on each GPU (default 1; more pay where NVIDIA's MPS runs)"
@@ -207,37 +211,37 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def measured(settings: Settings, no_cuda: bool) -> str:
+def measured(settings: Config, no_cuda: bool) -> str:
     """In which precision the network of ``settings`` trains fastest here."""
     device, count, size = pick_device(no_cuda), settings.batch_size, settings.size
     network = fresh(settings.arch, settings.depth, 10, size)
     images = torch.randn(count, 3, size, size, device=device)
     labels = torch.zeros(count, dtype=torch.int64, device=device)
     graphs = device.type == "cuda" and not settings.stream
-    return fastest(network, images, labels, device, graphs)
+    return fastest_precision(network, images, labels, device, graphs)
 
 
 def shown(job: Job) -> str:
     """Its command; as a comment while it is not known how much it prunes."""
     words = job.argv()
-    return f"{'# ' if UNKNOWN in words else ''}{command(*words)}"
+    return f"{'# ' if UNKNOWN in words else ''}{format_command(*words)}"
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     chosen: dict[str, Experiment] = {}
     for experiment in (e for part in args.parts for e in experiments(part, args.scale)):
-        experiment = experiment.told(data=args.data)
+        experiment = experiment.replace(data=args.data)
         if experiment.prunes or experiment.run(0) not in chosen:  # Table 1 asks for less than 2
             chosen[experiment.run(0)] = experiment
     folder, seeds = Path(args.save), dict.fromkeys(args.seeds)
     check_writable(folder)
     precision = args.precision
     if precision == "auto":  # decided once: a measurement flips, and a run goes on as it began
-        precision = begun_with(chosen.values(), seeds, folder) or precision
-    planned = [experiment.told(precision=precision) for experiment in chosen.values()]
+        precision = precision_in_use(chosen.values(), seeds, folder) or precision
+    planned = [experiment.replace(precision=precision) for experiment in chosen.values()]
     flags, gpus = (["--no-cuda"], []) if args.no_cuda else ([], launch.visible_gpus())
-    agenda = Agenda(planned, seeds, folder, flags)
+    agenda = Plan(planned, seeds, folder, flags)
     if args.per_gpu > 1 and not gpus:
         raise InputError("--per-gpu is for GPUs, and there is none: leave it out")
     print(agenda.overview(len(gpus), args.per_gpu), flush=True)
@@ -247,21 +251,23 @@ def main(argv: list[str] | None = None) -> None:
         print("\n".join(map(shown, agenda.jobs)))
         return
     used = ("dataset", "data", "size", "stream", "subset", "test_subset")
-    for pictures in {itemgetter(*used)(j.experiment.settings.values()) for j in agenda.jobs}:
+    for pictures in {itemgetter(*used)(j.experiment.config.to_dict()) for j in agenda.jobs}:
         # Refused here if it is of no use, and downloaded once before several processes would.
         if pictures[:2] != ("shapes", None):
             load(dict(zip(used, pictures, strict=True)))
     left = agenda.jobs
     if left and precision == "auto":
-        precision = measured(left[0].experiment.settings, args.no_cuda)
+        precision = measured(left[0].experiment.config, args.no_cuda)
         print(f"fastest here: {precision}", flush=True)
-        left = [replace(j, experiment=j.experiment.told(precision=precision)) for j in left]
+        left = [replace(j, experiment=j.experiment.replace(precision=precision)) for j in left]
     folder.mkdir(parents=True, exist_ok=True)
     done = jobs.run(left, gpus, args.per_gpu)
     print(listing(folder, [run for run, *_ in agenda.lines]))
     if not done:
         raise SystemExit(1)
-    print(f"results: {command('-m', 'utils.reports.tables', '--save', word(folder))}")
+    print(
+        f"results: {format_command('-m', 'utils.reports.tables', '--save', path_argument(folder))}"
+    )
 
 
 if __name__ == "__main__":

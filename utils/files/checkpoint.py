@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from models.registry import ARCHITECTURES
 from models.torchvision_models import DEPTHS as NAMED
-from utils.atomic import replacing
+from utils.atomic import atomic_write
 from utils.console import InputError, note
 from utils.data.datasets import Dataset, Norm
 from utils.device import PRECISIONS
-from utils.files import untrusted
-from utils.files.layouts import (
+from utils.files import safe_load
+from utils.files.legacy_formats import (
     DEEPEST,
     EARLIER,
     State,
-    of_admm_programs,
+    from_admm_programs,
     state_dict_in,
     to_compact,
     to_released,
@@ -29,7 +29,7 @@ from utils.files.layouts import (
     within,
 )
 from utils.files.sparse import unpack
-from utils.flags.settings import Settings
+from utils.flags.config import Config
 from utils.methods import METHODS, penalties
 from utils.network import Network, restore
 
@@ -39,8 +39,8 @@ class Checkpoint:
     """A network, as wide as its run began, and what its file, maybe an earlier program's, says."""
 
     network: Network
-    run: str | None = None
-    settings: Settings | None = None
+    run_name: str | None = None
+    config: Config | None = None
     classes: list[str] | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
@@ -48,14 +48,14 @@ class Checkpoint:
     epoch: int | None = None  # how many are finished
     best: float = 0.0  # test accuracy, in percent
     momentum: State = field(default_factory=dict)  # by parameter
-    group: dict[str, Any] = field(default_factory=dict)  # the optimiser's settings
-    tensors: State = field(default_factory=dict)  # the method's
-    cut: Tensor | None = None  # bool [channels]: which train no more
+    optimizer_settings: dict[str, Any] = field(default_factory=dict)  # the optimiser's settings
+    method_state: State = field(default_factory=dict)  # the method's
+    removed: Tensor | None = None  # bool [channels]: which train no more
     precision: str | None = None
     channels_last: bool = False
-    pictures: int | None = None  # their checksum
-    origin: str | None = None  # that of the file that the weights were begun with
-    unresumable: str = ""  # why it cannot be gone on from, where it cannot
+    images_checksum: int | None = None  # their checksum
+    init_checksum: str | None = None  # that of the file that the weights were begun with
+    why_not_resumable: str = ""  # why it cannot be gone on from, where it cannot
 
     @property
     def size(self) -> int:
@@ -68,27 +68,27 @@ class Checkpoint:
         return None if self.mean is None or self.std is None else (self.mean, self.std)
 
     @property
-    def factors(self) -> State:
+    def scaling_factors(self) -> State:
         """What a prune command may mask by: γ, and the method's other factors."""
         gammas = (bn.weight.detach() for bn in self.network.norms.values())
         gamma = torch.cat([torch.empty(0), *gammas])
-        own = self.tensors if self.settings is None else METHODS[self.settings.method].factors
-        same = {n: x for n, x in self.tensors.items() if n in own and x.shape == gamma.shape}
+        own = self.method_state if self.config is None else METHODS[self.config.method].factors
+        same = {n: x for n, x in self.method_state.items() if n in own and x.shape == gamma.shape}
         return {"gamma": gamma, **same}
 
     @property
-    def mask(self) -> str:
+    def default_mask(self) -> str:
         """The one of ``factors`` whose zeros are pruned."""
-        own = "gamma" if self.settings is None else METHODS[self.settings.method].zeroed
-        return own if own in self.factors else "gamma"
+        own = "gamma" if self.config is None else METHODS[self.config.method].pruned_by
+        return own if own in self.scaling_factors else "gamma"
 
-    def content(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As a file holds it."""
         model, full = self.network.model, self.network.is_full
         state = model.state_dict()
         numbers = {name: i for i, (name, _) in enumerate(model.named_parameters())}
         buffers = {numbers[name]: {"momentum_buffer": x} for name, x in self.momentum.items()}
-        group = {**self.group, "params": list(numbers.values())}
+        group = {**self.optimizer_settings, "params": list(numbers.values())}
         return {
             # What the earlier programs keep, ...
             "epoch": self.epoch,
@@ -99,27 +99,27 @@ class Checkpoint:
             "layout": "released" if full else "compact",
             "cfg": self.network.cfg,
             "best_accuracy": self.best,  # in percent: 100 · best_prec1 is it only to rounding
-            "method": self.tensors,
-            "cut": self.cut,
-            "run": self.run,
-            "settings": None if self.settings is None else self.settings.values(),
+            "method": self.method_state,
+            "cut": self.removed,
+            "run": self.run_name,
+            "settings": None if self.config is None else self.config.to_dict(),
             "precision": self.precision,
             "channels_last": self.channels_last,
-            "pictures": self.pictures,
-            "origin": self.origin,
+            "pictures": self.images_checksum,
+            "origin": self.init_checksum,
             "classes": self.classes,
             "mean": self.mean,
             "std": self.std,
         }
 
-    def knows(self, classes: Sequence[str]) -> bool:
+    def has_classes(self, classes: Sequence[str]) -> bool:
         """Whether the network tells just these apart."""
         same = self.classes is None or self.classes == list(classes)
         return same and self.network.num_classes == len(classes)
 
     def check_classes(self, data: Dataset, path: Path) -> None:
         """Raise InputError where the network at ``path`` knows other classes than ``data`` has."""
-        if not self.knows(data.classes):
+        if not self.has_classes(data.classes):
             count, classes = self.network.num_classes, self.classes or data.classes
             raise InputError(
                 f"{path} tells {count} classes apart ({', '.join(classes[:3])}, ...), but"
@@ -133,8 +133,8 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
     Tensors are copied to the CPU first. Raises InputError where the disk refuses.
     """
     try:
-        with replacing(path) as new, new.open("wb") as file:
-            torch.save(snapshot(content), file)
+        with atomic_write(path) as new, new.open("wb") as file:
+            torch.save(to_cpu(content), file)
     except (OSError, RuntimeError) as error:
         # What the disk said, where torch raises its own error after it.
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
@@ -153,14 +153,14 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def snapshot(value: Any) -> Any:
+def to_cpu(value: Any) -> Any:
     """``value`` with all its tensors copied to the CPU."""
     if isinstance(value, Tensor):
         # A copy, for a view (γ is one) would take its whole storage along.
         return value.detach().cpu().clone()
     if isinstance(value, Mapping):
-        return {key: snapshot(item) for key, item in value.items()}
-    return [snapshot(item) for item in value] if isinstance(value, list) else value
+        return {key: to_cpu(item) for key, item in value.items()}
+    return [to_cpu(item) for item in value] if isinstance(value, list) else value
 
 
 def _is_list(x: Any, *types: type) -> bool:
@@ -196,12 +196,22 @@ OURS: dict[str, Callable[[Any], bool]] = {
 }
 
 
+# Keys of the file whose field of Checkpoint has another name.
+FIELDS = {
+    "settings": "config",
+    "run": "run_name",
+    "cut": "removed",
+    "pictures": "images_checksum",
+    "origin": "init_checksum",
+}
+
+
 def load(path: Path, arch: str | None = None) -> Checkpoint:
     """Read a checkpoint of ours or of an earlier program, or torchvision's of ``arch``.
 
     Raises InputError when the file is missing, damaged, not a checkpoint, or does not fit itself.
     """
-    content = untrusted.read(path)
+    content = safe_load.read(path)
     content = content if isinstance(content, dict) else {}
     state, others = state_dict_in(content)
     if others:
@@ -223,7 +233,7 @@ def load(path: Path, arch: str | None = None) -> Checkpoint:
         raise InputError(f"{path} is damaged: it has only one of precision and channels_last")
     try:
         if "settings" in ours:
-            ours["settings"] = Settings.of(ours["settings"])
+            ours["settings"] = Config.from_dict(ours["settings"])
     except ValueError as error:
         why = f"its settings are damaged: {error}"
         raise InputError(f"{path} cannot be resumed or pruned: {why}") from None
@@ -243,19 +253,21 @@ def load(path: Path, arch: str | None = None) -> Checkpoint:
     cfg = ours.pop("cfg", None)
     if not (cfg is None or _counts(cfg, network)):
         raise InputError(f"{path} contradicts itself: its cfg does not fit its weights")
-    checkpoint = Checkpoint(network, **ours)
+    checkpoint = Checkpoint(network, **{FIELDS.get(key, key): x for key, x in ours.items()})
     try:
         _add_progress(checkpoint, content, state)
     except Exception as error:  # of all kinds, where the file lacks it or has something else
-        checkpoint.unresumable = str(error) if isinstance(error, ValueError) else f"no {error}"
+        checkpoint.why_not_resumable = (
+            str(error) if isinstance(error, ValueError) else f"no {error}"
+        )
     channels = None if cfg is None else sum(width for width in cfg if isinstance(width, int))
-    if checkpoint.cut is not None and not _was_dead(checkpoint.cut, channels, checkpoint):
+    if checkpoint.removed is not None and not _was_dead(checkpoint.removed, channels, checkpoint):
         raise InputError(f"{path} is damaged: its cut has channels that were not dead")
     return checkpoint
 
 
 def _restored(
-    state: State, name: str | None, settings: Settings | None
+    state: State, name: str | None, settings: Config | None
 ) -> tuple[Network, State, list[str]]:
     """The network of ``state``, its part of it, and the names of the rest.
 
@@ -268,7 +280,7 @@ def _restored(
                 size, depth = (settings.size, settings.depth) if settings else (None, None)
                 return restore(part, name, size, depth), part, left
             size = settings.size if settings else None
-            return restore(to_compact(of_admm_programs(part)), size=size), part, left
+            return restore(to_compact(from_admm_programs(part)), size=size), part, left
         except ValueError as error:
             reasons.append(error)
         part, others = within(part)
@@ -309,7 +321,7 @@ def _add_progress(checkpoint: Checkpoint, content: Mapping[str, Any], state: Sta
     tensors = content.get("method") or {}
     if not _are_tensors(tensors):
         raise ValueError("its method's tensors are damaged")
-    checkpoint.tensors = tensors
+    checkpoint.method_state = tensors
     if "epoch" not in content:
         raise ValueError("no training is in it; fine-tune by --refine")
     checkpoint.epoch = int(content["epoch"])
@@ -327,7 +339,7 @@ def _was_dead(cut: Tensor, channels: int | None, checkpoint: Checkpoint) -> bool
     if channels is not None and not cut.any():
         return len(cut) == channels
     layers = list(checkpoint.network.norms.values())
-    factors = checkpoint.factors
+    factors = checkpoint.scaling_factors
     if cut.shape != factors["gamma"].shape or (cut.any() and len(factors) == 1):
         return False
     if not cut.any():

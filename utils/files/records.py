@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from utils.atomic import replacing
+from utils.atomic import atomic_write
 from utils.console import InputError
 
 Row = dict[str, str]
@@ -127,7 +127,7 @@ def _text(
 
 def _write(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
     """Replace the whole file."""
-    with replacing(path) as new:
+    with atomic_write(path) as new:
         new.write_bytes(_text(columns, rows))
 
 

@@ -9,11 +9,11 @@ from models.torchvision_models import DEPTHS as NAMED
 from utils import arguments
 from utils.arguments import Flag, Parser, positive_int
 from utils.console import InputError
-from utils.flags.settings import FILES, FLAGS, NETWORK, OWN, SLIMMING, TRAINING, Settings
+from utils.flags.config import CORE_FLAGS, FILES, FLAGS, NETWORK, SLIMMING, TRAINING, Config
 from utils.methods import METHODS, defaults_of
 
 # What is said of the process and not of the run: no checkpoint has it.
-PROCESS = (
+RUNTIME_FLAGS = (
     Flag("test_batch_size", "default 256, on a GPU 2000, streamed 64", positive_int, metavar="N"),
     Flag(
         "workers",
@@ -27,10 +27,10 @@ PROCESS = (
 )
 
 
-def said_again(given: Mapping[str, Any], *names: str) -> list[str]:
+def runtime_argv(given: Mapping[str, Any], *names: str) -> list[str]:
     """The flags of PROCESS, or those of these ``names``, as they were ``given``."""
-    said = [f for f in PROCESS if f.name in given and (not names or f.name in names)]
-    return [word for flag in said for word in flag.argv(given[flag.name])]
+    said = [f for f in RUNTIME_FLAGS if f.name in given and (not names or f.name in names)]
+    return [word for flag in said for word in flag.to_argv(given[flag.name])]
 
 
 _NAMED = list(NAMED)
@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="a run for each of these, named NAME_seedN: side by side on a GPU, else in turn",
     )
-    for flag in PROCESS:
+    for flag in RUNTIME_FLAGS:
         flag.add_to(groups[TRAINING])
     add = groups[FILES].add_argument
     add("--save", metavar="DIR", help="for all files (default logs, or the checkpoint's folder)")
@@ -91,8 +91,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def resolve(
-    given: Mapping[str, Any], stored: Settings | None, inherited: Mapping[str, Any]
-) -> Settings:
+    given: Mapping[str, Any], stored: Config | None, inherited: Mapping[str, Any]
+) -> Config:
     """Settings from the flags ``given``, else what a resumed run ``stored``, else the defaults.
 
     ``inherited`` is what a slim network to be fine-tuned knows of itself and its data.
@@ -104,16 +104,16 @@ def resolve(
         given.setdefault("method", next(m.name for m in METHODS.values() if m.prunes()))
     elif "method" in given and stored is None:
         raise InputError(f"--method {given['method']} needs -sr")
-    before = {} if stored is None else stored.values()
+    before = {} if stored is None else stored.to_dict()
     known = {k: v for k, v in {**inherited, **before, **given}.items() if k in FLAGS}
     try:
         for each in METHODS.values():  # what the run's own method does not use must make sense too
             each.check(given)
-        settings = Settings.of(known)
+        settings = Config.from_dict(known)
     except ValueError as error:
         raise InputError(str(error)) from None
-    for key, value in settings.values().items():
-        if stored is not None and FLAGS[key].fixed and value != before[key]:
+    for key, value in settings.to_dict().items():
+        if stored is not None and FLAGS[key].resume_must_match and value != before[key]:
             raise InputError(
                 f"this run was started with {key} {before[key]}, not {value}: leave the flag out to"
                 " go on, or start another run with another --name"
@@ -121,8 +121,8 @@ def resolve(
     return settings
 
 
-def unused(given: Mapping[str, Any], settings: Settings) -> list[str]:
+def unused_flags(given: Mapping[str, Any], settings: Config) -> list[str]:
     """The flags ``given`` that the method of ``settings`` makes no use of, as they are typed."""
-    not_its_own = FLAGS.keys() - OWN.keys() - settings.options.keys()
-    others = given.keys() & (not_its_own | set(METHODS[settings.method].idle))
-    return sorted(FLAGS[key].typed[-1] for key in others)
+    not_its_own = FLAGS.keys() - CORE_FLAGS.keys() - settings.options.keys()
+    others = given.keys() & (not_its_own | set(METHODS[settings.method].unused_flags))
+    return sorted(FLAGS[key].option_strings[-1] for key in others)

@@ -3,7 +3,7 @@
 from utils.arguments import Flag
 from utils.methods.base import Method
 from utils.methods.lp_admm import LpAdmm
-from utils.methods.masked import masking
+from utils.methods.masks import masking
 from utils.methods.sas_admm import SasAdmm
 from utils.methods.slimming import ProximalSlimming, Subgradient
 from utils.paper.published import NETWORKS

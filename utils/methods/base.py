@@ -33,15 +33,15 @@ class Method(methods.Method):
     prune_flags: tuple[str, ...] | None = None
     # And fine-tuning of the trained network, where that is what comes next.
     refine_flags: tuple[str, ...] | None = None
-    idle: tuple[str, ...] = ()  # the flags of all runs that it makes no use of
+    unused_flags: tuple[str, ...] = ()  # the flags of all runs that it makes no use of
 
     @classmethod
-    def of(cls, graph: Graph, model: nn.Module, options: Mapping[str, Any]) -> Self:
+    def from_options(cls, graph: Graph, model: nn.Module, options: Mapping[str, Any]) -> Self:
         """For ``model``, what is left of ``graph.model``, with its flags' values in ``options``.
 
         There, too: the ``steps`` and the first ``lr`` of the training.
         """
-        own = {flag.parameter or flag.name: options[flag.name] for flag in cls.flags}
+        own = {flag.constructor_name or flag.name: options[flag.name] for flag in cls.flags}
         return cls(graph, model=model, **own)
 
     @classmethod
@@ -62,7 +62,7 @@ class Method(methods.Method):
         """Whether it trains towards channels that can go."""
         return cls.prune_flags is not None
 
-    def forget(self) -> str:
+    def reset_state(self) -> str:
         """Start :meth:`state_dict` again from the weights, for a file has none; say how."""
         return ""
 
@@ -70,11 +70,11 @@ class Method(methods.Method):
         """How many of each of the ``factors`` are zero: to be read, they wait for the device."""
         return {name: is_zero(self.factor(name)).sum() for name in self.factors}
 
-    def figures(self, loss: float) -> dict[str, float]:
+    def log_metrics(self, loss: float) -> dict[str, float]:
         """Its ``columns`` at the end of an epoch whose mean training loss is ``loss``."""
         return {}
 
-    def optimised(self, model: nn.Module) -> list[nn.Parameter]:
+    def trained_parameters(self, model: nn.Module) -> list[nn.Parameter]:
         """The parameters that SGD trains."""
         return list(model.parameters())
 
@@ -94,6 +94,6 @@ class Method(methods.Method):
         """
         return collapse
 
-    def remedy(self, lr: float) -> str:
+    def divergence_hint(self, lr: float) -> str:
         """What to try where a training with learning rate ``lr`` diverged."""
         return f"try a smaller --lr than {lr:g}"

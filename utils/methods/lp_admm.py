@@ -57,13 +57,13 @@ class LpAdmm(Method, methods.LpADMM):
     columns = ("objective", "primal_gap")
     prune_flags = ("--target-flops", "0.5")  # zeros of z go in any case; then the smallest γ
 
-    def forget(self) -> str:
+    def reset_state(self) -> str:
         self.z.copy_(self.read())
         self.u.zero_()
         self.count.zero_()
         return "ADMM starts again at z = γ, u = 0"
 
-    def figures(self, loss: float) -> dict[str, float]:
+    def log_metrics(self, loss: float) -> dict[str, float]:
         return {
             "objective": loss + self.penalty(),
             "primal_gap": (self.read() - self.z).square().sum().item(),  # ‖γ − z‖²

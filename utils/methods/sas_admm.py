@@ -25,10 +25,10 @@ class SasAdmm(Method, methods.SASADMM):
     name = "sas-admm"
     title = "SAS-ADMM"
     help = "ADMM on all weights, single ones of which --prune-ratio then cuts"
-    idle = ("epochs", "lr", "momentum", "nesterov", "weight_decay", "schedule", "warmup")
+    unused_flags = ("epochs", "lr", "momentum", "nesterov", "weight_decay", "schedule", "warmup")
     flags = (
         lambda_flag(lambda arch, depth: SAS.lambda_),
-        Flag("sas_beta", "β of SAS-ADMM", arguments.positive, SAS.beta, parameter="beta"),
+        Flag("sas_beta", "β of SAS-ADMM", arguments.positive, SAS.beta, constructor_name="beta"),
         Flag("outer", "outer iterations: its epochs", arguments.epochs, SAS.outer),
         Flag("inner", "M: mini-batches of the first ones", arguments.positive_int, SAS.inner),
         Flag(
@@ -36,8 +36,8 @@ class SasAdmm(Method, methods.SASADMM):
             "k0: the outer iteration from which on M grows",
             arguments.positive_int,
             SAS.k0,
-            words=("--k0",),
-            parameter="k0",
+            custom_options=("--k0",),
+            constructor_name="k0",
         ),
         Flag("q", "and by which power", arguments.not_negative, SAS.q),
         Flag("v", "reciprocal of the first step size", arguments.positive, SAS.v),
@@ -77,19 +77,19 @@ class SasAdmm(Method, methods.SASADMM):
             if isinstance(module, AnyBatchNorm):
                 nn.init.ones_(module.weight)
 
-    def forget(self) -> str:
+    def reset_state(self) -> str:
         return "W, Z and U start again from its weights"
 
-    def remedy(self, lr: float) -> str:
+    def divergence_hint(self, lr: float) -> str:
         return f"try a larger --v than {self.v:g}"
 
-    def optimised(self, model: nn.Module) -> list[nn.Parameter]:
+    def trained_parameters(self, model: nn.Module) -> list[nn.Parameter]:
         return []
 
     def zero_counts(self) -> dict[str, Tensor]:
         return {**super().zero_counts(), "z": (self.z == 0).sum()}
 
-    def figures(self, loss: float) -> dict[str, float]:
+    def log_metrics(self, loss: float) -> dict[str, float]:
         w_change, dual_change = self.changes.tolist()
         return {
             "penalised_loss": loss + self.lambda_ * self.average.abs().sum().item(),

@@ -33,11 +33,11 @@ WHAT = {"flops": "flops", "params": "parameters", "channels": "channels"}
 
 def budget_flag(name: str, what: str) -> Flag:
     text = f"percent of the {WHAT[what]} to remove; λ and β are found, and released once it is met"
-    return Flag(name, text, percent, metavar="P", words=(f"--target-{what}",))
+    return Flag(name, text, percent, metavar="P", custom_options=(f"--target-{what}",))
 
 
 def lambda_flag(default: Callable[[str, int], float]) -> Flag:
-    return Flag("s", LAMBDA, not_negative, default, metavar="LAMBDA", parameter="lambda_")
+    return Flag("s", LAMBDA, not_negative, default, metavar="LAMBDA", constructor_name="lambda_")
 
 
 MOST = 20  # times the paper's λ is the most that is advised
@@ -70,7 +70,10 @@ class Subgradient(Method, methods.Subgradient):
     flags = (
         lambda_flag(lambda arch, depth: recipe(arch, depth).subgradient_lambda),
         # What is steep at 0 has no subgradient there.
-        replace(penalties.FLAG, choices=tuple(n for n, phi in PENALTIES.items() if not phi.steep)),
+        replace(
+            penalties.FLAG,
+            choices=tuple(n for n, phi in PENALTIES.items() if not phi.infinite_slope_at_zero),
+        ),
         penalties.SHAPE,
     )
     columns = ("ns_objective",)
@@ -85,7 +88,7 @@ class Subgradient(Method, methods.Subgradient):
     ) -> str:
         return too_large(self.lambda_, collapse) if collapse else ""
 
-    def figures(self, loss: float) -> dict[str, float]:
+    def log_metrics(self, loss: float) -> dict[str, float]:
         return {
             "ns_objective": loss + self.lambda_ * self.phi.value(self.read().abs()).item()
         }  # (2)
@@ -101,8 +104,10 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
         penalties.FLAG,
         penalties.SHAPE,
         Flag("prox_every", EVERY, default="step", choices=("step", "epoch")),
-        Flag("xi_init", INIT, number, XI_INIT, metavar=("LOW", "HIGH"), nargs=2, of_fresh=True),
-        Flag("keep_dead", KEEP, default=False, compared=False),
+        Flag(
+            "xi_init", INIT, number, XI_INIT, metavar=("LOW", "HIGH"), nargs=2, only_untrained=True
+        ),
+        Flag("keep_dead", KEEP, default=False, in_experiment_key=False),
         *(budget_flag(name, what) for name, what in BUDGETS.items()),
     )
     columns = ("objective", "ns_objective")
@@ -110,7 +115,7 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.ways = self.phi.way(self.xi.abs())  # from where each ξ starts to 0, at slope 1
+        self.ways = self.phi.path_length(self.xi.abs())  # from where each ξ starts to 0, at slope 1
 
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> None:
@@ -132,8 +137,12 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
         return {"s": None, "beta": None} if known.keys() & BUDGETS.keys() else {}
 
     @classmethod
-    def of(cls, graph: Graph, model: nn.Module, options: Mapping[str, Any]) -> Self:
-        own = {f.parameter or f.name: options[f.name] for f in cls.flags if f.name not in BUDGETS}
+    def from_options(cls, graph: Graph, model: nn.Module, options: Mapping[str, Any]) -> Self:
+        own = {
+            f.constructor_name or f.name: options[f.name]
+            for f in cls.flags
+            if f.name not in BUDGETS
+        }
         for name, what in BUDGETS.items():
             if (share := options[name]) is not None:
                 budget = WHAT[what], share / 100, options["steps"], options["lr"]
@@ -151,11 +160,11 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
                 " on without a penalty"
             )
 
-    def forget(self) -> str:
+    def reset_state(self) -> str:
         self.xi.copy_(self.read())
         return "ξ starts again at ξ = γ"
 
-    def figures(self, loss: float) -> dict[str, float]:
+    def log_metrics(self, loss: float) -> dict[str, float]:
         # F of eq. (5), and eq. (2), where φ is the ℓ1 norm; read at once.
         values = torch.stack((self.penalty(), self.phi.value(self.read().abs())))
         penalty, size = values.tolist()

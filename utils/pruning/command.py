@@ -20,16 +20,16 @@ from utils.atomic import check_writable
 from utils.console import InputError, note
 from utils.data.batches import Batches
 from utils.data.datasets import DATASETS, load
-from utils.data.stream import test_batches
+from utils.data.streaming import test_batches
 from utils.device import pick_device
 from utils.files import checkpoint, records
-from utils.files.layouts import EARLIER, State, to_released, widened
-from utils.files.names import PRUNED, Files, run_of
-from utils.files.start import known_of
-from utils.flags.parser import PROCESS, said_again
-from utils.flags.settings import FLAGS
+from utils.files.init_from import config_from_checkpoint
+from utils.files.legacy_formats import EARLIER, State, to_released, widened
+from utils.files.paths import PRUNED, RunPaths, run_name_of
+from utils.flags.config import FLAGS
+from utils.flags.parser import RUNTIME_FLAGS, runtime_argv
 from utils.methods.base import count_of, is_zero
-from utils.network import Network, with_model
+from utils.network import Network, with_weights
 from utils.pruning.plan import apply_plan, filter_sizes, plan
 from utils.pruning.report import (
     accuracy,
@@ -44,8 +44,8 @@ from utils.pruning.report import (
     told_apart,
     unread,
 )
-from utils.shell import command, word
-from utils.training.classes import ByClass, tallies
+from utils.shell import format_command, path_argument
+from utils.training.classes import PerClass, class_counts
 
 TARGETS = {"flops": "flops", "params": "parameters"}  # flags, and entries of a Cost
 
@@ -83,7 +83,7 @@ def parser(kind: str | None) -> argparse.ArgumentParser:
     count = arguments.positive_int
     p.add_argument("--test-subset", type=count, metavar="N", help="test pictures")
     p.add_argument("--depth", type=count, help="default: the checkpoint's")
-    for of_process in PROCESS:
+    for of_process in RUNTIME_FLAGS:
         if of_process.name in ("test_batch_size", "workers"):
             of_process.add_to(p)
     p.add_argument("--no-cuda", action="store_true", default=False, help="test on the CPU")
@@ -99,9 +99,9 @@ def prune(kind: str | None, argv: list[str] | None = None) -> None:
     arch = given.network.arch
     if kind is not None and family(arch) != kind:
         arch = kind  # which it is refused for
-    known = known_of(given, {**vars(args), "arch": arch}, path)
+    known = config_from_checkpoint(given, {**vars(args), "arch": arch}, path)
     folder = Path(getattr(args, "save", path.parent))
-    out = Files(folder, run_of(path)).slim(getattr(args, "name", None))
+    out = RunPaths(folder, run_name_of(path)).pruned(getattr(args, "name", None))
     check_writable(folder)
     records.read(folder / PRUNED, ("run",))
 
@@ -111,11 +111,11 @@ def prune(kind: str | None, argv: list[str] | None = None) -> None:
         if arch not in EARLIER:
             raise InputError(f"--layout released: the earlier programs know no {arch}")
         network = widened(network)  # all that those programs know
-    layers, factors = list(network.norms.values()), given.factors
+    layers, factors = list(network.norms.values()), given.scaling_factors
     if not layers:
         why = next(iter(network.graph.reasons.values()), "it has no batch norm")
         raise InputError(f"{path} is of {arch}, no channel of which can be removed: {why}")
-    mask = args.mask or given.mask
+    mask = args.mask or given.default_mask
     if mask not in factors:
         has = ", ".join(factors)
         raise InputError(f"{path} has no {mask}: --mask takes what it has, {has}")
@@ -131,7 +131,7 @@ def prune(kind: str | None, argv: list[str] | None = None) -> None:
     def cut(zeros: Tensor, count: int) -> tuple[Removal, Network, Network, Network]:
         """What is removed, the masked network, what is left of it, and what is written of that."""
         masks = choose(zeros, count)
-        masked = with_model(network, copy.deepcopy(network.model))
+        masked = with_weights(network, copy.deepcopy(network.model))
         apply_plan(list(masked.norms.values()), masks, zeros)
         removal = masked.plan(masks, streams=args.layout != "released")
         return removal, masked, masked.remove(masked.plan(masks, False)), masked.remove(removal)
@@ -153,15 +153,15 @@ def prune(kind: str | None, argv: list[str] | None = None) -> None:
     labels, full_cost = tests.labels.cpu(), cost_of(network)
     networks = network, masked, written
     before, of_masked, of_slim = (predict(each.model, tests) for each in networks)
-    settings, targeted = given.settings, (args.target_flops, args.target_params) != (None, None)
+    settings, targeted = given.config, (args.target_flops, args.target_params) != (None, None)
     row = {
         "model": out.name,
-        "run": given.run or run_of(path),
+        "run": given.run_name or run_name_of(path),
         "checkpoint": path.name,
         "epoch": given.epoch,
         "checksum": checkpoint.checksum(path),
         "test_pictures": f"{data.test.checksum():08x}",
-        **({} if settings is None else settings.cells()),
+        **({} if settings is None else settings.to_row()),
         "arch": arch,
         "depth": given.network.depth,
         "dataset": data.name,
@@ -182,7 +182,7 @@ def prune(kind: str | None, argv: list[str] | None = None) -> None:
     row |= of_original(given.network, small) | of_all(network, row)
     print_report(row, network, masks)
     of_before, of_after = (
-        ByClass(*tallies(answers.argmax(1), labels, network.num_classes).tolist())
+        PerClass(*class_counts(answers.argmax(1), labels, network.num_classes).tolist())
         for answers in (before, of_slim)
     )
     if of_before.collapse(data.classes):
@@ -208,7 +208,7 @@ def prune(kind: str | None, argv: list[str] | None = None) -> None:
         "classes": given.classes,
         "mean": given.mean,
         "std": given.std,
-        "settings": None if settings is None else settings.values(),
+        "settings": None if settings is None else settings.to_dict(),
         **{key: row[key] for key in ("run", "percent", "mask")},
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -220,14 +220,14 @@ def prune(kind: str | None, argv: list[str] | None = None) -> None:
             print(f"{out} is the network as it was; another pruning may overwrite it")
             return
     print(f"slim network: {out}")
-    words = ["main.py", "--refine", word(out)]
+    words = ["main.py", "--refine", path_argument(out)]
     if settings is not None:  # section 5.2: as the training went, but for the penalty
         precision = given.precision or settings.precision
-        words += replace(settings, precision=precision).refine_argv()
+        words += replace(settings, precision=precision).finetuning_argv()
     told = {name: x for name, x in vars(args).items() if x is not None and x is not False}
     for name in [name for name in ("dataset", "data") if name in told]:
-        words += FLAGS[name].argv(told[name])
-    print(f"to fine-tune it: {command(*words, *said_again(told))}")
+        words += FLAGS[name].to_argv(told[name])
+    print(f"to fine-tune it: {format_command(*words, *runtime_argv(told))}")
 
 
 def program(kind: str | None) -> list[str]:
@@ -250,10 +250,10 @@ def advise(
     if zeros[other]:  # the penalty has done its work, and a larger one would ruin the network
         ways = ["train for more epochs"] if is_full else []
         ways.append(f"prune the {zeros[other]} channels whose {other} is zero")
-        print(f"next, where {other} is zero: {command(*words, '--mask', other)}")
+        print(f"next, where {other} is zero: {format_command(*words, '--mask', other)}")
     if not targeted:
         ways.append("choose a share of the channels with --percent")
-        print(f"next, a share of the channels: {command(*words, '--percent', '0.5')}")
+        print(f"next, a share of the channels: {format_command(*words, '--percent', '0.5')}")
     left = "" if is_full else " that is left"
     note(f"no scaling factor{left} is zero, so nothing was pruned: {', or '.join(ways)}")
 
@@ -303,4 +303,4 @@ def channels_to_prune(
 def predict(model: nn.Module, tests: Batches) -> Tensor:
     """Logits [n, classes] of all test pictures in eval mode and float32, on the CPU."""
     model = copy.deepcopy(model).to(tests.labels.device).eval()
-    return torch.cat([model(images).cpu() for images, _ in tests.in_order()])
+    return torch.cat([model(images).cpu() for images, _ in tests.iter_eval()])

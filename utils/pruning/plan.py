@@ -44,7 +44,7 @@ def plan(
     places = [torch.arange(len(bias), device=bias.device) for bias in biases]
     smallest = torch.cat([torch.stack([own[i] for i in tie]).amin(0) for tie in layers])
     relative = torch.cat([-place / len(place) for place in places])
-    order = ascending(smallest, torch.cat(biases), relative)
+    order = by_magnitude(smallest, torch.cat(biases), relative)
     together = torch.cat([torch.full_like(p, len(t)) for p, t in zip(places, layers, strict=True)])
     first = order[together[order].cumsum(0) <= count]
     goes = torch.zeros_like(smallest, dtype=torch.bool)
@@ -62,11 +62,11 @@ def plan(
             size = torch.stack([by[i] for i in tie]).amin(0)
             size = torch.zeros_like(size) if is_zero(gammas).all() else size
             for i in tie:
-                masks[i][ascending(keep.int(), size, bias, -place)[-least:]] = True
+                masks[i][by_magnitude(keep.int(), size, bias, -place)[-least:]] = True
     return masks
 
 
-def ascending(*keys: Tensor) -> Tensor:
+def by_magnitude(*keys: Tensor) -> Tensor:
     """The indices that sort by the first of ``keys``; what is equal there, by the next."""
     order = torch.arange(len(keys[0]), device=keys[0].device)
     for key in reversed(keys):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from netslim.surgery import Removal
-from utils.files.layouts import EARLIER, widened
+from utils.files.legacy_formats import EARLIER, widened
 from utils.methods.base import is_zero
 from utils.network import Network
 from utils.paper.accounting import Cost, cost

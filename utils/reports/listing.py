@@ -4,13 +4,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.atomic import is_held
+from utils.atomic import is_locked
 from utils.console import InputError, note
-from utils.files import names, records
-from utils.files.names import Files
+from utils.files import paths, records
+from utils.files.init_from import latest_checkpoint
+from utils.files.paths import RunPaths
 from utils.files.records import Row
-from utils.files.start import newest
-from utils.flags.settings import Settings
+from utils.flags.config import Config
 from utils.methods import METHODS
 from utils.reports import results
 from utils.reports.results import Result, Training
@@ -32,7 +32,7 @@ class State:
     accuracy: str
     zeros: str
     at_work: bool
-    settings: Settings | None = None  # where they are known
+    settings: Config | None = None  # where they are known
 
     @property
     def epochs(self) -> str:
@@ -42,28 +42,28 @@ class State:
         return f"{self.done}/{known}{more}"
 
 
-def state_of(files: Files, finished: Training | None) -> State | None:
+def state_of(files: RunPaths, finished: Training | None) -> State | None:
     """From the log, the record if it is ``finished``, else its checkpoint; None of no training."""
     try:
         log = records.read(files.log, LOG, LOG)
     except InputError as error:
         note(f"note: passed over: {error}")
         log = []
-    found = None if finished else newest(files)
-    settings = finished.settings if finished else found[1].settings if found else None
+    found = None if finished else latest_checkpoint(files)
+    settings = finished.config if finished else found[1].config if found else None
     if log:
         done, row = int(float(log[-1]["epoch"])), log[-1]
     elif finished:
-        done, row = finished.settings.epochs, finished.row
+        done, row = finished.config.epochs, finished.row
     else:
         done, row = (found[1].epoch or 0 if found else 0), Row()
-    if not (log or finished or found or is_held(files.lock)):
+    if not (log or finished or found or is_locked(files.lock)):
         return None
     method = METHODS[settings.method] if settings else None
-    zeros = row.get(f"{method.zeroed}_zeros") if method and method.prunes() else None
+    zeros = row.get(f"{method.pruned_by}_zeros") if method and method.prunes() else None
     accuracy = f"{float(row['test_accuracy']):.2f}" if row else "-"
     total = settings.epochs if settings else None
-    return State(done, total, accuracy, zeros or "-", is_held(files.lock), settings)
+    return State(done, total, accuracy, zeros or "-", is_locked(files.lock), settings)
 
 
 def listing(folder: Path, only: Collection[str] | None = None) -> str:
@@ -74,14 +74,14 @@ def listing(folder: Path, only: Collection[str] | None = None) -> str:
     or damaged.
     """
     found = {result.row["run"]: result for result in results.load(folder)}
-    refined = results.trainings(folder / names.REFINED)
+    refined = results.trainings(folder / paths.REFINED)
     tunings = {tuning.row["run"]: tuning for tuning in refined}
-    runs = names.runs_in(folder) | found.keys() | tunings.keys()
-    after = {run: _after(Files(folder, run), found.get(run), refined) for run in runs}
+    runs = paths.runs_in(folder) | found.keys() | tunings.keys()
+    after = {run: _after(RunPaths(folder, run), found.get(run), refined) for run in runs}
     shown = {tuned for _, _, tuned in after.values()}
     lines = [HEADINGS]
     for run in sorted(runs - shown if only is None else runs & set(only)):
-        if state := state_of(Files(folder, run), found.get(run) or tunings.get(run)):
+        if state := state_of(RunPaths(folder, run), found.get(run) or tunings.get(run)):
             lines.append((run, state.epochs, state.accuracy, state.zeros, *after[run][:2]))
     if len(lines) == 1:
         return f"no runs in {folder}"
@@ -91,7 +91,7 @@ def listing(folder: Path, only: Collection[str] | None = None) -> str:
 
 
 def _after(
-    files: Files, result: Result | None, refined: Sequence[Training]
+    files: RunPaths, result: Result | None, refined: Sequence[Training]
 ) -> tuple[str, str, str | None]:
     """What pruning left, the accuracy of the latest fine-tuning of that, and how it is called.
 
@@ -101,7 +101,7 @@ def _after(
     of_name = [tuning for tuning in refined if tuning.row["run"] == files.refined.run]
     tunings = result.refined(pruning) if result and pruning else of_name
     if result:
-        tunings = [tuning for tuning in tunings if result.sees(tuning.settings, tuning.row)]
+        tunings = [tuning for tuning in tunings if result.sees(tuning.config, tuning.row)]
     tuning = next(reversed(tunings), None)
     left = "-"
     if pruning:
@@ -109,7 +109,7 @@ def _after(
     elif tuning and tuning.row.get("weights_kept"):
         left = f"{100 * float(tuning.row['weights_kept']) / float(tuning.row['weights']):.1f}% w"
     if tuning:  # as it is on record: the log may be of a later one of this name
-        done, accuracy = tuning.settings.epochs, f"{float(tuning.row['test_accuracy']):.2f}"
+        done, accuracy = tuning.config.epochs, f"{float(tuning.row['test_accuracy']):.2f}"
         tuned = tuning.row["run"]
     else:
         state, tuned = state_of(files.refined, None), files.refined.run
@@ -120,5 +120,5 @@ def _after(
         if state.done != state.total:
             return left, f"{state.accuracy}, {state.epochs}", tuned
         done, accuracy = state.done, state.accuracy
-    as_long = result and done == result.settings.epochs
+    as_long = result and done == result.config.epochs
     return left, accuracy if as_long else f"{accuracy} after {done}", tuned

@@ -7,7 +7,7 @@ Needs matplotlib: pip install matplotlib
 """
 
 if __name__ == "__main__":
-    from utils import early as early  # before all others
+    from utils import startup as startup  # before all others
 
 import argparse
 import math
@@ -25,7 +25,7 @@ from utils import arguments, console
 from utils.atomic import check_writable
 from utils.console import InputError
 from utils.files import checkpoint, records
-from utils.files.names import CHECKPOINT, PRUNED, Files, run_of
+from utils.files.paths import CHECKPOINT, PRUNED, RunPaths, run_name_of
 from utils.files.records import Row
 from utils.methods import METHODS
 from utils.pruning.plan import plan
@@ -51,10 +51,10 @@ def column(log: Sequence[Row], name: str) -> list[float]:
 
 def draw_run(folder: Path, run: str) -> Any:
     """Loss, change, zeros, accuracy, and what trained, by epoch; channels by layer; sizes of γ."""
-    files = Files(folder, run)
+    files = RunPaths(folder, run)
     log = records.read(files.log, LOG, LOG)
     if not log or not files.checkpoint.is_file():
-        known = ", ".join(sorted(map(run_of, folder.glob(f"*{CHECKPOINT}")))) or "none"
+        known = ", ".join(sorted(map(run_name_of, folder.glob(f"*{CHECKPOINT}")))) or "none"
         raise InputError(
             f"{folder} has no log and checkpoint of a run {run!r}; runs there: {known}"
         )
@@ -64,12 +64,12 @@ def draw_run(folder: Path, run: str) -> Any:
         raise InputError(f"{run} has no batch norm, so there are no channels to draw")
     gammas = [bn.weight.detach() for bn in norms]
     pruned = {row["model"]: row for row in records.read(folder / PRUNED, ("model",))}  # the last
-    source = pruned.get(files.slim().name, {}).get("checksum")
-    if files.slim().is_file() and source == checkpoint.checksum(files.checkpoint):
-        slim = checkpoint.load(files.slim()).network
+    source = pruned.get(files.pruned().name, {}).get("checksum")
+    if files.pruned().is_file() and source == checkpoint.checksum(files.checkpoint):
+        slim = checkpoint.load(files.pruned()).network
         kept, how = [len(bn.weight) for bn in slim.norms.values()], "As pruned"
     else:
-        masks = plan(norms, is_zero(loaded.factors[loaded.mask]))
+        masks = plan(norms, is_zero(loaded.scaling_factors[loaded.default_mask]))
         kept, how = [int(mask.sum()) for mask in masks], "At percent 0"
     figure, axes = style.subplots(4, 12)
     figure.suptitle(run)
@@ -182,7 +182,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.run is None:
         figure, path = tradeoff.draw(results.load(folder)), folder / "tradeoff"
     else:
-        figure, path = draw_run(folder, args.run), Files(folder, args.run).plot
+        figure, path = draw_run(folder, args.run), RunPaths(folder, args.run).plot
     check_writable(folder)
     for suffix, metadata in ((".png", None), (".svg", {"Date": None})):
         figure.savefig(f"{path}{suffix}", metadata=metadata)

@@ -9,9 +9,9 @@ from models import display_name, size_of
 from utils.arguments import Flag
 from utils.console import InputError
 from utils.data.datasets import TORCHVISION
-from utils.files import names, records
+from utils.files import paths, records
 from utils.files.records import Row
-from utils.flags.settings import BEGINS, FLAGS, OWN, Settings
+from utils.flags.config import BEGINS, CORE_FLAGS, FLAGS, Config
 from utils.methods import METHODS
 from utils.paper import published
 
@@ -51,10 +51,10 @@ PICTURE_FLAGS = ("dataset", "size", "subset", "test_subset")
 # The flags of a pruning, by column of its record.
 HOW = {"mask": "--mask", "target_flops": "--target-flops", "target_params": "--target-params",
        "percent": "--percent", "criterion": "--criterion", "adjust": "--adjust"}  # fmt: skip
-Told = tuple[tuple[str, Any], ...]  # flags by name, and their values
+Options = tuple[tuple[str, Any], ...]  # flags by name, and their values
 
 
-class Group(NamedTuple):
+class ExperimentKey(NamedTuple):
     """What runs must share to be compared. ``terms`` are to be read: how they trained."""
 
     arch: str
@@ -67,40 +67,40 @@ class Group(NamedTuple):
         return display_name(ARCHITECTURES.get(self.arch, self.arch), self.depth)
 
 
-class Variant(NamedTuple):
+class MethodVariant(NamedTuple):
     """A method and its flags, but for defaults that are the same for all networks."""
 
     method: str
-    options: Told
+    options: Options
     precision: str = ""  # where there are runs of several: see grouped
 
 
-def words(told: Told) -> list[str]:
+def format_options(told: Options) -> list[str]:
     """As they are typed."""
-    return [" ".join(FLAGS[name].argv(value)) for name, value in told if value is not None]
+    return [" ".join(FLAGS[name].to_argv(value)) for name, value in told if value is not None]
 
 
-def how(pruning: Row) -> list[str]:
+def pruning_flags(pruning: Row) -> list[str]:
     """What of a pruning's command says what goes."""
     return [f"{word} {pruning[name]}" for name, word in HOW.items() if pruning.get(name)]
 
 
-def experiment_of(settings: Settings, row: Row | None = None) -> tuple[Group, Variant]:
+def experiment_of(settings: Config, row: Row | None = None) -> tuple[ExperimentKey, MethodVariant]:
     """What runs must share to be averaged: the values of all flags that are compared, the pictures.
 
     And the precision, which the paper's do not name: see :func:`grouped`. ``row`` is a run's in the
     record. Without it, or where it names none, the pictures are those of the public data set, whose
     files' MD5 were compared.
     """
-    s, known = settings, settings.values()
+    s, known = settings, settings.to_dict()
 
-    def told(flags: Iterable[Flag]) -> Told:
-        compared = (flag for flag in flags if flag.compared)
+    def told(flags: Iterable[Flag]) -> Options:
+        compared = (flag for flag in flags if flag.in_experiment_key)
         return tuple((f.name, known[f.name]) for f in compared if known[f.name] != f.default)
 
     apart = ("arch", "depth", "dataset", "size", "epochs", "method", *BEGINS)
-    others = words(told(flag for flag in OWN.values() if flag.name not in apart))
-    others += [] if s.size == size_of(s.arch) else OWN["size"].argv(s.size)
+    others = format_options(told(flag for flag in CORE_FLAGS.values() if flag.name not in apart))
+    others += [] if s.size == size_of(s.arch) else CORE_FLAGS["size"].to_argv(s.size)
     source, checksum, tested = ((row or {}).get(column) for column in PICTURES)
     own = []
     if checksum and source != TORCHVISION:
@@ -110,29 +110,29 @@ def experiment_of(settings: Settings, row: Row | None = None) -> tuple[Group, Va
     own += [f"{several} processes"] if several != "1" else []
     terms = f"{s.epochs} epoch{'s' * (s.epochs > 1)}", *others, *own
     # Where it began is the training's, and not the fine-tuning's.
-    own_flags = [*METHODS[s.method].flags, *(OWN[name] for name in BEGINS)]
-    variant = Variant(s.method, told(own_flags))
-    return Group(s.arch, s.depth, s.dataset, terms), variant
+    own_flags = [*METHODS[s.method].flags, *(CORE_FLAGS[name] for name in BEGINS)]
+    variant = MethodVariant(s.method, told(own_flags))
+    return ExperimentKey(s.arch, s.depth, s.dataset, terms), variant
 
 
-def settings_of_paper(table: published.Table, row: Sequence[str], dataset: str) -> Settings | None:
+def paper_config(table: published.Table, row: Sequence[str], dataset: str) -> Config | None:
     """Those that a row of the paper's is about: the defaults. None where it is about no run."""
     method, (arch, depth) = table.method(row), published.NETWORKS[row[0]]
     if method is None or not dataset:
         return None
-    return Settings.of({"arch": arch, "depth": depth, "dataset": dataset, "method": method})
+    return Config.from_dict({"arch": arch, "depth": depth, "dataset": dataset, "method": method})
 
 
 @dataclass(frozen=True)
 class Training:
     """A finished training: what it was told, and its line in the record."""
 
-    settings: Settings
+    config: Config
     row: Row
 
     @property
-    def experiment(self) -> tuple[Group, Variant]:
-        return experiment_of(self.settings, self.row)
+    def experiment(self) -> tuple[ExperimentKey, MethodVariant]:
+        return experiment_of(self.config, self.row)
 
 
 @dataclass(frozen=True)
@@ -140,16 +140,20 @@ class Result(Training):
     """A training, all prunings of its final checkpoint, and the fine-tunings of these."""
 
     prunings: Sequence[Row]
-    refines: Sequence[Training]
+    finetunings: Sequence[Training]
 
     def refined(self, pruning: Row) -> list[Training]:
         """The fine-tunings of what a ``pruning`` left, as file, its checksum and width tell."""
         alike = (row for row in self.prunings if row["model"] == pruning["model"])
-        written = {row.get("slim_checksum", "") for row in alike if how(row) == how(pruning)}
+        written = {
+            row.get("slim_checksum", "")
+            for row in alike
+            if pruning_flags(row) == pruning_flags(pruning)
+        }
         return [
             refine
-            for refine in self.refines
-            if Path(refine.settings.refine or "").name == pruning["model"]
+            for refine in self.finetunings
+            if Path(refine.config.refine or "").name == pruning["model"]
             and float(refine.row["channels"]) == float(pruning["channels_kept"])
             and ("" in written or refine.row.get("init_checksum", "") in {*written, ""})  # older
         ]
@@ -158,7 +162,7 @@ class Result(Training):
         """What ``refine``, a fine-tuning, has otherwise than the training, but for the penalty."""
         # What a group of processes trained is fine-tuned by however many.
         row = refine.row | {"processes": self.row.get("processes", "")}
-        (group, variant), own = experiment_of(refine.settings, row), self.experiment[0]
+        (group, variant), own = experiment_of(refine.config, row), self.experiment[0]
         terms, before = ([f"on {g.dataset}", *g.terms] for g in (group, own))
         flags = {term.partition(" ")[0] for term in terms}
         gone = (t for t in before if t.startswith("-") and t.partition(" ")[0] not in flags)
@@ -167,12 +171,12 @@ class Result(Training):
             found.append("on pictures that its record does not name")
         if METHODS[variant.method].prunes():
             found.append(f"with a penalty, --method {variant.method}")
-        precision = refine.settings.precision
-        return [*found, *([precision] if precision != self.settings.precision else [])]
+        precision = refine.config.precision
+        return [*found, *([precision] if precision != self.config.precision else [])]
 
-    def sees(self, settings: Settings, row: Row) -> bool:
+    def sees(self, settings: Config, row: Row) -> bool:
         """Whether a training with these, as far as they say, saw the same pictures as this one."""
-        same = all(getattr(self.settings, n) == getattr(settings, n) for n in PICTURE_FLAGS)
+        same = all(getattr(self.config, n) == getattr(settings, n) for n in PICTURE_FLAGS)
         known = ((self.row.get(column), row.get(column)) for column in PICTURES)
         return same and all(a == b for a, b in known if a and b)
 
@@ -188,8 +192,8 @@ class Result(Training):
             alike = [
                 refine
                 for refine in refines
-                if self.sees(refine.settings, refine.row)
-                and not METHODS[refine.settings.method].prunes()
+                if self.sees(refine.config, refine.row)
+                and not METHODS[refine.config.method].prunes()
             ]
         return next(iter(alike), None)
 
@@ -205,12 +209,12 @@ class Result(Training):
         Where a share is chosen, the last that was fine-tuned. ``share`` is in percent of the
         channels, ``target`` of the FLOPs. By |γ|, and without a floor for every layer.
         """
-        own = METHODS[self.settings.method]
+        own = METHODS[self.config.method]
         plain = ("", "gamma"), ("", "0.0")
         fits = [
             row
             for row in self.prunings
-            if row["mask"] == own.zeroed
+            if row["mask"] == own.pruned_by
             and row.get("criterion", "") in plain[0]
             and row.get("adjust", "") in plain[1]
         ]
@@ -248,7 +252,7 @@ class Result(Training):
         return float(row[column]) if row else None
 
 
-Groups = Mapping[Group, Mapping[Variant, Sequence[Result]]]
+Groups = Mapping[ExperimentKey, Mapping[MethodVariant, Sequence[Result]]]
 
 
 def load(folder: Path) -> list[Result]:
@@ -258,19 +262,19 @@ def load(folder: Path) -> list[Result]:
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}: give the one that --save named")
-    trained, refined = (trainings(folder / name) for name in (names.TRAINED, names.REFINED))
-    prunings = records.read(folder / names.PRUNED, PRUNED, ("percent", *PRUNED[3:]))
+    trained, refined = (trainings(folder / name) for name in (paths.TRAINED, paths.REFINED))
+    prunings = records.read(folder / paths.PRUNED, PRUNED, ("percent", *PRUNED[3:]))
     found = []
     for training in trained:
         own = [row for row in prunings if _shared(row) == _shared(training.row)]
         made = {row["model"] for row in own}
-        of_run = names.Files(folder, training.row["run"]).refined.run
+        of_run = paths.RunPaths(folder, training.row["run"]).refined.run
         refines = [
             each
             for each in refined
-            if each.row["run"] == of_run or Path(each.settings.refine or "").name in made
+            if each.row["run"] == of_run or Path(each.config.refine or "").name in made
         ]
-        found.append(Result(training.settings, training.row, own, refines))
+        found.append(Result(training.config, training.row, own, refines))
     return found
 
 
@@ -280,17 +284,17 @@ def _shared(row: Row) -> list[str]:
 
 def trainings(path: Path) -> list[Training]:
     """Those in a record, without what was repeated later."""
-    told = [name for name, flag in OWN.items() if flag.default]
+    told = [name for name, flag in CORE_FLAGS.items() if flag.default]
     found: dict[Hashable, Training] = {}
     for row in records.read(path, (*TRAINED, *told), TRAINED[1:]):
         try:
-            training = Training(Settings.of_cells(row), row)
+            training = Training(Config.from_row(row), row)
         except (KeyError, ValueError) as error:
             raise InputError(
                 f"{path}: the settings of {row['run']} are damaged or missing ({error}); mend them"
                 " or move the file away"
             ) from None
-        settings = training.settings
+        settings = training.config
         same = row["run"], settings.seed, settings.precision, training.experiment
         found.pop(same, None)  # the later one stands where it was made
         found[same] = training
@@ -304,15 +308,15 @@ def grouped(found: Iterable[Result]) -> Groups:
     tables, small values first.
     """
     found = list(found)
-    groups: dict[Group, dict[Variant, dict[int, Result]]] = {}
-    several = len({result.settings.precision for result in found}) > 1
+    groups: dict[ExperimentKey, dict[MethodVariant, dict[int, Result]]] = {}
+    several = len({result.config.precision for result in found}) > 1
     for result in found:
         group, variant = result.experiment
         if several:
-            variant = variant._replace(precision=result.settings.precision)
-        groups.setdefault(group, {}).setdefault(variant, {})[result.settings.seed] = result
+            variant = variant._replace(precision=result.config.precision)
+        groups.setdefault(group, {}).setdefault(variant, {})[result.config.seed] = result
 
-    def place(item: tuple[Variant, object]) -> tuple[Any, ...]:
+    def place(item: tuple[MethodVariant, object]) -> tuple[Any, ...]:
         method, options, precision = item[0]
         values = [(name, value is not None, value) for name, value in options]
         return ORDER.index(method), values, precision

@@ -3,7 +3,7 @@
 from typing import Any
 
 from utils.console import InputError
-from utils.shell import command
+from utils.shell import format_command
 
 # Okabe and Ito's colours, which colour-blind readers tell apart: C0 is blue, C1 red.
 COLOURS = "'#0072B2', '#D55E00', '#009E73', '#E69F00', '#CC79A7', '#56B4E9', '#000000'"
@@ -27,7 +27,7 @@ def subplots(rows: int, height: float, **more: Any) -> Any:
     try:
         import matplotlib
     except ImportError:
-        how = command("-m", "pip", "install", "matplotlib")
+        how = format_command("-m", "pip", "install", "matplotlib")
         raise InputError(f"figures need matplotlib: {how}") from None
     matplotlib.use("agg")
     from matplotlib import pyplot

@@ -7,7 +7,7 @@ stand in none of them. Nothing but the record files is read.
 """
 
 if __name__ == "__main__":
-    from utils import early as early  # before all others
+    from utils import startup as startup  # before all others
 
 import argparse
 import csv
@@ -20,13 +20,21 @@ from pathlib import Path
 
 from utils import arguments, console
 from utils.atomic import check_writable
-from utils.files.names import FOLDER, REFINED
+from utils.files.paths import DEFAULT_FOLDER, REFINED
 from utils.files.records import Row
 from utils.methods import METHODS
 from utils.paper import lp
 from utils.paper.published import TABLES, Column, Table, numbers
-from utils.reports import claims, compressed, results
-from utils.reports.results import QUANTITIES, Group, Groups, Result, Variant, how, words
+from utils.reports import lp_table, results, sparsity_table
+from utils.reports.results import (
+    QUANTITIES,
+    ExperimentKey,
+    Groups,
+    MethodVariant,
+    Result,
+    format_options,
+    pruning_flags,
+)
 
 DASH = "—"
 LEGEND = """\
@@ -93,7 +101,7 @@ class Cell:
         """Ours − the paper's, None where that means nothing."""
         if self.published is None or self.mean is None or self.quantity not in COMPARED:
             return None
-        if self.quantity == "channels" and METHODS[self.runs[0].settings.method].prune_flags:
+        if self.quantity == "channels" and METHODS[self.runs[0].config.method].prune_flags:
             return None  # chosen, not found
         return self.mean - self.published
 
@@ -160,9 +168,11 @@ def compare(
     return columns
 
 
-def key_of(table: Table, row: Sequence[str], column: Column) -> tuple[Group, Variant] | None:
+def key_of(
+    table: Table, row: Sequence[str], column: Column
+) -> tuple[ExperimentKey, MethodVariant] | None:
     """Which runs of ours a cell of the paper's is about."""
-    settings = results.settings_of_paper(table, row, column.dataset)
+    settings = results.paper_config(table, row, column.dataset)
     return None if settings is None else results.experiment_of(settings)
 
 
@@ -213,8 +223,8 @@ def shares_of_paper() -> dict[object, float | None]:
 def unshown(result: Result, share: float | None) -> list[str]:
     """How else it was pruned than a table shows; ``share`` is that of a table of the paper's."""
     shown = result.pruning(share) or result.pruning()
-    ways = dict.fromkeys(" ".join(how(row)) for row in result.prunings)
-    return [way for way in ways if shown is None or way != " ".join(how(shown))]
+    ways = dict.fromkeys(" ".join(pruning_flags(row)) for row in result.prunings)
+    return [way for way in ways if shown is None or way != " ".join(pruning_flags(shown))]
 
 
 def is_papers(run: Result, shares: Mapping[object, float | None]) -> bool:
@@ -235,7 +245,7 @@ def runs_table(groups: Groups) -> tuple[str, list[dict[str, object]]]:
             if not runs:
                 continue
             listed += runs
-            method, options = METHODS[variant.method].title, words(variant.options)
+            method, options = METHODS[variant.method].title, format_options(variant.options)
             options += [variant.precision] if variant.precision else []
             for tuned, alike in by_tuning(runs).items():
                 n, said = len(alike), [" ".join(options), f"fine-tuned {tuned}" * bool(tuned)]
@@ -279,8 +289,8 @@ def left_out(result: Result, exactly: bool) -> list[str]:
     """Which fine-tunings of a run no table has, and why: see :meth:`Result.tuning`."""
     shown = [result.tuning(pruning, exactly) for pruning in result.prunings]
     found, run = [], result.row["run"]
-    for refine in result.refines:
-        if refine in shown or refine.settings.prune_ratio is not None:
+    for refine in result.finetunings:
+        if refine in shown or refine.config.prune_ratio is not None:
             continue
         why = f"it began with no network that a pruning on record left of {run}"
         if any(refine in result.refined(pruning) for pruning in result.prunings):
@@ -314,8 +324,8 @@ def with_runs(folder: Path, found: Sequence[Result], groups: Groups) -> list[str
     papers = [name for name in TABLES if any(row["seeds"] for row in paper_table(name, groups)[1])]
     tuned = results.trainings(folder / REFINED)
     others = {
-        COMPRESSED: any(tuning.settings.prune_ratio is not None for tuning in tuned),
-        LP: any(run.settings.method == lp.METHOD and run.prunings for run in found),
+        COMPRESSED: any(tuning.config.prune_ratio is not None for tuning in tuned),
+        LP: any(run.config.method == lp.METHOD and run.prunings for run in found),
         RUNS: bool(runs_table(groups)[1]),
     }
     return [*papers, *(name for name, some in others.items() if some)]
@@ -326,7 +336,9 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m utils.reports.tables",
         description="The paper's tables from the record files, ours beside the published numbers.",
     )
-    p.add_argument("--save", default=FOLDER, metavar="DIR", help="where the records are (logs)")
+    p.add_argument(
+        "--save", default=DEFAULT_FOLDER, metavar="DIR", help="where the records are (logs)"
+    )
     names = [*TABLES, COMPRESSED, LP, RUNS]
     whole = f"{', '.join(names)} (default: all that have runs)"
     p.add_argument("--only", nargs="+", choices=names, metavar="TABLE", help=whole)
@@ -344,7 +356,7 @@ def main(argv: list[str] | None = None) -> None:
         run = result.row["run"]
         if result not in shown:
             console.note(f"note: {run} is left out: a later run has its settings and its seed")
-        if result not in shown or result.settings.method == lp.METHOD:
+        if result not in shown or result.config.method == lp.METHOD:
             continue  # the table of the latter has all prunings, and how each was fine-tuned
         for pruned in unshown(result, shares.get(result.experiment)):
             console.note(f"note: {run} pruned with {pruned} is left out: tables show one pruning")
@@ -361,7 +373,9 @@ def main(argv: list[str] | None = None) -> None:
     for name in only:
         if name in (COMPRESSED, LP):
             cut = name == COMPRESSED
-            title, lines = compressed.table(Path(args.save), found) if cut else claims.table(found)
+            title, lines = (
+                sparsity_table.table(Path(args.save), found) if cut else lp_table.table(found)
+            )
             print(f"{title}\n{markdown(lines)}")
             if args.csv is not None:
                 path = Path(args.csv) / f"{name}.csv"

@@ -9,14 +9,14 @@ from torch import Tensor
 SHOWN = 10  # of more classes than these, the worst are told
 
 
-def tallies(answers: Tensor, labels: Tensor, classes: int) -> Tensor:
+def class_counts(answers: Tensor, labels: Tensor, classes: int) -> Tensor:
     """The rows of :class:`ByClass`, int64 [3, ``classes``], from int64 [n] each."""
     each = torch.arange(classes, device=labels.device)  # compared, not counted: a GPU need not wait
     is_label, is_answer = labels[:, None] == each, answers[:, None] == each
     return torch.stack([x.sum(0) for x in (is_label, is_answer, is_label & is_answer)])
 
 
-class ByClass(NamedTuple):
+class PerClass(NamedTuple):
     """Numbers by class: its test images, the answers that name it, the right ones of these."""
 
     images: list[int]

@@ -10,17 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from netslim.graph import AnyBatchNorm
-from utils.console import Diverged
+from utils.console import NonFiniteLoss
 from utils.data.batches import Batches
 from utils.device import Execution
 from utils.methods.base import Method
-from utils.training.classes import ByClass, tallies
-from utils.training.group import ALONE, Group
+from utils.training.classes import PerClass, class_counts
+from utils.training.distributed import SINGLE_PROCESS, ProcessGroup
 
 MANY = 10  # of more classes than these, top-five accuracy is told too
 
 
-class Tally:
+class MetricSums:
     """Sums over the pictures seen so far, kept on the device: to be read, they wait for it."""
 
     def __init__(self, device: torch.device) -> None:
@@ -35,7 +35,7 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Reading:
+class TrainMetrics:
     """What the device said of an epoch so far: mean loss, accuracy in percent, zeros by factor."""
 
     loss: float
@@ -46,13 +46,13 @@ class Reading:
         return f"loss {self.loss:.4f}, accuracy {self.accuracy:.2f} %"
 
 
-class Score(NamedTuple):
+class EvalMetrics(NamedTuple):
     """Of a test: mean cross-entropy, accuracies in percent, and what came of each class."""
 
     loss: float
     accuracy: float
     top_five: float | None  # whether the class is among the five likeliest; of many classes only
-    by_class: ByClass
+    per_class: PerClass
 
     def __str__(self) -> str:
         more = "" if self.top_five is None else f" (top five {self.top_five:.2f} %)"
@@ -73,21 +73,21 @@ class Step:
     optimizer: torch.optim.SGD
     method: Method
     execution: Execution
-    alternate: Callable[["Step", Tensor], None]
-    group: Group = ALONE
+    train_step: Callable[["Step", Tensor], None]
+    group: ProcessGroup = SINGLE_PROCESS
     label_smoothing: float = 0.0
     forward: nn.Module = field(init=False)  # the model, or what averages its gradients
     launch: Callable[[Tensor], None] = field(init=False)
     lr: float = field(init=False)
-    tally: Tally = field(init=False)
-    good: Tensor = field(init=False)  # how many steps of the epoch were finite
+    sums: MetricSums = field(init=False)
+    finite_steps: Tensor = field(init=False)  # how many steps of the epoch were finite
 
     def __post_init__(self) -> None:
         self.launch = self.eager
-        self.tally = Tally(self.execution.device)
-        self.good = torch.zeros((), dtype=torch.int64, device=self.execution.device)
+        self.sums = MetricSums(self.execution.device)
+        self.finite_steps = torch.zeros((), dtype=torch.int64, device=self.execution.device)
         # What a fused optimiser obeys, and torch's stubs do not know.
-        self.optimizer.found_inf = self.method.halted  # type: ignore[attr-defined]
+        self.optimizer.found_inf = self.method.found_inf  # type: ignore[attr-defined]
         self.forward = self.group.replicate(self.model)
         for group in self.optimizer.param_groups:
             for parameter in group["params"] if group["momentum"] else ():
@@ -100,8 +100,8 @@ class Step:
         self.lr = lr
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.tally.sums.zero_()
-        self.good.zero_()
+        self.sums.sums.zero_()
+        self.finite_steps.zero_()
         self.model.train()
 
     @property
@@ -111,27 +111,27 @@ class Step:
     def eager(self, where: Tensor) -> None:
         """``where`` says which pictures, and how to crop them: see :meth:`Batches.order`."""
         with self.execution.arithmetic():
-            self.alternate(self, where)
+            self.train_step(self, where)
 
     def loss(self, where: Tensor) -> Tensor:
         """Mean loss of this process's part of a mini-batch, weighted as the whole needs it.
 
         Halts the training where it is not finite.
         """
-        where, weight = self.group.share(where)
-        images, labels = self.batches.cut(where)
+        where, weight = self.group.local_shard(where)
+        images, labels = self.batches.get_batch(where)
         with self._counting():
             logits = self.execution.logits(self.forward, images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         self._halt_unless_finite(loss.detach())
-        self.tally.add(logits.detach(), labels, loss.detach())
+        self.sums.add(logits.detach(), labels, loss.detach())
         return loss if weight == 1 else loss * weight
 
     @torch.no_grad()
     def _halt_unless_finite(self, loss: Tensor) -> None:
         # A γ that is not finite shows in the loss. The difference is 0 if that is finite, else NaN.
-        self.method.halted.masked_fill_(loss - loss != 0, 1)
-        self.good += self.method.halted == 0
+        self.method.found_inf.masked_fill_(loss - loss != 0, 1)
+        self.finite_steps += self.method.found_inf == 0
 
     @contextmanager
     def _counting(self) -> Iterator[None]:
@@ -156,37 +156,37 @@ class Step:
 
     def state(self) -> list[Tensor]:
         """Every tensor that a step changes, gradients apart."""
-        method = [self.method.halted, self.method.gamma, *self.method.state_dict().values()]
-        own = [self.good, self.tally.sums, *self.momentum().values()]
+        method = [self.method.found_inf, self.method.gamma, *self.method.state_dict().values()]
+        own = [self.finite_steps, self.sums.sums, *self.momentum().values()]
         return [*self.model.state_dict().values(), *own, *method]
 
-    def z(self) -> list[Tensor]:
+    def iterate(self) -> list[Tensor]:
         """Copies of Z = (W, γ, ξ), Algorithm 1's iterate."""
         own = [x for name, x in self.method.state_dict().items() if name != "budget"]
         tensors = [*self.model.parameters(), *own]
         return [x.detach().clone() for x in tensors if x.is_floating_point()]
 
-    def change(self, before: list[Tensor]) -> float:
+    def squared_distance(self, before: list[Tensor]) -> float:
         """‖Zᵗ⁺¹ − Zᵗ‖², Zᵗ being what :meth:`z` said ``before``."""
-        norms = torch._foreach_norm(torch._foreach_sub(self.z(), before))
+        norms = torch._foreach_norm(torch._foreach_sub(self.iterate(), before))
         return torch.stack(norms).double().square().sum().item()
 
-    def check(self, order: Sequence[Tensor]) -> Reading:
+    def metrics(self, order: Sequence[Tensor]) -> TrainMetrics:
         """How the epoch stands. Waits for the device, once. ``order`` is the epoch's.
 
         Raises Diverged, naming step and layer, if a step so far was not finite.
         """
         method, zeros = self.method, self.method.zero_counts()
         odd = method.read().isfinite().all().logical_not()
-        found = [*self.tally.sums, self.good, method.halted, odd, *zeros.values()]
+        found = [*self.sums.sums, self.finite_steps, method.found_inf, odd, *zeros.values()]
         numbers = torch.stack([x.double() for x in found]).tolist()
         loss, correct, seen, good, halted, odd_now, *counts = numbers
         if not (halted or odd_now):
             zero_counts = dict(zip(zeros, map(int, counts), strict=True))
-            return Reading(loss / seen, 100 * correct / seen, zero_counts)
+            return TrainMetrics(loss / seen, 100 * correct / seen, zero_counts)
         # Steps so far, or, where one was seen to be bad, its number counted from 0.
         step = int(good) - (not halted)
-        raise Diverged(
+        raise NonFiniteLoss(
             f"the loss or a scaling factor is not finite in step {step + 1} of {len(order)}"
             f" (first seen in {self._first_bad(order[step])})"
         )
@@ -207,7 +207,7 @@ class Step:
 
         layers = [(n, m) for n, m in self.model.named_modules() if not list(m.children())]
         hooks = [module.register_forward_hook(look(name)) for name, module in layers]
-        logits = self.execution.logits(self.model, self.batches.cut(where)[0])
+        logits = self.execution.logits(self.model, self.batches.get_batch(where)[0])
         for hook in hooks:
             hook.remove()
         return next(iter(bad), "the loss" if logits.isfinite().all() else "the logits")
@@ -215,23 +215,23 @@ class Step:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, batches: Batches, execution: Execution, group: Group = ALONE
-) -> Score:
+    model: nn.Module, batches: Batches, execution: Execution, group: ProcessGroup = SINGLE_PROCESS
+) -> EvalMetrics:
     """How good ``model`` is in eval mode."""
     model.eval()
-    tally, many = Tally(execution.device), False
+    tally, many = MetricSums(execution.device), False
     in_five = torch.zeros(1, dtype=torch.float64, device=execution.device)
     n = batches.classes
     classes = torch.zeros(3, n, dtype=torch.float64, device=execution.device)
-    for images, labels in batches.in_order(group.rank, group.size):
+    for images, labels in batches.iter_eval(group.rank, group.size):
         logits = execution.logits(model, images)
         tally.add(logits, labels, F.cross_entropy(logits, labels))
-        classes += tallies(logits.argmax(1), labels, n)
+        classes += class_counts(logits.argmax(1), labels, n)
         if many := logits.shape[1] > MANY:
             in_five += (logits.topk(5).indices == labels[:, None]).sum()
     sums = torch.cat([tally.sums, in_five, classes.flatten()])
-    group.sum_(sums)
+    group.all_reduce_(sums)
     loss, correct, seen, five, *counts = sums.tolist()  # at once: it waits for the device
     top_five = 100 * five / seen if many else None
-    by_class = ByClass(*([*map(int, counts[i * n : (i + 1) * n])] for i in range(3)))
-    return Score(loss / seen, 100 * correct / seen, top_five, by_class)
+    by_class = PerClass(*([*map(int, counts[i * n : (i + 1) * n])] for i in range(3)))
+    return EvalMetrics(loss / seen, 100 * correct / seen, top_five, by_class)

@@ -6,18 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
-from utils.console import InputError, clock
+from utils.console import InputError, format_duration
 from utils.experiments.jobs import STAGES, Experiment, Job, recorded
 from utils.files import records
-from utils.files.names import Files
-from utils.files.start import newest
-from utils.flags.settings import FLAGS, Settings
+from utils.files.init_from import latest_checkpoint
+from utils.files.paths import RunPaths
+from utils.flags.config import FLAGS, Config
 from utils.reports.results import Training, experiment_of
 
 SPENT = ("train_seconds", "test_seconds")
 
 
-class Agenda:
+class Plan:
     """The ``jobs`` that ``experiments`` lack in ``folder`` for each of ``seeds``, in order.
 
     ``flags`` go to all commands. Raises InputError where a run has the name of another with other
@@ -34,11 +34,11 @@ class Agenda:
         # Seconds that epochs took, by run and by what takes as long.
         self.seconds = defaultdict[Hashable, list[float]](list)
         for result in self.results.values():
-            for training in (result, *result.refines):
-                self._measured(training.settings, float(training.row["seconds_per_epoch"]))
+            for training in (result, *result.finetunings):
+                self._measured(training.config, float(training.row["seconds_per_epoch"]))
         for settings in (s for e, seed in runs for s in self._trainings(e, seed) if s):
             log = self._log(settings)
-            if log and settings.run not in self.seconds:
+            if log and settings.run_name not in self.seconds:
                 # The latest epoch's: a network gets cheaper while it trains.
                 self._measured(settings, sum(float(log[-1][column]) for column in SPENT))
         self.jobs: list[Job] = []
@@ -46,23 +46,23 @@ class Agenda:
         for e, seed in runs:
             self._add(e, seed)
 
-    def _measured(self, settings: Settings, seconds: float) -> None:
+    def _measured(self, settings: Config, seconds: float) -> None:
         for key in _keys(settings)[:2]:
             self.seconds[key].append(seconds)
 
-    def _trainings(self, e: Experiment, seed: int) -> tuple[Settings, Settings | None]:
+    def _trainings(self, e: Experiment, seed: int) -> tuple[Config, Config | None]:
         """The training and the fine-tuning, if there is to be one."""
-        files = Files(self.folder, e.run(seed))
-        return e.training(seed), e.refining(seed, files) if e.refine_epochs else None
+        files = RunPaths(self.folder, e.run(seed))
+        return e.training(seed), e.finetuning(seed, files) if e.refine_epochs else None
 
-    def _log(self, settings: Settings) -> list[records.Row]:
+    def _log(self, settings: Config) -> list[records.Row]:
         """The epochs so far of a training that has a checkpoint to go on from."""
-        files = Files(self.folder, settings.run)
+        files = RunPaths(self.folder, settings.run_name)
         return records.read(files.log, SPENT, SPENT) if files.checkpoint.exists() else []
 
     def _add(self, e: Experiment, seed: int) -> None:
         """What is left of a run, as jobs and as a line of the overview."""
-        files = Files(self.folder, e.run(seed))
+        files = RunPaths(self.folder, e.run(seed))
         result = self.results.get(files.run)
         train, tune = self._trainings(e, seed)
         share = e.share_of(seed, self.results)
@@ -70,16 +70,16 @@ class Agenda:
         pruning = result.pruning(share, e.target) if result and chosen else None
         tunings: Sequence[Training] = ()
         if result and (pruning or not e.prunes):
-            tunings = result.refined(pruning) if pruning else result.refines
-        named = [r for r in tunings if tune and r.row["run"] == tune.run]
+            tunings = result.refined(pruning) if pruning else result.finetunings
+        named = [r for r in tunings if tune and r.row["run"] == tune.run_name]
         alike = [r for r in named if tune and not _other(tune, r)]
         refine = next(reversed(alike or named), None)
         otherwise = result and result.prunings and pruning is None  # pruned at another share
         for planned, found in ((train, result), (tune, refine)):
             if planned and found:
-                _check_same(Files(self.folder, planned.run).record, planned, found)
+                _check_same(RunPaths(self.folder, planned.run_name).record, planned, found)
         # A slim network that was fine-tuned may be gone.
-        slim = refine is not None or files.slim().exists()
+        slim = refine is not None or files.pruned().exists()
         stages = (train, result), (e.prunes, slim and pruning), (tune, refine)
         cells, left = [], []
         for stage, (needed, done) in zip(STAGES, stages, strict=True):
@@ -88,7 +88,7 @@ class Agenda:
                 continue
             seconds: float | None = 0.0
             cells.append("to do")
-            if isinstance(needed, Settings):
+            if isinstance(needed, Config):
                 # What fine-tuned another pruning of the run is not begun.
                 begun = 0 if stage == "refine" and otherwise else len(self._log(needed))
                 rest = max(needed.epochs - begun, 0)
@@ -117,42 +117,46 @@ class Agenda:
         return "\n".join([*lines, f"{left}: {_cost(self.jobs)}{shared}"])
 
 
-def begun_with(experiments: Iterable[Experiment], seeds: Iterable[int], folder: Path) -> str | None:
+def precision_in_use(
+    experiments: Iterable[Experiment], seeds: Iterable[int], folder: Path
+) -> str | None:
     """The precision that some of ``experiments`` were begun with in ``folder``, None if none was.
 
     Of any seed that is on record, or of ``seeds`` where there is a checkpoint.
     """
-    found = {experiment_of(r.settings): r.settings.precision for r in recorded(folder).values()}
+    found = {experiment_of(r.config): r.config.precision for r in recorded(folder).values()}
     for e in experiments:
-        if (precision := found.get(experiment_of(e.settings))) is not None:
+        if (precision := found.get(experiment_of(e.config))) is not None:
             return precision
         for seed in seeds:
-            begun = newest(Files(folder, e.run(seed)))
+            begun = latest_checkpoint(RunPaths(folder, e.run(seed)))
             if begun is not None and begun[1].precision is not None:
                 return begun[1].precision
     return None
 
 
-def _keys(settings: Settings) -> list[Hashable]:
+def _keys(settings: Config) -> list[Hashable]:
     """What takes as long an epoch: the run, others like it, and of these the unpruned ones."""
     like = experiment_of(replace(settings, epochs=1))[0]
-    return [settings.run, (like, settings.refine is None), (like, True)]
+    return [settings.run_name, (like, settings.refine is None), (like, True)]
 
 
-def _check_same(record: Path, planned: Settings, found: Training) -> None:
+def _check_same(record: Path, planned: Config, found: Training) -> None:
     """Raise InputError where the training on record is another experiment's."""
     if name := _other(planned, found):
-        before, now = found.settings.values()[name], planned.values()[name]
+        before, now = found.config.to_dict()[name], planned.to_dict()[name]
         raise InputError(
-            f"{record} has {planned.run} with {FLAGS[name].typed[-1]} {before}, not {now}:"
+            f"{record} has {planned.run_name} with {FLAGS[name].option_strings[-1]} {before}, not {now}:"
             " choose another --save"
         )
 
 
-def _other(planned: Settings, found: Training) -> str | None:
+def _other(planned: Config, found: Training) -> str | None:
     """The first flag by which the training on record is another experiment's, if it is."""
-    before, now = found.settings.values(), planned.values()
-    names = (name for name, flag in FLAGS.items() if flag.compared and before[name] != now[name])
+    before, now = found.config.to_dict(), planned.to_dict()
+    names = (
+        name for name, flag in FLAGS.items() if flag.in_experiment_key and before[name] != now[name]
+    )
     return next(names, None)
 
 
@@ -160,4 +164,4 @@ def _cost(jobs: Sequence[Job]) -> str:
     """Seconds per epoch × epochs left. Prunings take seconds each, and count for nothing."""
     known = sum(job.seconds for job in jobs if job.seconds is not None)
     unknown = ["unknown"] if any(job.seconds is None for job in jobs) else []
-    return " + ".join([*([clock(known)] if known else []), *unknown]) or "0:00"
+    return " + ".join([*([format_duration(known)] if known else []), *unknown]) or "0:00"

@@ -13,7 +13,7 @@ from utils.paper.settings import RETRAINING, Schedule
 
 
 @torch.no_grad()
-def cut(model: nn.Module, ratio: float) -> Tensor:
+def zero_smallest(model: nn.Module, ratio: float) -> Tensor:
     """Set the ⌊``ratio`` · n⌋ smallest of each convolution's n weights to 0; bool: which are left.
 
     Linear layers stay whole, as in the ResNets that SAS-ADMM's program cuts, unless they have most
@@ -45,12 +45,12 @@ def masking(kind: type[Method], ratio: float) -> type[Method]:
         refine_flags = None
 
         def __init__(self, graph: Graph, model: nn.Module | None = None, **options: Any) -> None:
-            self.mask = cut(graph.model if model is None else model, ratio)
+            self.mask = zero_smallest(graph.model if model is None else model, ratio)
             super().__init__(graph, model=model, **options)
 
         @classmethod
         def presets(cls, known: Mapping[str, Any]) -> dict[str, Any]:
-            by_sgd = {k: v for k, v in RETRAINING.items() if k not in cls.idle}
+            by_sgd = {k: v for k, v in RETRAINING.items() if k not in cls.unused_flags}
             return by_sgd | super().presets(known)
 
         def state_dict(self) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from utils.data.batches import Batches
 IMAGES = 2000
 
 
-def retake(model: nn.Module, batches: Batches) -> None:
+def recalibrate_bn(model: nn.Module, batches: Batches) -> None:
     """Set the statistics to their means over IMAGES training images at random, not augmented.
 
     The images are a function of the seed alone: in every process, epoch and after a resume the

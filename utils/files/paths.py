@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-FOLDER = "logs"  # where all files go, unless --save says where
+DEFAULT_FOLDER = "logs"  # where all files go, unless --save says where
 CHECKPOINT, LOG, LOCK = "checkpoint.pth.tar", "log.csv", ".lock"
 TRAINED, REFINED, PRUNED = "train_record.csv", "refine_record.csv", "pruned_record.csv"
 
 
-class Files:
+class RunPaths:
     """Paths of a run's files in ``folder``, which begin with ``run``."""
 
     def __init__(self, folder: Path, run: str) -> None:
@@ -20,11 +20,11 @@ class Files:
         self.plot = folder / f"{run}plot"  # without its ending: there are several formats
 
     @property
-    def refined(self) -> "Files":
+    def refined(self) -> "RunPaths":
         """Those of the fine-tuning of what was cut out of this run."""
-        return Files(self.folder, f"{self.run}_refine")
+        return RunPaths(self.folder, f"{self.run}_refine")
 
-    def slim(self, name: str | None = None) -> Path:
+    def pruned(self, name: str | None = None) -> Path:
         """The slim network cut out of this run, or the one called ``name``."""
         return self.folder / f"{f'{self.run}_' if name is None else name}pruned.pth.tar"
 
@@ -39,11 +39,11 @@ def runs_in(folder: Path) -> set[str]:
     return {path.name.removesuffix(end) for end in endings for path in folder.glob(f"*{end}")}
 
 
-def run_of(checkpoint: Path) -> str:
+def run_name_of(checkpoint: Path) -> str:
     """The run whose checkpoint has this name; of any other file, its name without the ending."""
     return checkpoint.name.removesuffix(".tar").removesuffix(".pth").removesuffix("checkpoint")
 
 
-def slim_run_of(slim: Path) -> str:
+def pruned_name_of(slim: Path) -> str:
     """What the slim network in this file is called."""
-    return run_of(slim).removesuffix("pruned").removesuffix("_")
+    return run_name_of(slim).removesuffix("pruned").removesuffix("_")

@@ -11,7 +11,7 @@ LEAST = 0.01
 LEAST_SELECTED = 0.5
 
 
-def worth_cutting(network: Network, cut: Tensor, dead: Tensor) -> Tensor:
+def select_removable(network: Network, cut: Tensor, dead: Tensor) -> Tensor:
     """Which channels of ``network`` to remove now, bool [channels].
 
     ``cut`` says which are removed already, and ``dead`` which of the others have died; both are

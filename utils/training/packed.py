@@ -10,7 +10,7 @@ from torch import Tensor
 Key = TypeVar("Key", bound=Hashable)
 
 
-class Copies(Generic[Key]):
+class PackedTensors(Generic[Key]):
     """Copies of ``tensors`` on their device, which go to the host in one transfer a type."""
 
     def __init__(self, tensors: Mapping[Key, Tensor]) -> None:
@@ -25,7 +25,7 @@ class Copies(Generic[Key]):
             for part in alike.values()
         ]
 
-    def on_host(self) -> dict[Key, Tensor]:
+    def to_cpu(self) -> dict[Key, Tensor]:
         """The copies on the CPU, by the keys of ``tensors``."""
         found: dict[Key, Tensor] = {}
         for shapes, flat in self.parts:

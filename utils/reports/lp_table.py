@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from utils.files.records import Row
 from utils.paper import lp
-from utils.reports.compressed import mean
-from utils.reports.results import Result, how, words
+from utils.reports.results import Result, format_options, pruning_flags
+from utils.reports.sparsity_table import mean
 
 TITLE = "Lp slimming"
 COLUMNS = [
@@ -38,10 +38,10 @@ def table(found: Iterable[Result]) -> tuple[str, list[list[str]]]:
     and what we pruned of other networks."""
     ours: dict[Line, dict[int, list[str]]] = defaultdict(dict)  # by seed; of repetitions the last
     for run in found:
-        if run.settings.method == lp.METHOD:
+        if run.config.method == lp.METHOD:
             for pruning in run.prunings:
                 line, values = _line(run, pruning)
-                ours[line][run.settings.seed] = values
+                ours[line][run.config.seed] = values
     lines = [COLUMNS]
     for name in dict.fromkeys([*lp.NETWORKS, *(line.network for line in ours)]):
         for claim in lp.CLAIMS.get(name, ()):
@@ -61,11 +61,18 @@ def _line(run: Result, pruning: Row) -> tuple[Line, list[str]]:
     """Where a pruning stands, and its cells; with its last fine-tuning."""
     group, variant = run.experiment
     network = PUBLISHED.get(group[:3], f"{group.network} on {group.dataset}")
-    told = ", ".join([*group.terms, *words(variant.options), run.settings.precision, *how(pruning)])
+    told = ", ".join(
+        [
+            *group.terms,
+            *format_options(variant.options),
+            run.config.precision,
+            *pruning_flags(pruning),
+        ]
+    )
     refine = next(reversed(run.refined(pruning)), None)
     tuned = "—"
     if refine:
-        tuned = ", ".join([*refine.experiment[0].terms, refine.settings.precision])
+        tuned = ", ".join([*refine.experiment[0].terms, refine.config.precision])
     accuracy = refine.row["test_accuracy"] if refine else ""
     cells = [pruning[name] if name else accuracy for name in SHOWN]
     cells = [f"{float(cell):.2f}" if cell else "" for cell in cells]

@@ -4,11 +4,11 @@ import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
-from utils.files import names
+from utils.files import paths
 from utils.methods import METHODS
 from utils.paper.sas_admm import PUBLISHED
 from utils.reports import results
-from utils.reports.results import Group, Result, Training, Variant, words
+from utils.reports.results import ExperimentKey, MethodVariant, Result, Training, format_options
 
 COLUMNS = {
     "Weights left": "weights_kept",
@@ -31,22 +31,22 @@ def table(folder: Path, trained: list[Result]) -> tuple[str, list[list[str]]]:
     """Title and note, and lines: the retrainings in the record, seeds together, by network."""
     before = {result.row["run"]: result for result in trained}
     # By seed; of repetitions the last.
-    groups: dict[tuple[str, Group, Variant], dict[int, Mapping[str, str]]] = {}
-    for found in results.trainings(folder / names.REFINED):
-        if found.settings.prune_ratio is None or not found.row.get("compression"):
+    groups: dict[tuple[str, ExperimentKey, MethodVariant], dict[int, Mapping[str, str]]] = {}
+    for found in results.trainings(folder / paths.REFINED):
+        if found.config.prune_ratio is None or not found.row.get("compression"):
             continue
-        start = before.get(names.run_of(Path(found.settings.refine or "")))
+        start = before.get(paths.run_name_of(Path(found.config.refine or "")))
         row = {**found.row, "before": start.row["test_accuracy"] if start else ""}
         group, variant = found.experiment
-        key = told_of(start), group, variant._replace(precision=found.settings.precision)
-        groups.setdefault(key, {})[found.settings.seed] = row
+        key = told_of(start), group, variant._replace(precision=found.config.precision)
+        groups.setdefault(key, {})[found.config.seed] = row
     lines = [[*HEADINGS, *COLUMNS]]
     for network, factor in PUBLISHED.items():
-        name = Group(*network, ()).network
+        name = ExperimentKey(*network, ()).network
         blank = [""] * (len(COLUMNS) - 2)
         lines.append([name, "SAS-ADMM", "the paper's", "", "", f"{factor:.2f}", *blank])
     for (start_by, group, variant), rows in groups.items():
-        options = " ".join([*words(variant.options), *group.terms, variant.precision])
+        options = " ".join([*format_options(variant.options), *group.terms, variant.precision])
         retrained = f"{METHODS[variant.method].title}, {options}"
         where = f"{group.network} on {group.dataset}"
         cells = [
@@ -61,7 +61,7 @@ def told_of(start: Training | None) -> str:
     if start is None:
         return "another run"
     group, variant = start.experiment
-    options = [*words(variant.options), *group.terms, start.settings.precision]
+    options = [*format_options(variant.options), *group.terms, start.config.precision]
     return f"{METHODS[variant.method].title}, {' '.join(options)}"
 
 

@@ -186,7 +186,7 @@ RENAMED = {
 }
 
 
-def of_admm_programs(state: Mapping[str, Tensor]) -> State:
+def from_admm_programs(state: Mapping[str, Tensor]) -> State:
     """A state dict of the ADMM programs' as one of ours; any other one as it is.
 
     A convolution's bias goes into the running mean of the batch norm behind it, which is what it

@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from utils.data.folder import centred, check_classes, list_pictures, read_picture
+from utils.data.folder import check_classes, list_images, read_image, resize_center_crop
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of a random crop: its area, and width to height
 BORDER = 8 / 7  # to test: the shorter side is resized to so many times what is cropped, 256 for 224
 
 
 @dataclass(frozen=True)
-class Listing:
+class ImageFiles:
     """Picture files of one part, ``labels`` int64 [n], and what size to read them in.
 
     A million names as Python strings are 100 MB and more, and are copied by all that touch them:
@@ -28,7 +28,7 @@ class Listing:
     part: Path
     classes: tuple[str, ...]
     names: np.ndarray  # uint8: all files' names, one behind the other
-    where: np.ndarray  # int64 [n, 2]: where in it each begins and ends
+    offsets: np.ndarray  # int64 [n, 2]: where in it each begins and ends
     labels: Tensor
     size: int
     as_imagenet: bool  # resized and cropped as ImageNet's pictures are; else as other folders are
@@ -36,10 +36,10 @@ class Listing:
     flip: bool = True  # whether a random crop is mirrored at random
 
     @classmethod
-    def of(cls, part: Path, size: int, as_imagenet: bool, flip: bool) -> "Listing":
+    def scan(cls, part: Path, size: int, as_imagenet: bool, flip: bool) -> "ImageFiles":
         """What is in ``part``. Raises InputError, one line, where it is no folder of pictures."""
         classes, counts, names, lengths, crc = list[str](), list[int](), bytearray(), [], 0
-        for name, files in list_pictures(part):
+        for name, files in list_images(part):
             bytes_ = [os.lstat(os.path.join(part, name, file)).st_size for file in files]
             said = "".join(f"{name}/{f}\0{n}\n" for f, n in zip(files, bytes_, strict=True))
             crc = zlib.crc32(os.fsencode(said), crc)
@@ -61,33 +61,35 @@ class Listing:
         """CRC-32 of paths and sizes, behind what has the checksum ``before``."""
         return zlib.crc32(self.crc.to_bytes(4), before)
 
-    def take(self, chosen: Tensor) -> "Listing":
+    def take(self, chosen: Tensor) -> "ImageFiles":
         """Those pictures, int64 [n]."""
         crc = zlib.crc32(chosen.numpy().data, self.crc)
-        return replace(self, where=self.where[chosen.numpy()], labels=self.labels[chosen], crc=crc)
+        return replace(
+            self, offsets=self.offsets[chosen.numpy()], labels=self.labels[chosen], crc=crc
+        )
 
-    def picture(self, index: int, crop: int | None = None) -> np.ndarray:
+    def image(self, index: int, crop: int | None = None) -> np.ndarray:
         """Uint8 [size, size, 3]: the middle of a picture, or a random crop, drawn from ``crop``.
 
         Raises InputError, one line, where it cannot be read.
         """
-        first, last = self.where[index]
+        first, last = self.offsets[index]
         name = os.fsdecode(self.names[first:last].tobytes())
-        rgb = read_picture(self.part / self.classes[int(self.labels[index])] / name)
+        rgb = read_image(self.part / self.classes[int(self.labels[index])] / name)
         if crop is not None:
             return _random_crop(rgb, self.size, crop, self.flip)
         shorter = round(BORDER * self.size) if self.as_imagenet else self.size
-        return centred(rgb, shorter, self.size)
+        return resize_center_crop(rgb, shorter, self.size)
 
 
 def list_folder(
     folder: Path, parts: Sequence[str], size: int, as_imagenet: bool, flip: bool
-) -> tuple[tuple[str, ...], list[Listing]]:
+) -> tuple[tuple[str, ...], list[ImageFiles]]:
     """Class names, and the training and test set, which ``parts`` of ``folder`` hold.
 
     Raises InputError, one line, when something is missing.
     """
-    train, test = (Listing.of(folder / part, size, as_imagenet, flip) for part in parts)
+    train, test = (ImageFiles.scan(folder / part, size, as_imagenet, flip) for part in parts)
     check_classes(folder, parts, train.classes, test.classes)
     return train.classes, [train, test]
 

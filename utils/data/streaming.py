@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from utils.console import InputError, Lost
+from utils.console import InputError, PeerLost
 from utils.data.batches import Batches
 from utils.data.datasets import Dataset
-from utils.data.listing import Listing
+from utils.data.image_files import ImageFiles
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 WORKERS = min(4, CORES)
 TEST_BATCH_SIZE = 64  # large pictures, and every worker is two batches ahead
 
 
-_STREAMS = WeakSet["Stream"]()
+_STREAMS = WeakSet["StreamedBatches"]()
 
 
 @atexit.register
@@ -44,8 +44,8 @@ def batches_of(
     share: Callable[[Tensor], Tensor] = lambda where: where,
 ) -> Batches:
     """Batches of a part of ``data``, wherever its pictures are: see :class:`Stream`."""
-    if isinstance(getattr(data, part), Listing):
-        return Stream(data, part, batch_size, device, seed, workers, share)
+    if isinstance(getattr(data, part), ImageFiles):
+        return StreamedBatches(data, part, batch_size, device, seed, workers, share)
     return Batches(data, part, batch_size, device, seed)
 
 
@@ -55,7 +55,7 @@ def test_batches(data: Dataset, given: Mapping[str, Any], device: torch.device) 
     return batches_of(data, "test", given.get("test_batch_size"), device, workers=workers)
 
 
-class Stream(Batches):
+class StreamedBatches(Batches):
     """:class:`Batches` of files: the same ones, however many ``workers`` read them.
 
     What is random is drawn beforehand, by :meth:`order`. Of a training batch only the ``share``
@@ -98,14 +98,14 @@ class Stream(Batches):
             return super()._crops(count, generator)
         return torch.randint(2**32, (1, count), generator=generator)  # see Listing.picture
 
-    def order(self, epoch: int, steps: int | None = None) -> tuple[Tensor, ...]:
+    def epoch_indices(self, epoch: int, steps: int | None = None) -> tuple[Tensor, ...]:
         """As that of :class:`Batches`, but on the CPU: it is what is then read ahead."""
         order = self._drawn(epoch, steps).split(self.batch_size, dim=1)
         self._due = deque(map(self.share, order))
         self._ahead.clear()
         return order
 
-    def _uncut(self, where: Tensor) -> Tensor:
+    def _gather(self, where: Tensor) -> Tensor:
         if not self._due or not torch.equal(where, self._due[0]):
             return self._received(self._reader[where.numpy()])
         if not self._ahead:
@@ -138,7 +138,7 @@ class Stream(Batches):
         try:
             batch = next(self._ahead[0])
         except (OSError, EOFError) as error:  # a worker took along what it had read
-            raise Lost(f"a process that reads pictures is gone ({error!r})") from None
+            raise PeerLost(f"a process that reads pictures is gone ({error!r})") from None
         return self._received(batch)
 
     def _received(self, batch: Tensor | InputError) -> Tensor:
@@ -150,14 +150,14 @@ class Stream(Batches):
 class _Reader:
     """What a worker does: see :meth:`Listing.picture`."""
 
-    def __init__(self, listing: Listing) -> None:
+    def __init__(self, listing: ImageFiles) -> None:
         self.listing = listing
 
     def __getitem__(self, where: np.ndarray) -> Tensor | InputError:
         """The pictures of a batch, uint8 [n, size, size, 3]; ``where`` is what an order says."""
         rows = where[:2] if self.listing.as_imagenet else where[:1]
         try:
-            pictures = [self.listing.picture(*each) for each in rows.T.tolist()]
+            pictures = [self.listing.image(*each) for each in rows.T.tolist()]
         except InputError as error:  # raised here, it would bring a traceback's many lines along
             return error
         return torch.from_numpy(np.stack(pictures))

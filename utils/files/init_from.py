@@ -11,14 +11,14 @@ from utils.console import InputError, note
 from utils.data.datasets import DATASETS, IMAGENET_NORM, Dataset, Norm, is_norm, normalisation
 from utils.files import records
 from utils.files.checkpoint import Checkpoint, load, sha256
-from utils.files.names import FOLDER, Files, slim_run_of
+from utils.files.paths import DEFAULT_FOLDER, RunPaths, pruned_name_of
+from utils.flags.config import FLAGS, Config
 from utils.flags.parser import resolve
-from utils.flags.settings import FLAGS, Settings
-from utils.shell import command, word
+from utils.shell import format_command, path_argument
 
 
 @dataclass(frozen=True)
-class Start:
+class InitFrom:
     """A checkpoint that a run goes on with (``resumes``) or starts from, if there is one."""
 
     path: Path | None = None
@@ -26,13 +26,13 @@ class Start:
     resumes: bool = False
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> "Start":
+    def from_flags(cls, given: Mapping[str, Any]) -> "InitFrom":
         """What ``--resume PATH``, ``--refine``, ``--init`` or ``--evaluate`` say."""
         resume = given.get("resume")
         if resume not in (None, "auto"):
             checkpoint = load(Path(resume))
-            if checkpoint.unresumable:
-                raise InputError(f"{resume} cannot be resumed: {checkpoint.unresumable}")
+            if checkpoint.why_not_resumable:
+                raise InputError(f"{resume} cannot be resumed: {checkpoint.why_not_resumable}")
             return cls(Path(resume), checkpoint, resumes=True)
         path = given.get("refine", given.get("init", given.get("evaluate")))
         start = cls() if path is None else cls(Path(path), load(Path(path), given.get("arch")))
@@ -40,17 +40,17 @@ class Start:
             raise InputError(f"{path} is a slim network: --refine is what goes on with it")
         return start
 
-    def latest(self, given: Mapping[str, Any]) -> "Start":
+    def latest(self, given: Mapping[str, Any]) -> "InitFrom":
         """This start as the files are now, and ``--resume auto``'s newest checkpoint if any.
 
         To be called where no other process trains the run: one that did may have gone further since
         this start was read.
         """
         if self.resumes:
-            return Start.of(given)
+            return InitFrom.from_flags(given)
         if given.get("resume") != "auto":
             return self
-        found = newest(self.files(given, self.settings(given)))
+        found = latest_checkpoint(self.paths(given, self.config(given)))
         if found is None:
             return self
         widths = [c.network.all_widths for c in (self.checkpoint, found[1]) if c]
@@ -60,34 +60,34 @@ class Start:
                 " away, or give this run another --name"
             )
         note(f"going on with {found[0]}")
-        return Start(*found, resumes=True)
+        return InitFrom(*found, resumes=True)
 
-    def settings(self, given: Mapping[str, Any]) -> Settings:
+    def config(self, given: Mapping[str, Any]) -> Config:
         """The run's. Raises InputError where ``given`` contradicts what is known."""
         if self.checkpoint is None or self.path is None:
             return resolve(given, None, {})
-        known = known_of(self.checkpoint, given, self.path)
+        known = config_from_checkpoint(self.checkpoint, given, self.path)
         if self.resumes:
-            if self.checkpoint.settings is None and "start_epoch" in given:
+            if self.checkpoint.config is None and "start_epoch" in given:
                 raise InputError(f"{self.path} knows its epoch: leave out --start-epoch")
-            return resolve(given, self.checkpoint.settings, known)
+            return resolve(given, self.checkpoint.config, known)
         settings = resolve(given, None, known)
         if "name" in given or settings.refine is None:
             return settings
         # A fine-tuning is named after its file: a run may have several.
-        network = settings.run.removeprefix(settings.name).removesuffix("_refine")
-        name = slim_run_of(self.path).replace(network, "", 1) or settings.name
+        network = settings.run_name.removeprefix(settings.name).removesuffix("_refine")
+        name = pruned_name_of(self.path).replace(network, "", 1) or settings.name
         if not FLAGS["name"].accepts(name):
             raise InputError(f"a run cannot be named after {self.path}: give it a --name")
         return replace(settings, name=name)
 
-    def origin(self) -> str | None:
+    def init_checksum(self) -> str | None:
         """SHA-256 of the file that the run's weights began with, None where there was none."""
         if self.resumes and self.checkpoint is not None:
-            return self.checkpoint.origin
+            return self.checkpoint.init_checksum
         return None if self.path is None else sha256(self.path)
 
-    def norm(self, settings: Settings) -> Norm | None:
+    def norm(self, settings: Config) -> Norm | None:
         """How its pictures were normalised, where the run is to go on so."""
         if self.checkpoint is None or not (self.resumes or settings.init is None):
             return None
@@ -101,23 +101,25 @@ class Start:
         same = "as" if is_norm(norm, data.norm) else "otherwise than"
         yield f"note: images are normalised {same} those that {self.path} was trained on"
 
-    def files(self, given: Mapping[str, Any], settings: Settings) -> Files:
-        folder = FOLDER if self.path is None else self.path.parent
-        return Files(Path(given.get("save", folder)), settings.run)
+    def paths(self, given: Mapping[str, Any], settings: Config) -> RunPaths:
+        folder = DEFAULT_FOLDER if self.path is None else self.path.parent
+        return RunPaths(Path(given.get("save", folder)), settings.run_name)
 
 
 def norm_of(checkpoint: Checkpoint) -> Norm | None:
     """Mean and deviation that its weights were trained with, where that is known."""
-    torchvisions = checkpoint.settings is None and checkpoint.network.arch in NAMED
+    torchvisions = checkpoint.config is None and checkpoint.network.arch in NAMED
     return checkpoint.norm or (IMAGENET_NORM if torchvisions else None)
 
 
-def known_of(checkpoint: Checkpoint, given: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def config_from_checkpoint(
+    checkpoint: Checkpoint, given: Mapping[str, Any], path: Path
+) -> dict[str, Any]:
     """What the checkpoint at ``path`` knows of its network and data.
 
     Raises InputError where a flag that was ``given`` contradicts it.
     """
-    values = {} if checkpoint.settings is None else checkpoint.settings.values()
+    values = {} if checkpoint.config is None else checkpoint.config.to_dict()
     kept = "dataset data normalise no_flip stream subset test_subset seed".split()
     known = {key: values[key] for key in kept if values.get(key) is not None}
     known |= {"arch": checkpoint.network.arch, "depth": checkpoint.network.depth}
@@ -142,7 +144,7 @@ def known_of(checkpoint: Checkpoint, given: Mapping[str, Any], path: Path) -> di
     return known
 
 
-def newest(files: Files) -> tuple[Path, Checkpoint] | None:
+def latest_checkpoint(files: RunPaths) -> tuple[Path, Checkpoint] | None:
     """The run's checkpoint of the latest epoch that can be read."""
     found = []
     for path in filter(Path.exists, (files.best, files.checkpoint)):
@@ -151,12 +153,12 @@ def newest(files: Files) -> tuple[Path, Checkpoint] | None:
         except InputError as error:
             note(f"note: passed over: {error}")
         else:
-            if not checkpoint.unresumable:
+            if not checkpoint.why_not_resumable:
                 found.append((path, checkpoint))
     return max(found, key=lambda pair: pair[1].epoch or 0, default=None)
 
 
-def check_free(files: Files, resumed: Path | None) -> None:
+def check_not_overwriting(files: RunPaths, resumed: Path | None) -> None:
     """Raise InputError if a run would overwrite another's files, or cannot go on with its own.
 
     ``resumed`` is the checkpoint that is resumed, if one is.
@@ -166,7 +168,7 @@ def check_free(files: Files, resumed: Path | None) -> None:
     if there and (resumed is None or resumed.resolve() not in [path.resolve() for path in own]):
         raise InputError(
             f"{there[0]} is there already: go on with it by"
-            f" {command('main.py', '--resume', word(there[0]))}, or, if it is damaged or another"
+            f" {format_command('main.py', '--resume', path_argument(there[0]))}, or, if it is damaged or another"
             " run, move it away or give this run another --name"
         )
     records.read(files.log, ("epoch",))

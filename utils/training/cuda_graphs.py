@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from utils.console import note
-from utils.device import capture
+from utils.device import capture_cuda_graph
 from utils.training.step import Step
 
 
@@ -22,7 +22,7 @@ def preserved(tensors: Sequence[Tensor]) -> Iterator[None]:
             tensor.copy_(value)
 
 
-class Graphs:
+class CapturedSteps:
     """Replays ``step``, captured once for each batch size and again when the learning rate changes.
 
     Where capture fails, the step runs as it is from then on.
@@ -51,7 +51,7 @@ class Graphs:
         devices = [where.device] if where.is_cuda else []
         try:
             with torch.random.fork_rng(devices), preserved(self.step.state()):
-                graph = capture(lambda: self.step.eager(static))
+                graph = capture_cuda_graph(lambda: self.step.eager(static))
         except Exception as error:  # of any kind: the plain step needs no graph
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             note(f"note: the step could not be captured as a graph ({reason}): going on without")

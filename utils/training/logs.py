@@ -14,28 +14,28 @@ import torch
 from models import pruner
 from netslim.weights import Compression
 from utils.files import checkpoint, records, sparse
-from utils.flags.parser import said_again
+from utils.flags.parser import runtime_argv
 from utils.methods.base import is_zero
-from utils.shell import ROOT, command, near, word
-from utils.training.classes import ByClass
-from utils.training.run import Run
-from utils.training.step import Reading, Score
+from utils.shell import ROOT, format_command, path_argument, relative_path
+from utils.training.classes import PerClass
+from utils.training.step import EvalMetrics, TrainMetrics
+from utils.training.trainer import Trainer
 
 TOP_FIVE = "test_top_five"  # a column
 
 
-def keep_log(run: Run) -> list[records.Row]:
+def keep_log(run: Trainer) -> list[records.Row]:
     """The log's lines of the finished epochs; what is beyond them is dropped."""
     if run.group.rank > 0:
         return []
-    run.files.folder.mkdir(parents=True, exist_ok=True)
-    return records.keep_epochs(run.files.log, run.epoch)
+    run.paths.folder.mkdir(parents=True, exist_ok=True)
+    return records.keep_epochs(run.paths.log, run.epoch)
 
 
 def log(
-    run: Run,
-    reading: Reading,
-    score: Score,
+    run: Trainer,
+    reading: TrainMetrics,
+    score: EvalMetrics,
     seconds: tuple[float, float],
     change: float,
     accuracy_cut: str,
@@ -45,7 +45,7 @@ def log(
     ``seconds`` are those of training and test; ``accuracy_cut`` is the test accuracy of a network
     just cut, "" of all others.
     """
-    figures = run.step.method.figures(reading.loss)
+    figures = run.step.method.log_metrics(reading.loss)
     row = {
         "epoch": run.epoch,
         "lr": f"{run.step.lr:.6g}",
@@ -61,16 +61,16 @@ def log(
         "change": f"{change:.6g}",
         "channels": len(run.step.method.gamma),
         "flops": run.flops,
-        **({} if run.settings.prune_ratio is None else {"accuracy_cut": accuracy_cut}),
+        **({} if run.config.prune_ratio is None else {"accuracy_cut": accuracy_cut}),
     }
     if run.group.rank == 0:
-        records.append(run.files.log, row)
+        records.append(run.paths.log, row)
     return {key: str(value) for key, value in row.items()}
 
 
-def compression(run: Run) -> dict[str, object]:
+def compression(run: Trainer) -> dict[str, object]:
     """Of a network whose weights were cut: what is left of them, and bytes in a file."""
-    if run.settings.prune_ratio is None:
+    if run.config.prune_ratio is None:
         return {}
     model = run.step.model
     found, (dense, packed) = Compression.of(model), sparse.bytes_of(model)
@@ -84,20 +84,20 @@ def compression(run: Run) -> dict[str, object]:
     }
 
 
-def is_recorded(run: Run) -> bool:
-    return any(row["run"] == run.files.run for row in records.read(run.files.record))
+def is_recorded(run: Trainer) -> bool:
+    return any(row["run"] == run.paths.run for row in records.read(run.paths.record))
 
 
-def record(run: Run, log: Sequence[records.Row], argv: Sequence[str]) -> None:
+def record(run: Trainer, log: Sequence[records.Row], argv: Sequence[str]) -> None:
     """Append the finished run's row to the record. ``log`` has its epochs' lines."""
-    run.write()
+    run.flush()
     seconds = [float(row["train_seconds"]) for row in log]
     device = run.execution.device
     on_cpu = device.type == "cpu"
     row = {
-        "run": run.files.run,
-        **replace(run.settings, precision=run.execution.precision).cells(),
-        "channels": len(run.cut),
+        "run": run.paths.run,
+        **replace(run.config, precision=run.execution.precision).to_row(),
+        "channels": len(run.removed),
         "batch_norm_channels": run.network.all_channels,
         **{f"{name}_zeros": count for name, count in run.zeros().items()},
         **{key: log[-1][key] for key in ("test_accuracy", TOP_FIVE) if key in log[-1]},
@@ -107,9 +107,9 @@ def record(run: Run, log: Sequence[records.Row], argv: Sequence[str]) -> None:
         "seconds_per_epoch": f"{sum(seconds) / len(seconds):.3f}",
         "train_seconds": f"{sum(seconds):.3f}",
         "memory_format": run.execution.layout,
-        "checkpoint": run.files.checkpoint.name,
-        "checksum": checkpoint.checksum(run.files.checkpoint),
-        "pictures": f"{run.pictures:08x}",
+        "checkpoint": run.paths.checkpoint.name,
+        "checksum": checkpoint.checksum(run.paths.checkpoint),
+        "pictures": f"{run.images_checksum:08x}",
         "test_pictures": f"{run.data.test.checksum():08x}",
         "command": shlex.join(["python", "main.py", *argv]),
         "commit": commit(),
@@ -119,22 +119,22 @@ def record(run: Run, log: Sequence[records.Row], argv: Sequence[str]) -> None:
         "threads": torch.get_num_threads(),
         "processes": run.group.size,
         "source": run.data.source,
-        "init_checksum": run.origin,
+        "init_checksum": run.init_checksum,
     }
-    records.append(run.files.record, row)
+    records.append(run.paths.record, row)
 
 
-def zeros(run: Run, counts: Mapping[str, int]) -> str:
+def zeros(run: Trainer, counts: Mapping[str, int]) -> str:
     symbols = run.step.method.factors
     return ", ".join(f"{symbols.get(name, name)} = 0: {count}" for name, count in counts.items())
 
 
-def summary(run: Run, accuracy: float, by_class: ByClass, said: Sequence[str]) -> str:
+def summary(run: Trainer, accuracy: float, by_class: PerClass, said: Sequence[str]) -> str:
     """Zeros per layer, the final ``accuracy`` in percent, and the command that comes next.
 
     ``said`` are flags that it needs as this one did.
     """
-    checkpoint = word(run.files.checkpoint)
+    checkpoint = path_argument(run.paths.checkpoint)
     factors, symbols = run.factors(), run.step.method.factors
     lines = [f"{'layer':<24}channels" + "".join(f"  {symbols[name]} = 0" for name in factors)]
     for name, *parts in zip(run.network.layers, *factors.values(), strict=True):
@@ -143,7 +143,7 @@ def summary(run: Run, accuracy: float, by_class: ByClass, said: Sequence[str]) -
     totals = [f"{symbols[name]} = 0: {run.zeros()[name]}" for name in factors]
     lines.append(
         f"test accuracy {accuracy:.2f} % (best {run.best:.2f} %),"
-        f" {', '.join(totals)} of {len(run.cut)}; checkpoint {run.files.checkpoint}"
+        f" {', '.join(totals)} of {len(run.removed)}; checkpoint {run.paths.checkpoint}"
     )
     if found := compression(run):
         lines.append(
@@ -152,29 +152,31 @@ def summary(run: Run, accuracy: float, by_class: ByClass, said: Sequence[str]) -
             f" {found['bytes']:,} bytes dense, {found['bytes_sparse']:,} sparse"
         )
         words = ["-m", "utils.export", "--format", "sparse", "--model", checkpoint]
-        lines.append(f"to keep it small: {command(*words)}")
+        lines.append(f"to keep it small: {format_command(*words)}")
     if accuracies := by_class.accuracies(run.data.classes):
         lines.append(accuracies)
     if verdict := run.verdict(by_class):
         lines.append(f"verdict: {verdict}")
     flags = run.step.method.prune_flags
     if flags is not None:
-        words = [*pruner(run.settings.arch), "--model", checkpoint]
-        lines.append(f"next: {command(*words, *flags, *said)}")
+        words = [*pruner(run.config.arch), "--model", checkpoint]
+        lines.append(f"next: {format_command(*words, *flags, *said)}")
     if (flags := run.step.method.refine_flags) is not None:
-        kept = replace(run.settings, precision=run.execution.precision).refine_argv(cuts=True)
-        lines.append(f"next: {command('main.py', '--refine', checkpoint, *flags, *kept, *said)}")
+        kept = replace(run.config, precision=run.execution.precision).finetuning_argv(cuts=True)
+        lines.append(
+            f"next: {format_command('main.py', '--refine', checkpoint, *flags, *kept, *said)}"
+        )
     return "\n".join(lines)
 
 
-def way_on(run: Run, given: Mapping[str, Any]) -> str:
+def resume_command(run: Trainer, given: Mapping[str, Any]) -> str:
     """The command that goes on with ``run``, on as many processes."""
-    words = ["--resume", word(run.files.checkpoint), *said_again(given)]
+    words = ["--resume", path_argument(run.paths.checkpoint), *runtime_argv(given)]
     if run.group.size == 1:
-        return command("main.py", *words)
+        return format_command("main.py", *words)
     here = os.environ.get("LOCAL_WORLD_SIZE", str(run.group.size))
     several = ["-m", "torch.distributed.run", "--nproc-per-node", here]
-    return command(*several, "--", word(near(ROOT / "main.py")), *words)
+    return format_command(*several, "--", path_argument(relative_path(ROOT / "main.py")), *words)
 
 
 def commit() -> str | None:

@@ -11,10 +11,10 @@ import sys
 from importlib.util import find_spec
 from typing import NoReturn
 
-from utils.shell import ROOT, near, python, word
+from utils.shell import ROOT, path_argument, python_command, relative_path
 
 
-def refuse(why: str) -> NoReturn:
+def exit_with_error(why: str) -> NoReturn:
     print(f"error: {why}", file=sys.stderr)
     sys.exit(2)
 
@@ -43,22 +43,26 @@ def check_packages() -> None:
     missing = [name for name in names if find_spec(name) is None]
     if not missing:
         return
-    install = ["-m", "pip", "install", "-r", word(near(requirements))]
+    install = ["-m", "pip", "install", "-r", path_argument(relative_path(requirements))]
     there = venv / "bin" / "python"
-    again = shlex.join([word(near(there)), *sys.orig_argv[1:]])
+    again = shlex.join([path_argument(relative_path(there)), *sys.orig_argv[1:]])
     if sys.prefix != sys.base_prefix:  # an environment is active
-        advice = shlex.join([python(), *install])
+        advice = shlex.join([python_command(), *install])
     elif there.exists() and any(venv.glob("lib/python*/site-packages/torch")):
         advice = again
     else:
-        made = shlex.join([python(), "-m", "venv", word(near(venv))])
-        advice = f"{made} && {shlex.join([word(near(there)), *install])} && {again}"
-    refuse(f"{python()} has no {', '.join(missing)}: type {advice}")
+        made = shlex.join([python_command(), "-m", "venv", path_argument(relative_path(venv))])
+        advice = (
+            f"{made} && {shlex.join([path_argument(relative_path(there)), *install])} && {again}"
+        )
+    exit_with_error(f"{python_command()} has no {', '.join(missing)}: type {advice}")
 
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, interrupted)  # until utils.console.run
 open_streams()
 if sys.version_info < (3, 11):  # noqa: UP036
-    refuse(f"{python()} is Python {sys.version.split()[0]}, and this takes 3.11 or newer")
+    exit_with_error(
+        f"{python_command()} is Python {sys.version.split()[0]}, and this takes 3.11 or newer"
+    )
 check_packages()

@@ -13,32 +13,32 @@ from netslim.graph import AnyBatchNorm
 from utils.console import ONE_VALUE, InputError, note
 from utils.data.batches import Batches
 from utils.data.datasets import Dataset, load
-from utils.data.stream import WORKERS, batches_of
-from utils.device import Execution, be_deterministic, execution_for, fastest
-from utils.files.start import Start, check_free
-from utils.flags.parser import unused
-from utils.flags.settings import Settings
+from utils.data.streaming import WORKERS, batches_of
+from utils.device import Execution, be_deterministic, build_execution, fastest_precision
+from utils.files.init_from import InitFrom, check_not_overwriting
+from utils.flags.config import Config
+from utils.flags.parser import unused_flags
 from utils.methods import METHODS, penalties
 from utils.network import Network, empty, fresh
 from utils.paper.settings import drops
-from utils.training.group import Group
-from utils.training.run import Run
+from utils.training.distributed import ProcessGroup
 from utils.training.step import Step
+from utils.training.trainer import Trainer
 
 
-def begin(
-    start: Start,
+def build_trainer(
+    start: InitFrom,
     given: Mapping[str, Any],
     device: torch.device,
-    group: Group,
+    group: ProcessGroup,
     alternate: Callable[[Step, Tensor], None],
-) -> Run:
+) -> Trainer:
     """The run that ``given`` tells, from where it ``start``s; ``alternate`` makes its steps.
 
     Raises InputError where these flags, this file and these pictures do not go together.
     """
-    settings = start.settings(given)
-    if idle := unused(given, settings):
+    settings = start.config(given)
+    if idle := unused_flags(given, settings):
         note(f"note: {settings.method} training does not use {', '.join(idle)}")
     chosen = start.checkpoint.precision if start.resumes and start.checkpoint else None
     if "tf32" in (settings.precision, chosen) and device.type == "cpu":
@@ -53,24 +53,24 @@ def begin(
             f"{settings.arch} has no batch norm, so --method {settings.method} finds no channels:"
             " take --method sas-admm"
         )
-    files = start.files(given, settings)
-    check_free(files, start.path if start.resumes else None)
+    files = start.paths(given, settings)
+    check_not_overwriting(files, start.path if start.resumes else None)
 
     if group.rank > 0:
-        group.wait()  # the first process downloads and decodes for all
-    data = load(settings.values(), start.norm(settings))
+        group.barrier()  # the first process downloads and decodes for all
+    data = load(settings.to_dict(), start.norm(settings))
     if group.rank == 0:
-        group.wait()
+        group.barrier()
     torch.manual_seed(settings.seed)
     be_deterministic(settings.deterministic)
     if start.checkpoint is None or start.path is None:
-        network = begun(settings, data)
+        network = build_network(settings, data)
     else:
         network = start.checkpoint.network
         if network.coupled != (coupled := penalties.grouped(settings.options)):
             network = replace(network, coupled=coupled)
         begins = settings.init is not None and not start.resumes
-        if begins and not start.checkpoint.knows(data.classes):
+        if begins and not start.checkpoint.has_classes(data.classes):
             count = network.num_classes
             network = network.with_classes(len(data.classes))
             note(f"note: the last layer, of {count} classes, is a fresh one of {len(data.classes)}")
@@ -78,24 +78,24 @@ def begin(
             start.checkpoint.check_classes(data, start.path)
     workers = given.get("workers", WORKERS)
     batches = batches_of(
-        data, "train", settings.batch_size, device, settings.seed, workers, group.part
+        data, "train", settings.batch_size, device, settings.seed, workers, group.local_part
     )
     graphs = device.type == "cuda" and group.size == 1 and "no_graph" not in given
     if graphs and settings.stream:  # a graph takes its pictures from the device
         note("note: pictures that are streamed are trained on without CUDA graphs")
         graphs = False
     execution = choose_execution(start, settings, network, batches, group, graphs)
-    group.wait()  # all have loaded, and are on time from here on
-    group = group.on_time()
+    group.barrier()  # all have loaded, and are on time from here on
+    group = group.with_timeout()
     found = start.checkpoint if start.resumes else None
-    how = execution, group, alternate, graphs, found, settings.start_epoch, start.origin()
+    how = execution, group, alternate, graphs, found, settings.start_epoch, start.init_checksum()
     try:
-        run = Run(settings, files, network, data, batches, *how)
+        run = Trainer(settings, files, network, data, batches, *how)
     except ValueError as error:
         what = f"{start.path} cannot be resumed" if found else settings.arch
         raise InputError(f"{what}: {error}") from None
     check_smallest_batch(run)
-    for line in (*data.described(), *start.notes(data)):
+    for line in (*data.describe(), *start.notes(data)):
         note(line)
     if run.step.method.prunes():
         for line in notes(network):
@@ -107,16 +107,16 @@ def begin(
         for line in run.step.method.warnings(run.schedule(), *trained):
             note(line)
     elif start.path is not None and start.path.resolve() != files.checkpoint.resolve():
-        run.keep()  # its own checkpoint is elsewhere or damaged, and there may be no epoch left
+        run.snapshot()  # its own checkpoint is elsewhere or damaged, and there may be no epoch left
     return run
 
 
 def choose_execution(
-    start: Start,
-    settings: Settings,
+    start: InitFrom,
+    settings: Config,
     network: Network,
     batches: Batches,
-    group: Group,
+    group: ProcessGroup,
     graphs: bool,
 ) -> Execution:
     """Precision and memory format: as the run that is resumed, else as told, or measured."""
@@ -128,13 +128,15 @@ def choose_execution(
         return Execution(device, before.precision, before.channels_last)
     precision = settings.precision
     if precision == "auto":
-        first = batches.cut(group.part(batches.order(0)[0]))
-        precision = group.first_says(lambda: fastest(network, *first, device, graphs))
+        first = batches.get_batch(group.local_part(batches.epoch_indices(0)[0]))
+        precision = group.broadcast_object(
+            lambda: fastest_precision(network, *first, device, graphs)
+        )
         note(f"fastest here: {precision}")
-    return execution_for(network, precision, device)
+    return build_execution(network, precision, device)
 
 
-def begun(settings: Settings, data: Dataset) -> Network:
+def build_network(settings: Config, data: Dataset) -> Network:
     """The network of ``settings``, with its initial values."""
     s = settings
     network = fresh(s.arch, s.depth, len(data.classes), s.size, penalties.grouped(s.options))
@@ -142,18 +144,18 @@ def begun(settings: Settings, data: Dataset) -> Network:
     return network
 
 
-def check_smallest_batch(run: Run) -> None:
+def check_smallest_batch(run: Trainer) -> None:
     """Raise InputError where a process's part of a batch is one image that batch norm cannot take.
 
     That is where its map of the image is one pixel: a variance takes two values or more.
     """
-    size, images = run.settings.batch_size, len(run.data.train)
+    size, images = run.config.batch_size, len(run.data.train)
     batches = {size} if run.step.method.steps(0) else {min(size, images), images % size or size}
     processes = run.group.size
     if all((count if count < processes else count // processes) > 1 for count in batches):
         return
     model = copy.deepcopy(run.step.model).to("meta").float().train()
-    image = torch.empty(1, 3, run.settings.size, run.settings.size, device="meta")
+    image = torch.empty(1, 3, run.config.size, run.config.size, device="meta")
     try:
         model(image)
     except ValueError as error:
@@ -169,11 +171,11 @@ def check_smallest_batch(run: Run) -> None:
     )
 
 
-def of_short_schedule(settings: Settings) -> str:
+def of_short_schedule(settings: Config) -> str:
     """What to say before a training too short for the paper's drops of the learning rate, or ''."""
     s, usual = settings, (settings.epochs // 2, 3 * settings.epochs // 4)
     found = drops(s.epochs, s.warmup)
-    if "lr" in METHODS[s.method].idle or s.schedule != "step" or found == usual:
+    if "lr" in METHODS[s.method].unused_flags or s.schedule != "step" or found == usual:
         return ""
     after = [f"after epoch {epoch}" for epoch in found if epoch < s.epochs]
     behind = f" behind --warmup {s.warmup}" if s.warmup else ""
