@@ -1,5 +1,5 @@
-"""Channel pruning of any model: find what can be removed, drive it to zero, remove it, and say
-what changed."""
+"""Channel pruning of PyTorch models: find removable channels, train their scaling factors to exact
+zero, remove the channels, and report by how much the outputs change."""
 
 from netslim.files import load, save
 from netslim.graph import Graph, analyze

@@ -1,5 +1,4 @@
-"""A pruned model on disk: its tensors by name, from whose shapes the full model is made smaller
-again."""
+"""Saving and loading pruned models: the state dict's shapes say how to shrink a full model."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,17 +15,17 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def save(model: nn.Module, path: str | Path) -> None:
-    """Write the state dict of ``model``: tensors only, for :func:`load`."""
+    """Writes the state dict of ``model`` (tensors only) for :func:`load`."""
     torch.save({name: x.detach().cpu().clone() for name, x in model.state_dict().items()}, path)
 
 
 def load(model: Model, path: str | Path) -> Model:
-    """The pruned model that :func:`save` wrote, made of a fresh full ``model`` of the same code.
+    """Shrinks a fresh full ``model`` in place to the pruned one in ``path``, and returns it.
 
-    Nothing is traced, and no code is read from the file. ``model`` itself becomes the smaller one.
+    Nothing is traced, and no code is read from the file.
 
     Raises:
-        ValueError: the file is not of such a model; ``model`` is then left as it was.
+        ValueError: the file does not fit the model, which is left unchanged.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -43,16 +42,18 @@ def load(model: Model, path: str | Path) -> Model:
 
 
 def take(model: Model, state: Mapping[str, Tensor]) -> Model:
-    """Make ``model`` as narrow as ``state``, a pruned model's state dict, and give it its content.
+    """Shrinks ``model`` in place to the shapes of a pruned model's state dict, and loads it.
 
     Raises:
-        ValueError: names what does not fit; ``model`` is then left as it was.
+        ValueError: names the first tensor that does not fit; ``model`` is left unchanged.
     """
     chosen = {
         k.removesuffix(".select.index"): x for k, x in state.items() if k.endswith(".select.index")
     }
     own: dict[str, Tensor] = dict(model.state_dict(keep_vars=True))
-    new = {name for name in chosen if f"{name}.select.index" not in own}  # which do not select yet
+    new = {
+        name for name in chosen if f"{name}.select.index" not in own
+    }  # without a ChannelSelection yet
     rest = dict(state)
     for name in new:
         index = rest.pop(f"{name}.select.index")
@@ -64,7 +65,9 @@ def take(model: Model, state: Mapping[str, Tensor]) -> Model:
         ):
             raise ValueError(f"{name}.select.index is not a sorted list of channels")
         if index.shape != rest.get(f"{name}.norm.weight", index).shape:
-            raise ValueError(f"{name}.select.index is not as long as what is behind it")
+            raise ValueError(
+                f"{name}.select.index does not have the length of the batch norm behind it"
+            )
         for key in [k for k in rest if k.startswith(f"{name}.norm.")]:
             rest[f"{name}.{key.removeprefix(f'{name}.norm.')}"] = rest.pop(key)
     counters = {
@@ -114,7 +117,7 @@ def take(model: Model, state: Mapping[str, Tensor]) -> Model:
 
 
 def _may_have_bias(model: nn.Module, key: str, state: Mapping[str, Tensor]) -> bool:
-    """Whether ``key`` is a bias that a layer without one was given."""
+    """Whether ``key`` is a bias that pruning added to a layer without one."""
     path, _, name = key.rpartition(".")
     try:
         module = model.get_submodule(path)

@@ -1,4 +1,4 @@
-"""The weights that unstructured pruning is about: those of convolutions and of linear layers."""
+"""Weights of convolutions and linear layers, for unstructured pruning."""
 
 from dataclasses import dataclass
 
@@ -16,9 +16,9 @@ def weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @dataclass(frozen=True)
 class Compression:
-    """How many ``weights`` there are, how many of them are not 0, and how many ``parameters``.
+    """Number of ``weights``, of nonzero weights (``kept``), and of all ``parameters``.
 
-    The papers' factor counts :func:`weights` alone, and calls these the parameters.
+    The papers' compression factor counts :func:`weights` only, and calls them the parameters.
     """
 
     weights: int
@@ -37,9 +37,10 @@ class Compression:
 
     @property
     def factor(self) -> float:
+        """Compression factor of the weights."""
         return self.weights / max(self.kept, 1)
 
     @property
     def factor_all(self) -> float:
-        """The same of all parameters: batch norms and biases are kept."""
+        """Compression factor of all parameters: batch norms and biases are kept."""
         return self.parameters / max(self.parameters - self.weights + self.kept, 1)

@@ -1,4 +1,4 @@
-"""The mathematics: one file a method."""
+"""Training methods, one module each, that drive scaling factors to zero."""
 
 from netslim.methods.base import Method, is_zero
 from netslim.methods.budget import Budget

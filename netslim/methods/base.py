@@ -1,4 +1,4 @@
-"""What every method is: a vector of scaling factors, and what happens around a training step."""
+"""Base class of all methods: the vector of scaling factors γ, and hooks around a training step."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -10,52 +10,52 @@ from torch import Tensor, nn
 from netslim.graph import Graph
 from netslim.selection import name_in
 
-# A scaling factor smaller than this is zero, whatever its type: float32's smallest normal number.
+# Scaling factors below float32's smallest normal number count as zero in every dtype.
 TINY = torch.finfo(torch.float32).tiny
-# ``hardshrink`` sets what is at most this large to zero: float32's number just below TINY.
+# Threshold for ``hardshrink``, which zeroes magnitudes up to it: the number just below TINY.
 BELOW_TINY = TINY * (1 - 2**-23)
 
 
 def is_zero(factor: Tensor) -> Tensor:
-    """Where a scaling factor (γ or ξ) is zero; a subnormal one is. Elementwise, bool."""
+    """Elementwise mask (bool) of the scaling factors (γ or ξ) that are zero or subnormal."""
     return factor.float().abs() < TINY
 
 
 class Method:
-    """Plain training, and what all methods share.
+    """Plain training without a penalty, and the base class of the other methods.
 
-    The γ of all batch norms of ``graph.norms`` are read from the model whenever they are needed,
-    and written back: the method owns no tensor of the model. ``gamma`` is the vector of their
-    values as they were last read, [channels], in module order.
+    The method owns no tensor of the model: it reads the γ of the batch norms in ``graph.norms``
+    whenever it needs them and writes them back. ``gamma`` [channels] holds the values read last, in
+    module order.
 
     Frozen batch norms (``requires_grad=False``) keep their γ.
 
     Args:
-        graph: of the model that is trained.
-        model: what is trained where it is not ``graph.model``: what is left of it after channels
-            were removed.
-        coupled: whether ``graph.coupled`` batch norms are driven to zero, too.
+        graph: dependency graph of the model.
+        model: the module that is trained, if it is not ``graph.model`` itself but a copy from which
+            channels were removed.
+        coupled: whether the batch norms in ``graph.coupled`` are also driven to zero.
     """
 
-    factors: dict[str, str] = {"gamma": "γ"}  # noqa: RUF012  # what tells which channels are needed
-    pruned_by = "gamma"  # the one of them whose zeros are pruned
+    factors: dict[str, str] = {"gamma": "γ"}  # noqa: RUF012  # scaling factors by name, with their symbols
+    pruned_by = "gamma"  # the factor whose zeros mark the channels to remove
 
     def __init__(self, graph: Graph, model: nn.Module | None = None, coupled: bool = False) -> None:
         self.graph, self.model = graph, graph.model if model is None else model
         self.names = {name: name_in(self.model, name) for name in graph.prunable(coupled)}
         parameter = next(self.model.parameters())
-        self.weights = self._weights(check=False)  # as the model had them last
+        self.weights = self._weights(check=False)  # as read last
         self.widths = [len(weight) for weight in self.weights]
         self.gamma = torch.zeros(sum(self.widths), device=parameter.device)
         if any(weight.dtype == torch.float64 for weight in self.weights):
             self.gamma = self.gamma.double()
-        # 0 or 1, where an optimizer's ``found_inf`` would be: at 1, nothing changes a parameter or
-        # a tensor of the method's.
+        # Like a GradScaler's ``found_inf``: once it is 1, no step changes a parameter or a tensor
+        # of the method.
         self.found_inf = torch.zeros((), device=parameter.device)
         self.read()
 
     def _weights(self, check: bool = True) -> list[Tensor]:
-        """The scaling factors of the model's batch norms as it has them now."""
+        """Current scaling factors of the model's batch norms."""
         weights: list[Tensor] = []
         for i, (name, path) in enumerate(self.names.items()):
             try:
@@ -64,17 +64,17 @@ class Method:
                 weight = None
             if not isinstance(weight, Tensor) or (check and len(weight) != self.widths[i]):
                 found = (
-                    "is gone"
+                    "was removed"
                     if not isinstance(weight, Tensor)
                     else f"has {len(weight)} channels now, not {self.widths[i]}"
                 )
-                raise RuntimeError(f"{name} {found}: make the method again")
+                raise RuntimeError(f"{name} {found}: construct the method again")
             weights.append(weight)
         return weights
 
     @torch.no_grad()
     def read(self) -> Tensor:
-        """γ, as the model has it now."""
+        """Returns γ [channels], read from the model."""
         weights = self.weights = self._weights()
         if weights and weights[0].device != self.gamma.device:
             self._move(weights[0].device)
@@ -86,21 +86,21 @@ class Method:
 
     @staticmethod
     def _precise(weight: Tensor, before: Tensor) -> Tensor:
-        """γ of one batch norm: as it was ``before``, where its type only rounded that."""
+        """γ of one batch norm in full precision: ``before`` where ``weight`` is its rounding."""
         if weight.dtype == before.dtype:
             return weight
         rounded = before.to(weight.dtype) == weight
         return torch.where(rounded, before, weight.to(before))
 
     def _move(self, device: torch.device) -> None:
-        """The model has been moved, so the method's tensors follow."""
+        """Moves the method's tensors to the device of the model."""
         for name, x in vars(self).items():
             if isinstance(x, Tensor):
                 setattr(self, name, x.to(device))
 
     @torch.no_grad()
     def write(self, gamma: Tensor) -> None:
-        """Have the model's batch norms have this γ, unless the training is halted."""
+        """Writes ``gamma`` [channels] into the model's batch norms, unless ``found_inf`` is set."""
         weights = self.weights = self._weights()
         frozen = [not weight.requires_grad for weight in weights]
         self.update(self.gamma, self.unless_frozen(gamma, self.gamma))
@@ -114,7 +114,7 @@ class Method:
             torch._foreach_copy_([w.detach() for w in targets], parts)
 
     def unless_frozen(self, new: Tensor, old: Tensor) -> Tensor:
-        """``new``, but ``old`` in the channels of frozen batch norms."""
+        """Returns ``new``, with ``old`` in the channels of frozen batch norms."""
         trains = [weight.requires_grad for weight in self.weights]
         if all(trains):
             return new
@@ -122,7 +122,7 @@ class Method:
         return torch.where(each.to(new.device), new, old)
 
     def stream_numbers(self) -> Tensor:
-        """For each γ a number, int64 [channels]; those of one channel of a stream have the same."""
+        """A group number for each γ, int64 [channels], equal for factors of one stream channel."""
         numbers = torch.arange(len(self.gamma)) + len(self.graph.classes)
         for name, part in zip(self.names, self.split(numbers), strict=True):
             if name in self.graph.coupled:
@@ -133,22 +133,22 @@ class Method:
         return numbers
 
     def split(self, flat: Tensor) -> tuple[Tensor, ...]:
-        """A vector as long as γ, cut into the batch norms' parts."""
+        """Splits a vector [channels] into one part per batch norm."""
         return flat.split(self.widths)
 
     def update(self, target: Tensor, value: Tensor) -> None:
-        """``target`` becomes ``value``, unless the training is halted."""
+        """Sets ``target`` to ``value``, unless ``found_inf`` is set."""
         torch.where(self.found_inf > 0, target, value, out=target)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What it keeps beside the weights, by name; not copied."""
+        """Returns the tensors that the method keeps beside the weights, by name, not copied."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what :meth:`state_dict` gave.
+        """Copies the tensors of a :meth:`state_dict`.
 
         Raises:
-            ValueError: something is missing or of another shape.
+            ValueError: a tensor is missing or has another shape.
         """
         for name, tensor in self.state_dict().items():
             if name not in state or state[name].shape != tensor.shape:
@@ -156,14 +156,14 @@ class Method:
             tensor.copy_(state[name])
 
     def factor(self, name: str) -> Tensor:
-        """One of ``factors``, [channels]."""
+        """Returns one of ``factors``, [channels]."""
         return self.read() if name == "gamma" else self.state_dict()[name]
 
     def zeros(self, factor: str | None = None) -> dict[str, Tensor]:
-        """Where a factor is zero, by batch norm.
+        """Returns masks of the zero factors, by batch norm.
 
         Args:
-            factor: one of ``factors``; None for ``zeroed``, whose zeros are pruned.
+            factor: one of ``factors``; None selects ``pruned_by``.
 
         Returns:
             {name of the batch norm: bool [channels]}.
@@ -178,43 +178,47 @@ class Method:
         return dict(zip(self.names, parts, strict=True))
 
     def steps(self, epoch: int) -> int | None:
-        """How many mini-batches an epoch takes, drawn with replacement; None: every image once.
+        """Returns the number of mini-batches of an epoch, drawn with replacement.
 
-        ``epoch`` counts from 0, here as in :meth:`begin`.
+        None means every image once. ``epoch`` counts from 0.
         """
         return None
 
     def begin(self, epoch: int) -> None:
-        """Before the first step of an epoch."""
+        """Hook before the first step of an epoch, counted from 0."""
 
     def eval_weights(
         self, recompute_statistics: Callable[[], None]
     ) -> AbstractContextManager[None]:
-        """Within, the model has the weights that are evaluated and saved.
+        """Context in which the model holds the weights to evaluate and save.
 
-        ``recompute_statistics`` is called where the batch norms' statistics do not belong to them.
+        Args:
+            recompute_statistics: called if the batch norms' running statistics belong to other
+                weights.
         """
         return nullcontext()
 
     def before_forward(self) -> None:
-        """Before each forward pass of the training."""
+        """Hook before each forward pass in training."""
 
     def before_step(self) -> None:
-        """After the backward pass, before the optimizer's step: may change the gradients."""
+        """Hook between the backward pass and the optimizer's step; may change gradients."""
 
     def step(self, lr: float) -> None:
-        """After an optimizer's step with learning rate ``lr``."""
+        """Hook after an optimizer's step with learning rate ``lr``."""
 
     def end_epoch(self, lr: float) -> None:
-        """After the last step of an epoch."""
+        """Hook after the last step of an epoch."""
 
     def dead(self, optimizer: torch.optim.Optimizer, lr: float) -> Tensor:
-        """Which channels change nothing any more, bool [channels], at learning rates up to
-        ``lr``."""
+        """Mask of the channels whose output stays 0, bool [channels].
+
+        ``lr`` is the largest learning rate still to come.
+        """
         return torch.zeros_like(self.gamma, dtype=torch.bool)
 
     def add_to_gradients(self, flat: Tensor, scale: float) -> None:
-        """Add ``scale`` times ``flat``, as long as γ, to the gradients of γ that there are."""
+        """Adds ``scale`` · ``flat`` [channels] to the gradients of γ; frozen γ have none."""
         parts = zip(self._weights(), self.split(flat), strict=True)
         pairs = [
             (w.grad, part.to(w.grad)) for w, part in parts if w.grad is not None

@@ -1,4 +1,4 @@
-"""A budget in place of λ: which channels have to go for it, and the λ that brings them there.
+"""Pruning budget instead of λ: selects the channels to remove and steers λ towards it.
 
 With c(C) the share of FLOPs, parameters or channels that removing the channels C saves, p the
 budget and C the k channels of the smallest |ξ|, k the least with c(C) ≥ p, eq. (5) becomes
@@ -21,21 +21,21 @@ from torch import Tensor
 from netslim.cost import Cost, PrunedCost
 from netslim.graph import Graph
 
-AIM = 0.4  # of all steps: when all ξ that are to go are to be 0
-DEADLINE = 0.5  # and when they are set to 0, whatever they are
-OPPOSED = 1.5  # times as fast as it falls, the first λ alone would move ξ: the loss holds it up
+AIM = 0.4  # share of all steps after which ξ shall be 0 in C
+DEADLINE = 0.5  # share of all steps after which ξ and γ are set to 0 in C
+OPPOSED = 1.5  # factor on the first λ, because the loss gradient opposes the penalty
 WHAT = ("flops", "parameters", "channels")
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a training has to remove, in place of λ and β.
+    """Share of FLOPs, parameters or channels to remove in a training; replaces λ and β.
 
     Attributes:
-        what: "flops", "parameters" or "channels" (those of ``graph.norms``).
-        share: of it, between 0 and 1, that is to be removed.
-        steps: of the optimizer, in all of the training.
-        lr: the learning rate that it begins with.
+        what: "flops", "parameters" or "channels" (of the batch norms in ``graph.norms``).
+        share: share to remove, between 0 and 1.
+        steps: number of optimizer steps in the whole training.
+        lr: initial learning rate.
     """
 
     what: str
@@ -51,21 +51,21 @@ class Budget:
 
 
 class Planner:
-    """Which channels of a graph's model have to go for a budget."""
+    """Selects the channels to remove for a budget."""
 
     def __init__(self, graph: Graph, budget: Budget) -> None:
         self.budget, self.cost = budget, PrunedCost(graph)
         self.widths = [len(mask) for mask in graph.removable.values()]
 
     def removed(self, cost: Cost) -> float:
-        """The share that is removed where ``cost`` is left."""
+        """Share that is removed when ``cost`` remains."""
         what = self.budget.what
         return 1 - getattr(cost, what) / getattr(self.cost.full, what)
 
     def order(self, xi: Tensor, gamma: Tensor, trains: Sequence[bool]) -> tuple[Tensor, int]:
-        """Channels by |ξ|, then |γ|, all on the CPU, and how many of the first may go.
+        """Channel indices sorted by |ξ|, then |γ| (CPU tensors), and how many of the first may go.
 
-        The largest channel of each batch norm stays, and all of those that do not train.
+        The largest channel of each batch norm and all channels of frozen ones are kept.
         """
         by_size = _ascending(xi.abs(), gamma.abs())
         rank = by_size.argsort()
@@ -77,10 +77,9 @@ class Planner:
         return torch.cat((by_size[~stay], by_size[stay])), int((~stay).sum())
 
     def needed(self, order: Tensor, most: int) -> tuple[int, float]:
-        """How many of the first channels in ``order`` meet the budget, and what share that
-        removes.
+        """The number of leading channels in ``order`` that meets the budget, and the share removed.
 
-        Raises ValueError where ``most`` are too few.
+        Raises ValueError if even ``most`` of them do not meet it.
         """
 
         def share(count: int) -> float:
@@ -100,7 +99,7 @@ class Planner:
 
 
 def _ascending(*keys: Tensor) -> Tensor:
-    """The indices that sort by the first of ``keys``; what is equal there, by the next."""
+    """Indices that sort lexicographically by ``keys``."""
     order = torch.arange(len(keys[0]))
     for key in reversed(keys):
         order = order[key[order].argsort(stable=True)]
@@ -108,11 +107,11 @@ def _ascending(*keys: Tensor) -> Tensor:
 
 
 def steered(lambda_: float, fell: float, falls: float, per_step: float) -> float:
-    """λ for the next epoch, in which ξ is to fall by ``falls`` a step.
+    """Returns λ for the next epoch, so that ξ decreases by ``falls`` per step.
 
-    A pair (γ, ξ) falls by (λ − G)/(2α + β) a step, where G is how strongly the loss holds it up;
-    ``per_step`` is 1/(2α + β). G follows from how far it ``fell`` a step at ``lambda_``. After the
-    first one λ changes at most by a factor of 2.
+    A pair (γ, ξ) decreases by (λ − G)/(2α + β) per step, where G is the opposing gradient of the
+    loss and ``per_step`` is 1/(2α + β). G is estimated from the decrease ``fell`` per step at
+    ``lambda_``. After the first epoch λ changes by a factor of 2 at most.
     """
     if not lambda_:
         return OPPOSED * falls / per_step

@@ -1,8 +1,8 @@
 """Network slimming by ADMM with a bounded ℓp penalty (Ji et al.; their program prunes filters).
 
 minimise L(W, γ) + λΣh(z) subject to γ = z, where h has the slope ω(z) = min(p|z|^(p−1), M): ℓp,
-linearised at the z before, and bounded. Where their program and its description part, or leave
-something open: ρ/2·‖γ − z + u‖² is squared, ω is clamped at M, and the variable is γ.
+linearised at the z before, and bounded. Where the authors' program and their description differ or
+are silent, this module squares ρ/2·‖γ − z + u‖², clamps ω at M, and uses γ as the variable.
 """
 
 import math
@@ -17,7 +17,7 @@ from netslim.methods.base import Method
 class LpADMM(Method):
     """Lp network slimming: γ descends L + ρ/2·‖γ − z + u‖², z and the scaled dual u follow.
 
-    The zeros of z are what is pruned: γ is near z, but never exactly 0. Call :meth:`before_step`
+    Channels are pruned where z is 0; γ is near z but never exactly 0. Call :meth:`before_step`
     between the backward pass and the optimizer's step, and :meth:`end_epoch` after every epoch.
 
     Args:
@@ -26,8 +26,8 @@ class LpADMM(Method):
         p: exponent of ℓp, 0 < p ≤ 1.
         rho: ρ > 0, the weight of γ − z.
         bound: M > 0, the largest slope of the penalty.
-        z_every: after how many steps z and u follow, "epoch" for its end only; they follow there
-            in any case.
+        z_every: number of steps between updates of z and u, or "epoch"; they are also updated at
+            the end of every epoch.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -52,8 +52,7 @@ class LpADMM(Method):
         self.lambda_, self.p, self.rho, self.bound = lambda_, p, rho, bound
         self.period = math.inf if z_every == "epoch" else int(z_every)
         self.z, self.u = self.gamma.clone(), torch.zeros_like(self.gamma)
-        # Steps since z was updated: on the device, for a captured step must count too. It is 0 at
-        # the end of an epoch, so that Z's change there is that of γ, z and u.
+        # Steps since the last update of z, on the device because a captured step must count, too.
         self.count = torch.zeros((), device=self.gamma.device)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -78,7 +77,7 @@ class LpADMM(Method):
         self._update_z(self.count > 0)
 
     def _update_z(self, due: Tensor) -> None:
-        """z and u, where it is time."""
+        """Updates z and u if ``due`` (bool scalar)."""
         # z ← S(v, λω(z)/ρ) and u ← v − z, with v = γ + u: the part of v that S takes is u.
         v = self.read() + self.u
         threshold = self.slope(self.z.abs()) * (self.lambda_ / self.rho)
@@ -87,7 +86,7 @@ class LpADMM(Method):
             self.update(tensor, torch.where(due, new, tensor))
 
     def penalty(self) -> float:
-        """λΣh(z): with slope M up to the x where ω(x) = M, then |z|^p and what makes it whole."""
+        """Returns λΣh(z): slope M up to the x with ω(x) = M, then |z|^p plus a constant."""
         size = self.z.abs()
         if self.p == 1:
             return self.lambda_ * min(1.0, self.bound) * size.sum().item()

@@ -29,12 +29,12 @@ class SASADMM(Method):
     inner loop on W, a step of U, the soft thresholding of Z, and another step of U. ``inner`` is M,
     the mini-batches of an iteration before the ``k0``-th; from then on their number grows as i^q.
     ``v`` bounds the Lipschitz constant of ∇f from above. From iteration ``average_from`` on, the
-    mean of the iterates is what is tested and saved.
+    mean of the iterates is evaluated and saved.
 
     Nothing else is trained: scaling factors and biases keep their initial values. There is no
     optimizer: call :meth:`begin`, then :meth:`before_forward` and :meth:`step` for each
     mini-batch, then :meth:`end_epoch`; the weights that come out are in the model within
-    :meth:`solution`.
+    :meth:`eval_weights`.
 
     Raises:
         ValueError: λ is negative, β or v not positive, or a count below 1.
@@ -68,7 +68,7 @@ class SASADMM(Method):
         self.w = torch.cat([w.detach().flatten() for w in own])
         self.breve, self.z, self.average = (self.w.clone() for _ in range(3))
         self.u = torch.zeros_like(self.w)
-        # They change from step to step: on the device, for a captured graph holds no others.
+        # On the device because they change from step to step in a captured graph.
         self.t = torch.ones((), dtype=torch.int64, device=self.w.device)
         self.eta = torch.full_like(self.w[0], 1 / v)
         self.i = 1
@@ -76,7 +76,7 @@ class SASADMM(Method):
 
     @property
     def points(self) -> list[nn.Parameter]:
-        """Where the model has Ŵ."""
+        """The model's weight parameters, which hold Ŵ."""
         return list(weights(self.model).values())
 
     def zeros(self, factor: str | None = None) -> dict[str, Tensor]:
