@@ -1,15 +1,19 @@
 #!/usr/bin/env bash
-# onnxruntime 1.32.0: quantize_static(per_channel=True) with uint8 weights, which its documentation advises for older
-# x86 CPUs, clips the bias of a channel whose weights are tiny but not 0, and nothing says so: the bias is stored in
-# steps of input scale * weight scale, 2^31 of them at most. That is what a batch norm with a γ of 1e-6 becomes when it
-# is folded. int8 weights get a larger scale there. Set such γ to 0 or cut the channels first, or take int8 weights.
+# onnxruntime 1.32.0: quantize_static(per_channel=True) with uint8 weights, which its documentation proposes where int8
+# ones saturate, clips the bias of a channel whose weights are tiny but not 0, without a word: a bias is stored in steps
+# of input scale * weight scale, 2^31 of them at most. A channel with a γ of 1e-6 is like that once its batch norm is
+# folded. For int8 weights the scale is widened. Set such γ to 0 or cut the channels first, or take int8 weights.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install -q onnxruntime==1.32.0 onnx==1.23.2 numpy==2.4.6
 cd "$folder"
-"$folder/venv/bin/python" - <<'PYTHON' 2>&1 | grep -v "WARNING:root"
+"$folder/venv/bin/python" - <<'PYTHON'
+import logging
+
+logging.disable()  # onnxruntime asks for its preprocessing
+
 import numpy as np
 import onnx
 import onnxruntime
