@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from netslim.selection import selecting
-from netslim.surgery import resize
-from netslim.trace import first_line
+from netslim.selection import WIDTH, selecting
+from netslim.surgery import resize, set_width
+from netslim.trace import first_line, ints_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -55,6 +55,11 @@ def take(model: Model, state: Mapping[str, Tensor]) -> Model:
         name for name in chosen if f"{name}.select.index" not in own
     }  # without a ChannelSelection yet
     rest = dict(state)
+    widths = {k.removesuffix(WIDTH): rest.pop(k) for k in state if k.endswith(WIDTH)}
+    for name in [k for k in own if k.endswith(WIDTH)]:
+        widths.setdefault(name.removesuffix(WIDTH), own.pop(name))
+    for name, width in widths.items():
+        _check_width(model, name, width)
     for name in new:
         index = rest.pop(f"{name}.select.index")
         if (
@@ -109,11 +114,27 @@ def take(model: Model, state: Mapping[str, Tensor]) -> Model:
                         else value
                     )
         resize(module)
+    for name, width in widths.items():
+        set_width(model, name, width)
     for name in new:
         norm = model.get_submodule(name)
         index = chosen[name].clone()
         model.set_submodule(name, selecting(index, norm).train(norm.training))
     return model
+
+
+def _check_width(model: nn.Module, name: str, width: Tensor) -> None:
+    """Raise ValueError where ``width`` is none for an int attribute, or a list of them."""
+    path, _, attribute = name.rpartition(".")
+    modules = dict(model.named_modules())
+    full = ints_of(modules[path]).get(attribute) if path in modules else None
+    if full is None:
+        raise ValueError(f"{name}{WIDTH} is not expected")
+    most = torch.tensor(full)
+    if width.shape != most.shape or width.dtype != most.dtype or not (width > 0).all():
+        raise ValueError(f"{name}{WIDTH} is no width for {full}")
+    if (width > most).any():
+        raise ValueError(f"{name}{WIDTH} is {width.tolist()}, and in the full model {full}")
 
 
 def _may_have_bias(model: nn.Module, key: str, state: Mapping[str, Tensor]) -> bool:

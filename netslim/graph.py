@@ -53,6 +53,8 @@ class Graph:
             self.training = True
         except ValueError:
             self.training = False
+            seen.fixed |= {*seen.widths}  # what its code does with them in training is not seen
+        seen.join_widths()
         self.steps, self._axes = seen.steps, seen.axes
         self._atoms = seen.table[: seen.count]
         self._known = torch.cat([NOTHING, *(x.flatten() for x in seen.known)])
@@ -72,6 +74,8 @@ class Graph:
         self.classes = _components(seen.atom_count, edges)
         self._why = self._pinned(seen, used)
         self._readers = self._read()
+        # Ints of modules that split channels: the classes of those that they count.
+        self.widths = {s: self.classes[x[0]] for s, x in seen.widths.items() if s not in seen.fixed}
         self._decide()
         dropped = self.classes_of(torch.cat([NOTHING, *seen.dropped]))
         # Behind these a number is drawn for each channel: without some, others would be drawn.

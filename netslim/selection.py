@@ -1,4 +1,8 @@
-"""Some channels of a tensor that several layers read, each of them others."""
+"""What a pruned model has that its full one has not.
+
+A batch norm that reads a tensor with several readers selects its channels. A module whose code
+splits channels at an int attribute has that in a buffer, too, for the state dict to tell it.
+"""
 
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -6,6 +10,8 @@ from collections.abc import Iterator
 import torch
 import torch.fx
 from torch import Tensor, nn
+
+WIDTH = "_as_pruned"  # the buffer is called as the attribute is, with this behind it
 
 
 @torch.fx.wrap  # it asks for the memory format, which a symbolic trace cannot answer

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from netslim.trace import Call, Dim, Ref, Trace
+from netslim.trace import SPLITTING, Call, Dim, Ref, Source, Trace, Width
 
 # Elementwise operations: an output channel is a function of the same channel of the inputs.
 ELEMENTWISE = set(
@@ -157,6 +157,9 @@ class Signals:
     known: list[Tensor] = field(default_factory=list)  # signals of parameters
     steps: list[Step] = field(default_factory=list)
     dropped: list[Tensor] = field(default_factory=list)  # signals that dropout draws numbers for
+    # The atoms that an int of a module counts, once for each place where it does.
+    widths: dict[Source, list[Tensor]] = field(default_factory=dict)
+    fixed: set[Source] = field(default_factory=set)  # ints of modules that code uses otherwise
 
     def __post_init__(self) -> None:
         self.new(torch.zeros(2, dtype=torch.int64))  # VARYING and ZERO
@@ -198,6 +201,17 @@ class Signals:
     def read(self, trace: Trace, training: bool) -> None:
         """Follow the calls of one trace."""
         _Reader(self, trace, training).run()
+        self.fixed |= trace.fixed
+
+    def join_widths(self) -> None:
+        """An int of a module counts the same channels wherever it is used, or stays."""
+        for source, counted in self.widths.items():
+            for atoms in counted[1:]:
+                self.join(counted[0], atoms)
+            if source in self.fixed:
+                module, attribute, _ = source
+                name = f"{module}.{attribute}".lstrip(".")
+                self.pin(torch.cat(counted), f"code does not only split at {name}")
 
 
 class _Reader:
@@ -207,6 +221,7 @@ class _Reader:
         self.all, self.trace, self.training = all_, trace, training
         self.signals: dict[int, Tensor] = {}
         self.unseen = set(trace.unseen)
+        self.counted: set[int] = set()  # ids of the widths of a call that are known to follow
 
     def run(self) -> None:
         for call in self.trace.calls:
@@ -260,6 +275,18 @@ class _Reader:
             if STRICT:
                 raise
             self.stop(call, f"{_where(call)} is called in a form that is not known")
+        if call.name in SPLITTING:
+            given = tree_flatten((call.args, call.kwargs))[0]
+            slices = [n for x in given if isinstance(x, slice) for n in (x.start, x.stop, x.step)]
+            widths = [n for n in (*given, *slices) if isinstance(n, Width)]
+            self.all.fixed |= {n.source for n in widths if id(n) not in self.counted}
+
+    def count(self, width: Width, signals: Tensor, axis: int) -> None:
+        """An int of a module says how many channels there are along an axis."""
+        shape = [int(width) if a == axis else n for a, n in enumerate(signals.shape)]
+        atoms = self.along(signals.expand(shape), axis)
+        self.all.widths.setdefault(width.source, []).append(atoms.repeat(width.times))
+        self.counted.add(id(width))
 
     def stop(self, call: Call, reason: str) -> None:
         """Everything that ``call`` reads stays as it is."""
@@ -388,9 +415,9 @@ class _Reader:
         """Code computes with a size, which has to stay; or finds it equal to another, or a
         multiple."""
         size, axes, divisor, others = call.args
-        wide = [atoms for value, axis in sorted(axes) if len(atoms := self.along(value, axis)) > 1]
+        wide = [x for axis in sorted(axes) if len(x := self.along(self.of(axis[0]), axis[1])) > 1]
         for atoms in wide:
-            other = [self.along(*axis) for axis in sorted(others or ())]
+            other = [self.along(self.of(value), axis) for value, axis in sorted(others or ())]
             if divisor and size == 0 and len(atoms) % divisor == 0:
                 parts = atoms.view(divisor, -1)
                 self.all.join(parts[:1], parts)
@@ -402,9 +429,8 @@ class _Reader:
                         each, f"code of {call.module or 'the model'} computes with its width"
                     )
 
-    def along(self, value: int, axis: int) -> Tensor:
+    def along(self, signals: Tensor, axis: int) -> Tensor:
         """The atoms along an axis, one where all are the same."""
-        signals = self.of(value)
         if axis >= signals.dim() or signals.shape[axis] == 1:
             return torch.zeros(1, dtype=torch.int64)
         first = signals.movedim(axis, 0).flatten(1)
@@ -640,7 +666,7 @@ class _Reader:
         """An argument without what the trace knows of it."""
         if isinstance(x, Ref):
             return torch.empty(self.trace.shapes[x.value], device="meta")
-        return int(x) if isinstance(x, Dim) else x
+        return int(x) if isinstance(x, Dim | Width) else x
 
     def check_like(self, call: Call, array: Tensor) -> None:
         """The shape is another tensor's, whose channels follow."""
@@ -663,7 +689,13 @@ class _Reader:
             elif i is not None:
                 whole = isinstance(i, slice) and range(shape[axis])[_slice(i)] == range(shape[axis])
                 if signals.shape[axis] > 1 and not whole:
-                    raise NotPrunable(f"{_where(call)} picks channels by number")
+                    if not isinstance(i, slice) or i.step is not None:
+                        raise NotPrunable(f"{_where(call)} picks channels by number")
+                    for bound in (i.start, i.stop):
+                        if isinstance(bound, Width) and bound <= shape[axis]:
+                            self.count(bound, signals.narrow(axis, 0, bound), axis)
+                        elif bound is not None and not (bound is i.start and bound == 0):
+                            raise NotPrunable(f"{_where(call)} picks channels by number")
                 axis += 1
 
     def check_parts(self, call: Call, arrays: list[Tensor], signals: Tensor) -> None:
@@ -677,17 +709,23 @@ class _Reader:
         by_count = "chunk" in call.name or call.name == "tensor_split"
         by_count = by_count and isinstance(given, int) and not isinstance(given, Dim)
         sizes = given if isinstance(given, tuple | list) else [given]
+        if isinstance(given, tuple | list) and all(isinstance(n, Width) for n in sizes):
+            for n, part in zip(sizes, arrays, strict=True):
+                self.count(n, part, axis)
+            return
         if call.name == "unbind" or not (by_count or all(self.follows(n) for n in sizes)):
             raise NotPrunable(f"{_where(call)} splits it at widths that are written in the code")
         if len({x.shape[axis] for x in arrays}) > 1:
             raise NotPrunable(f"{_where(call)} splits it into unequal parts")
         for x in arrays[1:]:
             self.all.join(self.all.atom(arrays[0]), self.all.atom(x))
+        if isinstance(given, Width):
+            self.count(given, arrays[0], axis)
 
     def follows(self, n: Any) -> bool:
         """Whether a size is read from channels."""
         if not isinstance(n, Dim):
-            return False
+            return isinstance(n, Width)
         arrays = [(self.of(value), axis) for value, axis in n.axes]
         return any(x.dim() > axis and x.shape[axis] > 1 for x, axis in arrays)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from netslim.graph import Graph, analyze
-from netslim.selection import selecting, selections
+from netslim.selection import WIDTH, selecting, selections
 from netslim.signals import ZERO, Step
 from netslim.trace import call, copied, first_line, moved, plain, tensors_in
 
@@ -97,6 +97,8 @@ class Removal:
         selects: {batch norm, or index of a selection: int64 indices of what it reads}, where it has
             to select.
         wholes: selections of all that is left of their stream, which are not needed any more.
+        widths: {attribute of a module: its new value}, of ints that split channels, see
+            :func:`set_width`.
         added: {entry of the state dict: what is added to it}; a bias that is missing is made.
     """
 
@@ -107,6 +109,7 @@ class Removal:
     index: dict[str, tuple[Tensor, ...]]
     selects: dict[str, Tensor]
     wholes: list[str]
+    widths: dict[str, Tensor]
     added: dict[str, Tensor] = field(default_factory=dict)
 
     def full_name(self, name: str) -> str:
@@ -130,7 +133,7 @@ class Removal:
         What was removed stays as ``full`` has it, and so do the indices of selections.
         """
         for name, value in part.items():
-            if name.endswith(".select.index"):
+            if name.endswith((".select.index", WIDTH)):
                 continue
             target = full[self.full_name(name)]
             index = self.index.get(self.full_name(name), ())[: target.dim()]
@@ -205,13 +208,20 @@ def plan_removal(
         if carrying.any():
             weight = f"{name}.weight".lstrip(".")
             added[weight] = -_double(tensors[weight]) * carrying
-    return Removal(gone, constants, kept, carriers, index, selects, wholes, added)
+    widths: dict[str, Tensor] = {}
+    for (path, attribute, position), classes in graph.widths.items():
+        if gone[classes].any():
+            old = torch.tensor(vars(model.get_submodule(path))[attribute])
+            new = widths.setdefault(f"{path}.{attribute}".lstrip("."), old)
+            new.view(-1)[position] = (~gone[classes]).sum()
+    return Removal(gone, constants, kept, carriers, index, selects, wholes, widths, added)
 
 
 def _written(graph: Graph) -> list[Tensor]:
-    """Classes of what each layer writes."""
+    """Classes of what each layer writes, and of what is split from it."""
     makers = [s for s in graph.steps if s.kind in (*LAYERS, "norm", "select")]
-    return [graph.classes_of(s.output) for s in makers if s.output is not None]
+    written = [graph.classes_of(s.output) for s in makers if s.output is not None]
+    return [*written, *graph.widths.values()]
 
 
 def _gone(graph: Graph, constants: Tensor, stays: Tensor, folding: "_Folding") -> Tensor:
@@ -457,6 +467,8 @@ def apply_removal(graph: Graph, model: Model, removal: Removal) -> Model:
             rows = removal.added[name][kept].to(weight)
             module.register_parameter("bias", nn.Parameter(rows, weight.requires_grad))
         resize(module)
+    for attribute, width in removal.widths.items():
+        set_width(small, attribute, width)
     for name, chosen in removal.selects.items():
         if name not in graph.all_norms:
             continue
@@ -488,6 +500,16 @@ def _smaller(x: Tensor, name: str, removal: Removal) -> Tensor:
         new = new.contiguous(memory_format=torch.channels_last)
     new = new.clone()
     return nn.Parameter(new, x.requires_grad) if isinstance(x, nn.Parameter) else new
+
+
+def set_width(model: nn.Module, name: str, width: Tensor) -> None:
+    """Set an int attribute of a module, or a list of them, and have the state dict tell it."""
+    path, _, attribute = name.rpartition(".")
+    module, new = model.get_submodule(path), width.tolist()
+    old = vars(module)[attribute]
+    vars(module)[attribute] = type(old)(new) if isinstance(old, list | tuple) else new
+    own = next((x for x in module.state_dict(keep_vars=True).values()), width)
+    module.register_buffer(attribute + WIDTH, width.to(own.device, copy=True))
 
 
 def resize(module: nn.Module) -> None:

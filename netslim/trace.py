@@ -8,7 +8,8 @@ module.
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+import operator
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -32,7 +33,84 @@ QUERIES = set(
     " is_shared".split()
 )
 
+# Layers whose attributes follow their weights.
+RESIZED = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.PReLU)
 SMALL = 16_384  # numbers, of an example that is computed sooner than the meta device is imported
+
+
+# An int of a module: its name, the attribute, and the position in a list (0 where it is none).
+Source = tuple[str, str, int]
+SPLITTING = {"split", "split_with_sizes", "getitem"}  # what may be told an int of a module
+
+
+class Width(int):
+    """An int of a module, its ``source``, or what is left of it when divided by ``times``."""
+
+    source: Source
+    times: int
+
+    @classmethod
+    def of(cls, value: int, source: Source, times: int = 1) -> "Width":
+        width = cls(value)
+        width.source, width.times = source, times
+        return width
+
+    def __floordiv__(self, other: Any) -> Any:
+        quotient = int(self) // other
+        if type(quotient) is int and quotient * other == self > 0:
+            return Width.of(quotient, self.source, self.times * int(other))
+        return quotient
+
+
+class Setting:
+    """A :class:`Width` that code cannot use without being noticed.
+
+    It passes for an int, and whatever asks for its value is told to ``used``, but for a division
+    that leaves no remainder. Functions that torch has in C take no such object: code that gives it
+    to one of them cannot be run with it.
+    """
+
+    width = Width()
+    __class__ = property(lambda self: int)  # type: ignore[assignment]
+
+    def __init__(self, width: Width, used: Callable[[Source], None]) -> None:
+        self.width, self.used = width, used
+
+    def __index__(self) -> int:
+        self.used(self.width.source)
+        return int(self.width)
+
+    def __floordiv__(self, other: Any) -> Any:
+        quotient = self.width // _number(other)
+        return Setting(quotient, self.used) if isinstance(quotient, Width) else int(self) // other
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(int(self), name)
+
+
+def _number(x: Any) -> Any:
+    return int(x) if type(x) in (Setting, Width) else x
+
+
+def _noticed(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, *others: function(int(self), *others)
+
+
+def _reflected(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, other: function(other, int(self))
+
+
+for _operation in "add sub mul truediv mod pow lshift rshift and or xor".split():
+    _function = getattr(operator, f"__{_operation}__")
+    setattr(Setting, f"__{_operation}__", _noticed(_function))
+    setattr(Setting, f"__r{_operation}__", _reflected(_function))
+for _operation in "eq ne lt le gt ge neg pos abs invert".split():
+    setattr(Setting, f"__{_operation}__", _noticed(getattr(operator, f"__{_operation}__")))
+for _builtin in (int, float, complex, bool, str, repr, hash, format, divmod, round):
+    setattr(Setting, f"__{_builtin.__name__}__", _noticed(_builtin))
+setattr(Setting, "__int__", Setting.__index__)  # noqa: B010
+setattr(Setting, "__rfloordiv__", _reflected(operator.floordiv))  # noqa: B010
+setattr(Setting, "__rdivmod__", _reflected(divmod))  # noqa: B010
 
 
 class Dim(int):
@@ -58,6 +136,7 @@ def _keeping(operation: str) -> Callable[..., Any]:
     plain = getattr(int, operation)
 
     def method(self: Dim, other: Any) -> Any:
+        other = _number(other)
         result = plain(self, other)
         if operation in ("__add__", "__radd__") and type(other) is int and other == 0:  # sum()
             return self
@@ -75,6 +154,7 @@ def _using(operation: str) -> Callable[..., Any]:
     plain = getattr(int, operation)
 
     def method(self: Dim, *others: Any) -> Any:
+        others = tuple(map(_number, others))
         result = plain(self, *others)
         equal = result is (operation == "__eq__") and operation in ("__eq__", "__ne__")
         self.used(self, others[0] if equal else None)
@@ -84,6 +164,7 @@ def _using(operation: str) -> Callable[..., Any]:
 
 
 def _remainder(self: Dim, other: Any) -> Any:
+    other = _number(other)
     result = int.__mod__(self, other)
     if type(result) is int and not isinstance(other, Dim):
         result = Dim.of(result, self.axes, self.used)
@@ -147,6 +228,8 @@ class Trace:
     names: dict[int, str] = field(default_factory=dict)  # of parameters and buffers, by value
     outputs: list[int] = field(default_factory=list)
     unseen: list[int] = field(default_factory=list)  # values that come from nowhere
+    split: set[Source] = field(default_factory=set)  # ints of modules that calls split at
+    fixed: set[Source] = field(default_factory=set)  # those that code uses otherwise, too
 
 
 def tensors_in(x: object) -> Iterator[Tensor]:
@@ -202,9 +285,9 @@ def record(model: nn.Module, example: Any, training: bool = False) -> Trace:
         # Without computing anything, unless the code, of whatever kind it is, asks for values.
         with suppress(Exception):
             there = tree_map(lambda x: x.to("meta") if isinstance(x, Tensor) else x, inputs)
-            return _record(copied(model, on_meta).train(training), there)
+            return _record(lambda: copied(model, on_meta).train(training), there)
     try:
-        return _record(copied(model).train(training), inputs)
+        return _record(lambda: copied(model).train(training), inputs)
     except Exception as error:
         shapes = ", ".join(str(tuple(x.shape)) for x in tensors_in(inputs))
         raise ValueError(f"the model cannot take {shapes}: {first_line(error)}") from None
@@ -215,8 +298,14 @@ def _meta(x: Tensor) -> Tensor:
     return nn.Parameter(new, x.requires_grad) if isinstance(x, nn.Parameter) else new
 
 
-def _record(model: nn.Module, inputs: Any) -> Trace:
-    recorder = _Recorder(model)
+def _record(
+    make: Callable[[], nn.Module], inputs: Any, watched: Set[Source] | None = None
+) -> Trace:
+    """Run a model, and once more where ints of its modules split channels, to see all their
+    uses."""
+    given, model = inputs, make()
+    inputs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, given)
+    recorder = _Recorder(model, watched)
     handles = [
         hooks.register_module_forward_pre_hook(recorder.enter),
         hooks.register_module_forward_hook(recorder.leave, always_call=True),
@@ -231,7 +320,13 @@ def _record(model: nn.Module, inputs: Any) -> Trace:
             handle.remove()
     for x in tensors_in(plain(outputs)):
         recorder.trace.outputs.append(recorder.number(x))
-    return recorder.trace
+    trace = recorder.trace
+    if trace.split and watched is None:
+        try:
+            return _record(make, given, trace.split)
+        except Exception:  # of code that does not take them for ints
+            trace.fixed = trace.split
+    return trace
 
 
 def plain(x: Any) -> Any:
@@ -245,8 +340,19 @@ def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0][:150] or type(error).__name__
 
 
+def ints_of(module: nn.Module) -> dict[str, Any]:
+    """The attributes of a module of the user's that are an int, or a list or tuple of them."""
+    if isinstance(module, (torch.jit.ScriptModule, *RESIZED)):
+        return {}
+    return {
+        key: x
+        for key, x in vars(module).items()
+        if type(x) is int or (type(x) in (list, tuple) and {*map(type, x)} == {int})
+    }
+
+
 class _Recorder(TorchFunctionMode):
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, watched: Set[Source] | None) -> None:
         super().__init__()
         self.trace = Trace()
         self.numbers: dict[int, int] = {}  # by id
@@ -260,8 +366,20 @@ class _Recorder(TorchFunctionMode):
             for x in tensors_in(vars(module)):
                 if id(x) not in self.numbers:
                     self.known(x)
+        for path, module in model.named_modules():
+            for key, n in ints_of(module).items():
+                each = [
+                    self.watch(Width.of(x, (path, key, i)), watched)
+                    for i, x in enumerate([n] if type(n) is int else n)
+                ]
+                vars(module)[key] = each[0] if type(n) is int else type(n)(each)
         for name, x in (*model.named_parameters(), *model.named_buffers()):
             self.trace.names[self.numbers[id(x)]] = name
+
+    def watch(self, width: Width, watched: Set[Source] | None) -> Any:
+        if watched is None:
+            return width
+        return Setting(width, self.trace.fixed.add) if width.source in watched else int(width)
 
     def enter(self, module: nn.Module, args: Any) -> None:
         self.stack.append(self.paths.get(id(module), self.stack[-1]))
@@ -309,6 +427,8 @@ class _Recorder(TorchFunctionMode):
         if self.selecting:
             return function(*args, **kwargs)
         name = _name(function)
+        if name in ("shape", "size", "len", "numel", "nelement"):
+            args = tuple(map(_number, args))
         if name in ("shape", "size"):
             return self._sizes(function, args, kwargs)
         if name in ("len", "numel", "nelement"):
@@ -318,6 +438,10 @@ class _Recorder(TorchFunctionMode):
             return Dim.of(function(*args, **kwargs), axes, self.used)
         args, kwargs = _evaluating(function, name, args, kwargs)
         leaves, structure = tree_flatten((args, kwargs))
+        told = _width if name in SPLITTING else _number
+        leaves = [told(x) for x in leaves]
+        if name in SPLITTING:
+            self.trace.split |= {n.source for x in leaves for n in _widths(x)}
         plain_args, plain_kwargs = structure.unflatten(_plain(x) for x in leaves)
         given = [x for x in leaves if isinstance(x, Tensor)]
         read = structure.unflatten([self._reference(x) for x in leaves])
@@ -389,8 +513,23 @@ def _fits_without_computing(x: Tensor, *own: Tensor | None) -> bool:
     return x.is_meta and x.dim() > 1 and all(t is None or len(t) == x.shape[1] for t in own)
 
 
+def _width(x: Any) -> Any:
+    """The same without a :class:`Setting`, which a slice may have, too."""
+    if type(x) is slice:
+        return slice(_width(x.start), _width(x.stop), _width(x.step))
+    return x.width if type(x) is Setting else x
+
+
+def _widths(x: Any) -> list[Width]:
+    """Those in an argument, which may be a slice."""
+    each = (x.start, x.stop, x.step) if type(x) is slice else (x,)
+    return [n for n in each if type(n) is Width]
+
+
 def _plain(x: Any) -> Any:
-    return int(x) if isinstance(x, Dim) else x
+    if type(x) is slice:
+        return slice(_plain(x.start), _plain(x.stop), _plain(x.step))
+    return int(x) if isinstance(x, Dim | Width) else x
 
 
 def _nothing(*args: Any) -> None:

@@ -14,7 +14,6 @@ all batch norms that write a stream. Columns, of the channels of all batch norms
   where their biases are 0, too.
 """
 
-import copy
 import csv
 import sys
 import time
@@ -79,14 +78,14 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
 def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
     torch.manual_seed(0)  # of dropout
     found = model(x)
-    return [y for y in netslim.trace.tensors_in(netslim.trace.plain(found))]
+    return [*tensors_in(plain(found))]
 
 
 def change(small: nn.Module, full: nn.Module, x: Tensor, training: bool = False) -> float:
     """The largest change of an output; infinite where there is none."""
     try:
         with torch.no_grad():
-            pairs = [outputs(copy.deepcopy(m).train(training), x) for m in (small, full)]
+            pairs = [outputs(netslim.trace.copied(m).train(training), x) for m in (small, full)]
     except Exception:
         return float("inf")
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(*pairs, strict=True))
@@ -128,10 +127,12 @@ def ours(model: nn.Module, x: Tensor) -> Row:
             row["seconds"] = seconds + time.process_time() - start
             row |= {"eval": change(small, model, x), "train": change(small, model, x, True)}
             row["removed"] = sum(int((~kept).sum()) for kept in removal.keep.values()) / every
-            row |= torch_pruning(copy.deepcopy(model), model, x)
+            row |= torch_pruning(netslim.trace.copied(model), model, x)
     mine, theirs = gradient(small, x), gradient(model, x)
     row["gradient"] = float((mine - theirs).abs().max() / theirs.abs().max())
-    return row | {"tp_silent": torch_pruning(copy.deepcopy(model), model, x).get("tp_eval", "")}
+    return row | {
+        "tp_silent": torch_pruning(netslim.trace.copied(model), model, x).get("tp_eval", "")
+    }
 
 
 def torch_pruning(model: nn.Module, full: nn.Module, x: Tensor) -> Row:

@@ -71,6 +71,24 @@ class SqueezeExcite(nn.Module):
         return x * self.up(F.relu(self.down(x.mean((2, 3), keepdim=True)))).sigmoid()
 
 
+class Parts(nn.Module):
+    """Splits its channels at ints that are its own, and has a convolution for one part."""
+
+    def __init__(self, channels: int, how: str, conv: nn.Module) -> None:
+        super().__init__()
+        self.channels, self.sizes, self.how = channels, [2, channels - 2], how
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "halves":
+            left, right = x.split(self.channels // 2, 1)
+        elif self.how == "list":
+            left, right = x.split(self.sizes, 1)
+        else:
+            left, right = x[:, : self.sizes[0]], x[:, self.sizes[0] :]
+        return torch.cat([right, self.conv(left)], 1)
+
+
 class LayerScale(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -106,7 +124,7 @@ def build(seed: int, silent: bool, padded: bool) -> nn.Sequential:
     c = draw.choice([4, 8])
     layers: list[nn.Module] = unit(3, c, kernel)
     for _ in range(draw.randint(1, 4)):
-        kind = draw.randrange(17)
+        kind = draw.randrange(18)
         sequence: Callable[..., nn.Module] = nn.Sequential
         if kind == 0:
             o = draw.choice([4, 6, 8])
@@ -150,6 +168,10 @@ def build(seed: int, silent: bool, padded: bool) -> nn.Sequential:
             c += 2
         elif kind == 16:
             layers.append(nn.ConvTranspose2d(c, c, 2, 2, groups=c))
+        elif kind == 17:
+            how = draw.choice(["halves", "list", "slices"])
+            part = c // 2 if how == "halves" else 2
+            layers.append(Parts(c, how, sequence(*unit(part, part, kernel))))
     layers.append(conv(c, 5, 1))
     head = draw.randrange(3)
     if head == 1:

@@ -1,0 +1,166 @@
+"""Code that splits channels at an int of its module: the int follows, or the channels stay."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from checks import assert_close, disturb, example, masked
+from torch import Tensor, nn
+
+import netslim
+import netslim.signals
+
+
+@pytest.fixture(autouse=True)
+def rules_may_not_fail(monkeypatch) -> None:
+    monkeypatch.setattr(netslim.signals, "STRICT", True)
+
+
+class Splitting(nn.Module):
+    """Runs ``how`` on 12 channels, whose ints are its own attributes."""
+
+    def __init__(self, how: Callable[["Splitting", Tensor], Tensor]) -> None:
+        super().__init__()
+        self.how, self.width, self.parts, self.pair, self.least = how, 12, [3, 4, 5], (5, 7), 8
+        self.first = nn.Conv2d(5, 5, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.how(self, x)
+
+
+def listed(m: Splitting, x: Tensor) -> Tensor:
+    return torch.cat(torch.split(x, m.parts, 1)[::-1], 1)
+
+
+def partly(m: Splitting, x: Tensor) -> Tensor:
+    a, b = x.split(m.pair, dim=1)
+    return torch.cat([m.first(a), b], 1)
+
+
+def halves(m: Splitting, x: Tensor) -> Tensor:
+    a, b = x.split(m.width // 2, dim=1)
+    return torch.cat([a * b, a], 1)
+
+
+def thirds(m: Splitting, x: Tensor) -> Tensor:
+    return torch.cat([*x.split(m.width // 3, 1), x[:, : m.width // 3]], 1)[:, m.width // 3 :]
+
+
+def sliced(m: Splitting, x: Tensor) -> Tensor:
+    return torch.cat([x[:, m.pair[0] :], m.first(x[:, 0 : m.pair[0]])], dim=1)
+
+
+def measured(m: Splitting, x: Tensor) -> Tensor:
+    return torch.cat(x.split(m.width // 4, 1), 1) * float(m.width)
+
+
+def compared(m: Splitting, x: Tensor) -> Tensor:
+    return torch.cat(x.split(m.width // 4, 1), 1) if m.width > 11 else x
+
+
+def counted(m: Splitting, x: Tensor) -> Tensor:
+    return sum(i * torch.cat(x.split(m.width // 4, 1), 1) for i in range(m.width))
+
+
+def indexed(m: Splitting, x: Tensor) -> Tensor:
+    return torch.cat(x[:, : m.least].split(m.least // 2, 1), 1) * [*range(9)][m.least]
+
+
+def viewed(m: Splitting, x: Tensor) -> Tensor:
+    return torch.cat(x.split(m.width // 4, 1), 1).flatten(2).view(2, m.width, 6, 6)
+
+
+def formatted(m: Splitting, x: Tensor) -> Tensor:
+    return torch.cat(x.split(m.width // 4, 1), 1) * len(f"{m.width}")
+
+
+def trained(m: Splitting, x: Tensor) -> Tensor:
+    return torch.cat(x.split(m.width // 4, 1), 1) * (m.width if m.training else 12)
+
+
+def remainder(m: Splitting, x: Tensor) -> Tensor:
+    return torch.cat(x.split(m.least // 3, 1), 1)
+
+
+def untrainable(m: Splitting, x: Tensor) -> Tensor:
+    if m.training:
+        raise NotImplementedError
+    return torch.cat(x.split(m.width // 4, 1), 1)
+
+
+FOLLOWING = {f.__name__: f for f in (listed, partly, halves, thirds, sliced)}
+STAYING = [
+    *(measured, compared, counted, indexed, viewed, formatted, trained, remainder, untrainable)
+]
+
+
+def network(how: Callable[[Splitting, Tensor], Tensor]) -> nn.Sequential:
+    torch.manual_seed(0)
+    front = nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.SiLU(), Splitting(how)
+    model = nn.Sequential(*front, nn.LazyConv2d(6, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 2, 1))
+    model.eval()(example())
+    disturb(model)
+    return model.double().eval()
+
+
+def pruned(model: nn.Module, keep: Tensor) -> nn.Module:
+    x = example().double()
+    small, report = netslim.prune(model, {"1": keep}, x)
+    assert report.removed
+    full = masked(model, x, {"1": keep})
+    assert_close(small(x), full(x))
+    assert_close(copy.deepcopy(small).train()(x), full.train()(x))
+    return small
+
+
+@pytest.mark.parametrize("name", FOLLOWING)
+def test_an_int_that_splits_follows(name: str, tmp_path: Path) -> None:
+    model = network(FOLLOWING[name])
+    keep = torch.ones(12, dtype=torch.bool)
+    keep[[1, 3, 7, 9]] = False
+    groups = {"thirds": 3, "halves": 2}.get(name, 1)
+    keep = keep.view(groups, -1).all(0).repeat(groups)
+    graph = netslim.analyze(model, example())
+    left = netslim.surgery.plan_removal(graph, {"1": keep}).keep["1"]  # a carrier may stay
+    first, second = (int(x.sum()) for x in left.split((5, 7)))
+    widths = {
+        "listed": [int(x.sum()) for x in left.split([3, 4, 5])],
+        "partly": (first, second),
+        "sliced": (first, 7),
+    }
+    used = {"listed": "parts", "partly": "pair", "sliced": "pair"}.get(name, "width")
+    small = pruned(model, keep)
+    assert getattr(small[3], used) == widths.get(name, first + second) < getattr(model[3], used)
+    netslim.save(small, tmp_path / "small.pt")
+    loaded = netslim.load(network(FOLLOWING[name]), tmp_path / "small.pt")
+    assert torch.equal(loaded(example().double()), small(example().double()))
+    again = small[1].num_features
+    keep = torch.arange(again) % (again // groups) > 1
+    assert pruned(small, keep)[1].num_features < again  # what was pruned can be pruned again
+
+
+@pytest.mark.parametrize("how", STAYING)
+def test_an_int_of_which_code_makes_more_stays(how: Callable[[Splitting, Tensor], Tensor]) -> None:
+    graph = netslim.analyze(network(how), example())
+    assert "1" not in graph.norms
+    if how not in (remainder, indexed, viewed):
+        assert graph.reasons["1"] == "code does not only split at 3.width"
+
+
+def test_a_part_keeps_a_channel() -> None:
+    keep = torch.arange(12) > 4
+    small = pruned(network(partly), keep)
+    assert small[3].pair == (1, 7)
+
+
+def test_a_width_of_a_file_is_checked(tmp_path: Path) -> None:
+    small = pruned(network(partly), torch.arange(12) % 2 > 0)
+    for key, wrong in {"pair": torch.tensor([9, 9]), "width": torch.tensor([1, 2])}.items():
+        torch.save(small.state_dict() | {f"3.{key}_as_pruned": wrong}, tmp_path / "small.pt")
+        with pytest.raises(ValueError, match=f"3.{key}_as_pruned is"):
+            netslim.load(network(partly), tmp_path / "small.pt")
+    torch.save(small.state_dict() | {"3.how_as_pruned": wrong}, tmp_path / "small.pt")
+    with pytest.raises(ValueError, match="not expected"):
+        netslim.load(network(partly), tmp_path / "small.pt")
