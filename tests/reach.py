@@ -29,6 +29,7 @@ from torch import Tensor, nn
 import netslim
 from netslim.graph import AnyBatchNorm
 from netslim.surgery import apply_removal, plan_removal
+from netslim.trace import copied, plain, tensors_in
 
 TORCHVISION = """
     resnet18 resnet50 wide_resnet50_2 resnext50_32x4d densenet121 efficientnet_b0
@@ -85,7 +86,7 @@ def change(small: nn.Module, full: nn.Module, x: Tensor, training: bool = False)
     """The largest change of an output; infinite where there is none."""
     try:
         with torch.no_grad():
-            pairs = [outputs(netslim.trace.copied(m).train(training), x) for m in (small, full)]
+            pairs = [outputs(copied(m).train(training), x) for m in (small, full)]
     except Exception:
         return float("inf")
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(*pairs, strict=True))
@@ -127,12 +128,11 @@ def ours(model: nn.Module, x: Tensor) -> Row:
             row["seconds"] = seconds + time.process_time() - start
             row |= {"eval": change(small, model, x), "train": change(small, model, x, True)}
             row["removed"] = sum(int((~kept).sum()) for kept in removal.keep.values()) / every
-            row |= torch_pruning(netslim.trace.copied(model), model, x)
+            row |= torch_pruning(copied(model), model, x)
     mine, theirs = gradient(small, x), gradient(model, x)
     row["gradient"] = float((mine - theirs).abs().max() / theirs.abs().max())
-    return row | {
-        "tp_silent": torch_pruning(netslim.trace.copied(model), model, x).get("tp_eval", "")
-    }
+    silent = torch_pruning(copied(model), model, x)
+    return row | {"tp_silent": silent.get("tp_eval", "")}
 
 
 def torch_pruning(model: nn.Module, full: nn.Module, x: Tensor) -> Row:
