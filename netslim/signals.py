@@ -508,8 +508,14 @@ class _Reader:
             )
         if call.name in ("softmax", "log_softmax"):
             axis = call.argument(1, "dim")
-            if axis is None or axis % dims in wide:
+            if axis is None or wide == {axis % dims}:
                 raise NotPrunable(f"{_where(call)} works over all channels")
+            if axis % dims in wide:  # over parts that stay equally wide
+                soft, parts = getattr(torch, call.name), arrays[0].split(1, axis)
+                functions = [lambda *x, i=i: soft(torch.stack(x), 0)[i] for i in range(len(parts))]
+                made = [self.made(call.name, [*parts], function) for function in functions]
+                self.keep(call, torch.cat(made, axis))
+                return
         joined = torch.broadcast_shapes(*(x.shape for x in arrays)) if wide else (1,) * dims
         if any(n not in (1, shape[axis]) for axis, n in enumerate(joined)):
             raise NotPrunable(f"{_where(call)} broadcasts its channels")

@@ -131,6 +131,10 @@ def test_channels_stay_where_code_needs_their_number(name: str) -> None:
     assert not graph.norms and reason in graph.reasons["1"]
 
 
+def chosen(x: Tensor) -> Tensor:
+    return (x * x.mean((3, 4), True).softmax(1)).sum(1)
+
+
 FOLLOWING = {  # and those behind which they can go
     "flatten": (lambda x: x.flatten(1), nn.Linear(8 * 36, 2)),
     "view": (lambda x: x.view(x.size(0), -1), nn.Linear(8 * 36, 2)),
@@ -154,6 +158,7 @@ FOLLOWING = {  # and those behind which they can go
     "pool with indices": (lambda x: F.max_pool2d(x, 2, return_indices=True)[0], None),
     "channel shuffle": (lambda x: F.channel_shuffle(x, 2), None),
     "sum of parts": (lambda x: x.unflatten(1, (2, -1)).sum(1), nn.Conv2d(4, 2, 1)),
+    "softmax of parts": (lambda x: chosen(x.unflatten(1, (2, -1))), nn.Conv2d(4, 2, 1)),
     "mean of parts": (lambda x: x.unflatten(1, (2, -1)).mean((1, 4)), nn.Conv1d(4, 2, 1)),
 }
 
