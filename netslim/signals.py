@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map
 
-from netslim.trace import SPLITTING, Call, Dim, Ref, Source, Trace, Width
+from netslim.trace import SPLITTING, Call, Dim, Ref, Source, Trace, Width, each, leaves
 
 # Elementwise operations: an output channel is a function of the same channel of the inputs.
 ELEMENTWISE = set(
@@ -276,7 +275,7 @@ class _Reader:
                 raise
             self.stop(call, f"{_where(call)} is called in a form that is not known")
         if call.name in SPLITTING:
-            given = tree_flatten((call.args, call.kwargs))[0]
+            given = leaves((call.args, call.kwargs))
             slices = [n for x in given if isinstance(x, slice) for n in (x.start, x.stop, x.step)]
             widths = [n for n in (*given, *slices) if isinstance(n, Width)]
             self.all.fixed |= {n.source for n in widths if id(n) not in self.counted}
@@ -501,7 +500,7 @@ class _Reader:
                 signals = signals.view(-1, *[1] * (dims - 2))
             arrays.append(signals.view([1] * (dims - signals.dim()) + list(signals.shape)))
         wide = {axis for x in arrays for axis, n in enumerate(x.shape) if n > 1}
-        numbers = tree_flatten((call.args, call.kwargs))[0]
+        numbers = leaves((call.args, call.kwargs))
         for size in (x for x in numbers if isinstance(x, Dim)):
             self.size(
                 Call("size", call.function, (int(size), size.axes, 0, None), {}, None, call.module)
@@ -633,7 +632,7 @@ class _Reader:
             return
         whole = signals.expand(shape)
         whole = whole.contiguous() if call.name in ("view", "view_as") else whole
-        args, kwargs = tree_map(self.literal, (call.args[1:], call.kwargs))
+        args, kwargs = each(self.literal, (call.args[1:], call.kwargs))
         if call.name == "getitem":
             self.check_index(call, signals, shape)
         try:
@@ -779,7 +778,7 @@ def _evaluate(call: Call, *numbers: Tensor) -> Tensor:
         return _varying(numbers[0])
     else:
         rest = iter(numbers)
-        args = tree_map(lambda x: next(rest) if isinstance(x, Ref) else x, (call.args, call.kwargs))
+        args = each(lambda x: next(rest) if isinstance(x, Ref) else x, (call.args, call.kwargs))
         try:
             result = _function(call.name, call.function, *args).to(numbers[0].dtype)
         except Exception:  # of an argument that constants do not take

@@ -447,21 +447,16 @@ def _adds(step: Step) -> bool:
 @torch.no_grad()
 def apply_removal(graph: Graph, model: Model, removal: Removal) -> Model:
     """A new model of the kept channels only; ``model`` stays as it is."""
-    small = copied(model)
-    made: dict[int, Tensor] = {}  # a tensor may have several names
-    named = {id(x): n for n, x in (*small.named_parameters(), *small.named_buffers())}
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    less = removal.index.keys() | removal.selects.keys() | removal.added.keys()
+    small = copied(
+        model, {id(x): _smaller(x, name, removal) for name, x in named.items() if name in less}
+    )
     for path, module in list(small.named_modules()):
         if isinstance(module, torch.jit.ScriptModule):
             continue  # whose layers all stay
-        own: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-        for tensors in own:
-            for key, x in tensors.items():
-                if (name := named.get(id(x))) is not None:
-                    if id(x) not in made:
-                        made[id(x)] = _smaller(x, name, removal)
-                    tensors[key] = made[id(x)]
         name = f"{path}.bias".lstrip(".")
-        if name in removal.added and name not in named.values():  # a layer that had none
+        if name in removal.added and name not in named:  # a layer that had none
             weight: Any = module.weight
             kept = removal.index.get(f"{path}.weight".lstrip("."), (slice(None),))[0]
             rows = removal.added[name][kept].to(weight)
@@ -488,14 +483,10 @@ def _smaller(x: Tensor, name: str, removal: Removal) -> Tensor:
     new = x.detach()
     if name in removal.selects:  # the index of a selection
         new = removal.selects[name].to(x)
-    elif name in removal.index or name in removal.added:
+    else:
         if name in removal.added:
             new = (new.double() + removal.added[name].to(new.device)).to(new)
-        for axis, kept in enumerate(removal.index.get(name, ())):
-            if len(kept) < new.shape[axis]:
-                new = new.index_select(axis, kept.to(new.device))
-    else:
-        return x
+        new = removal.part(name, new)
     if x.dim() == 4 and not x.is_contiguous():  # channels last, which index_select leaves
         new = new.contiguous(memory_format=torch.channels_last)
     new = new.clone()

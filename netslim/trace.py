@@ -7,8 +7,10 @@ module.
 """
 
 import copy
+import copyreg
 import inspect
 import operator
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
 
 from netslim.selection import ChannelSelection
 
@@ -33,6 +35,8 @@ QUERIES = set(
     " is_shared".split()
 )
 
+CONTAINERS = (tuple, list, dict, deque)  # and what is derived of them, in calls
+ATOMS = {int, float, bool, str, type(None), torch.dtype, torch.device, torch.Size}
 # Layers whose attributes follow their weights.
 RESIZED = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.PReLU)
 SMALL = 16_384  # numbers, of an example that is computed sooner than the meta device is imported
@@ -89,7 +93,7 @@ class Setting:
 
 
 def _number(x: Any) -> Any:
-    return int(x) if type(x) in (Setting, Width) else x
+    return int(x) if type(x) is Setting or type(x) is Width else x
 
 
 def _noticed(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -215,8 +219,7 @@ class Call:
 
     def refs(self) -> list[int]:
         """Numbers of the tensors that it reads."""
-        leaves = tree_flatten((self.args, self.kwargs))[0]
-        return [leaf.value for leaf in leaves if isinstance(leaf, Ref)]
+        return [x.value for x in leaves((self.args, self.kwargs)) if isinstance(x, Ref)]
 
 
 @dataclass
@@ -232,13 +235,31 @@ class Trace:
     fixed: set[Source] = field(default_factory=set)  # those that code uses otherwise, too
 
 
+def each(function: Callable[[Any], Any], x: Any) -> Any:
+    """The same tuples, lists and dicts with what ``function`` makes of all else in them."""
+    kind = type(x)
+    if kind is tuple or kind is list:
+        return kind([each(function, y) for y in x])
+    if kind is dict:
+        return {key: each(function, y) for key, y in x.items()}
+    return tree_map(function, x) if isinstance(x, CONTAINERS) else function(x)
+
+
+def leaves(x: Any) -> list[Any]:
+    """All else than tuples, lists and dicts that is in ``x``."""
+    found: list[Any] = []
+    each(found.append, x)
+    return found
+
+
 def tensors_in(x: object) -> Iterator[Tensor]:
     """Those in lists, tuples and dicts, however deep."""
     if isinstance(x, Tensor):
         yield x
-    elif isinstance(x, dict | list | tuple):
+    elif isinstance(x, dict | list | tuple) and x:
         for each in x.values() if isinstance(x, dict) else x:
-            yield from tensors_in(each)
+            if type(each) not in ATOMS:
+                yield from tensors_in(each)
 
 
 def copied(model: Model, memo: Mapping[int, Any] | None = None) -> Model:
@@ -246,9 +267,40 @@ def copied(model: Model, memo: Mapping[int, Any] | None = None) -> Model:
 
     ``memo`` has what of it is copied already, by ``id``.
     """
-    kept = (x for module in model.modules() for x in tensors_in(vars(module)))
-    history = {id(x): x.detach().clone() for x in kept if not x.is_leaf}
-    return copy.deepcopy(model, {**(memo or {}), **history})
+    new: Model = _copied(model, {**(memo or {})})
+    return new
+
+
+def _copied(x: Any, memo: dict[int, Any]) -> Any:
+    """What ``copy.deepcopy`` makes of it, which takes ten times as long for modules."""
+    kind = type(x)
+    if kind in ATOMS:
+        return x
+    if id(x) in memo:
+        return memo[id(x)]
+    if kind is dict or kind is OrderedDict:
+        new = memo[id(x)] = kind()
+        new.update((key, _copied(value, memo)) for key, value in x.items())
+    elif kind is list:
+        new = memo[id(x)] = []
+        new.extend(_copied(value, memo) for value in x)
+    elif isinstance(x, Tensor) and not x.is_leaf:
+        new = memo[id(x)] = x.detach().clone()
+    elif isinstance(x, nn.Module) and _copies_its_dict(kind):
+        new = memo[id(x)] = kind.__new__(kind)
+        vars(new).update((key, _copied(value, memo)) for key, value in vars(x).items())
+    else:
+        memo.update((id(y), _copied(y, memo)) for y in tensors_in(x) if not y.is_leaf)
+        new = copy.deepcopy(x, memo)
+    return new
+
+
+def _copies_its_dict(kind: type) -> bool:
+    """Whether ``copy.deepcopy`` of a module of this class is a copy of what it has in its dict."""
+    own = {name for base in kind.__mro__[: kind.__mro__.index(nn.Module)] for name in vars(base)}
+    asked = {"__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__new__", "__slots__"}
+    sets = kind.__setstate__ in (nn.Module.__setstate__, nn.modules.conv._ConvNd.__setstate__)  # type: ignore[attr-defined]
+    return sets and not own & asked and kind not in copyreg.dispatch_table
 
 
 def call(model: nn.Module, example: Any) -> Any:
@@ -304,6 +356,9 @@ def _record(
     """Run a model, and once more where ints of its modules split channels, to see all their
     uses."""
     given, model = inputs, make()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.momentum is None:
+            module.momentum = 0.0  # or its code would read how many batches it has seen
     inputs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, given)
     recorder = _Recorder(model, watched)
     handles = [
@@ -437,21 +492,19 @@ class _Recorder(TorchFunctionMode):
             )
             return Dim.of(function(*args, **kwargs), axes, self.used)
         args, kwargs = _evaluating(function, name, args, kwargs)
-        leaves, structure = tree_flatten((args, kwargs))
-        told = _width if name in SPLITTING else _number
-        leaves = [told(x) for x in leaves]
+        args, kwargs = each(_width if name in SPLITTING else _number, (args, kwargs))
         if name in SPLITTING:
-            self.trace.split |= {n.source for x in leaves for n in _widths(x)}
-        plain_args, plain_kwargs = structure.unflatten(_plain(x) for x in leaves)
-        given = [x for x in leaves if isinstance(x, Tensor)]
-        read = structure.unflatten([self._reference(x) for x in leaves])
+            self.trace.split |= {n.source for x in leaves((args, kwargs)) for n in _widths(x)}
+        given = [x for x in leaves((args, kwargs)) if isinstance(x, Tensor)]
+        read = each(self._reference, (args, kwargs))
+        plain_args, plain_kwargs = each(_plain, (args, kwargs))
         versions = [x._version for x in given]
         if function is F.batch_norm and _fits_without_computing(*plain_args[:4]):
             result = torch.empty_like(plain_args[0])
         else:
             result = function(*plain_args, **plain_kwargs)
         written = [x for x, v in zip(given, versions, strict=True) if x._version != v]
-        made = [x for x in tree_flatten(result)[0] if isinstance(x, Tensor)]
+        made = [x for x in leaves(result) if isinstance(x, Tensor)]
         if not (made or written) and (name in QUERIES or not given):
             return result
         for x in written:  # other tensors of its storage are not what they were
@@ -461,9 +514,7 @@ class _Recorder(TorchFunctionMode):
         for x in {id(x): x for x in (*made, *written)}.values():
             self.known(x)
         outputs = (
-            self._reference(written[0])
-            if written and not made
-            else tree_map(self._reference, result)
+            self._reference(written[0]) if written and not made else each(self._reference, result)
         )
         self.trace.calls.append(Call(name, function, read[0], read[1], outputs, self.stack[-1]))
         return result
