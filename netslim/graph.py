@@ -67,10 +67,12 @@ class Graph:
         used[edges.flatten()] = True
         used[self._atoms] = True
         self._tied = self._ties(edges, seen)
-        for step in self.steps:
-            if step.kind == "norm" and step.name in self._tied:
-                tie = torch.stack((self._atoms[step.inputs[0]], self._atoms[step.output]))
-                edges = torch.cat((edges, tie), 1)
+        ties = [
+            torch.stack((self._atoms[step.inputs[0]], self._atoms[step.output]))
+            for step in self.steps
+            if step.kind == "norm" and step.name in self._tied
+        ]
+        edges = torch.cat((edges, *ties), 1)
         self.classes = _components(seen.atom_count, edges)
         self._why = self._pinned(seen, used)
         self._readers = self._read()
@@ -314,14 +316,15 @@ def _few(names: Sequence[str]) -> str:
 def _components(count: int, edges: Tensor) -> Tensor:
     """The smallest number that each of ``count`` nodes is connected with."""
     label = torch.arange(count)
-    while True:
-        low = torch.minimum(label[edges[0]], label[edges[1]])
-        new = label.scatter_reduce(0, label[edges[0]], low, "amin")
-        new = new.scatter_reduce(0, label[edges[1]], low, "amin")
-        new = new[new]
-        if torch.equal(new, label):
-            return label
-        label = new
+    while edges.shape[1]:
+        low = torch.minimum(edges[0], edges[1])
+        for ends in edges:
+            label.scatter_reduce_(0, ends, low, "amin")
+        while not torch.equal(new := label[label], label):
+            label = new
+        edges = label[edges]  # between what is connected so far
+        edges = edges[:, edges[0] != edges[1]]
+    return label
 
 
 def analyze(model: nn.Module, example: Any) -> Graph:

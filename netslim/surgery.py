@@ -464,15 +464,17 @@ def apply_removal(graph: Graph, model: Model, removal: Removal) -> Model:
         resize(module)
     for attribute, width in removal.widths.items():
         set_width(small, attribute, width)
+    places: dict[nn.Module | None, list[tuple[nn.Module, str]]] = {}
+    for module in small.modules():
+        for key, child in module._modules.items():
+            places.setdefault(child, []).append((module, key))
     for name, chosen in removal.selects.items():
         if name not in graph.all_norms:
             continue
         norm = small.get_submodule(name)
         selects = selecting(chosen.to(next(norm.parameters()).device), norm).train(norm.training)
-        for module in list(small.modules()):  # which may have it by several names
-            for key in [key for key, x in module._modules.items() if x is norm]:
-                if module is not selects:
-                    module._modules[key] = selects
+        for module, key in places[norm]:  # it may have several names
+            module._modules[key] = selects
     for name in removal.wholes:
         small.set_submodule(name, small.get_submodule(f"{name}.norm"))
     return small

@@ -14,6 +14,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -273,14 +274,16 @@ def copied(model: Model, memo: Mapping[int, Any] | None = None) -> Model:
 
 def _copied(x: Any, memo: dict[int, Any]) -> Any:
     """What ``copy.deepcopy`` makes of it, which takes ten times as long for modules."""
-    kind = type(x)
+    kind: Any = type(x)
     if kind in ATOMS:
         return x
     if id(x) in memo:
         return memo[id(x)]
+    new: Any
     if kind is dict or kind is OrderedDict:
         new = memo[id(x)] = kind()
-        new.update((key, _copied(value, memo)) for key, value in x.items())
+        for key, value in x.items():
+            new[key] = _copied(value, memo)
     elif kind is list:
         new = memo[id(x)] = []
         new.extend(_copied(value, memo) for value in x)
@@ -288,13 +291,15 @@ def _copied(x: Any, memo: dict[int, Any]) -> Any:
         new = memo[id(x)] = x.detach().clone()
     elif isinstance(x, nn.Module) and _copies_its_dict(kind):
         new = memo[id(x)] = kind.__new__(kind)
-        vars(new).update((key, _copied(value, memo)) for key, value in vars(x).items())
+        for key, value in vars(x).items():
+            vars(new)[key] = _copied(value, memo)
     else:
         memo.update((id(y), _copied(y, memo)) for y in tensors_in(x) if not y.is_leaf)
         new = copy.deepcopy(x, memo)
     return new
 
 
+@cache
 def _copies_its_dict(kind: type) -> bool:
     """Whether ``copy.deepcopy`` of a module of this class is a copy of what it has in its dict."""
     own = {name for base in kind.__mro__[: kind.__mro__.index(nn.Module)] for name in vars(base)}
