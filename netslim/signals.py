@@ -54,6 +54,7 @@ REARRANGING = set(
 )
 PARTS = {"chunk", "unsafe_chunk", "split", "split_with_sizes", "tensor_split", "unbind"}
 PICKING = {"pixel_shuffle", "narrow", "select", "repeat", "roll", "flip", "pixel_unshuffle"}
+NEW = {f"new_{kind}" for kind in "empty zeros ones full".split()}  # of the type of a tensor
 CONVOLUTIONS = {f"conv{t}{d}d" for d in (1, 2, 3) for t in ("", "_transpose")}
 STRICT = False  # whether tests want to see errors of the rules
 FIXED, VARYING, ZERO = 0, 0, 1  # the atom that stays; the signal of unknown values; that of padding
@@ -325,10 +326,11 @@ class _Reader:
             self.select(call)
         elif name in REARRANGING:
             self.rearrange(call)
-        elif call.refs():
+        elif call.refs() and name not in NEW:
             raise NotPrunable(f"{_where(call)} reads it")
         else:  # made of nothing: a constant tensor
-            self.stop(call, "")
+            for value in _refs(call.outputs):
+                self.of(value)
 
     def keep(self, call: Call, signals: Tensor) -> None:
         """All outputs have these signals."""
@@ -724,8 +726,11 @@ class _Reader:
             raise NotPrunable(f"{_where(call)} splits it into unequal parts")
         for x in arrays[1:]:
             self.all.join(self.all.atom(arrays[0]), self.all.atom(x))
-        if isinstance(given, Width):
-            self.count(given, arrays[0], axis)
+        for n in sizes:
+            if isinstance(n, Width):
+                self.count(n, arrays[0], axis)
+            elif isinstance(n, Dim):
+                self.tie(n, signals, arrays[0], axis)
 
     def follows(self, n: Any) -> bool:
         """Whether a size is read from channels."""
@@ -733,6 +738,18 @@ class _Reader:
             return isinstance(n, Width)
         arrays = [(self.of(value), axis) for value, axis in n.axes]
         return any(x.dim() > axis and x.shape[axis] > 1 for x, axis in arrays)
+
+    def tie(self, n: Dim, whole: Tensor, signals: Tensor, axis: int) -> None:
+        """Channels along an axis, of those of ``whole``, stay as many as a size says."""
+        read = [self.along(self.of(value), a) for value, a in sorted(n.axes)]
+        read = [atoms for atoms in read if len(atoms) > 1]
+        if torch.equal(torch.cat(read).unique(), self.all.atom(whole).unique()):
+            return  # its own size
+        atoms = self.along(signals, axis)
+        short, long = sorted((atoms, torch.cat(read)), key=len)
+        if len(read) > 1 or len(long) % len(short):
+            raise NotPrunable("it takes the width of others")
+        self.all.join(short, long.view(-1, len(short)))
 
     def check_view(self, call: Call, array: Tensor) -> None:
         """A width that is written in code stays: what varies along that axis goes together or
@@ -751,6 +768,8 @@ class _Reader:
             return  # another dtype
         literal = range(before, array.dim() - rest)
         free = {before + i for i, n in enumerate(sizes) if self.follows(n)}
+        for axis in (axis for axis in free if array.shape[axis] > 1):
+            self.tie(sizes[axis - before], array, array, axis)
         if not free or call.name == "expand":
             free |= {before + i for i, n in enumerate(sizes) if int(n) == -1}
         free |= {*range(array.dim())} - {*literal}

@@ -156,6 +156,7 @@ FOLLOWING = {  # and those behind which they can go
     "masked": (lambda x: x.masked_fill(x > 0.5, 2.0), None),
     "channel padding": (lambda x: F.pad(x, (0, 0, 0, 0, 2, 2)), nn.Conv2d(12, 2, 1)),
     "pool with indices": (lambda x: F.max_pool2d(x, 2, return_indices=True)[0], None),
+    "dropped paths": (lambda x: x * x.new_empty((2, 1, 1, 1)).fill_(0.5), None),
     "channel shuffle": (lambda x: F.channel_shuffle(x, 2), None),
     "sum of parts": (lambda x: x.unflatten(1, (2, -1)).sum(1), nn.Conv2d(4, 2, 1)),
     "softmax of parts": (lambda x: chosen(x.unflatten(1, (2, -1))), nn.Conv2d(4, 2, 1)),

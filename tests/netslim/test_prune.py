@@ -238,6 +238,31 @@ def test_a_batch_norm_of_two_names_selects_under_both() -> None:
     assert_close(small(example().double()), full(example().double()))
 
 
+class Borrowing(nn.Module):
+    """Takes the width of what its batch norm gives from the stream that this reads."""
+
+    def __init__(self, parts: bool) -> None:
+        super().__init__()
+        self.stem, self.norm, self.other = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)
+        self.last, self.parts = nn.Linear(4 if parts else 8, 2), parts
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.norm(x).relu()
+        if self.parts:
+            left, right = y.split(x.shape[1] // 2, 1)
+            y = left + right
+        else:
+            y = y.reshape(x.shape[0], x.shape[1], -1, 1)
+        return self.last(y.mean((2, 3))) + self.other(x).mean((2, 3))
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_a_width_that_is_taken_from_others_keeps_them_together(parts: bool) -> None:
+    graph = netslim.analyze(Borrowing(parts).eval(), example())
+    assert graph.reasons == {"norm": "its channels are read before they pass a batch norm"}
+
+
 def test_a_channel_that_is_needed_would_be_missed() -> None:
     """The control of the tests above."""
     model, keep = plain_net().eval(), {"1": torch.arange(8) > 0}
