@@ -1,7 +1,7 @@
 """The dependency graph of a model: which channels can be removed, and what has to follow.
 
 :func:`analyze` runs the model on an example (:mod:`netslim.trace`), follows its channels
-(:mod:`netslim.signals`), and divides the indices along all axes of all parameters into *classes*
+(:mod:`netslim.rules`), and divides the indices along all axes of all parameters into *classes*
 that can only be removed together. A class can be removed where every layer that reads it sees a
 constant, or does not need it: a batch norm whose scaling factor γ is 0 gives its bias, whatever it
 reads, and activations, sums and pools keep constants.
@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from netslim.signals import PRODUCTS, ZERO, Signals, Step
+from netslim.rules import PRODUCTS, read
+from netslim.signals import ZERO, Signals, Step
 from netslim.trace import record
 
 AnyBatchNorm = nn.modules.batchnorm._BatchNorm
@@ -47,9 +48,9 @@ class Graph:
     def __init__(self, model: nn.Module, example: Any) -> None:
         self.model, self.example = model, example
         seen = Signals(model)
-        seen.read(record(model, example), training=False)
+        read(seen, record(model, example), training=False)
         try:
-            seen.read(record(model, example, training=True), training=True)
+            read(seen, record(model, example, training=True), training=True)
             self.training = True
         except ValueError:
             self.training = False

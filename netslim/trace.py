@@ -9,7 +9,6 @@ module.
 import copy
 import copyreg
 import inspect
-import operator
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import suppress
@@ -25,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from netslim.selection import ChannelSelection
+from netslim.sizes import Dim, Setting, Shape, Source, Width, as_int, as_plain, as_width, widths_in
 
 Model = TypeVar("Model", bound=nn.Module)
 # What asks about a tensor without reading its values, and gives no tensor.
@@ -37,162 +37,11 @@ QUERIES = set(
 )
 
 CONTAINERS = (tuple, list, dict, deque)  # and what is derived of them, in calls
+SPLITTING = {"split", "split_with_sizes", "getitem"}  # what may be told an int of a module
 ATOMS = {int, float, bool, str, type(None), torch.dtype, torch.device, torch.Size}
 # Layers whose attributes follow their weights.
 RESIZED = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.PReLU)
 SMALL = 16_384  # numbers, of an example that is computed sooner than the meta device is imported
-
-
-# An int of a module: its name, the attribute, and the position in a list (0 where it is none).
-Source = tuple[str, str, int]
-SPLITTING = {"split", "split_with_sizes", "getitem"}  # what may be told an int of a module
-
-
-class Width(int):
-    """An int of a module, its ``source``, or what is left of it when divided by ``times``."""
-
-    source: Source
-    times: int
-
-    @classmethod
-    def of(cls, value: int, source: Source, times: int = 1) -> "Width":
-        width = cls(value)
-        width.source, width.times = source, times
-        return width
-
-    def __floordiv__(self, other: Any) -> Any:
-        quotient = int(self) // other
-        if type(quotient) is int and quotient * other == self > 0:
-            return Width.of(quotient, self.source, self.times * int(other))
-        return quotient
-
-
-class Setting:
-    """A :class:`Width` that code cannot use without being noticed.
-
-    It passes for an int, and whatever asks for its value is told to ``used``, but for a division
-    that leaves no remainder. Functions that torch has in C take no such object: code that gives it
-    to one of them cannot be run with it.
-    """
-
-    width = Width()
-    __class__ = property(lambda self: int)  # type: ignore[assignment]
-
-    def __init__(self, width: Width, used: Callable[[Source], None]) -> None:
-        self.width, self.used = width, used
-
-    def __index__(self) -> int:
-        self.used(self.width.source)
-        return int(self.width)
-
-    def __floordiv__(self, other: Any) -> Any:
-        quotient = self.width // _number(other)
-        return Setting(quotient, self.used) if isinstance(quotient, Width) else int(self) // other
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(int(self), name)
-
-
-def _number(x: Any) -> Any:
-    return int(x) if type(x) is Setting or type(x) is Width else x
-
-
-def _noticed(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda self, *others: function(int(self), *others)
-
-
-def _reflected(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda self, other: function(other, int(self))
-
-
-for _operation in "add sub mul truediv mod pow lshift rshift and or xor".split():
-    _function = getattr(operator, f"__{_operation}__")
-    setattr(Setting, f"__{_operation}__", _noticed(_function))
-    setattr(Setting, f"__r{_operation}__", _reflected(_function))
-for _operation in "eq ne lt le gt ge neg pos abs invert".split():
-    setattr(Setting, f"__{_operation}__", _noticed(getattr(operator, f"__{_operation}__")))
-for _builtin in (int, float, complex, bool, str, repr, hash, format, divmod, round):
-    setattr(Setting, f"__{_builtin.__name__}__", _noticed(_builtin))
-setattr(Setting, "__int__", Setting.__index__)  # noqa: B010
-setattr(Setting, "__rfloordiv__", _reflected(operator.floordiv))  # noqa: B010
-setattr(Setting, "__rdivmod__", _reflected(divmod))  # noqa: B010
-
-
-class Dim(int):
-    """A size that was read from tensors: ``axes`` names them, as (value, axis).
-
-    Sums and multiples keep them, so that a view to ``c // 2`` channels is told from one to a
-    literal 32. What else code does with a size (compares it, divides by it) is told to ``used``.
-    """
-
-    axes: frozenset[tuple[int, int]] = frozenset()
-    used: Callable[..., None] = staticmethod(lambda *_: None)
-    divisor = 0  # of a remainder
-
-    @classmethod
-    def of(cls, size: int, axes: frozenset[tuple[int, int]], used: Callable[..., None]) -> "Dim":
-        dim = cls(size)
-        dim.axes, dim.used = axes, used
-        return dim
-
-
-def _keeping(operation: str) -> Callable[..., Any]:
-    """Arithmetic that follows when channels are removed."""
-    plain = getattr(int, operation)
-
-    def method(self: Dim, other: Any) -> Any:
-        other = _number(other)
-        result = plain(self, other)
-        if operation in ("__add__", "__radd__") and type(other) is int and other == 0:  # sum()
-            return self
-        scales = "mul" in operation or operation == "__floordiv__"
-        if type(result) is not int or not (scales or isinstance(other, Dim)):
-            self.used(self)
-            return result
-        return Dim.of(result, self.axes | getattr(other, "axes", frozenset()), self.used)
-
-    return method
-
-
-def _using(operation: str) -> Callable[..., Any]:
-    """What does not follow."""
-    plain = getattr(int, operation)
-
-    def method(self: Dim, *others: Any) -> Any:
-        others = tuple(map(_number, others))
-        result = plain(self, *others)
-        equal = result is (operation == "__eq__") and operation in ("__eq__", "__ne__")
-        self.used(self, others[0] if equal else None)
-        return result
-
-    return method
-
-
-def _remainder(self: Dim, other: Any) -> Any:
-    other = _number(other)
-    result = int.__mod__(self, other)
-    if type(result) is int and not isinstance(other, Dim):
-        result = Dim.of(result, self.axes, self.used)
-        result.divisor = int(other)
-    return result
-
-
-for _operation in ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "rfloordiv"):
-    setattr(Dim, f"__{_operation}__", _keeping(f"__{_operation}__"))
-for _operation in "eq ne lt le gt ge bool float truediv rtruediv pow rpow".split():
-    setattr(Dim, f"__{_operation}__", _using(f"__{_operation}__"))
-Dim.__mod__ = _remainder  # type: ignore[assignment,method-assign]
-Dim.__hash__ = int.__hash__  # type: ignore[assignment,method-assign]
-
-
-class Shape(tuple[int, ...]):
-    """A ``torch.Size`` of :class:`Dim`."""
-
-    def numel(self) -> int:
-        product: int = 1
-        for size in self:
-            product = product * size
-        return product
 
 
 @dataclass(frozen=True)
@@ -488,7 +337,7 @@ class _Recorder(TorchFunctionMode):
             return function(*args, **kwargs)
         name = _name(function)
         if name in ("shape", "size", "len", "numel", "nelement"):
-            args = tuple(map(_number, args))
+            args = tuple(map(as_plain, args))
         if name in ("shape", "size"):
             return self._sizes(function, args, kwargs)
         if name in ("len", "numel", "nelement"):
@@ -497,12 +346,12 @@ class _Recorder(TorchFunctionMode):
             )
             return Dim.of(function(*args, **kwargs), axes, self.used)
         args, kwargs = _evaluating(function, name, args, kwargs)
-        args, kwargs = each(_width if name in SPLITTING else _number, (args, kwargs))
+        args, kwargs = each(as_width if name in SPLITTING else as_plain, (args, kwargs))
         if name in SPLITTING:
-            self.trace.split |= {n.source for x in leaves((args, kwargs)) for n in _widths(x)}
+            self.trace.split |= {n.source for x in leaves((args, kwargs)) for n in widths_in(x)}
         given = [x for x in leaves((args, kwargs)) if isinstance(x, Tensor)]
         read = each(self._reference, (args, kwargs))
-        plain_args, plain_kwargs = each(_plain, (args, kwargs))
+        plain_args, plain_kwargs = each(as_int, (args, kwargs))
         versions = [x._version for x in given]
         if function is F.batch_norm and _fits_without_computing(*plain_args[:4]):
             result = torch.empty_like(plain_args[0])
@@ -567,25 +416,6 @@ def _evaluating(function: Any, name: str, args: Any, kwargs: Any) -> tuple[Any, 
 def _fits_without_computing(x: Tensor, *own: Tensor | None) -> bool:
     """Whether a batch norm can be passed over: on the meta device torch 2.14 takes 12 ms for it."""
     return x.is_meta and x.dim() > 1 and all(t is None or len(t) == x.shape[1] for t in own)
-
-
-def _width(x: Any) -> Any:
-    """The same without a :class:`Setting`, which a slice may have, too."""
-    if type(x) is slice:
-        return slice(_width(x.start), _width(x.stop), _width(x.step))
-    return x.width if type(x) is Setting else x
-
-
-def _widths(x: Any) -> list[Width]:
-    """Those in an argument, which may be a slice."""
-    each = (x.start, x.stop, x.step) if type(x) is slice else (x,)
-    return [n for n in each if type(n) is Width]
-
-
-def _plain(x: Any) -> Any:
-    if type(x) is slice:
-        return slice(_plain(x.start), _plain(x.stop), _plain(x.step))
-    return int(x) if isinstance(x, Dim | Width) else x
 
 
 def _nothing(*args: Any) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import netslim
-import netslim.signals
+import netslim.rules
 
 SETTINGS = settings(
     max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
@@ -23,7 +23,7 @@ SEEDS = st.integers(0, 10**6)
 
 @pytest.fixture(autouse=True)
 def rules_may_not_fail(monkeypatch) -> None:
-    monkeypatch.setattr(netslim.signals, "STRICT", True)
+    monkeypatch.setattr(netslim.rules, "STRICT", True)
 
 
 def train(model: nn.Module, x: Tensor) -> dict[str, Tensor]:

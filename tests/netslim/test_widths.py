@@ -10,12 +10,12 @@ from checks import assert_close, disturb, example, masked
 from torch import Tensor, nn
 
 import netslim
-import netslim.signals
+import netslim.rules
 
 
 @pytest.fixture(autouse=True)
 def rules_may_not_fail(monkeypatch) -> None:
-    monkeypatch.setattr(netslim.signals, "STRICT", True)
+    monkeypatch.setattr(netslim.rules, "STRICT", True)
 
 
 class Splitting(nn.Module):

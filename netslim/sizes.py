@@ -1,0 +1,180 @@
+"""Ints that know where they come from: sizes of tensors, and attributes of modules.
+
+Both are ints for the code that is recorded. What it makes of them tells whether a width follows
+when channels are removed.
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+# An int of a module: its name, the attribute, and the position in a list (0 where it is none).
+Source = tuple[str, str, int]
+
+
+class Width(int):
+    """An int of a module, its ``source``, or what is left of it when divided by ``times``."""
+
+    source: Source
+    times: int
+
+    @classmethod
+    def of(cls, value: int, source: Source, times: int = 1) -> "Width":
+        width = cls(value)
+        width.source, width.times = source, times
+        return width
+
+    def __floordiv__(self, other: Any) -> Any:
+        quotient = int(self) // other
+        if type(quotient) is int and quotient * other == self > 0:
+            return Width.of(quotient, self.source, self.times * int(other))
+        return quotient
+
+
+class Setting:
+    """A :class:`Width` that code cannot use without being noticed.
+
+    It passes for an int, and whatever asks for its value is told to ``used``, but for a division
+    that leaves no remainder. Functions that torch has in C take no such object: code that gives it
+    to one of them cannot be run with it.
+    """
+
+    width = Width()
+    __class__ = property(lambda self: int)  # type: ignore[assignment]
+
+    def __init__(self, width: Width, used: Callable[[Source], None]) -> None:
+        self.width, self.used = width, used
+
+    def __index__(self) -> int:
+        self.used(self.width.source)
+        return int(self.width)
+
+    def __floordiv__(self, other: Any) -> Any:
+        quotient = self.width // as_plain(other)
+        return Setting(quotient, self.used) if isinstance(quotient, Width) else int(self) // other
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(int(self), name)
+
+
+def as_plain(x: Any) -> Any:
+    """Without being an attribute of a module."""
+    return int(x) if type(x) is Setting or type(x) is Width else x
+
+
+def _noticed(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, *others: function(int(self), *others)
+
+
+def _reflected(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, other: function(other, int(self))
+
+
+for _operation in "add sub mul truediv mod pow lshift rshift and or xor".split():
+    _function = getattr(operator, f"__{_operation}__")
+    setattr(Setting, f"__{_operation}__", _noticed(_function))
+    setattr(Setting, f"__r{_operation}__", _reflected(_function))
+for _operation in "eq ne lt le gt ge neg pos abs invert".split():
+    setattr(Setting, f"__{_operation}__", _noticed(getattr(operator, f"__{_operation}__")))
+for _builtin in (int, float, complex, bool, str, repr, hash, format, divmod, round):
+    setattr(Setting, f"__{_builtin.__name__}__", _noticed(_builtin))
+setattr(Setting, "__int__", Setting.__index__)  # noqa: B010
+setattr(Setting, "__rfloordiv__", _reflected(operator.floordiv))  # noqa: B010
+setattr(Setting, "__rdivmod__", _reflected(divmod))  # noqa: B010
+
+
+class Dim(int):
+    """A size that was read from tensors: ``axes`` names them, as (value, axis).
+
+    Sums and multiples keep them, so that a view to ``c // 2`` channels is told from one to a
+    literal 32. What else code does with a size (compares it, divides by it) is told to ``used``.
+    """
+
+    axes: frozenset[tuple[int, int]] = frozenset()
+    used: Callable[..., None] = staticmethod(lambda *_: None)
+    divisor = 0  # of a remainder
+
+    @classmethod
+    def of(cls, size: int, axes: frozenset[tuple[int, int]], used: Callable[..., None]) -> "Dim":
+        dim = cls(size)
+        dim.axes, dim.used = axes, used
+        return dim
+
+
+def _keeping(operation: str) -> Callable[..., Any]:
+    """Arithmetic that follows when channels are removed."""
+    plain = getattr(int, operation)
+
+    def method(self: Dim, other: Any) -> Any:
+        other = as_plain(other)
+        result = plain(self, other)
+        if operation in ("__add__", "__radd__") and type(other) is int and other == 0:  # sum()
+            return self
+        scales = "mul" in operation or operation == "__floordiv__"
+        if type(result) is not int or not (scales or isinstance(other, Dim)):
+            self.used(self)
+            return result
+        return Dim.of(result, self.axes | getattr(other, "axes", frozenset()), self.used)
+
+    return method
+
+
+def _using(operation: str) -> Callable[..., Any]:
+    """What does not follow."""
+    plain = getattr(int, operation)
+
+    def method(self: Dim, *others: Any) -> Any:
+        others = tuple(map(as_plain, others))
+        result = plain(self, *others)
+        equal = result is (operation == "__eq__") and operation in ("__eq__", "__ne__")
+        self.used(self, others[0] if equal else None)
+        return result
+
+    return method
+
+
+def _remainder(self: Dim, other: Any) -> Any:
+    other = as_plain(other)
+    result = int.__mod__(self, other)
+    if type(result) is int and not isinstance(other, Dim):
+        result = Dim.of(result, self.axes, self.used)
+        result.divisor = int(other)
+    return result
+
+
+for _operation in ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "rfloordiv"):
+    setattr(Dim, f"__{_operation}__", _keeping(f"__{_operation}__"))
+for _operation in "eq ne lt le gt ge bool float truediv rtruediv pow rpow".split():
+    setattr(Dim, f"__{_operation}__", _using(f"__{_operation}__"))
+Dim.__mod__ = _remainder  # type: ignore[assignment,method-assign]
+Dim.__hash__ = int.__hash__  # type: ignore[assignment,method-assign]
+
+
+class Shape(tuple[int, ...]):
+    """A ``torch.Size`` of :class:`Dim`."""
+
+    def numel(self) -> int:
+        product: int = 1
+        for size in self:
+            product = product * size
+        return product
+
+
+def as_width(x: Any) -> Any:
+    """The same without a :class:`Setting`, which a slice may have, too."""
+    if type(x) is slice:
+        return slice(as_width(x.start), as_width(x.stop), as_width(x.step))
+    return x.width if type(x) is Setting else x
+
+
+def widths_in(x: Any) -> list[Width]:
+    """Those in an argument, which may be a slice."""
+    each = (x.start, x.stop, x.step) if type(x) is slice else (x,)
+    return [n for n in each if type(n) is Width]
+
+
+def as_int(x: Any) -> Any:
+    """Without anything else than its value."""
+    if type(x) is slice:
+        return slice(as_int(x.start), as_int(x.stop), as_int(x.step))
+    return int(x) if isinstance(x, Dim | Width) else x
