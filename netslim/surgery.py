@@ -1,7 +1,5 @@
 """Removing channels from a model: :func:`prune`."""
 
-import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -9,15 +7,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from netslim.folding import LAYERS, Folding, constants_of, double
 from netslim.graph import Graph, analyze
 from netslim.selection import WIDTH, selecting, selections
-from netslim.signals import ZERO, Step
 from netslim.trace import call, copied, first_line, moved, plain, tensors_in
 
 Model = TypeVar("Model", bound=nn.Module)
-LAYERS = ("convolution", "grouped", "linear")
-ADDING = {"add", "radd", "iadd"}  # they hand on a constant that is missing in their inputs
-PLAIN = {m.forward for m in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}  # they add their bias
 
 
 @dataclass
@@ -92,7 +87,7 @@ class Removal:
         gone: bool by class of the graph.
         constants: by signal: what it is on every input, NaN where it varies.
         keep: {name of the batch norm: bool [channels]}, what stays of the prunable ones.
-        carriers: bool by class: they stay with γ = 0, see :meth:`_Folding.carriers`.
+        carriers: bool by class: they stay with γ = 0, see :meth:`Folding.carriers`.
         index: {entry of the state dict: the indices that stay, by axis}, for all that gets smaller.
         selects: {batch norm, or index of a selection: int64 indices of what it reads}, where it has
             to select.
@@ -137,17 +132,9 @@ class Removal:
                 continue
             target = full[self.full_name(name)]
             index = self.index.get(self.full_name(name), ())[: target.dim()]
-            if index:
-                shape = [
-                    [-1 if i == axis else 1 for i in range(len(index))]
-                    for axis in range(len(index))
-                ]
-                grid = tuple(
-                    kept.to(target.device).view(s) for kept, s in zip(index, shape, strict=True)
-                )
-                target[grid] = value.to(target)
-            else:
-                target.copy_(value)
+            kept = (x.to(target.device) for x in index)
+            grid = torch.meshgrid(*kept, indexing="ij") if index else ...
+            target[grid] = value.to(target)
 
 
 @torch.no_grad()
@@ -185,9 +172,9 @@ def plan_removal(
     for name in prunable:
         stays[graph.norm_classes(name)] = False
     carriers = torch.zeros_like(stays)
-    folding = _Folding(graph, model)
+    folding = Folding(graph, model)
     while True:
-        constants = _constants(graph, tensors, masked)
+        constants = constants_of(graph, tensors, masked)
         gone = _gone(graph, constants, stays | carriers, folding)
         left = {n: m & (gone | carriers)[graph.norm_classes(n)] for n, m in masked.items()}
         if any(not torch.equal(left[name], masked[name]) for name in masked):
@@ -207,7 +194,7 @@ def plan_removal(
         carrying = mask & carriers[graph.norm_classes(name)]
         if carrying.any():
             weight = f"{name}.weight".lstrip(".")
-            added[weight] = -_double(tensors[weight]) * carrying
+            added[weight] = -double(tensors[weight]) * carrying
     widths: dict[str, Tensor] = {}
     for (path, attribute, position), classes in graph.widths.items():
         if gone[classes].any():
@@ -224,7 +211,7 @@ def _written(graph: Graph) -> list[Tensor]:
     return [*written, *graph.widths.values()]
 
 
-def _gone(graph: Graph, constants: Tensor, stays: Tensor, folding: "_Folding") -> Tensor:
+def _gone(graph: Graph, constants: Tensor, stays: Tensor, folding: Folding) -> Tensor:
     """The classes that nobody needs: each reader sees a constant, or loses the channel itself."""
     gone = graph.reached & ~graph._pins & ~stays
     for step, classes in graph._readers:
@@ -240,63 +227,6 @@ def _gone(graph: Graph, constants: Tensor, stays: Tensor, folding: "_Folding") -
             gone[classes[~gone[graph.classes_of(step.output)]]] = False
         if torch.equal(gone, before):
             return gone
-
-
-def _constants(graph: Graph, tensors: Mapping[str, Tensor], masked: Mapping[str, Tensor]) -> Tensor:
-    """What each signal is on every input where γ = 0 in the ``masked`` channels; NaN if it
-    varies."""
-    constants = torch.full((len(graph._atoms),), math.nan, dtype=torch.float64)
-    constants[ZERO] = 0
-    for step in graph.steps:
-        if step.output is None:
-            continue
-        inputs = [constants[x] for x in step.inputs]
-        if step.kind == "known":
-            out = _double(tensors[step.name]).view(step.output.shape)
-        elif step.kind == "norm":
-            out = _normalised(step, tensors, inputs[0])
-            if step.name in masked:
-                bias = _double(tensors[step.bias]) if step.bias else torch.zeros_like(out)
-                out = torch.where(masked[step.name], bias, out)
-        elif step.kind == "grouped" and step.one_by_one:
-            seen = inputs[0].masked_fill(inputs[0] != 0, math.nan) if step.bordered else inputs[0]
-            out = _response(tensors, step, seen)
-            out = out + _double(tensors[step.bias]) if step.bias else out
-        elif step.kind == "select":
-            out = inputs[0]
-        elif step.kind == "elementwise" and step.function is not None:
-            out = step.function(*inputs)
-        else:
-            continue
-        constants[step.output] = out.masked_fill(~out.isfinite(), math.nan)
-    return constants
-
-
-def _double(x: Tensor) -> Tensor:
-    return x.detach().cpu().double()
-
-
-def _normalised(step: Step, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """What a batch norm makes of the constants ``x``, [channels]."""
-    if not step.mean:
-        return torch.full_like(x, math.nan)
-    assert step.call is not None
-    variance, eps = _double(tensors[step.variance]), step.call.argument(7, "eps")
-    x = (x - _double(tensors[step.mean])) / (variance + eps).sqrt()
-    x = x * _double(tensors[step.weight]) if step.weight else x
-    return x + _double(tensors[step.bias]) if step.bias else x
-
-
-def _response(tensors: Mapping[str, Tensor], step: Step, constants: Tensor) -> Tensor:
-    """What constant inputs add to each output of a layer, where it sees nothing else: [outputs]."""
-    weight = _double(tensors[step.weight])
-    if step.kind == "linear":
-        return weight @ constants
-    groups = step.options.groups
-    if step.transposed:  # of one channel each; other than 0, the outputs differ by place
-        return constants.repeat_interleave(weight.shape[1] * groups // len(constants))
-    inside = weight.flatten(2).sum(2)  # [outputs, inputs of a group]
-    return (inside.view(groups, -1, inside.shape[1]) @ constants.view(groups, -1, 1)).flatten()
 
 
 def _indices(
@@ -324,124 +254,6 @@ def _indices(
         if step.kind == "select" and whole:
             wholes.add(step.name.removesuffix(".select.index"))
     return index, selects, [name for name, _ in selections(graph.model) if name in wholes]
-
-
-class _Folding:
-    """How the constants of removed channels are still felt by what read them.
-
-    What a layer without a bias lacks then is handed on, through sums, to the running means of the
-    batch norms that read it; where something else reads it, the layer gets a bias. Where the layer
-    pads its input with zeros, a constant is none at the border: there one of the removed channels
-    stays with γ = 0 as the *carrier* of the others' constants, which are folded into the weights
-    that read it, and it is padded as they were.
-
-    Attributes:
-        steps: those of the evaluation mode.
-        absorbs: for each of them, whether what its output lacks is made up for behind it.
-        folds: weights of the layers that can do without inputs of constants other than 0.
-        carried: those of ``folds`` that need a carrier.
-    """
-
-    def __init__(self, graph: Graph, model: nn.Module) -> None:
-        self.graph, self.model = graph, model
-        self.steps = [s for s in graph.steps if not s.training]
-        # A parameter that several calls share cannot make up for what each of them lacks.
-        self.calls = Counter(
-            name for s in self.steps for name in {s.weight, s.bias, s.mean} if name
-        )
-        made_by = torch.full((len(graph._atoms),), -1)
-        for i, step in enumerate(self.steps):
-            if step.output is not None:
-                made_by[step.output] = i
-        consumers: dict[int, set[int]] = {}
-        for i, step in enumerate(self.steps):
-            for x in step.inputs:
-                for maker in made_by[x].unique().tolist():
-                    consumers.setdefault(maker, set()).add(i)
-        self.absorbs = [False] * len(self.steps)
-        for i in reversed(range(len(self.steps))):  # what nobody reads lacks nothing
-            followed = self.steps[i].output is not None
-            self.absorbs[i] = followed and all(self._hands_on(j) for j in consumers.get(i, ()))
-        self.folds, self.carried = set(), set()
-        for step, absorbs in zip(self.steps, self.absorbs, strict=True):
-            if step.kind in ("convolution", "linear") and self.calls[step.weight] == 1:
-                self.folds.add(step.weight)
-                biased = self.calls[step.bias] == 1 if step.bias else self._takes_bias(step)
-                if step.bordered or not (absorbs or biased):
-                    self.carried.add(step.weight)
-
-    def _hands_on(self, i: int) -> bool:
-        """Whether a constant that step ``i`` lacks in its input is made up for, there or behind
-        it."""
-        step = self.steps[i]
-        if step.kind == "norm":
-            return self.calls[step.mean] == 1
-        if step.kind in LAYERS:
-            once = self.calls[step.weight] == 1 and not step.bordered
-            return once and (self.calls[step.bias] == 1 if step.bias else self.absorbs[i])
-        return self.absorbs[i] and (step.kind == "select" or _adds(step))
-
-    def _takes_bias(self, step: Step) -> bool:
-        """Whether a layer without a bias adds one that it is given."""
-        module = self.model.get_submodule(step.name)
-        own = step.call is not None and step.call.module == step.name
-        plain = type(module).forward in PLAIN and module._parameters.get("bias", step) is None
-        return own and plain
-
-    def more_carriers(self, gone: Tensor, constants: Tensor, carriers: Tensor) -> bool:
-        """Add those that are missing to ``carriers``, the largest constants."""
-        before = carriers.clone()
-        for step in (s for s in self.steps if s.weight in self.carried):
-            classes, seen = self.graph.classes_of(step.inputs[0]), constants[step.inputs[0]]
-            seen = seen.nan_to_num(0).abs()
-            if (gone[classes] & (seen > 0)).any() and not (carriers[classes] & (seen > 0)).any():
-                carriers[classes[(seen * gone[classes]).argmax()]] = True
-        return not torch.equal(before, carriers)
-
-    def corrections(
-        self, tensors: Mapping[str, Tensor], gone: Tensor, constants: Tensor, carriers: Tensor
-    ) -> dict[str, Tensor]:
-        """What to add, by entry of the state dict."""
-        lacking = torch.zeros(len(constants), dtype=torch.float64)
-        added: dict[str, Tensor] = {}
-        for step, absorbs in zip(self.steps, self.absorbs, strict=True):
-            if step.output is None:
-                continue
-            if step.weight in self.carried:
-                classes, seen = self.graph.classes_of(step.inputs[0]), constants[step.inputs[0]]
-                removed, seen = gone[classes] & (seen != 0), seen.nan_to_num(0)
-                if removed.any():
-                    carrier = int((seen.abs() * carriers[classes]).argmax())
-                    weight = _double(tensors[step.weight]).transpose(0, 1 - step.transposed)
-                    change = torch.zeros_like(weight)
-                    shares = seen * removed / seen[carrier]
-                    change[carrier] = torch.tensordot(shares, weight, 1)
-                    added[step.weight] = change.transpose(0, 1 - step.transposed)
-            elif step.kind in LAYERS and not step.bordered:
-                reads = step.inputs[0]
-                removed = gone[self.graph.classes_of(reads)]
-                missing = torch.where(removed, constants[reads], lacking[reads]).nan_to_num(0)
-                if not (missing.any() or removed.any()):  # whatever the values are
-                    continue
-                lacks = _response(tensors, step, missing)
-                if step.bias:
-                    added[step.bias] = lacks
-                elif absorbs:
-                    lacking[step.output] = lacks
-                elif step.kind != "grouped" or self._takes_bias(step):
-                    added[f"{step.name}.bias".lstrip(".")] = lacks
-            elif step.kind == "norm" and (missing := lacking[step.inputs[0]]).any():
-                added[step.mean] = -missing
-            elif step.kind == "select":
-                lacking[step.output] = lacking[step.inputs[0]]
-            elif _adds(step):
-                lacking[step.output] = torch.stack([lacking[x] for x in step.inputs]).sum(0)
-        return added
-
-
-def _adds(step: Step) -> bool:
-    call = step.call
-    return step.name in ADDING and call is not None and not (call.args[2:] or call.kwargs)
 
 
 @torch.no_grad()

@@ -100,7 +100,7 @@ def cutting(case: str) -> dict:
     before = epoch(run, 0.1)
     dead = torch.arange(len(run.step.method.gamma)) % 2 == 0
     # What died is silent, but kernels that compute nothing leave any bias, and constants to carry.
-    surgery._Folding.more_carriers = lambda *_: False
+    surgery.Folding.more_carriers = lambda *_: False
     run.step.method.dead = lambda optimizer, lr: dead.to(GPU)
     cut = run.remove_dead_channels()
     return {"before": before, "cut": cut, "after": epoch(run, 0.1)}
