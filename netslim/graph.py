@@ -79,6 +79,7 @@ class Graph:
         self._readers = self._read()
         # Ints of modules that split channels: the classes of those that they count.
         self.widths = {s: self.classes[x[0]] for s, x in seen.widths.items() if s not in seen.fixed}
+        self.parts = [*self.widths.values(), *(self.classes[x] for x in seen.parts)]
         self._decide()
         dropped = self.classes_of(torch.cat([NOTHING, *seen.dropped]))
         # Behind these a number is drawn for each channel: without some, others would be drawn.

@@ -5,7 +5,7 @@ signals as they were to the tensors. What no rule proves keeps its channels, wit
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from netslim.signals import (
     ref,
     refs,
 )
-from netslim.sizes import Dim, Width
+from netslim.sizes import Dim, Width, as_int, widths_in
 from netslim.trace import SPLITTING, Call, Ref, Trace, each, leaves
 
 # Elementwise operations: an output channel is a function of the same channel of the inputs.
@@ -87,7 +87,8 @@ class _Rules(Reader):
     def follow(self, call: Call) -> None:
         try:
             if call.name == "size":
-                return self.size(call)
+                axes, equal, divisor = call.args
+                return self.size(axes, equal, divisor, call.module)
             if not call.refs() or call.name in NEW:
                 return  # made of nothing: a constant tensor
             if call.name not in RULES:
@@ -104,9 +105,7 @@ class _Rules(Reader):
                 raise
             self.stop(call, f"{_where(call)} is called in a form that is not known")
         if call.name in SPLITTING:
-            given = leaves((call.args, call.kwargs))
-            slices = [n for x in given if isinstance(x, slice) for n in (x.start, x.stop, x.step)]
-            widths = [n for n in (*given, *slices) if isinstance(n, Width)]
+            widths = [n for x in leaves((call.args, call.kwargs)) for n in widths_in(x)]
             self.all.fixed |= {n.source for n in widths if id(n) not in self.counted}
 
     def same(self, call: Call) -> Tensor:
@@ -179,23 +178,25 @@ class _Rules(Reader):
         self.step("norm", self.all.owner[first][1], [inputs], output.flatten(), call, **of)
         return output
 
-    def size(self, call: Call) -> None:
+    def size(
+        self,
+        axes: Set[tuple[int, int]],
+        equal: Set[tuple[int, int]] | None,
+        divisor: int,
+        module: str,
+    ) -> None:
         """Code computes with a size, which has to stay; or finds it equal to another, or a
         multiple."""
-        size, axes, divisor, others = call.args
-        wide = [x for axis in sorted(axes) if len(x := self.along(self.of(axis[0]), axis[1])) > 1]
+        wide = [x for value, axis in sorted(axes) if len(x := self.along(self.of(value), axis)) > 1]
+        other = [self.along(self.of(value), axis) for value, axis in sorted(equal or ())]
         for atoms in wide:
-            other = [self.along(self.of(value), axis) for value, axis in sorted(others or ())]
-            if divisor and size == 0 and len(atoms) % divisor == 0:
-                parts = atoms.view(divisor, -1)
-                self.all.join(parts[:1], parts)
+            if divisor and len(atoms) % divisor == 0:
+                self.all.join(atoms[: len(atoms) // divisor], atoms.view(divisor, -1))
             elif len(wide) == len(other) == 1 and len(atoms) == len(other[0]):
                 self.all.join(atoms, other[0])
             else:
-                for each in (atoms, *other):
-                    self.all.pin(
-                        each, f"code of {call.module or 'the model'} computes with its width"
-                    )
+                for x in (atoms, *other):
+                    self.all.pin(x, f"code of {module or 'the model'} computes with its width")
 
     def spatial(self, call: Call) -> Tensor:
         """Pools and the like; of a constant map they give the constant, but see :func:`_blurs`."""
@@ -240,11 +241,8 @@ class _Rules(Reader):
                 signals = signals.view(-1, *[1] * (dims - 2))
             arrays.append(signals.view([1] * (dims - signals.dim()) + list(signals.shape)))
         wide = {axis for x in arrays for axis, n in enumerate(x.shape) if n > 1}
-        numbers = leaves((call.args, call.kwargs))
-        for size in (x for x in numbers if isinstance(x, Dim)):
-            self.size(
-                Call("size", call.function, (int(size), size.axes, 0, None), {}, None, call.module)
-            )
+        for size in (x for x in leaves((call.args, call.kwargs)) if isinstance(x, Dim)):
+            self.size(size.axes, None, 0, call.module)
         if call.name in ("softmax", "log_softmax"):
             axis = call.argument(1, "dim")
             if axis is None or wide == {axis % dims}:
@@ -281,32 +279,21 @@ class _Rules(Reader):
     def cat(self, call: Call) -> Tensor:
         values = [ref(x) for x in call.argument(0, "tensors")]
         axis = call.argument(1, "dim", call.kwargs.get("axis", 0))
-        arrays = [self.of(v) for v in values]
-        dims = len(self.trace.shapes[values[0]])
         if call.name == "stack":
-            axis %= dims + 1
-            arrays = [x.unsqueeze(axis) for x in arrays]
-            sizes = [1] * len(arrays)
+            axis %= len(self.trace.shapes[values[0]]) + 1
+            arrays, sizes = [self.of(v).unsqueeze(axis) for v in values], [1] * len(values)
         else:
-            kept = [
-                (v, x) for v, x in zip(values, arrays, strict=True) if self.trace.shapes[v] != (0,)
-            ]
-            values, arrays = [v for v, _ in kept], [x for _, x in kept]
+            values = [v for v in values if self.trace.shapes[v] != (0,)]
             axis %= max(len(self.trace.shapes[values[0]]), 1)
-            sizes = [self.trace.shapes[v][axis] for v in values]
+            arrays, sizes = (
+                [self.of(v) for v in values],
+                [self.trace.shapes[v][axis] for v in values],
+            )
         others = {a for x in arrays for a, n in enumerate(x.shape) if n > 1 and a != axis}
         if others:  # channels lie along another axis: the same ones in all parts
             if any(x.shape[axis] > 1 for x in arrays):
                 raise NotPrunable("joins channels along two axes")
-            real = [
-                (*self.trace.shapes[v][:axis], 1, *self.trace.shapes[v][axis:])
-                if call.name == "stack"
-                else self.trace.shapes[v]
-                for v in values
-            ]
-            shape = torch.broadcast_shapes(*(x.shape for x in arrays))
-            assert all(r[a] == n for r in real for a, n in enumerate(shape) if n > 1)
-            return self.made(call.name, [x.expand(shape) for x in arrays], _all_equal)
+            return self.made(call.name, arrays, _all_equal)
         if all(x.numel() == 1 and int(self.all.atom(x)) == FIXED for x in arrays):
             return torch.full([1] * arrays[0].dim(), VARYING)
         wide = [
@@ -327,14 +314,13 @@ class _Rules(Reader):
         for axis in along:
             if mode != "constant" or any(n < 0 for n in pairs[axis]):
                 raise NotPrunable("pads or crops its channels")
-            border = ZERO if fill == 0 else VARYING
-            parts = [
-                torch.full([n if a == axis else 1 for a in range(dims)], border)
-                for n in pairs[axis]
-            ]
-            middle = [n if a == axis else 1 for a, n in enumerate(signals.shape)]
-            assert list(signals.shape) == middle
-            signals = torch.cat((parts[0], signals, parts[1]), axis)
+            if signals.numel() > signals.shape[axis]:
+                raise NotPrunable("works along another axis")
+            border = torch.tensor(ZERO if fill == 0 else VARYING)
+            before, behind = (
+                border.expand([n if a == axis else 1 for a in range(dims)]) for n in pairs[axis]
+            )
+            signals = torch.cat((before, signals, behind), axis)
         if padded - along and mode == "constant":
             signals = self.made("pad", [signals], lambda x: x.masked_fill(x != fill, math.nan))
         return signals
@@ -367,7 +353,7 @@ class _Rules(Reader):
             return [signals.view([1] * len(self.trace.shapes[out])) for out in outs]
         whole = signals.expand(shape)
         whole = whole.contiguous() if call.name in ("view", "view_as") else whole
-        args, kwargs = each(self.literal, (call.args[1:], call.kwargs))
+        args, kwargs = each(self.plain, (call.args[1:], call.kwargs))
         if call.name == "getitem":
             self.check_index(call, signals, shape)
         try:
@@ -399,11 +385,11 @@ class _Rules(Reader):
             raise NotPrunable("picks or rearranges its channels")
         return arrays
 
-    def literal(self, x: Any) -> Any:
+    def plain(self, x: Any) -> Any:
         """An argument without what the trace knows of it."""
         if isinstance(x, Ref):
             return torch.empty(self.trace.shapes[x.value], device="meta")
-        return int(x) if isinstance(x, Dim | Width) else x
+        return as_int(x)
 
     def check_like(self, call: Call, array: Tensor) -> None:
         """The shape is another tensor's, whose channels follow."""
@@ -433,6 +419,10 @@ class _Rules(Reader):
                             self.count(bound, signals.narrow(axis, 0, bound), axis)
                         elif bound is not None and not (bound is i.start and bound == 0):
                             raise NotPrunable("picks channels by number")
+                    part = range(shape[axis])[_slice(i)]
+                    self.all.parts.append(
+                        self.all.atom(signals.narrow(axis, part.start, len(part)).flatten())
+                    )
                 axis += 1
 
     def check_parts(self, call: Call, arrays: list[Tensor], signals: Tensor) -> None:

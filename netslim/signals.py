@@ -119,6 +119,7 @@ class Signals:
     dropped: list[Tensor] = field(default_factory=list)  # signals that dropout draws numbers for
     # The atoms that an int of a module counts, once for each place where it does.
     widths: dict[Source, list[Tensor]] = field(default_factory=dict)
+    parts: list[Tensor] = field(default_factory=list)  # atoms of slices, which keep one of them
     fixed: set[Source] = field(default_factory=set)  # ints of modules that code uses otherwise
 
     def __post_init__(self) -> None:

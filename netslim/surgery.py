@@ -208,7 +208,7 @@ def _written(graph: Graph) -> list[Tensor]:
     """Classes of what each layer writes, and of what is split from it."""
     makers = [s for s in graph.steps if s.kind in (*LAYERS, "norm", "select")]
     written = [graph.classes_of(s.output) for s in makers if s.output is not None]
-    return [*written, *graph.widths.values()]
+    return [*written, *graph.parts]
 
 
 def _gone(graph: Graph, constants: Tensor, stays: Tensor, folding: Folding) -> Tensor:

@@ -314,9 +314,10 @@ class _Recorder(TorchFunctionMode):
 
     def used(self, size: Dim, equal_to: Any = None) -> None:
         """Code computes with a size, or found it equal to another one."""
-        what = int(size), size.axes, size.divisor
         other = equal_to.axes if isinstance(equal_to, Dim) else None
-        self.trace.calls.append(Call("size", _nothing, (*what, other), {}, None, self.stack[-1]))
+        divisor = 0 if int(size) else size.divisor  # of a multiple
+        what = size.axes, other, divisor
+        self.trace.calls.append(Call("size", _nothing, what, {}, None, self.stack[-1]))
 
     def number(self, x: Tensor) -> int:
         if id(x) in self.stale:  # another view of its storage was written into

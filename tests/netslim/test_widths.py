@@ -24,7 +24,7 @@ class Splitting(nn.Module):
     def __init__(self, how: Callable[["Splitting", Tensor], Tensor]) -> None:
         super().__init__()
         self.how, self.width, self.parts, self.pair, self.least = how, 12, [3, 4, 5], (5, 7), 8
-        self.first = nn.Conv2d(5, 5, 3, padding=1)
+        self.first, self.second = nn.Conv2d(5, 5, 3, padding=1), nn.Conv2d(7, 5, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.how(self, x)
@@ -50,6 +50,10 @@ def thirds(m: Splitting, x: Tensor) -> Tensor:
 
 def sliced(m: Splitting, x: Tensor) -> Tensor:
     return torch.cat([x[:, m.pair[0] :], m.first(x[:, 0 : m.pair[0]])], dim=1)
+
+
+def behind(m: Splitting, x: Tensor) -> Tensor:
+    return torch.cat([x[:, : m.pair[0]], m.second(x[:, m.pair[0] :])], 1)
 
 
 def measured(m: Splitting, x: Tensor) -> Tensor:
@@ -155,10 +159,13 @@ def test_an_int_of_which_code_makes_more_stays(how: Callable[[Splitting, Tensor]
         assert graph.reasons["1"] == "code does not only split at 3.width"
 
 
-def test_a_part_keeps_a_channel() -> None:
-    model = network(partly)
+@pytest.mark.parametrize("how", [partly, behind])
+def test_a_part_keeps_a_channel(how: Callable[[Splitting, Tensor], Tensor]) -> None:
+    model, first = network(how), torch.arange(12) < 5
     nn.init.zeros_(model[1].bias)  # no constant needs a carrier
-    assert pruned(model, torch.arange(12) > 4)[3].pair == (1, 7)
+    assert pruned(model, ~first if how is partly else first)[3].pair[0] == (
+        1 if how is partly else 5
+    )
 
 
 def test_one_int_for_two_tensors_counts_the_same_in_both() -> None:
