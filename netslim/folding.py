@@ -160,10 +160,10 @@ class Folding:
                 removed, seen = gone[classes] & (seen != 0), seen.nan_to_num(0)
                 if removed.any():
                     carrier = int((seen.abs() * carriers[classes]).argmax())
-                    weight = double(tensors[step.weight]).transpose(0, 1 - step.transposed)
-                    change = torch.zeros_like(weight)
-                    shares = seen * removed / seen[carrier]
-                    change[carrier] = torch.tensordot(shares, weight, 1)
+                    weight = tensors[step.weight].detach().cpu().transpose(0, 1 - step.transposed)
+                    shares = seen[removed] / seen[carrier]
+                    change = torch.zeros(weight.shape, dtype=torch.float64)
+                    change[carrier] = torch.tensordot(shares, weight[removed].double(), 1)
                     added[step.weight] = change.transpose(0, 1 - step.transposed)
             elif step.kind in LAYERS and not step.bordered:
                 reads = step.inputs[0]

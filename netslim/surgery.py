@@ -173,12 +173,12 @@ def plan_removal(
         stays[graph.norm_classes(name)] = False
     carriers = torch.zeros_like(stays)
     folding = Folding(graph, model)
+    constants = constants_of(graph, tensors, masked)
     while True:
-        constants = constants_of(graph, tensors, masked)
         gone = _gone(graph, constants, stays | carriers, folding)
         left = {n: m & (gone | carriers)[graph.norm_classes(n)] for n, m in masked.items()}
         if any(not torch.equal(left[name], masked[name]) for name in masked):
-            masked = left
+            masked, constants = left, constants_of(graph, tensors, left)
         elif folding.more_carriers(gone, constants, carriers):
             continue
         elif empty := [c for c in _written(graph) if gone[c].all()]:
