@@ -42,7 +42,7 @@ def test_a_folder_of_a_part_of_a_public_data_set_is_used_and_said_to_be_one(
             save(tmp_path / "cifar" / part / name / "0.png", (0, 0, 0))
     loaded = load_dataset("cifar10", tmp_path / "cifar")
     assert (loaded.name, len(loaded.train), len(loaded.test)) == ("cifar10", 10, 10)
-    assert "has 10 training and 10 test pictures" in capsys.readouterr().err
+    assert "has 10 training and 10 test images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("place", [None, "nowhere", "file", "."])
@@ -211,17 +211,6 @@ def test_a_failed_download_is_told_in_one_line(
     with pytest.raises(InputError) as error:
         load_dataset("cifar10")
     one_line(error, "cifar10", "no route", "data.cifar10", "--data DIR")
-
-
-def test_a_failed_download_leaves_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(root: Path, **kwargs: object) -> None:
-        root.mkdir()
-        raise urllib.error.URLError("no route")
-
-    monkeypatch.setattr(datasets, "CIFAR10", download)
-    with pytest.raises(InputError):
-        load_dataset("cifar10")
-    assert not list(Path().iterdir())
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "SVHN"])

@@ -21,7 +21,7 @@ from own_pictures import epoch_of, one_line, save
 from utils import console
 from utils.atomic import file_lock
 from utils.console import InputError
-from utils.data import folder
+from utils.data import image_folder
 from utils.data.batches import Batches
 from utils.data.datasets import IMAGENET_NORM, Dataset, load_dataset
 from utils.data.streaming import StreamedBatches, batches_of
@@ -279,7 +279,7 @@ def test_a_broken_picture_is_named_in_one_line_when_it_is_read(own: Path, worker
     stream = batches_of(loaded(own), "train", 1, CPU, workers=workers)
     with pytest.raises(InputError) as error:
         epoch_of(stream, 0)
-    one_line(error, "train/dog/1.bmp", "not a readable picture")
+    one_line(error, "train/dog/1.bmp", "not a readable image")
     with pytest.raises(InputError) as error:
         list(stream.iter_eval())
     one_line(error, "train/dog/1.bmp")
@@ -288,10 +288,10 @@ def test_a_broken_picture_is_named_in_one_line_when_it_is_read(own: Path, worker
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no test": ({"name": "folder"}, "test is missing"),
     "no val": ({"name": "imagenet"}, "val is missing"),
-    "not files": ({"name": "cifar10", "place": Path("empty")}, "--stream is for picture files"),
+    "not files": ({"name": "cifar10", "place": Path("empty")}, "--stream needs image files"),
     "nowhere": ({"name": "imagenet", "place": None}, "needs DIR/{train,val}/<class>/*"),
     "neither": ({"name": "imagenet", "place": Path("empty")}, "has neither"),
-    "drawn": ({"name": "shapes", "place": None}, "--stream is for picture files"),
+    "drawn": ({"name": "shapes", "place": None}, "--stream needs image files"),
     "drawn, large": ({"name": "shapes", "place": None, "stream": False}, "give --size 32"),
 }
 
@@ -322,14 +322,14 @@ def test_more_than_the_memory_is_told_of_stream(
     own: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[Path]
 ) -> None:
     needed = 6 * 24 * 24 * 3
-    assert 1e8 < folder._memory() < 1e15
-    monkeypatch.setattr(folder, "_memory", lambda: needed - 1)
+    assert 1e8 < image_folder._memory() < 1e15
+    monkeypatch.setattr(image_folder, "_memory", lambda: needed - 1)
     with pytest.raises(InputError) as error:
         loaded(own, stream=False)
-    one_line(error, "6 pictures at 24×24", "--stream")
+    one_line(error, "6 images of 24×24", "--stream")
     assert not decoded
     assert len(loaded(own).train) == 4
-    monkeypatch.setattr(folder, "_memory", lambda: needed)
+    monkeypatch.setattr(image_folder, "_memory", lambda: needed)
     assert len(loaded(own, stream=False).train) == 4
 
 
@@ -349,18 +349,19 @@ def test_a_worker_that_is_killed_ends_the_command_in_one_line(
         time.sleep(10)
 
     assert console.run(read) == 1
-    assert "reads pictures is gone" in error_line(capsys.readouterr().err)
+    assert "a process that reads" in error_line(capsys.readouterr().err)
 
 
 def test_an_interrupt_from_the_terminal_is_left_to_the_training(varied: Path) -> None:
     data = loaded(varied)
     stream = StreamedBatches(data, "train", 1, CPU, 0, 2, _all)
     order = stream.epoch_indices(0)
-    stream.get_batch(order[0])
+    for step in range(2):  # both workers have started
+        stream.get_batch(order[step])
     for child in multiprocessing.active_children():
         os.kill(child.pid, signal.SIGINT)
     others = epoch_of(StreamedBatches(data, "train", 1, CPU, 0, 0, _all), 0)
-    assert_equal(map(stream.get_batch, order[1:]), others[1:])
+    assert_equal(map(stream.get_batch, order[2:]), others[2:])
 
 
 def test_workers_end_with_what_they_are_for(varied: Path) -> None:
@@ -384,9 +385,9 @@ FORKS = """
 import os, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from utils.atomic import alone
+from utils.atomic import file_lock
 
-with alone(Path(sys.argv[1])):
+with file_lock(Path(sys.argv[1])):
     if os.fork() == 0:
         os.close(1)
         time.sleep(60)

@@ -1,1 +1,1 @@
-"""Pictures on the device: data sets, folders, drawn shapes, batches."""
+"""Image data sets and the batches drawn from them."""

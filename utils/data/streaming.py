@@ -1,15 +1,13 @@
-"""Batches of pictures that are read from the disk as they are needed, by processes beside."""
+"""Batches of image files that worker processes read from disk while the model trains."""
 
-import atexit
 import gc
 import os
 import signal
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
-from weakref import WeakSet
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -17,21 +15,11 @@ from torch.utils.data import DataLoader
 from utils.console import InputError, PeerLost
 from utils.data.batches import Batches
 from utils.data.datasets import Dataset
-from utils.data.image_files import ImageFiles
+from utils.data.image_folder import ImageFiles
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 WORKERS = min(4, CORES)
-TEST_BATCH_SIZE = 64  # large pictures, and every worker is two batches ahead
-
-
-_STREAMS = WeakSet["StreamedBatches"]()
-
-
-@atexit.register
-def _end_workers() -> None:
-    """In peace, before the interpreter kills them."""
-    for stream in _STREAMS:
-        stream._ahead.clear()
+STREAMED_TEST_BATCH_SIZE = 64  # small, as images may be large and every worker reads 2 batches
 
 
 def batches_of(
@@ -41,25 +29,25 @@ def batches_of(
     device: torch.device,
     seed: int = 0,
     workers: int = WORKERS,
-    share: Callable[[Tensor], Tensor] = lambda where: where,
+    local_part: Callable[[Tensor], Tensor] = lambda batch_index: batch_index,
 ) -> Batches:
-    """Batches of a part of ``data``, wherever its pictures are: see :class:`Stream`."""
+    """Return :class:`StreamedBatches` if ``part`` of ``data`` is files, else :class:`Batches`."""
     if isinstance(getattr(data, part), ImageFiles):
-        return StreamedBatches(data, part, batch_size, device, seed, workers, share)
+        return StreamedBatches(data, part, batch_size, device, seed, workers, local_part)
     return Batches(data, part, batch_size, device, seed)
 
 
-def test_batches(data: Dataset, given: Mapping[str, Any], device: torch.device) -> Batches:
-    """Those that a command tests on; what its flags did not say has its default."""
-    workers = given.get("workers", WORKERS)
-    return batches_of(data, "test", given.get("test_batch_size"), device, workers=workers)
+def test_batches(data: Dataset, config: Mapping[str, Any], device: torch.device) -> Batches:
+    """Return the evaluation batches; ``config`` may set ``test_batch_size`` and ``workers``."""
+    workers = config.get("workers", WORKERS)
+    return batches_of(data, "test", config.get("test_batch_size"), device, workers=workers)
 
 
 class StreamedBatches(Batches):
-    """:class:`Batches` of files: the same ones, however many ``workers`` read them.
+    """:class:`Batches` of image files, the same ones for any number of ``workers``.
 
-    What is random is drawn beforehand, by :meth:`order`. Of a training batch only the ``share``
-    that this process takes is read ahead. Raises InputError where a picture cannot be read.
+    Of a training batch only the ``local_part`` of this process is read ahead. Raises InputError if
+    an image cannot be read, PeerLost if a worker was killed.
     """
 
     def __init__(
@@ -70,102 +58,80 @@ class StreamedBatches(Batches):
         device: torch.device,
         seed: int,
         workers: int,
-        share: Callable[[Tensor], Tensor],
+        local_part: Callable[[Tensor], Tensor],
     ) -> None:
-        import torchvision.transforms  # noqa: F401  # slow: before the workers are forked
+        import torchvision.transforms  # noqa: F401  # slow import: once here, not in each worker
 
-        super().__init__(data, part, batch_size or TEST_BATCH_SIZE, device, seed)
-        self.share = share
-        self._due = deque[Tensor]()  # what is left of the order
-        self._told: list[np.ndarray] = []  # what the workers read
-        self._ahead: list[Iterator[Tensor]] = []  # what they have read: while they do, one
-        _STREAMS.add(self)
-        self._loader: DataLoader[Tensor] = DataLoader(
-            self._reader,  # type: ignore[arg-type]
-            batch_size=None,  # an index is a batch
-            sampler=self._told,
-            num_workers=workers,
-            pin_memory=device.type == "cuda",
-            worker_init_fn=_settle,
-            generator=torch.Generator(),  # torch's own is left alone
-        )
+        super().__init__(data, part, batch_size or STREAMED_TEST_BATCH_SIZE, device, seed)
+        self.workers, self.local_part = workers, local_part
+        self._scheduled = deque[Tensor]()  # batch indices of the epoch that are not yet delivered
+        self._prefetcher: list[Iterator[Tensor | InputError]] = []  # one while workers run
+        weakref.finalize(self, self._prefetcher.clear)  # also ends the workers at interpreter exit
 
-    def _take(self, pictures: Any) -> None:
-        self._reader = _Reader(pictures)
+    def _set_images(self, images: Any) -> None:
+        self.files, self.index_device = images, torch.device("cpu")
 
-    def _crops(self, count: int, generator: torch.Generator) -> Tensor:
-        if not self._reader.listing.as_imagenet:
-            return super()._crops(count, generator)
-        return torch.randint(2**32, (1, count), generator=generator)  # see Listing.picture
+    def _draw_crops(self, count: int, generator: torch.Generator) -> Tensor:
+        if not self.files.imagenet:
+            return super()._draw_crops(count, generator)
+        return torch.randint(2**32, (1, count), generator=generator)  # seeds for ImageFiles.image
 
     def epoch_indices(self, epoch: int, steps: int | None = None) -> tuple[Tensor, ...]:
-        """As that of :class:`Batches`, but on the CPU: it is what is then read ahead."""
-        order = self._drawn(epoch, steps).split(self.batch_size, dim=1)
-        self._due = deque(map(self.share, order))
-        self._ahead.clear()
-        return order
+        """Return the batch indices of an epoch, on the CPU, and schedule them to be read ahead.
 
-    def _gather(self, where: Tensor) -> Tensor:
-        if not self._due or not torch.equal(where, self._due[0]):
-            return self._received(self._reader[where.numpy()])
-        if not self._ahead:
-            self._read(self._due)
+        With ImageNet's crops, a batch index is int64 [2, n]: image index, seed of the crop.
+        """
+        indices = super().epoch_indices(epoch, steps)
+        self._prefetcher.clear()
+        self._scheduled = deque(map(self.local_part, indices))
+        return indices
+
+    def _gather(self, batch_index: Tensor) -> Tensor:
+        if not self._scheduled or not torch.equal(batch_index, self._scheduled[0]):
+            return self._to_device(self.files[batch_index.numpy()])
+        if not self._prefetcher:
+            self._prefetch(self._scheduled)
         images = self._next()
-        self._due.popleft()
-        if not self._due:
-            self._ahead.clear()
+        self._scheduled.popleft()
+        if not self._scheduled:
+            self._prefetcher.clear()
         return images
 
-    def _as_they_are(self, chosen: Sequence[Tensor]) -> Iterator[Tensor]:
-        """As that of :class:`Batches`."""
-        self._read([where[None] for where in chosen])
-        for _ in chosen:
-            yield self._normalised(self._next())
-        self._ahead.clear()
+    def _iter_images(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
+        self._prefetch(image_index[None] for image_index in indices)
+        for _ in indices:
+            yield self._normalise(self._next())
+        self._prefetcher.clear()
 
-    def _read(self, order: Iterable[Tensor]) -> None:
-        """Have the pictures of these batches read ahead, and no others."""
-        self._ahead.clear()
-        self._told[:] = [where.cpu().numpy() for where in order]
-        # A terminal sends SIGINT to all its processes: it is the training's from the fork on.
-        training = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            self._ahead.append(iter(self._loader))
-        finally:
-            signal.signal(signal.SIGINT, training)
+    def _prefetch(self, batch_indices: Iterable[Tensor]) -> None:
+        """Start workers that read these batches and no others."""
+        self._prefetcher.clear()
+        loader: DataLoader[Tensor] = DataLoader(
+            self.files,  # type: ignore[arg-type]
+            batch_size=None,  # every index of the sampler is a batch
+            sampler=[batch_index.cpu().numpy() for batch_index in batch_indices],
+            num_workers=self.workers,
+            pin_memory=self.labels.device.type == "cuda",
+            worker_init_fn=_init_worker,
+            generator=torch.Generator(),  # draw nothing from torch's global generator
+        )
+        self._prefetcher.append(iter(loader))
 
     def _next(self) -> Tensor:
         try:
-            batch = next(self._ahead[0])
-        except (OSError, EOFError) as error:  # a worker took along what it had read
-            raise PeerLost(f"a process that reads pictures is gone ({error!r})") from None
-        return self._received(batch)
+            images = next(self._prefetcher[0])
+        except (OSError, EOFError) as error:  # the shared memory of a killed worker
+            raise PeerLost(f"a process that reads images was killed ({error!r})") from None
+        return self._to_device(images)
 
-    def _received(self, batch: Tensor | InputError) -> Tensor:
-        if isinstance(batch, InputError):
-            raise batch
-        return batch.to(self.labels.device, non_blocking=True)
-
-
-class _Reader:
-    """What a worker does: see :meth:`Listing.picture`."""
-
-    def __init__(self, listing: ImageFiles) -> None:
-        self.listing = listing
-
-    def __getitem__(self, where: np.ndarray) -> Tensor | InputError:
-        """The pictures of a batch, uint8 [n, size, size, 3]; ``where`` is what an order says."""
-        rows = where[:2] if self.listing.as_imagenet else where[:1]
-        try:
-            pictures = [self.listing.image(*each) for each in rows.T.tolist()]
-        except InputError as error:  # raised here, it would bring a traceback's many lines along
-            return error
-        return torch.from_numpy(np.stack(pictures))
+    def _to_device(self, images: Tensor | InputError) -> Tensor:
+        if isinstance(images, InputError):
+            raise images
+        return images.to(self.labels.device, non_blocking=True)
 
 
-def _settle(worker: int) -> None:
-    """As a process beside a training, which may have been forked from it."""
-    gc.freeze()  # to look for garbage in what both share would copy it
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # also where it was not forked: see Stream._read
-    # Else the handler would be the training's.
+def _init_worker(worker: int) -> None:
+    """Free a worker of the signal handlers and the garbage collection of the training process."""
+    gc.freeze()  # a collection would write to, and so copy, the memory shared with the parent
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the parent acts
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

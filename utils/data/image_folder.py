@@ -1,0 +1,269 @@
+"""Directories of images, ``DIR/<part>/<class>/*``: find, read and decode them."""
+
+import hashlib
+import math
+import os
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from utils.atomic import atomic_write
+from utils.console import InputError, note
+
+# The only formats read, whatever a file is called: for some others Pillow starts programs.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+SUFFIXES = tuple(k for k, v in sorted(Image.registered_extensions().items()) if v in FORMATS)
+BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+CACHE_VERSION = 2  # raise it when a file is decoded to other pixels than before
+MAX_ASPECT_RATIO = 100
+RESIZE_RATIO = 8 / 7  # ImageNet evaluation: shorter side to crop, 256 to 224 pixels
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Image files of one part of a data set, read on access.
+
+    ``names`` is one array, bytes [n]: a million Python strings would take over 100 MB, and every
+    worker process that uses them would copy them.
+    """
+
+    part: Path  # contains <class>/<name>
+    classes: tuple[str, ...]
+    names: np.ndarray
+    labels: Tensor  # int64 [n]
+    size: int  # side in pixels of the images that are returned
+    imagenet: bool  # resize and crop as usual for ImageNet
+    flip: bool  # mirror random crops with probability 0.5
+    crc: int  # CRC-32 of the sorted paths and the file sizes
+    fingerprint: str  # SHA-256 of paths, file sizes and modification times
+
+    @classmethod
+    def scan(cls, part: Path, size: int, imagenet: bool, flip: bool) -> "ImageFiles":
+        """Find the images in ``part``. Raises InputError if there are none."""
+        classes, names, counts, crc, digest = [], [], [], 0, hashlib.sha256()
+        for name, files in _list_classes(part):
+            stats = [os.lstat(os.path.join(part, name, file)) for file in files]
+            lines = [f"{name}/{f}\0{s.st_size}\n" for f, s in zip(files, stats, strict=True)]
+            encoded = os.fsencode("".join(lines))
+            crc = zlib.crc32(encoded, crc)
+            digest.update(encoded + str([stat.st_mtime_ns for stat in stats]).encode())
+            classes.append(name)
+            names.append(np.array([os.fsencode(file) for file in files]))
+            counts.append(len(files))
+        labels = torch.arange(len(classes)).repeat_interleave(torch.tensor(counts))
+        fingerprint, all_names = digest.hexdigest(), np.concatenate(names)
+        return cls(part, tuple(classes), all_names, labels, size, imagenet, flip, crc, fingerprint)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def checksum(self, start: int = 0) -> int:
+        """Return the CRC-32 of paths and file sizes, continuing from the checksum ``start``."""
+        return zlib.crc32(self.crc.to_bytes(4), start)
+
+    def take(self, chosen: Tensor) -> "ImageFiles":
+        """Return the images of the indices ``chosen``, int64 [n]."""
+        crc = zlib.crc32(chosen.numpy().data, self.crc)
+        names, labels = self.names[chosen.numpy()], self.labels[chosen]
+        return replace(self, names=names, labels=labels, crc=crc)
+
+    def path(self, index: int) -> Path:
+        return self.part / self.classes[int(self.labels[index])] / os.fsdecode(self.names[index])
+
+    def image(self, index: int, crop_seed: int | None = None) -> np.ndarray:
+        """Read an image, uint8 [size, size, 3]: its centre, or a random crop for ``crop_seed``.
+
+        Raises InputError if the file cannot be read.
+        """
+        rgb = read_image(self.path(index))
+        if crop_seed is not None:
+            return _random_resized_crop(rgb, self.size, crop_seed, self.flip)
+        shorter_side = round(RESIZE_RATIO * self.size) if self.imagenet else self.size
+        return resize_center_crop(rgb, shorter_side, self.size)
+
+    def __getitem__(self, batch_index: np.ndarray) -> Tensor | InputError:
+        """Read the images of a batch index, uint8 [n, size, size, 3].
+
+        An InputError is returned: raised in a worker, it would get a traceback in its message.
+        """
+        rows = batch_index[:2] if self.imagenet else batch_index[:1]
+        try:
+            return torch.from_numpy(np.stack([self.image(*column) for column in rows.T.tolist()]))
+        except InputError as error:
+            return error
+
+
+def scan_folder(
+    folder: Path, parts: Sequence[str], size: int, imagenet: bool, flip: bool
+) -> tuple[ImageFiles, ImageFiles]:
+    """Find the training and the test images, which ``parts`` of ``folder`` contain.
+
+    Raises InputError if images are missing or the two parts have different classes.
+    """
+    train, test = (ImageFiles.scan(folder / part, size, imagenet, flip) for part in parts)
+    if different := sorted({*train.classes} ^ {*test.classes}):
+        raise InputError(
+            f"only one of {train.part} and {test.part} has the classes {', '.join(different[:5])}:"
+            " both need the same ones"
+        )
+    return train, test
+
+
+def _list_classes(part: Path) -> Iterator[tuple[str, list[str]]]:
+    """Iterate over the classes in ``part`` and their image file names, both sorted.
+
+    Links and hidden files are skipped. Raises InputError if there are no classes or no images.
+    """
+    if part.is_symlink():
+        raise InputError(f"{part} is a link, and links are not followed: use the directory itself")
+    if not part.is_dir():
+        raise InputError(f"{part} is missing: it must contain one directory of images per class")
+    classes, ignored = _split_entries(part, lambda entry: entry.is_dir(follow_symlinks=False))
+    if not classes:
+        raise InputError(f"{part} is empty: it must contain one directory of images per class")
+    for name in classes:
+        images, others = _split_entries(part / name, _is_image)
+        ignored += [f"{name}/{other}" for other in others]
+        if not images:
+            raise InputError(f"{part / name} contains no images ({' '.join(SUFFIXES)})")
+        yield name, images
+    if ignored:
+        names = ", ".join(ignored[:5]) + (", ..." if len(ignored) > 5 else "")
+        note(f"note: {len(ignored)} entries of {part} are ignored, as they are no images: {names}")
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    return entry.is_file(follow_symlinks=False) and entry.name.lower().endswith(SUFFIXES)
+
+
+def _split_entries(
+    folder: Path, accept: Callable[[os.DirEntry[str]], bool]
+) -> tuple[list[str], list[str]]:
+    """Return the sorted names in ``folder`` that ``accept`` is true for, and the other ones."""
+    with os.scandir(folder) as entries:
+        visible = [(e.name, accept(e)) for e in entries if not e.name.startswith(".")]
+    accepted, others = (sorted(n for n, ok in visible if ok is wanted) for wanted in (True, False))
+    return accepted, others
+
+
+def decode(folder: Path, parts: Sequence[ImageFiles]) -> list[np.ndarray]:
+    """Decode every part to uint8 [n, size, size, 3], once: the result is cached.
+
+    The cache is in ``folder``, or in the user's cache directory if ``folder`` is read-only.
+    Raises InputError if an image cannot be read or there is too little memory.
+    """
+    size, count = parts[0].size, sum(map(len, parts))
+    shape = (count, size, size, 3)
+    needed, memory = math.prod(shape), _memory()
+    if needed > memory:
+        raise InputError(
+            f"{count:,} images of {size}×{size} pixels need {needed / 1e9:.1f} GB of memory, and"
+            f" there are {memory / 1e9:.1f} GB: use --stream to read them when they are needed"
+        )
+    fingerprint = " ".join([str(CACHE_VERSION), *(part.fingerprint for part in parts)])
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder_id = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    caches = (
+        folder / f"pictures-{size}x{size}.npz",
+        user_cache / "proximal-network-slimming" / f"{folder_id}-{size}.npz",
+    )
+    cached = (_read_cache(cache, fingerprint, shape) for cache in caches)
+    images = next((x for x in cached if x is not None), None)
+    if images is None:
+        images, resized = np.empty(shape, np.uint8), 0
+        note(f"decoding {count} images (once: they are cached)")
+        paths = (part.path(i) for part in parts for i in range(len(part)))
+        # disable=None: show the progress bar only on a terminal
+        bar = tqdm(paths, desc="decoding images", total=count, leave=False, disable=None)
+        for i, path in enumerate(bar):
+            rgb = read_image(path)
+            resized += rgb.size != (size, size)
+            images[i] = resize_center_crop(rgb, size, size)
+        if resized:
+            note(f"note: {resized} images were resized and centre-cropped to {size}×{size}")
+        for cache in caches:
+            with suppress(OSError), atomic_write(cache) as new, new.open("wb") as file:
+                np.savez(file, images=images, fingerprint=fingerprint)
+                break
+    return np.split(images, [len(parts[0])])
+
+
+def _memory() -> float:
+    """Return the bytes of memory of this machine or its container, infinity if unknown."""
+    limits = [math.inf]
+    with suppress(AttributeError, OSError, ValueError):  # Windows
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with suppress(OSError, ValueError):  # "max" if unlimited
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits)
+
+
+def _read_cache(cache: Path, fingerprint: str, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Return the cached images, None if the cache is missing, damaged or of other files."""
+    if not cache.is_file():
+        return None
+    try:
+        with np.load(cache, allow_pickle=False) as stored:
+            images, same_files = stored["images"], str(stored["fingerprint"]) == fingerprint
+        return images if same_files and (images.dtype, images.shape) == (np.uint8, shape) else None
+    except Exception:  # np.load raises exceptions of many types on damaged files
+        return None
+
+
+def resize_center_crop(rgb: Image.Image, shorter_side: int, size: int) -> np.ndarray:
+    """Resize to ``shorter_side`` and crop the centre, uint8 [size, size, 3]."""
+    if rgb.size != (size, size) or shorter_side != size:
+        from torchvision.transforms.functional import center_crop, resize  # slow import
+
+        rgb = center_crop(resize(rgb, shorter_side), size)
+    return np.asarray(rgb)
+
+
+def _random_resized_crop(rgb: Image.Image, size: int, seed: int, flip: bool) -> np.ndarray:
+    """Apply torchvision's random resized crop and flip, a pure function of ``seed``."""
+    from torchvision.transforms import Compose, RandomHorizontalFlip, RandomResizedCrop
+
+    augment = Compose([RandomResizedCrop(size), RandomHorizontalFlip(0.5 if flip else 0)])
+    with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global generator
+        torch.default_generator.manual_seed(seed)
+        return np.asarray(augment(rgb))
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read an image as RGB. Raises InputError if the file is no readable image."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # damaged metadata, which ImageNet has
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return _to_rgb(path)
+    except Exception as error:  # Pillow raises exceptions of many types on damaged files
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is not a readable image: {reason[:200]}") from None
+
+
+def _to_rgb(path: Path) -> Image.Image:
+    with Image.open(path, formats=FORMATS) as image:
+        if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
+            size = f"{image.width}×{image.height}"
+            raise ValueError(f"{size} pixels exceed the aspect ratio of {MAX_ASPECT_RATIO}:1")
+        tiff_tags = getattr(image, "tag_v2", {})
+        # Grey of 10 to 16 bits
+        deep = image.mode.startswith("I;16") or (image.mode == "I" and not tiff_tags)
+        if tiff_tags.get(PHOTOMETRIC) == 0 and deep:  # Pillow inverts 8 bits only
+            raise ValueError("grey values have 0 as white: save it with 0 as black")
+        signed = 2 in tiff_tags.get(SAMPLE_FORMAT, ())
+        if signed or (image.mode in ("I", "F") and not deep):
+            raise ValueError("grey values are signed, float or 32-bit: save it with 8 or 16 bits")
+        if deep:  # scaled, where Pillow would clip
+            grey = np.asarray(image) >> (tiff_tags.get(BITS, (16,))[0] - 8)
+            return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+        return image.convert("RGB")
