@@ -271,16 +271,16 @@ def _load_torchvision(name: str, folder: Path | None) -> tuple[tuple[str, ...], 
     return tuple(classes), ImageSet.from_arrays(images, labels), ImageSet.from_arrays(*arrays[-1])
 
 
-def _check_counts(name: str, folder: Path, train: int, test: int, classes: int) -> None:
-    """Compare the numbers of images and classes in ``folder`` with those of data set ``name``."""
-    all_train, all_test, all_classes = PUBLIC_COUNTS[name]
-    if classes != all_classes:
+def _check_counts(name: str, folder: Path, *counts: int) -> None:
+    """Compare ``counts`` (training images, test images, classes) with PUBLIC_COUNTS."""
+    expected = PUBLIC_COUNTS[name]
+    if counts[2] != expected[2]:
         raise InputError(
-            f"{folder}/train has {classes} classes, and {name} has {all_classes}:"
+            f"{folder}/train has {counts[2]} classes, and {name} has {expected[2]}:"
             " finish unpacking it, or use --dataset folder for your own classes"
         )
-    if (train, test) != (all_train, all_test):
-        note(
-            f"note: {folder} has {train} training and {test} test images;"
-            f" all of {name} has {all_train} and {all_test}"
+    if counts != expected:
+        found, all_ = (
+            f"{train} training and {test} test images" for train, test, _ in (counts, expected)
         )
+        note(f"note: {folder} has {found}; all of {name} has {all_}")

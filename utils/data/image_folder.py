@@ -5,7 +5,7 @@ import math
 import os
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,6 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = tuple(k for k, v in sorted(Image.registered_extensions().items()) if v in FORMATS)
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 CACHE_VERSION = 2  # raise it when a file is decoded to other pixels than before
-MAX_ASPECT_RATIO = 100
 RESIZE_RATIO = 8 / 7  # ImageNet evaluation: shorter side to crop, 256 to 224 pixels
 
 
@@ -32,36 +31,55 @@ RESIZE_RATIO = 8 / 7  # ImageNet evaluation: shorter side to crop, 256 to 224 pi
 class ImageFiles:
     """Image files of one part of a data set, read on access.
 
-    ``names`` is one array, bytes [n]: a million Python strings would take over 100 MB, and every
-    worker process that uses them would copy them.
+    ``names`` is one array: a million Python strings would take over 100 MB, and every worker
+    process that uses them would copy them.
     """
 
-    part: Path  # contains <class>/<name>
+    part: Path
     classes: tuple[str, ...]
-    names: np.ndarray
+    names: np.ndarray  # bytes [n]: <class>/<file>
     labels: Tensor  # int64 [n]
     size: int  # side in pixels of the images that are returned
     imagenet: bool  # resize and crop as usual for ImageNet
     flip: bool  # mirror random crops with probability 0.5
-    crc: int  # CRC-32 of the sorted paths and the file sizes
-    fingerprint: str  # SHA-256 of paths, file sizes and modification times
+    crc: int  # CRC-32 of the sorted names and the file sizes
+    fingerprint: str  # SHA-256 of names, file sizes and modification times
 
     @classmethod
     def scan(cls, part: Path, size: int, imagenet: bool, flip: bool) -> "ImageFiles":
-        """Find the images in ``part``. Raises InputError if there are none."""
-        classes, names, counts, crc, digest = [], [], [], 0, hashlib.sha256()
-        for name, files in _list_classes(part):
-            stats = [os.lstat(os.path.join(part, name, file)) for file in files]
-            lines = [f"{name}/{f}\0{s.st_size}\n" for f, s in zip(files, stats, strict=True)]
-            encoded = os.fsencode("".join(lines))
-            crc = zlib.crc32(encoded, crc)
-            digest.update(encoded + str([stat.st_mtime_ns for stat in stats]).encode())
-            classes.append(name)
-            names.append(np.array([os.fsencode(file) for file in files]))
+        """Find the images ``part/<class>/*``; links and hidden files are skipped.
+
+        Raises InputError if there are no classes or a class has no images.
+        """
+        is_link, is_folder = part.is_symlink(), part.is_dir()
+        classes, ignored = _scan(part, _is_class) if is_folder and not is_link else ([], [])
+        if not classes:
+            problem = "a link (not followed)" if is_link else "empty" if is_folder else "missing"
+            raise InputError(
+                f"{part} is {problem}: it must contain a directory of images per class"
+            )
+        names, counts, crc, digest = [], [], 0, hashlib.sha256()
+        for folder in classes:
+            files, others = _scan(folder, _is_image)
+            if not files:
+                raise InputError(f"{folder.path} contains no images ({' '.join(SUFFIXES)})")
+            ignored += [f"{folder.name}/{other}" for other in others]
+            stats = [file.stat(follow_symlinks=False) for file in files]
+            paths = [os.fsencode(f"{folder.name}/{file.name}") for file in files]
+            lines = (b"%s\0%d\n" % (p, s.st_size) for p, s in zip(paths, stats, strict=True))
+            crc = zlib.crc32(content := b"".join(lines), crc)
+            digest.update(content + str([stat.st_mtime_ns for stat in stats]).encode())
+            names.append(np.array(paths))
             counts.append(len(files))
+        if ignored:
+            some = ", ".join(ignored[:5]) + (", ..." if len(ignored) > 5 else "")
+            note(
+                f"note: {len(ignored)} entries of {part} are ignored, as they are no images: {some}"
+            )
         labels = torch.arange(len(classes)).repeat_interleave(torch.tensor(counts))
-        fingerprint, all_names = digest.hexdigest(), np.concatenate(names)
-        return cls(part, tuple(classes), all_names, labels, size, imagenet, flip, crc, fingerprint)
+        class_names = tuple(folder.name for folder in classes)
+        files_info = np.concatenate(names), labels, size, imagenet, flip, crc, digest.hexdigest()
+        return cls(part, class_names, *files_info)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -77,7 +95,7 @@ class ImageFiles:
         return replace(self, names=names, labels=labels, crc=crc)
 
     def path(self, index: int) -> Path:
-        return self.part / self.classes[int(self.labels[index])] / os.fsdecode(self.names[index])
+        return self.part / os.fsdecode(self.names[index])
 
     def image(self, index: int, crop_seed: int | None = None) -> np.ndarray:
         """Read an image, uint8 [size, size, 3]: its centre, or a random crop for ``crop_seed``.
@@ -118,41 +136,22 @@ def scan_folder(
     return train, test
 
 
-def _list_classes(part: Path) -> Iterator[tuple[str, list[str]]]:
-    """Iterate over the classes in ``part`` and their image file names, both sorted.
+def _scan(
+    folder: str | os.PathLike[str], accept: Callable[[os.DirEntry[str]], bool]
+) -> tuple[list[os.DirEntry[str]], list[str]]:
+    """Return the accepted entries of ``folder`` and the names of the others, sorted by name."""
+    with os.scandir(folder) as entries:
+        visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+    accepted = [entry for entry in visible if accept(entry)]
+    return accepted, [entry.name for entry in visible if not accept(entry)]
 
-    Links and hidden files are skipped. Raises InputError if there are no classes or no images.
-    """
-    if part.is_symlink():
-        raise InputError(f"{part} is a link, and links are not followed: use the directory itself")
-    if not part.is_dir():
-        raise InputError(f"{part} is missing: it must contain one directory of images per class")
-    classes, ignored = _split_entries(part, lambda entry: entry.is_dir(follow_symlinks=False))
-    if not classes:
-        raise InputError(f"{part} is empty: it must contain one directory of images per class")
-    for name in classes:
-        images, others = _split_entries(part / name, _is_image)
-        ignored += [f"{name}/{other}" for other in others]
-        if not images:
-            raise InputError(f"{part / name} contains no images ({' '.join(SUFFIXES)})")
-        yield name, images
-    if ignored:
-        names = ", ".join(ignored[:5]) + (", ..." if len(ignored) > 5 else "")
-        note(f"note: {len(ignored)} entries of {part} are ignored, as they are no images: {names}")
+
+def _is_class(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir(follow_symlinks=False)
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
     return entry.is_file(follow_symlinks=False) and entry.name.lower().endswith(SUFFIXES)
-
-
-def _split_entries(
-    folder: Path, accept: Callable[[os.DirEntry[str]], bool]
-) -> tuple[list[str], list[str]]:
-    """Return the sorted names in ``folder`` that ``accept`` is true for, and the other ones."""
-    with os.scandir(folder) as entries:
-        visible = [(e.name, accept(e)) for e in entries if not e.name.startswith(".")]
-    accepted, others = (sorted(n for n, ok in visible if ok is wanted) for wanted in (True, False))
-    return accepted, others
 
 
 def decode(folder: Path, parts: Sequence[ImageFiles]) -> list[np.ndarray]:
@@ -252,9 +251,8 @@ def read_image(path: Path) -> Image.Image:
 
 def _to_rgb(path: Path) -> Image.Image:
     with Image.open(path, formats=FORMATS) as image:
-        if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
-            size = f"{image.width}×{image.height}"
-            raise ValueError(f"{size} pixels exceed the aspect ratio of {MAX_ASPECT_RATIO}:1")
+        if max(image.size) > 100 * min(image.size):  # resizing it would take too much memory
+            raise ValueError(f"{image.width}×{image.height} exceeds an aspect ratio of 100")
         tiff_tags = getattr(image, "tag_v2", {})
         # Grey of 10 to 16 bits
         deep = image.mode.startswith("I;16") or (image.mode == "I" and not tiff_tags)

@@ -1,0 +1,389 @@
+"""Image folders are decoded exactly and cached, or refused in one line."""
+
+import os
+import pickle
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import ExifTags, Image
+from torchvision.datasets.folder import default_loader
+
+from own_pictures import noise, one_line, same, save
+from utils.console import InputError
+from utils.data import image_folder
+from utils.data.datasets import load_dataset
+from utils.data.image_folder import read_image
+from workshop import Payload
+
+pytestmark = pytest.mark.usefixtures("user_cache")
+
+
+def test_classes_and_images_are_sorted_by_name(tmp_path: Path) -> None:
+    colours = {
+        "train/b/2.PNG": (1, 0, 0),
+        "train/b/10.png": (2, 0, 0),
+        "train/a/z.bmp": (3, 0, 0),
+        "train/C/z.ppm": (4, 0, 0),
+        "test/a/z.png": (5, 0, 0),
+        "test/b/z.png": (6, 0, 0),
+        "test/C/z.png": (7, 0, 0),
+    }
+    for place, colour in colours.items():
+        save(tmp_path / place, colour)
+    data = load_dataset("folder", tmp_path)
+    assert data.classes == ("C", "a", "b")
+    assert data.train.images.dtype == torch.uint8
+    assert data.train.images[:, 0, 0, 0].tolist() == [4, 3, 2, 1]
+    assert data.train.labels.tolist() == [0, 1, 2, 2]
+    assert data.test.images[:, 31, 31, 0].tolist() == [7, 5, 6]
+    assert data.test.labels.tolist() == [0, 1, 2]
+
+
+def test_a_file_name_need_not_be_utf8(own: Path) -> None:
+    content = (own / "train/cat/0.bmp").read_bytes()
+    (own / os.fsdecode(b"train/cat/\xff.bmp")).write_bytes(content)
+    assert len(load_dataset("folder", own).train) == 5
+
+
+# Pixel formats
+
+
+def palette_image() -> Image.Image:
+    image = Image.fromarray(PALETTE_INDEX, "P")
+    image.putpalette(PALETTE.ravel().tolist())
+    return image
+
+
+GREY = noise(32, 32)
+PALETTE = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (9, 8, 7)], np.uint8)
+PALETTE_INDEX = np.arange(1024, dtype=np.uint8).reshape(32, 32) % 4
+MODES = {
+    "grey": (Image.fromarray(GREY), np.stack([GREY] * 3, 2)),
+    "grey and alpha": (Image.fromarray(noise(32, 32, 2), "LA"), noise(32, 32, 2)[..., [0, 0, 0]]),
+    "black and white": (Image.new("1", (32, 32), 1), np.full((32, 32, 3), 255)),
+    "alpha": (Image.fromarray(noise(32, 32, 4)), noise(32, 32, 4)[..., :3]),
+    "palette": (palette_image(), PALETTE[PALETTE_INDEX]),
+    "16-bit grey": (Image.fromarray(GREY.astype(np.uint16) * 257), np.stack([GREY] * 3, 2)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:'mode' parameter:DeprecationWarning")
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    image, expected = MODES[mode]
+    assert np.array_equal(read_image(save(tmp_path / "0.png", image)), expected)
+
+
+RAMP = np.linspace(0, 65535, 1024).reshape(32, 32).astype(np.uint16)
+
+
+def pgm(bits: int, plain: bool = False) -> bytes:
+    values = RAMP >> 16 - bits
+    if plain:
+        return b"P2 32 32 %d\n%s" % (2**bits - 1, " ".join(map(str, values.ravel())).encode())
+    return b"P5 32 32 %d\n%s" % (2**bits - 1, values.astype(">u2").tobytes())
+
+
+def tiff(values: np.ndarray, bits: int, photometric: int = 1, sample_format: int = 1) -> bytes:
+    """Return a TIFF of one channel in the byte order of ``values``; 12 bits are packed."""
+    order = ">" if values.dtype.byteorder == ">" else "<"
+    data = values.tobytes()
+    if bits == 12:
+        data = int("".join(f"{x:012b}" for x in values.ravel()), 2).to_bytes(len(data) * 3 // 4)
+    tags = {256: 32, 257: 32, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 32}
+    tags |= {279: len(data), 339: sample_format}
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, x) for tag, x in tags.items())
+    head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", 8 + len(data))
+    return head + data + struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
+
+
+DEEP = {
+    "10-bit PGM": pgm(10),
+    "16-bit PGM": pgm(16),
+    "10-bit plain PGM": pgm(10, plain=True),
+    "8-bit TIFF, 0 as white": tiff((255 - (RAMP >> 8)).astype(np.uint8), 8, 0),
+    "12-bit TIFF": tiff(RAMP >> 4, 12),
+    "16-bit TIFF": tiff(RAMP, 16),
+    "16-bit TIFF, big-endian": tiff(RAMP.astype(">u2"), 16),
+    "16-bit PPM": b"P6 32 32 65535\n" + np.stack([RAMP] * 3, 2).astype(">u2").tobytes(),
+}
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_deep_images_are_scaled_by_the_maximum_of_their_format(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(DEEP[kind])
+    grey = np.asarray(read_image(tmp_path / "0.png")).astype(int)[..., 0]
+    assert np.abs(grey - (RAMP >> 8)).max() <= 1
+    assert (grey.min(), grey.max()) == (0, 255)
+
+
+WIDER = RAMP.astype(np.int32)
+REFUSED_FORMATS = {
+    "32-bit TIFF": tiff(WIDER.astype(np.uint32) << 16, 32),
+    "32-bit TIFF, signed": tiff(WIDER, 32, sample_format=2),
+    "16-bit TIFF, signed": tiff((WIDER - 2**15).astype(np.int16), 16, sample_format=2),
+    "8-bit TIFF, signed": tiff((WIDER // 256 - 128).astype(np.int8), 8, sample_format=2),
+    "16-bit TIFF, 0 as white": tiff(RAMP, 16, 0),
+    "float TIFF": tiff((RAMP / 65535).astype(np.float32), 32, sample_format=3),
+    "PFM": b"Pf\n32 32\n-1.0\n" + (RAMP / 65535).astype(np.float32).tobytes(),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED_FORMATS)
+def test_images_of_unknown_range_are_refused(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "9.tif").write_bytes(REFUSED_FORMATS[kind])
+    with pytest.raises(InputError) as error:
+        read_image(tmp_path / "9.tif")
+    one_line(error, tmp_path / "9.tif", "is not a readable image")
+
+
+def test_exif_orientation_and_transparency_are_ignored_as_in_torchvision(tmp_path: Path) -> None:
+    pixels, exif = noise(32, 32, 4), Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for kind in ("png", "webp"):
+        path = tmp_path / f"0.{kind}"
+        Image.fromarray(pixels).save(path, exif=exif, lossless=True)
+        assert np.array_equal(read_image(path), default_loader(str(path)))
+    assert np.array_equal(read_image(tmp_path / "0.png"), pixels[..., :3])
+
+
+@pytest.mark.filterwarnings("error")
+def test_damaged_metadata_gives_no_warning(tmp_path: Path) -> None:
+    path, exif = tmp_path / "0.jpg", b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01"
+    Image.fromarray(noise(32, 32, 3)).save(path, exif=exif)
+    with pytest.warns(UserWarning, match="Corrupt EXIF"), Image.open(path):
+        pass
+    read_image(path)
+
+
+@pytest.mark.parametrize("size", [(96, 32), (32, 96), (48, 16), (64, 64), (7, 7)])
+def test_other_sizes_are_resized_and_centre_cropped(
+    own: Path, size: tuple[int, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The square in the centre is green, the rest of the longer side is red."""
+    load_dataset("folder", own)
+    assert "resized" not in capsys.readouterr().err
+    image, side = Image.new("RGB", size, (255, 0, 0)), min(size)
+    left, top = ((length - side) // 2 for length in size)
+    image.paste((0, 255, 0), (left, top, left + side, top + side))
+    save(own / "train/dog/1.bmp", image)
+    last = load_dataset("folder", own).train.images[-1]
+    # resizing mixes the colours at the border only
+    assert (last[4:-4, 4:-4] == torch.tensor([0, 255, 0], dtype=torch.uint8)).all()
+    assert "1 images were resized and centre-cropped to 32×32" in capsys.readouterr().err
+
+
+# The cache of decoded images
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+def test_a_folder_is_decoded_once(
+    own: Path, user_cache: Path, readonly: bool, decoded: list[Path]
+) -> None:
+    cache = own / "pictures-32x32.npz"
+    if readonly:
+        cache.mkdir()  # tests may run as root, who can write to read-only directories
+    first = load_dataset("folder", own)
+    assert sorted(decoded) == sorted(own.glob("*/*/*.bmp"))
+    decoded.clear()
+    assert same(first, load_dataset("folder", own))
+    assert not decoded
+    assert cache.is_file() != readonly
+    assert user_cache.exists() == readonly
+
+
+def test_a_folder_loads_without_any_writable_cache(own: Path, user_cache: Path) -> None:
+    (own / "pictures-32x32.npz").mkdir()
+    user_cache.write_text("not a directory")
+    assert same(load_dataset("folder", own), load_dataset("folder", own))
+
+
+def test_folders_have_their_own_file_in_the_user_cache(
+    own: Path, tmp_path: Path, decoded: list[Path]
+) -> None:
+    for part in ("train", "test"):
+        save(tmp_path / "other" / part / "cat/0.png", (9, 9, 9))
+    for folder in (own, tmp_path / "other"):
+        (folder / "pictures-32x32.npz").mkdir()
+    first = load_dataset("folder", own)
+    assert load_dataset("folder", tmp_path / "other").classes == ("cat",)
+    decoded.clear()
+    assert same(first, load_dataset("folder", own))
+    assert not decoded
+
+
+def rewrite(own: Path) -> None:
+    """Change pixels, but not the file size."""
+    before = (own / "test/dog/0.bmp").stat()
+    after = save(own / "test/dog/0.bmp", (1, 1, 1))
+    assert after.stat().st_size == before.st_size
+    os.utime(after, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000))
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "rewritten": rewrite,
+    "added": lambda own: save(own / "train/cat/2.png", (1, 1, 1)),
+    "removed": lambda own: (own / "train/cat/1.bmp").unlink(),
+    "moved": lambda own: (own / "train/cat/1.bmp").rename(own / "train/dog/1b.png"),
+    "class renamed": lambda own: [
+        (own / part / "dog").rename(own / part / "wolf") for part in ("train", "test")
+    ],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_folder_is_decoded_again(own: Path, change: str) -> None:
+    before = load_dataset("folder", own)
+    CHANGES[change](own)
+    after = load_dataset("folder", own)
+    assert before.classes != after.classes or not same(before, after)
+    (own / "pictures-32x32.npz").unlink()
+    assert same(after, load_dataset("folder", own))
+
+
+def test_a_cache_of_an_earlier_version_is_not_used(
+    own: Path, decoded: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_dataset("folder", own)
+    decoded.clear()
+    monkeypatch.setattr(image_folder, "CACHE_VERSION", image_folder.CACHE_VERSION + 1)
+    load_dataset("folder", own)
+    assert len(decoded) == 6
+
+
+def modify(cache: Path, **entries: Any) -> None:
+    with np.load(cache) as stored:
+        np.savez(cache, **{**stored, **entries})
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "empty": lambda cache: cache.write_bytes(b""),
+    "truncated": lambda cache: cache.write_bytes(cache.read_bytes()[:-100]),
+    "flipped": lambda cache: cache.write_bytes(cache.read_bytes().replace(b"\0" * 9, b"\1" * 9)),
+    "pickle": lambda cache: cache.write_bytes(pickle.dumps(Payload())),
+    "objects": lambda cache: modify(cache, images=np.array([Payload()] * 6, dtype=object)),
+    "other entries": lambda cache: np.savez(cache, a=1),
+    "fewer images": lambda cache: modify(cache, images=noise(5, 32, 32, 3)),
+    "other type": lambda cache: modify(cache, images=np.zeros((6, 32, 32, 3))),
+    "other images": lambda cache: modify(cache, images=noise(6, 32, 32, 3), fingerprint="other"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_cache_is_replaced(own: Path, damage: str, decoded: list[Path]) -> None:
+    before = load_dataset("folder", own)
+    DAMAGES[damage](own / "pictures-32x32.npz")
+    for count in (6, 0):
+        decoded.clear()
+        assert same(before, load_dataset("folder", own))
+        assert len(decoded) == count
+    assert not Path("owned").exists()
+
+
+# Refused folders
+
+
+def remove(folder: Path, inner: bool = False) -> None:
+    """Remove ``folder`` and its files; with ``inner``, only what is in it."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    if not inner:
+        folder.rmdir()
+
+
+def break_png_chunk(own: Path) -> None:
+    """Write a PNG with a valid header and a broken pixel chunk."""
+    path = save(own / "test/dog/1.png", noise(32, 32, 3))
+    content = path.read_bytes()
+    length = content.index(b"IDAT") - 4
+    path.write_bytes(content[:length] + bytes(4) + content[length + 4 :])
+
+
+def link_part(own: Path) -> None:
+    (own / "test").rename(own / "elsewhere")
+    (own / "test").symlink_to(own / "elsewhere")
+
+
+def link_images(own: Path) -> None:
+    for file in (own / "train/dog").iterdir():
+        file.symlink_to(file.rename(own / file.name))
+
+
+def write(content: bytes) -> Callable[[Path], object]:
+    return lambda own: (own / "test/dog/0.bmp").write_bytes(content)
+
+
+def blank(*size: int) -> Callable[[Path], object]:
+    return lambda own: save(own / "test/dog/1.png", Image.new("1", size))
+
+
+# Pillow would start Ghostscript for this, whatever the file is called.
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n%%EOF\n"
+BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no test": (lambda own: remove(own / "test"), "test is missing"),
+    "empty test": (lambda own: remove(own / "test", inner=True), "test is empty"),
+    "test is a link": (link_part, "test is a link"),
+    "class without test images": (lambda own: remove(own / "test/dog"), "dog"),
+    "class without training images": (lambda own: remove(own / "train/dog"), "dog"),
+    "empty class": (lambda own: remove(own / "train/dog", inner=True), "train/dog"),
+    "class of links": (link_images, "train/dog"),
+    "truncated image": (write(b"BM" + bytes(30)), "test/dog/0.bmp"),
+    "broken image": (break_png_chunk, "test/dog/1.png"),
+    "empty image": (write(b""), "test/dog/0.bmp"),
+    "no image": (write(b"<html>\n404\n</html>"), "test/dog/0.bmp"),
+    "PostScript": (write(POSTSCRIPT), "test/dog/0.bmp"),
+    "100 million pixels": (blank(10_000, 10_000), "test/dog/1.png"),
+    "100,000×1 pixels": (blank(100_000, 1), "100000×1"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FOLDERS)
+def test_a_bad_folder_is_refused_in_one_line(own: Path, case: str) -> None:
+    spoil, message = BAD_FOLDERS[case]
+    spoil(own)
+    with pytest.raises(InputError) as error:
+        load_dataset("folder", own)
+    one_line(error, own, message)
+    assert not list(own.glob("*.npz"))
+
+
+def test_other_files_and_links_are_ignored_and_noted_but_hidden_files_are_not(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = load_dataset("folder", own)
+    for name in (".DS_Store", ".cache/0.png", "cat/._0.png", "cat/.hidden/0.png"):
+        path = own / "train" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"no image")
+    assert same(before, load_dataset("folder", own))
+    assert "ignored" not in capsys.readouterr().err
+    for name in ("readme.md", "cat/0.heic"):
+        (own / "train" / name).touch()
+    (own / "train/cat/more").mkdir()
+    (own / "train/cat/link.png").symlink_to(own / "train/cat/0.bmp")
+    (own / "train/linked").symlink_to(own / "train/cat")
+    assert same(before, load_dataset("folder", own))
+    err = capsys.readouterr().err
+    assert "5 entries" in err
+    names = ("readme.md", "cat/0.heic", "cat/more", "cat/link.png", "linked")
+    assert all(name in err for name in names)
+
+
+def test_more_images_than_memory_are_refused_with_a_hint_at_stream(
+    own: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[Path]
+) -> None:
+    assert 1e8 < image_folder._memory() < 1e15
+    needed = 6 * 24 * 24 * 3
+    monkeypatch.setattr(image_folder, "_memory", lambda: needed - 1)
+    with pytest.raises(InputError) as error:
+        load_dataset("folder", own, size=24)
+    one_line(error, "6 images of 24×24", "--stream")
+    assert not decoded
+    assert len(load_dataset("folder", own, size=24, stream=True).train) == 4
+    monkeypatch.setattr(image_folder, "_memory", lambda: needed)
+    assert len(load_dataset("folder", own, size=24).train) == 4

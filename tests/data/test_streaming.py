@@ -1,0 +1,322 @@
+"""Streamed images equal those in memory, or torchvision's ImageNet crops, for all workers."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import transforms
+
+from own_pictures import epoch_of, one_line, save
+from utils import console
+from utils.atomic import file_lock
+from utils.console import InputError
+from utils.data.batches import Batches
+from utils.data.datasets import IMAGENET_NORM, Dataset, load_dataset
+from utils.data.streaming import StreamedBatches, batches_of
+from utils.training.distributed import ProcessGroup
+from workshop import ROOT, error_line
+
+pytestmark = pytest.mark.usefixtures("user_cache")
+CPU = torch.device("cpu")
+SIZES = [(32, 32), (40, 90), (61, 33), (20, 20), (200, 150), (32, 35)]
+
+
+@pytest.fixture(scope="module")
+def varied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two classes with images of different sizes: 18 train, 10 test and 10 val."""
+    folder, rng = tmp_path_factory.mktemp("varied"), np.random.default_rng(0)
+    for part, count in (("train", 9), ("test", 5), ("val", 5)):
+        for offset, name in enumerate(("cat", "dog")):
+            for i in range(count):
+                width, height = SIZES[(i + offset) % len(SIZES)]
+                pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+                save(folder / part / name / f"{i}.png", pixels)
+    return folder
+
+
+def load(folder: Path, name: str = "folder", stream: bool = True, **options: Any) -> Dataset:
+    return load_dataset(name, folder, stream=stream, **{"size": 24, **options})
+
+
+def streamed(
+    data: Dataset, batch_size: int = 4, seed: int = 5, workers: int = 0, part: str = "train"
+) -> StreamedBatches:
+    batches = batches_of(data, part, batch_size, CPU, seed, workers)
+    assert isinstance(batches, StreamedBatches)
+    return batches
+
+
+def assert_equal(
+    first: Iterable[tuple[Tensor, Tensor]], second: Iterable[tuple[Tensor, Tensor]]
+) -> None:
+    for (images, labels), (other_images, other_labels) in zip(first, second, strict=True):
+        assert torch.equal(images, other_images) and torch.equal(labels, other_labels)
+
+
+def images_of(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    return torch.cat([images for images, _ in batches])
+
+
+@pytest.mark.parametrize("normalise", [None, "data"])
+@pytest.mark.parametrize(("size", "subsets"), [(32, (None, None)), (24, (13, 7))])
+def test_a_streamed_folder_equals_the_folder_in_memory(
+    varied: Path, size: int, subsets: tuple[int | None, int | None], normalise: str | None
+) -> None:
+    options = dict(zip(("subset", "test_subset"), subsets, strict=True), size=size)
+    memory, files = (load(varied, stream=s, normalise=normalise, **options) for s in (False, True))
+    assert memory.norm == files.norm
+    for part in ("train", "test"):
+        expected, batches = (batches_of(x, part, 4, CPU, 5, workers=0) for x in (memory, files))
+        assert type(expected) is Batches and type(batches) is StreamedBatches
+        assert next(expected.iter_eval())[0].shape[1:] == (3, size, size)
+        assert_equal(expected.iter_eval(), batches.iter_eval())
+        assert_equal(expected.iter_eval(1, 2), batches.iter_eval(1, 2))
+        assert_equal(epoch_of(expected, 3), epoch_of(batches, 3))
+        assert all(map(torch.equal, expected.sample(9), batches.sample(9)))
+        five_steps = (map(x.get_batch, x.epoch_indices(0, 5)) for x in (expected, batches))
+        assert_equal(*five_steps)
+
+
+def test_file_names_need_not_be_utf8_or_short(own: Path) -> None:
+    content = (own / "train/cat/0.bmp").read_bytes()
+    for name in (os.fsdecode(b"\xff.bmp"), f"{'ü' * 100}.bmp", "a b\n.bmp"):
+        (own / "train/cat" / name).write_bytes(content)
+    memory, files = (load(own, stream=stream) for stream in (False, True))
+    assert len(files.train) == 7
+    assert_equal(Batches(memory, "train", 3, CPU).iter_eval(), streamed(files, 3).iter_eval())
+
+
+# Random crops
+
+
+@pytest.mark.parametrize("name", ["folder", "imagenet"])
+def test_crops_depend_on_seed_epoch_and_image_only(varied: Path, name: str) -> None:
+    data = load(varied, name)
+    batches, with_workers = streamed(data), streamed(data, workers=2)
+    epoch_of(batches, 0)
+    rng_state = torch.get_rng_state()
+    expected = epoch_of(batches, 1)
+    assert_equal(expected, epoch_of(with_workers, 1))
+    assert torch.equal(rng_state, torch.get_rng_state())
+    # batches that are requested out of order, as to find the layer of a non-finite loss
+    indices = with_workers.epoch_indices(1)
+    for i in (-1, 0):
+        assert_equal([with_workers.get_batch(indices[i])], [expected[i]])
+    assert_equal(map(with_workers.get_batch, indices[1:]), expected[1:])
+    # other batches of the same images
+    assert torch.equal(images_of(expected), images_of(epoch_of(streamed(data, 1), 1)))
+    assert torch.cat([labels for _, labels in expected]).bincount().tolist() == [9, 9]
+
+
+def test_seeds_and_epochs_have_their_own_imagenet_crops(varied: Path) -> None:
+    data = load(varied, "imagenet")
+
+    def first_image(seed: int, epoch: int) -> Tensor:
+        batches = streamed(data, 1, seed)
+        (index,) = [index for index in batches.epoch_indices(epoch) if index[0] == 0]
+        return batches.get_batch(index)[0]
+
+    crops = [first_image(seed, epoch) for seed, epoch in ((3, 3), (3, 4), (4, 3), (4, 2))]
+    assert not any(torch.equal(crops[0], crop) for crop in crops[1:])
+
+
+def test_imagenet_crops_equal_torchvision(varied: Path) -> None:
+    data, size = load(varied, "imagenet", size=28), 28
+    to_input = [transforms.ToTensor(), transforms.Normalize(*IMAGENET_NORM)]
+    augment = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()]
+    train_transform = transforms.Compose(augment + to_input)
+    eval_transform = transforms.Compose(
+        [transforms.Resize(32), transforms.CenterCrop(size), *to_input]
+    )
+
+    def open_images(part: str) -> list[Image.Image]:
+        return [Image.open(path).convert("RGB") for path in sorted(varied.glob(f"{part}/*/*"))]
+
+    expected = torch.stack([eval_transform(image) for image in open_images("val")])
+    assert torch.equal(images_of(streamed(data, 3, part="test").iter_eval()), expected)
+    batches, images = streamed(data), open_images("train")
+    for batch_index in batches.epoch_indices(2):
+        for (i, seed), image in zip(
+            batch_index.T.tolist(), batches.get_batch(batch_index)[0], strict=True
+        ):
+            torch.manual_seed(seed)
+            assert torch.equal(image, train_transform(images[i]))
+
+
+@pytest.mark.parametrize("name", ["folder", "imagenet"])
+def test_no_flip_never_mirrors(varied: Path, name: str) -> None:
+    flipped, upright = (
+        images_of(epoch_of(streamed(load(varied, name, flip=flip)), 0)) for flip in (True, False)
+    )
+    equal = [torch.equal(x, y) for x, y in zip(flipped, upright, strict=True)]
+    assert 0 < sum(equal) < len(equal)
+    if name == "imagenet":
+        for x, y, unchanged in zip(flipped, upright, equal, strict=True):
+            assert unchanged or torch.equal(x.flip(2), y)
+    else:
+        memory = load(varied, stream=False, flip=False)
+        assert torch.equal(upright, images_of(epoch_of(Batches(memory, "train", 4, CPU, 5), 0)))
+
+
+# Several processes
+
+
+@pytest.mark.parametrize("name", ["folder", "imagenet"])
+def test_processes_share_batches_and_take_the_same_sample(varied: Path, name: str) -> None:
+    data, groups = load(varied, name), [ProcessGroup(rank, 2) for rank in range(2)]
+    halves = [StreamedBatches(data, "train", 4, CPU, 5, 0, group.local_part) for group in groups]
+    epochs = [
+        [half.get_batch(group.local_shard(index)[0]) for index in half.epoch_indices(1)]
+        for half, group in zip(halves, groups, strict=True)
+    ]
+    joined = (
+        tuple(map(torch.cat, zip(*parts, strict=True))) for parts in zip(*epochs, strict=True)
+    )
+    assert_equal(epoch_of(streamed(data), 1), joined)
+    first, second = (torch.cat(list(half.sample(9))) for half in halves)
+    assert torch.equal(first, second)
+    images = images_of(halves[0].iter_eval())  # without augmentation
+    assert all(any(torch.equal(x, image) for image in images) for x in first)
+
+
+# Reading
+
+
+def test_files_are_read_only_when_needed_and_not_cached(varied: Path, decoded: list[Path]) -> None:
+    caches, data = list(varied.glob("*.npz")), load(varied)
+    assert not decoded
+    batches = streamed(data, 3)
+    batches.get_batch(batches.epoch_indices(0)[0])
+    assert len(decoded) == 3
+    assert caches == list(varied.glob("*.npz"))
+
+
+def test_the_checksum_is_of_sorted_paths_and_file_sizes(own: Path) -> None:
+    def checksums() -> list[int]:
+        data = load(own)
+        return [data.train.checksum(), data.test.checksum(), data.checksum()]
+
+    first, file = checksums(), own / "train/cat/0.bmp"
+    content = file.read_bytes()
+    file.unlink()
+    file.write_bytes(content[::-1])
+    assert checksums() == first
+    file.write_bytes(content[:-1])
+    assert [x == y for x, y in zip(first, checksums(), strict=True)] == [False, True, False]
+    file.write_bytes(content)
+    file.rename(own / "train/dog/0b.bmp")
+    assert checksums()[0] != first[0]
+    (own / "train/dog/0b.bmp").rename(file)
+    assert checksums() == first
+    assert len({first[0], *(load(own, subset=n).train.checksum() for n in (2, 3))}) == 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_image_is_named_when_it_is_read(own: Path, workers: int) -> None:
+    (own / "train/dog/1.bmp").write_bytes(b"<html>\n404\n</html>")
+    batches = streamed(load(own), 1, workers=workers)
+    for read in (lambda: epoch_of(batches, 0), lambda: list(batches.iter_eval())):
+        with pytest.raises(InputError) as error:
+            read()
+        one_line(error, "train/dog/1.bmp", "not a readable image")
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "message"),
+    [
+        ("folder", "own", "test is missing"),
+        ("imagenet", "own", "val is missing"),
+        ("imagenet", None, "needs DIR/{train,val}/<class>/*"),
+        ("imagenet", ".", "has neither"),
+    ],
+)
+def test_a_missing_part_is_named(own: Path, name: str, place: str | None, message: str) -> None:
+    (own / "test").rename(own / "elsewhere")
+    with pytest.raises(InputError) as error:
+        load_dataset(name, {"own": own, ".": Path(), None: None}[place], stream=True)
+    one_line(error, message)
+
+
+# Worker processes
+
+
+def test_a_killed_worker_ends_the_command_with_one_line(
+    varied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batches = streamed(load(varied), 1, workers=2)
+
+    def command(argv: list[str] | None) -> None:
+        indices = batches.epoch_indices(0)
+        batches.get_batch(indices[0])
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        for batch_index in indices[1:]:
+            batches.get_batch(batch_index)
+        time.sleep(10)  # until torch raises
+
+    assert console.run(command) == 1
+    assert "a process that reads" in error_line(capsys.readouterr().err)
+
+
+def test_workers_ignore_ctrl_c_and_end_with_their_last_batch(varied: Path) -> None:
+    data = load(varied)
+    batches = streamed(data, 1, workers=2)
+    indices = batches.epoch_indices(0)
+    first: Iterator[tuple[Tensor, Tensor]] = iter([batches.get_batch(x) for x in indices[:2]])
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGINT)
+    rest = [batches.get_batch(x) for x in indices[2:]]
+    assert_equal([*first, *rest], epoch_of(streamed(data, 1), 0))
+    assert not multiprocessing.active_children()
+    evaluation = streamed(data, workers=2, part="test")
+    next(evaluation.iter_eval())
+    batches.get_batch(batches.epoch_indices(1)[0])
+    assert len(multiprocessing.active_children()) == 4
+    del evaluation, batches
+    assert not multiprocessing.active_children()
+
+
+LOCK_AND_FORK = """
+import os, sys, time
+from pathlib import Path
+from utils.atomic import file_lock
+
+with file_lock(Path(sys.argv[1])):
+    if os.fork() == 0:
+        os.close(1)
+        time.sleep(60)
+        os._exit(0)
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+"""
+
+
+def test_workers_do_not_hold_the_lock_of_a_killed_process(tmp_path: Path) -> None:
+    lock, argv = tmp_path / "run.lock", [sys.executable, "-c", LOCK_AND_FORK, tmp_path / "run.lock"]
+    process = subprocess.Popen(
+        argv, stdout=subprocess.PIPE, text=True, start_new_session=True, cwd=ROOT
+    )
+    try:
+        assert process.stdout is not None and process.stdout.readline()
+        with pytest.raises(InputError), file_lock(lock):
+            pass
+        process.kill()
+        process.wait()
+        time.sleep(0.1)
+        with file_lock(lock):
+            pass
+        os.killpg(process.pid, 0)  # the child is alive
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
