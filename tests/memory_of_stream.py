@@ -1,10 +1,10 @@
-"""How much memory a training takes whose pictures are streamed. By hand, on Linux:
+"""Measure the memory of a training on streamed images. By hand, on Linux:
 
     python tests/memory_of_stream.py FOLDER [--in-memory]
 
-draws 2.48 GB of decoded pictures into FOLDER (150 MB of files), trains an epoch on them and prints
-by how much the resident memory of all its processes grew at most. Exit status 1 where that is a
-quarter of the decoded pictures or more, as with ``--in-memory`` it must be.
+saves images of 2.48 GB decoded size in FOLDER (150 MB of files), trains an epoch on them and prints
+the peak growth of the resident memory of all processes. The exit status is 1 if that is a quarter
+of the decoded size or more, as it must be with ``--in-memory``.
 """
 
 import os
@@ -30,13 +30,13 @@ COUNT, TESTS, SIZE = 16_000, 500, 224
 
 
 class Coarse(ResNetBasic):
-    """A small network for large pictures."""
+    """A small model for large images."""
 
     def forward(self, x):
         return super().forward(F.avg_pool2d(x, SIZE // 32))
 
 
-def draw(folder: Path) -> None:
+def save_images(folder: Path) -> None:
     rng = np.random.default_rng(0)
     for part, count in (("train", COUNT), ("test", TESTS)):
         for label in range(4):
@@ -52,7 +52,7 @@ def draw(folder: Path) -> None:
 
 
 def resident() -> int:
-    """Bytes of this process and its workers, what they share counted once."""
+    """Return the bytes of this process and its workers, shared memory counted once."""
     pids = [os.getpid()]
     for task in Path("/proc/self/task").iterdir():
         pids += map(int, (task / "children").read_text().split())
@@ -60,7 +60,7 @@ def resident() -> int:
     for pid in pids:
         try:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
         total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total
@@ -75,9 +75,8 @@ def watch(peak: list[int]) -> None:
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     if not folder.exists():
-        draw(folder)
-    small = ARCHITECTURES["resnet-basic"]
-    ARCHITECTURES["resnet-basic"] = replace(small, build=Coarse)
+        save_images(folder)
+    ARCHITECTURES["resnet-basic"] = replace(ARCHITECTURES["resnet-basic"], build=Coarse)
     flags = "--arch resnet-basic --depth 8 --dataset folder --epochs 1 --no-cuda -sr".split()
     flags += ["--size", str(SIZE), "--data", str(folder), "--save", tempfile.mkdtemp(dir=folder)]
     flags += [] if "--in-memory" in sys.argv else ["--stream", "--workers", "2"]
@@ -87,5 +86,6 @@ if __name__ == "__main__":
     if console.run(main.main, flags):
         sys.exit(2)
     decoded, grown = (COUNT + TESTS) * SIZE**2 * 3, peak[0] - before
-    print(f"decoded {decoded / 1e9:.2f} GB; grown by {grown / 1e9:.2f} GB, {grown / decoded:.3f}")
+    ratio = f"a ratio of {grown / decoded:.3f}"
+    print(f"decoded {decoded / 1e9:.2f} GB; memory grew by {grown / 1e9:.2f} GB, {ratio}")
     sys.exit(grown >= decoded / 4)

@@ -125,21 +125,19 @@ def load_dataset(
     norm: Norm | None = None,
     flip: bool = True,
 ) -> Dataset:
-    """Load a data set into memory, or only find its files.
+    """Load a data set into memory; with ``stream``, and ImageNet always, only find its files.
 
     Args:
         name: one of DATASETS.
-        folder: contains what torchvision unpacks there, or ``{train,test}/<class>/*`` (of ImageNet
-            ``{train,val}/<class>/*``). None: download into ``./data.<name>``.
+        folder: contains torchvision's files or ``{train,test}/<class>/*`` (ImageNet:
+            ``{train,val}/<class>/*``); if None, torchvision downloads to ``./data.<name>``.
         subset, test_subset: number of training and test images to take, always the same ones.
         size: side of the images in pixels.
-        stream: find the files, to read them when they are needed; always for ImageNet.
-        normalise: one of NORMALISATIONS, or None for the default of the data set.
-        norm: result of an earlier measurement, used for "data".
+        normalise: one of NORMALISATIONS; if None, the default of the data set.
+        norm: an earlier measurement, used if ``normalise`` is "data".
         flip: mirror images at random if they are augmented.
 
-    Raises:
-        InputError: if images are missing, incomplete or unreadable.
+    Raises InputError if images are missing, incomplete or unreadable.
     """
     imagenet, source = name == IMAGENET, ""
     parts = IMAGENET_PARTS if imagenet else PARTS
@@ -154,20 +152,20 @@ def load_dataset(
             source = PICTURES
             _check_counts(name, folder, len(train), len(test), len(classes))
         if not (imagenet or stream):
-            images = decode(folder, files)
-            train, test = (
-                ImageSet(torch.from_numpy(x), f.labels) for x, f in zip(images, files, strict=True)
-            )
+            labels = train.labels, test.labels
+            train, test = map(ImageSet.from_arrays, decode(folder, files), labels)
     elif name in ("folder", IMAGENET):
-        reason = "--data DIR is missing" if folder is None else f"{folder} has neither"
+        reason = (
+            "--data DIR is missing"
+            if folder is None
+            else f"{folder} has neither {' nor '.join(parts)}"
+        )
         raise InputError(f"--dataset {name} needs DIR/{{{','.join(parts)}}}/<class>/*: {reason}")
     elif stream or size != SIZE:
-        flag, remedy = (
-            ("--stream", "remove it") if stream else (f"--size {size}", f"give --size {SIZE}")
-        )
+        flag, remedy = ("--stream", "no --stream") if stream else (f"--size {size}", "--size 32")
         raise InputError(
-            f"{flag} needs image files, and {name} is arrays of {SIZE}×{SIZE} pixels: {remedy}, or"
-            " use image files with --data DIR"
+            f"{flag} needs image files, and {name} consists of 32×32 arrays: give {remedy}, or"
+            " --data DIR with image files"
         )
     elif name == "shapes":
         classes, (train, test) = shapes.CLASSES, _shapes()
@@ -208,7 +206,7 @@ def measure_norm(data: ImageSet | ImageFiles) -> Norm:
     std = np.sqrt(histogram @ values**2 / pixels - mean**2)
     if not (std > 0).all():
         raise InputError(
-            "--normalise data: a colour channel is the same in all images, so its deviation is 0:"
+            "--normalise data: a colour channel is constant, so that its standard deviation is 0:"
             " use --normalise cifar or imagenet"
         )
     return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
@@ -280,7 +278,7 @@ def _check_counts(name: str, folder: Path, *counts: int) -> None:
             " finish unpacking it, or use --dataset folder for your own classes"
         )
     if counts != expected:
-        found, all_ = (
-            f"{train} training and {test} test images" for train, test, _ in (counts, expected)
+        note(
+            f"note: {folder} has {counts[0]} training and {counts[1]} test images;"
+            f" all of {name} has {expected[0]} and {expected[1]}"
         )
-        note(f"note: {folder} has {found}; all of {name} has {all_}")
