@@ -156,10 +156,13 @@ def test_a_sample_is_random_images_in_equal_batches(
     assert max(sizes) <= batch_size and max(sizes) - min(sizes) <= 1
 
 
-def test_seeds_have_their_own_samples() -> None:
+def test_samples_differ_between_seeds_and_from_epochs() -> None:
     data = dataset(noise(100, 32, 32, 3))
-    first, second = (next(Batches(data, "train", 50, CPU, s).sample(50)) for s in (1, 2))
-    assert not torch.equal(first, second)
+    batches, other_seed = (Batches(data, "train", 100, CPU, seed) for seed in (1, 2))
+    sample = next(batches.sample(100))
+    assert not torch.equal(sample, next(other_seed.sample(100)))
+    ((epoch, _),) = epoch_of(batches, 0)
+    assert not torch.equal(sample, epoch)
 
 
 def test_recalibrated_statistics_are_those_of_all_classes() -> None:

@@ -192,20 +192,6 @@ def test_a_folder_is_decoded_once_if_a_cache_can_be_written(
     assert user_cache.is_dir() == (writable == "user cache")
 
 
-def test_folders_have_their_own_file_in_the_user_cache(
-    own: Path, tmp_path: Path, decoded: list[Path]
-) -> None:
-    for part in ("train", "test"):
-        save(tmp_path / "other" / part / "cat/0.png", (9, 9, 9))
-    for folder in (own, tmp_path / "other"):
-        (folder / "pictures-32x32.npz").mkdir()
-    first = load_dataset("folder", own)
-    assert load_dataset("folder", tmp_path / "other").classes == ("cat",)
-    decoded.clear()
-    assert same(first, load_dataset("folder", own))
-    assert not decoded
-
-
 def rewrite(own: Path) -> None:
     """Change pixels, but not the file size."""
     before = (own / "test/dog/0.bmp").stat()

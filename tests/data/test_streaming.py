@@ -232,22 +232,6 @@ def test_an_unreadable_image_is_named_when_it_is_read(own: Path, workers: int) -
         one_line(error, "train/dog/1.bmp", "not a readable image")
 
 
-@pytest.mark.parametrize(
-    ("name", "place", "message"),
-    [
-        ("folder", "own", "test is missing"),
-        ("imagenet", "own", "val is missing"),
-        ("imagenet", None, "needs DIR/{train,val}/<class>/*"),
-        ("imagenet", ".", "has neither"),
-    ],
-)
-def test_a_missing_part_is_named(own: Path, name: str, place: str | None, message: str) -> None:
-    (own / "test").rename(own / "elsewhere")
-    with pytest.raises(InputError) as error:
-        load_dataset(name, {"own": own, ".": Path(), None: None}[place], stream=True)
-    one_line(error, message)
-
-
 # Worker processes
 
 
