@@ -296,8 +296,11 @@ def blank(*size: int) -> Callable[[Path], object]:
     return lambda own: save(own / "test/dog/1.png", Image.new("1", size))
 
 
-# Pillow would start Ghostscript for this, whatever the file is called.
-POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n%%EOF\n"
+def save_as_pcx(own: Path) -> None:
+    """Pillow reads PCX, too, but only the formats of FORMATS are allowed."""
+    Image.new("RGB", (32, 32)).save(own / "test/dog/1.png", format="PCX")
+
+
 BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no test": (lambda own: remove(own / "test"), "test is missing"),
     "empty test": (lambda own: remove(own / "test", inner=True), "test is empty"),
@@ -310,7 +313,7 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "broken image": (break_png_chunk, "test/dog/1.png"),
     "empty image": (write(b""), "test/dog/0.bmp"),
     "no image": (write(b"<html>\n404\n</html>"), "test/dog/0.bmp"),
-    "PostScript": (write(POSTSCRIPT), "test/dog/0.bmp"),
+    "PCX": (save_as_pcx, "test/dog/1.png"),
     "100 million pixels": (blank(10_000, 10_000), "test/dog/1.png"),
     "100,000×1 pixels": (blank(100_000, 1), "100000×1"),
 }

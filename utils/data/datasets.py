@@ -37,7 +37,7 @@ NORMALISATIONS = (IMAGENET, "cifar", "data")
 UPRIGHT = ("SVHN",)  # never augmented, as a mirrored digit is none
 MAX_LISTED_CLASSES = 10
 NORM_IMAGES = 2000  # images that --normalise data measures
-TORCHVISION, PICTURES = "torchvision", "picture files"  # values of the column "source" in records
+TORCHVISION, IMAGE_FILES = "torchvision", "picture files"  # "source" in records
 Norm = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of R, G and B
 
 
@@ -79,7 +79,7 @@ class Dataset:
     mean: Sequence[float]
     std: Sequence[float]
     augment: bool  # with random crops of padded images
-    source: str = ""  # of a public data set: TORCHVISION (MD5 was compared) or PICTURES
+    source: str = ""  # of a public data set: TORCHVISION (MD5 was compared) or IMAGE_FILES
     flip: bool = True  # mirror random crops with probability 0.5
 
     @property
@@ -149,7 +149,7 @@ def load_dataset(
         train, test = files = scan_folder(folder, parts, size, imagenet, flip)
         classes = train.classes
         if name in PUBLIC_COUNTS:
-            source = PICTURES
+            source = IMAGE_FILES
             _check_counts(name, folder, len(train), len(test), len(classes))
         if not (imagenet or stream):
             labels = train.labels, test.labels
