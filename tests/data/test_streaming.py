@@ -184,6 +184,7 @@ def test_processes_share_batches_and_take_the_same_sample(varied: Path, name: st
         tuple(map(torch.cat, zip(*parts, strict=True))) for parts in zip(*epochs, strict=True)
     )
     assert_equal(epoch_of(streamed(data), 1), joined)
+    assert not any(half._scheduled for half in halves)  # all batches were read ahead
     first, second = (torch.cat(list(half.sample(9))) for half in halves)
     assert torch.equal(first, second)
     images = images_of(halves[0].iter_eval())  # without augmentation
