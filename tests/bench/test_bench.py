@@ -1,18 +1,14 @@
-"""The benchmark compares like with like, and prints what it found."""
+"""The benchmark: training against the released program's structure."""
 
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from models import build_model
-from runs import ROOT
 from utils import console
 from utils.bench import __main__ as bench
-from utils.bench.released import Reference
-from utils.bench.training import Ours
+from utils.bench.released import ReleasedProgram
 from utils.data.datasets import load_dataset
 from utils.methods.slimming import ProximalSlimming
 from utils.network import fresh
@@ -21,46 +17,35 @@ from utils.paper.accounting import selecting_norms
 CPU = torch.device("cpu")
 
 
-def test_training_is_timed_beside_the_reference():
-    flags = "--networks resnet-11 --subset 16 --batch-size 8 --repeats 2 --no-cuda".split()
-    done = subprocess.run(
-        [sys.executable, "-m", "utils.bench", *flags],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    header, _, row = done.stdout.splitlines()[-3:]
-    cells = dict(zip(header.split(" | "), row.split(" | "), strict=True))
-    here, there = float(cells["here, s"]), float(cells["reference, s"])
-    assert here > 0
-    assert there > 0
-    assert float(re.match(r"[\d.]+", cells["ratio"])[0]) > 0
-    assert "nan" not in row
+@pytest.mark.parametrize("method", ["proximal", "sas-admm"])
+def test_prints_seconds_and_ratio(method, capsys):
+    flags = f"--networks resnet-11 --subset 16 --batch-size 8 --repeats 1 --no-cuda --method {method}"
+    assert console.run(bench.main, flags.split()) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    found = re.search(r"structure ([\d.]+) s, here ([\d.]+) s .* ratio ([\d.]+)", line)
+    assert all(float(number) > 0 for number in found.groups())
 
 
-@pytest.mark.parametrize("method", ["lp-admm", "sas-admm"])
-def test_each_method_is_timed_as_it_trains(method):
-    data = load_dataset("shapes", None, 16, 16)
-    ours = Ours("resnet", 11, data, 8, CPU, method)
-    weight = ours.run.step.model.conv1.weight.detach()
+def test_trains_the_weights():
+    training = bench.Training("resnet", 11, load_dataset("shapes", None, 16, 16), 8, CPU, "lp-admm")
+    weight = training.trainer.step.model.conv1.weight.detach()
     before = weight.clone()
-    ours.epoch()
+    training.epoch()
     assert weight.isfinite().all() and not torch.equal(weight, before)
-    assert ours.figures()["update"] > 0
 
 
 @pytest.mark.parametrize("name", ["vgg", "vgg-12", "lenet-5", "resnet-x"])
-def test_a_network_that_is_none_is_named(name, capsys):
+def test_rejects_unknown_networks(name, capsys):
     assert console.run(bench.main, ["--networks", name, "--no-cuda"]) == 2
-    assert name in capsys.readouterr().err.splitlines()[-1]
+    assert f"--networks {name}" in capsys.readouterr().err
 
 
-def test_the_reference_does_the_same_steps_2_and_3():
+def test_released_program_has_the_same_proximal_steps():
     data = load_dataset("shapes", None, 16, 16)
-    reference = Reference("resnet", 11, data, 8, CPU)
-    update = reference.proximal_update
+    released = ReleasedProgram("resnet", 11, data, 8, CPU)
+    update, settings = released.proximal_update, released.proximal_update.paper
     graph = fresh("resnet", 11, len(data.classes), 32).graph
-    paper = update.paper
-    method = ProximalSlimming(graph, paper.lambda_, paper.beta, model=reference.model)
+    method = ProximalSlimming(graph, settings.lambda_, settings.beta, model=released.model)
     method.xi.copy_(torch.cat(update.xi))
     for _ in range(5):
         gamma = method.read().clone()
@@ -74,22 +59,16 @@ def test_the_reference_does_the_same_steps_2_and_3():
 
 
 @pytest.mark.parametrize(("arch", "depth"), [("resnet", 11), ("densenet", 7)])
-def test_the_reference_gathers_and_computes_the_same(arch, depth):
-    data = load_dataset("shapes", None, 16, 16)
-    reference = Reference(arch, depth, data, 8, CPU).model
-    model = build_model(arch, depth, len(data.classes))
-    model.load_state_dict(reference.state_dict())
-    x = torch.randn(4, 3, 32, 32)
-    assert torch.equal(reference(x), model(x))
-    with torch.profiler.profile() as profile:
-        reference(x)
-    gathers = sum(event.count for event in profile.key_averages() if event.key == "aten::index")
-    assert gathers == len(selecting_norms(arch, model)) > 0
-
-
-def test_the_reference_trains():
+def test_released_program_gathers_and_trains(arch, depth):
     data = load_dataset("shapes", None, 64, 16)
     torch.manual_seed(0)
-    reference = Reference("resnet", 11, data, 16, CPU)
-    losses = [reference.epoch() for _ in range(4)]
+    released = ReleasedProgram(arch, depth, data, 16, CPU)
+    model = build_model(arch, depth, len(data.classes))
+    model.load_state_dict(released.model.state_dict())
+    images = torch.randn(4, 3, 32, 32)
+    with torch.profiler.profile() as profile:
+        assert torch.equal(released.model(images), model(images))
+    gathers = sum(event.count for event in profile.key_averages() if event.key == "aten::index")
+    assert gathers == len(selecting_norms(arch, model)) > 0
+    losses = [released.epoch() for _ in range(4)]
     assert losses[-1] < losses[0]

@@ -48,7 +48,7 @@ class Finished:
 
 def test_a_recipe_is_carried_out_and_then_nothing_is_left(tmp_path, pictures, monkeypatch, capsys):
     monkeypatch.setattr(recipes, "experiments", lambda part, scale: [LIKE, TINY])
-    monkeypatch.setattr(jobs, "start_process", Finished)
+    monkeypatch.setattr(jobs, "start", Finished)
     tmp_path = tmp_path / "-my runs"
     monkeypatch.chdir(tmp_path.parent)  # the folder's name is no flag
     argv = [f"--save={tmp_path.name}", "--data", pictures, "--no-cuda", "--precision", "fp32"]
@@ -88,7 +88,7 @@ def test_recipes_measure_once_for_all_their_runs(tmp_path, pictures, monkeypatch
     """And what a run in the folder was begun with is what the others take."""
     asked, argv = [], ["small", "--save", tmp_path, "--data", pictures, "--no-cuda"]
     monkeypatch.setattr(recipes, "experiments", lambda part, scale: [LIKE, TINY])
-    monkeypatch.setattr(jobs, "start_process", Finished)
+    monkeypatch.setattr(jobs, "start", Finished)
 
     def seconds(execution: Execution, *args: object) -> float:
         asked.append(execution.precision)
@@ -109,7 +109,7 @@ def test_recipes_measure_once_for_all_their_runs(tmp_path, pictures, monkeypatch
 def test_a_run_goes_on_although_its_checkpoint_is_damaged(tmp_path, pictures, monkeypatch):
     """As it does by hand, with --resume auto."""
     monkeypatch.setattr(recipes, "experiments", lambda part, scale: [TINY])
-    monkeypatch.setattr(jobs, "start_process", Finished)
+    monkeypatch.setattr(jobs, "start", Finished)
     argv = ["small", "--save", tmp_path, "--data", pictures, "--no-cuda", "--precision", "fp32"]
     assert command(*argv) == 0
     (tmp_path / TRAINED).unlink()
@@ -122,7 +122,7 @@ def test_a_run_that_began_with_other_settings_is_not_gone_on_with(
     tmp_path, pictures, monkeypatch, capsys
 ):
     """Also where this time it is the default that is wanted."""
-    monkeypatch.setattr(jobs, "start_process", Finished)
+    monkeypatch.setattr(jobs, "start", Finished)
     argv = ["small", "--save", tmp_path, "--data", pictures, "--no-cuda", "--precision", "fp32"]
     begun = replace(LIKE, prunes=False)
     monkeypatch.setattr(recipes, "experiments", lambda part, scale: [begun])

@@ -3,8 +3,7 @@
 captured.py WHAT:ARCH-DEPTH,METHOD,PRECISION,MEMORY_FORMAT,WIDTH ...
 
 WHAT is ``steps``, of three epochs; ``waiting``, of a method that reads a number from the device in
-every step; ``cutting``, before and after a cut; ``training``, epochs of ``main.train``; ``bench``,
-what the benchmark says.
+every step; ``cutting``, before and after a cut; ``training``, epochs of ``main.train``.
 """
 
 import json
@@ -14,12 +13,10 @@ from tempfile import TemporaryDirectory
 
 import stand_ins
 import torch
-from cuda.bindings import runtime as bindings
 
 import main
 import utils.network as networks
 from netslim import surgery
-from utils.bench.training import Ours, said_of_step
 from utils.data.batches import Batches
 from utils.data.datasets import CIFAR_NORM, Dataset, ImageSet
 from utils.device import Execution, be_deterministic
@@ -130,18 +127,6 @@ def training(case: str) -> dict:
     return {"epochs": seen[1:]}
 
 
-def bench(case: str) -> dict:
-    """What the benchmark says of a step; torch's bindings know only the real runtime."""
-    arch, depth = case.split(",")[0].split("-")
-    bindings.cudaGraphGetNodes = lambda graph: (0, [], stand_ins.runtime.gpu_nodes())
-    ours = Ours(arch, int(depth), DATA, BATCH, GPU, "proximal")
-    for where in ours.run.step.batches.epoch_indices(0)[:1]:
-        ours.run.step.begin(0.1)
-        ours.run.step.launch(where)
-    nodes, launches = ours._captured()
-    return {"nodes": nodes, "line": said_of_step("network", nodes, launches, 0.001)}
-
-
 if __name__ == "__main__":
     stand_ins.install()
     networks.analyze = stand_ins.torchs_own()(networks.analyze)
@@ -149,5 +134,4 @@ if __name__ == "__main__":
     for word in sys.argv[1:]:
         what, case = word.split(":")
         found = {"steps": steps, "waiting": waiting, "cutting": cutting, "training": training}
-        found["bench"] = bench
         print(json.dumps({"word": word, **found[what](case)}), flush=True)

@@ -55,7 +55,7 @@ def test_the_recipes_are_the_programs_settings(part, depth, share, tmp_path, cap
     assert (training.epochs, training.batch_size) == (190, 256)
     assert (retraining.prune_ratio, retraining.epochs, retraining.batch_size) == (share, 200, 128)
     assert (retraining.lr, retraining.nesterov, retraining.method) == (0.1, False, "baseline")
-    assert retraining.refine.endswith(f"{training.run}checkpoint.pth.tar")
+    assert retraining.refine.endswith(f"{training.run_name}checkpoint.pth.tar")
 
     assert console.run(recipes.main, [*argv, "--scale", "19"]) == 0
     lines = [shlex.split(x)[2:] for x in capsys.readouterr().out.splitlines() if "main.py" in x]

@@ -86,8 +86,8 @@ def test_a_figure_shows_the_pruning_of_the_runs_own_checkpoint(run, monkeypatch)
     monkeypatch.setattr(plots, "draw_layers", lambda *args: titles.append(args[-1]))
     first = prune(run.checkpoint, "--name", f"{run.run}_")
     plots.draw_run(run.folder, run.run)
-    assert first["model"] == run.slim().name
-    moved = run.slim().rename(run.folder / "moved.pth.tar")
+    assert first["model"] == run.pruned().name
+    moved = run.pruned().rename(run.folder / "moved.pth.tar")
     prune(moved, "--name", f"{run.run}_")
     plots.draw_run(run.folder, run.run)
     assert titles == ["As pruned", "At percent 0"]

@@ -11,7 +11,7 @@ def test_runs_on_different_pictures_are_never_averaged(tmp_path, capsys):
     own = {**VGG, "dataset": "folder", "source": ""}
     for seed, pictures in ((1, "0000000a"), (2, "0000000b")):
         recorded.run(tmp_path, "vgg", 19, "proximal", seed, **own, pictures=pictures, zeros=3000)
-    groups = results.grouped(results.load(tmp_path))
+    groups = results.group_runs(results.load(tmp_path))
     assert [len(runs) for variants in groups.values() for runs in variants.values()] == [1, 1]
     assert console.run(tables.main, ["--save", str(tmp_path)]) == 0
     out = capsys.readouterr().out

@@ -1,1 +1,1 @@
-"""How fast training is here, beside the released program's structure."""
+"""Speed of training and of inference."""

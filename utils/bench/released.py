@@ -1,7 +1,7 @@
-"""What the benchmark compares with: an epoch in the structure of the released program.
+"""Training in the structure of the released program, for the benchmark.
 
-A DataLoader with PIL transforms, float32, selection layers that gather even when they pass on all
-channels, one proximal update per layer with a round trip through the host, and a second,
+A DataLoader with PIL transforms, float32, selection layers that gather even if they keep all
+channels, a proximal update per layer with a round trip through the host, and a second,
 gradient-tracking pass over the training set for its loss.
 """
 
@@ -25,28 +25,28 @@ from utils.paper.accounting import selecting_norms
 from utils.paper.settings import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, recipe
 
 
-def pictures(data: Dataset, batch_size: int, on_gpu: bool) -> DataLoader:
-    """Training batches of PIL pictures, transformed one by one as torchvision's data sets do."""
+def image_loader(data: Dataset, batch_size: int, on_gpu: bool) -> DataLoader:
+    """Training batches of PIL images that are transformed one by one, as in torchvision."""
     augment = [transforms.RandomCrop(SIZE, padding=PAD), transforms.RandomHorizontalFlip()]
     to_input = [transforms.ToTensor(), transforms.Normalize(data.mean, data.std)]
     transform = transforms.Compose([*(augment if data.augment else []), *to_input])
 
-    def batch(picked: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
-        return default_collate([(transform(Image.fromarray(x.numpy())), y) for x, y in picked])
+    def collate(samples: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        return default_collate([(transform(Image.fromarray(x.numpy())), y) for x, y in samples])
 
     assert isinstance(data.train, ImageSet)  # in memory
-    raw = TensorDataset(data.train.images, data.train.labels)
-    shuffled = partial(DataLoader, raw, batch_size, shuffle=True, collate_fn=batch)
-    return shuffled(num_workers=int(on_gpu), pin_memory=on_gpu, persistent_workers=on_gpu)
+    images = TensorDataset(data.train.images, data.train.labels)
+    loader = partial(DataLoader, images, batch_size, shuffle=True, collate_fn=collate)
+    return loader(num_workers=int(on_gpu), pin_memory=on_gpu, persistent_workers=on_gpu)
 
 
 def gather(norm: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    """A selection layer's output: all channels, after asking on the host which they are."""
+    """The output of a selection layer: all channels, whose indices are computed on the host."""
     return (inputs[0][:, np.flatnonzero(norm.get_buffer("ones").cpu().numpy())],)
 
 
-class Reference:
-    """The program that is compared with; :meth:`epoch` is a training epoch of it."""
+class ReleasedProgram:
+    """A model and its training by proximal network slimming."""
 
     def __init__(
         self, arch: str, depth: int, data: Dataset, batch_size: int, device: torch.device
@@ -60,22 +60,23 @@ class Reference:
             norm.register_forward_pre_hook(gather)
         self.model.to(device)
         self.device = device
-        torch.backends.cudnn.allow_tf32 = True  # as torch has it unless told otherwise
-        self.loader, self.count = pictures(data, batch_size, device.type == "cuda"), len(data.train)
+        self.loader = image_loader(data, batch_size, device.type == "cuda")
+        self.image_count = len(data.train)
         weights = self.model.parameters()
         self.optimizer = SGD(weights, LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
         self.proximal_update = LayerByLayer(norms, recipe(arch, depth))
 
     def epoch(self) -> float:
-        """Train on every picture, then compute the loss on every picture."""
+        """Train on every image, then return the mean loss over all images."""
         self.model.train()
-        for images, labels in self.loader:
-            self.optimizer.zero_grad()
-            self._loss(images, labels).backward()
-            self.optimizer.step()
-            self.proximal_update(1 / LEARNING_RATE)
-        losses = (self._loss(x, labels).item() * len(labels) for x, labels in self.loader)
-        return sum(losses) / self.count
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):  # torch's defaults
+            for images, labels in self.loader:
+                self.optimizer.zero_grad()
+                self._loss(images, labels).backward()
+                self.optimizer.step()
+                self.proximal_update(1 / LEARNING_RATE)
+            losses = [self._loss(x, labels).item() * len(labels) for x, labels in self.loader]
+        return sum(losses) / self.image_count
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(self.model(images.to(self.device)), labels.to(self.device))

@@ -1,1 +1,1 @@
-"""Tables and figures of what the runs gave."""
+"""Tables and figures of recorded runs."""

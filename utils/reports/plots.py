@@ -1,6 +1,6 @@
-"""Figures of a run, or of all runs beside the paper's, as PNG and SVG.
+"""Figures of one run, or of all runs beside the paper's, as PNG and SVG.
 
-    python -m utils.reports.plots --save logs --run RUN     # the log and the checkpoint of one run
+    python -m utils.reports.plots --save logs --run RUN     # log and checkpoint of one run
     python -m utils.reports.plots --save logs               # accuracy against compression, all runs
 
 Needs matplotlib: pip install matplotlib
@@ -25,117 +25,111 @@ from utils import arguments, console
 from utils.atomic import check_writable
 from utils.console import InputError
 from utils.files import checkpoint, records
-from utils.files.paths import CHECKPOINT, PRUNED, RunPaths, run_name_of
+from utils.files.paths import CHECKPOINT, DEFAULT_FOLDER, PRUNED, RunPaths, run_name_of
 from utils.files.records import Row
 from utils.methods import METHODS
 from utils.pruning.plan import plan
 from utils.reports import results, style, tradeoff
 
-LOG = ("epoch", "lr", "train_loss", "test_loss", "test_accuracy", "gamma_zeros")
+LOG_COLUMNS = ("epoch", "lr", "train_loss", "test_loss", "test_accuracy", "gamma_zeros")
 LOSSES = {"train_loss": "training loss", "test_loss": "test loss"}
-# What the methods' own columns of the log are called; others by their names.
 OBJECTIVES = {"objective": "F, eq. (5)", "ns_objective": "objective, eq. (2)"}
-TRAINS = {"channels": "channels", "flops": "FLOPs"}  # columns of what cutting makes smaller
 ZEROS = {f"{name}_zeros": f"{s} = 0" for m in METHODS.values() for name, s in m.factors.items()}
-LEAST = -6  # log10 of the |γ| below which the histogram does not tell sizes apart
+SMALLEST = -6  # log10 of the smallest |γ| that the histogram resolves
 
 
 def column(log: Sequence[Row], name: str) -> list[float]:
-    """A column of the log, [] where it is missing or has empty cells."""
+    """A column of the log, [] if it is missing or has empty cells."""
     cells = [row.get(name, "") for row in log]
     try:
         return list(map(float, cells)) if all(cells) else []
     except ValueError:
-        raise InputError(f"the log's column {name} holds other than numbers") from None
+        raise InputError(f"column {name} of the log has cells that are not numbers") from None
 
 
 def draw_run(folder: Path, run: str) -> Any:
-    """Loss, change, zeros, accuracy, and what trained, by epoch; channels by layer; sizes of γ."""
+    """A figure of a run.
+
+    By epoch: loss, change of the iterate, zeros, accuracy, cost and seconds; by layer: channels
+    kept; and the sizes of the scaling factors.
+
+    Raises:
+        InputError: the run has no log, no readable checkpoint or no batch norm.
+    """
     files = RunPaths(folder, run)
-    log = records.read(files.log, LOG, LOG)
+    log = records.read(files.log, LOG_COLUMNS, LOG_COLUMNS)
     if not log or not files.checkpoint.is_file():
-        known = ", ".join(sorted(map(run_name_of, folder.glob(f"*{CHECKPOINT}")))) or "none"
-        raise InputError(
-            f"{folder} has no log and checkpoint of a run {run!r}; runs there: {known}"
-        )
+        runs = ", ".join(sorted(map(run_name_of, folder.glob(f"*{CHECKPOINT}")))) or "none"
+        raise InputError(f"{folder} has no log and checkpoint of a run {run!r}; its runs: {runs}")
     loaded = checkpoint.load(files.checkpoint)
     norms = list(loaded.network.norms.values())
     if not norms:
-        raise InputError(f"{run} has no batch norm, so there are no channels to draw")
-    gammas = [bn.weight.detach() for bn in norms]
-    pruned = {row["model"]: row for row in records.read(folder / PRUNED, ("model",))}  # the last
-    source = pruned.get(files.pruned().name, {}).get("checksum")
+        raise InputError(f"{run} has no batch norm, so there are no scaling factors to draw")
+    prunings = {row["model"]: row for row in records.read(folder / PRUNED, ("model",))}  # latest
+    source = prunings.get(files.pruned().name, {}).get("checksum")
     if files.pruned().is_file() and source == checkpoint.checksum(files.checkpoint):
-        slim = checkpoint.load(files.pruned()).network
-        kept, how = [len(bn.weight) for bn in slim.norms.values()], "As pruned"
+        pruned = checkpoint.load(files.pruned()).network
+        kept, title = [len(bn.weight) for bn in pruned.norms.values()], "As pruned"
     else:
         masks = plan(norms, is_zero(loaded.scaling_factors[loaded.default_mask]))
-        kept, how = [int(mask.sum()) for mask in masks], "At percent 0"
+        kept, title = [int(mask.sum()) for mask in masks], "At percent 0"
     figure, axes = style.subplots(4, 12)
     figure.suptitle(run)
-    losses, change, zeros, accuracy, trains, seconds, layers, sizes = axes.flat
+    losses, change, zeros, accuracy, cost, seconds, layers, sizes = axes.flat
     columns = [name for m in METHODS.values() for name in m.columns if column(log, name)]
     objective = {name: OBJECTIVES.get(name, name) for name in columns[:1]}
     draw_epochs(losses, log, "Loss and objective", LOSSES | objective)
     draw_epochs(change, log, r"$\|Z^{t+1}-Z^t\|^2$, change", {"change": ""})
-    draw_epochs(zeros, log, "Factors that are zero", ZEROS)
+    draw_epochs(zeros, log, "Scaling factors equal to zero", ZEROS)
     draw_epochs(accuracy, log, "Test accuracy, %", {"test_accuracy": ""})
-    draw_epochs(trains, shares(log), "What trained, %", {**TRAINS, "flops": saved(log)})
-    draw_epochs(seconds, log, "Seconds an epoch", {"train_seconds": ""})
-    trains.set_ylim(0, 105)
+    flops = column(log, "flops")
+    saved = f", {1 - sum(flops) / len(flops) / flops[0]:.0%} saved" if flops else ""
+    labels = {"channels": "channels", "flops": f"FLOPs{saved}"}
+    draw_epochs(cost, log, "Size of the trained model, %", labels, relative=True)
+    draw_epochs(seconds, log, "Seconds per epoch", {"train_seconds": ""})
+    cost.set_ylim(0, 105)
     seconds.set_ylim(bottom=0)
     losses.set_yscale("log")
     change.set_yscale("log")
     zeros.set_ylim(0, max(1, zeros.get_ylim()[1]))
-    draw_layers(layers, [len(gamma) for gamma in gammas], kept, how)
-    draw_gamma(sizes, torch.cat(gammas))
+    draw_layers(layers, [len(bn.weight) for bn in norms], kept, title)
+    draw_gamma(sizes, torch.cat([bn.weight.detach() for bn in norms]))
     return figure
 
 
-def shares(log: Sequence[Row]) -> list[Row]:
-    """``log`` with the columns of TRAINS in percent of the first epoch's, which cuts nothing."""
-    whole = {name: column(log, name) for name in TRAINS}
-    percent = {name: [100 * x / values[0] for x in values] for name, values in whole.items()}
-    return [
-        {**row, **{name: str(values[i]) for name, values in percent.items() if values}}
-        for i, row in enumerate(log)
-    ]
+def draw_epochs(
+    axis: Any, log: Sequence[Row], title: str, labels: Mapping[str, str], relative: bool = False
+) -> None:
+    """Columns of the log by epoch, and the drops of the learning rate.
 
-
-def saved(log: Sequence[Row]) -> str:
-    """How the curve of FLOPs is called: with what cutting saved of them, over all epochs."""
-    flops = column(log, "flops")
-    part = f", {1 - sum(flops) / len(flops) / flops[0]:.0%} saved" if flops else ""
-    return TRAINS["flops"] + part
-
-
-def draw_epochs(axis: Any, log: Sequence[Row], title: str, curves: Mapping[str, str]) -> None:
-    """Columns of the log by epoch, as far as it has them, with the drops of the learning rate.
-
-    ``curves`` are what the columns are called.
+    Args:
+        labels: names of the columns to draw, if the log has them, and their labels.
+        relative: draw percentages of the first epoch's value.
     """
     epochs, rates = column(log, "epoch"), column(log, "lr")
-    for (name, label), dashes in zip(curves.items(), cycle(("-", "--", "-.")), strict=False):
+    for (name, label), dashes in zip(labels.items(), cycle(("-", "--", "-.")), strict=False):
         if values := column(log, name):
+            values = [100 * x / values[0] for x in values] if relative else values
             axis.plot(epochs, values, dashes, label=label, marker="" if len(log) > 1 else "o")
     for i in range(1, len(log)):
         if rates[i] < rates[i - 1] / 2:
             axis.axvline(epochs[i] - 0.5, color="black", linestyle=":", linewidth=1)
-            above = axis.get_xaxis_transform()
-            axis.text(epochs[i] - 0.5, 1.02, f"lr {rates[i]:g}", transform=above, fontsize=9)
+            top = axis.get_xaxis_transform()
+            axis.text(epochs[i] - 0.5, 1.02, f"lr {rates[i]:g}", transform=top, fontsize=9)
     axis.set_title(title)
     axis.set_xlabel("epoch")
     axis.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
     axis.locator_params("x", integer=True)
-    if len(curves) > 1:
+    if len(labels) > 1:
         axis.legend()
 
 
-def draw_layers(axis: Any, widths: Sequence[int], kept: Sequence[int], how: str) -> None:
-    places = range(1, len(widths) + 1)
-    axis.bar(places, widths, color="lightgrey", label="removed")
-    axis.bar(places, kept, label="kept")
-    axis.set_title(f"{how}: {sum(kept):,} of {sum(widths):,} channels kept")
+def draw_layers(axis: Any, widths: Sequence[int], kept: Sequence[int], title: str) -> None:
+    """Channels kept and removed in every batch norm."""
+    positions = range(1, len(widths) + 1)
+    axis.bar(positions, widths, color="lightgrey", label="removed")
+    axis.bar(positions, kept, label="kept")
+    axis.set_title(f"{title}: {sum(kept):,} of {sum(widths):,} channels kept")
     axis.set_xlabel("batch norm, from input to output")
     axis.margins(0.01, 0.25)  # room for the legend
     axis.locator_params("x", integer=True)
@@ -143,17 +137,17 @@ def draw_layers(axis: Any, widths: Sequence[int], kept: Sequence[int], how: str)
 
 
 def draw_gamma(axis: Any, gamma: Tensor) -> None:
-    """How many |γ| of every size; zeros and what is next to nothing in bars of their own."""
+    """Histogram of |γ|, with separate bars for zeros and for values below 10^SMALLEST."""
     zero = is_zero(gamma)
     logs = gamma[~zero].abs().log10()
-    less = logs < LEAST
+    small = logs < SMALLEST
     high = math.ceil(max([1, *logs.tolist()]))
-    axis.hist(logs[~less], 4 * (high - LEAST), range=(LEAST, high))  # four bars to a decade
-    for place, there in ((LEAST - 2.8, zero), (LEAST - 1.3, less)):
-        if count := int(there.sum()):
-            axis.bar_label(axis.bar(place, count, color="C1"), fmt="{:,.0f}")
-    powers = range(LEAST, high + 1, 2)
-    ticks = {LEAST - 2.8: "0", LEAST - 1.3: "less"} | {p: f"$10^{{{p}}}$" for p in powers}
+    axis.hist(logs[~small], 4 * (high - SMALLEST), range=(SMALLEST, high))  # 4 bars per decade
+    for position, mask in ((SMALLEST - 2.8, zero), (SMALLEST - 1.3, small)):
+        if count := int(mask.sum()):
+            axis.bar_label(axis.bar(position, count, color="C1"), fmt="{:,.0f}")
+    powers = range(SMALLEST, high + 1, 2)
+    ticks = {SMALLEST - 2.8: "0", SMALLEST - 1.3: "less"} | {p: f"$10^{{{p}}}$" for p in powers}
     axis.set_xticks(list(ticks), list(ticks.values()))
     axis.set_yscale("log")
     axis.set_ylim(0.7, 3 * len(gamma))
@@ -162,16 +156,15 @@ def draw_gamma(axis: Any, gamma: Tensor) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = arguments.Parser(
-        prog="python -m utils.reports.plots",
-        description="Draw a run, or all runs beside the paper's.",
+    p = arguments.Parser(prog="python -m utils.reports.plots", description="Figures of runs.")
+    p.add_argument(
+        "--save", default=DEFAULT_FOLDER, metavar="DIR", help="folder of the runs (default logs)"
     )
-    p.add_argument("--save", default="logs", metavar="DIR", help="where the runs are (logs)")
     p.add_argument(
         "--run",
         type=arguments.file_name,
-        help="draw this one into DIR/<run>plot.png and .svg; without it, accuracy against"
-        " compression of all into DIR/tradeoff.png and .svg",
+        help="name of a run, drawn in DIR/<run>plot.png and .svg (default: accuracy against"
+        " compression of all runs, in DIR/tradeoff.png and .svg)",
     )
     return p
 

@@ -1,7 +1,9 @@
-"""What the record files in a folder say of every run: trained, pruned, fine-tuned."""
+"""Trainings, prunings and fine-tunings, read from the record files of a folder."""
 
+import statistics
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +17,7 @@ from utils.flags.config import BEGINS, CORE_FLAGS, FLAGS, Config
 from utils.methods import METHODS
 from utils.paper import published
 
-# What a table shows of a run, and where it stands. Compression is in the paper's accounting;
+# The record and the column of every quantity in a table. Compression is in the paper's accounting;
 # accuracies are those of the final checkpoint, in percent.
 QUANTITIES = {
     "train_seconds": ("train", "seconds_per_epoch"),
@@ -34,28 +36,28 @@ ARCHITECTURES = {
     "resnet": "ResNet",
     "resnet-basic": "ResNet-basic",
 }
-# Methods in the order of tables: the paper's, then others.
-ORDER = [*dict.fromkeys([*published.METHODS.values(), *METHODS])]
-# What is read of the records, beside the settings. All but run, mask and model are numbers.
+METHOD_ORDER = [*dict.fromkeys([*published.METHODS.values(), *METHODS])]  # of lines in a table
+# Required columns of the records, besides the settings. All but run, mask and model are numbers.
 TRAINED = "run channels gamma_zeros test_accuracy seconds_per_epoch".split()
 PRUNED = (
     "run mask model channels channels_kept channels_pruned_percent paper_parameters_pruned_percent"
     " paper_flops_pruned_percent accuracy_before accuracy_slim"
 ).split()
-# Where the rows of a training and of a pruning of its final checkpoint, on its own test pictures,
-# are the same.
-SHARED = ("run", "checksum", "test_pictures")
-# What pictures a run saw: columns of its record, and flags.
-PICTURES = ("source", "pictures", "test_pictures")
-PICTURE_FLAGS = ("dataset", "size", "subset", "test_subset")
-# The flags of a pruning, by column of its record.
-HOW = {"mask": "--mask", "target_flops": "--target-flops", "target_params": "--target-params",
-       "percent": "--percent", "criterion": "--criterion", "adjust": "--adjust"}  # fmt: skip
-Options = tuple[tuple[str, Any], ...]  # flags by name, and their values
+# Columns that match a pruning to the training whose final checkpoint it pruned and evaluated.
+JOIN_KEYS = ("run", "checksum", "test_pictures")
+# Columns and settings that identify the images of a run.
+IMAGE_COLUMNS = ("source", "pictures", "test_pictures")
+IMAGE_FLAGS = ("dataset", "size", "subset", "test_subset")
+# Flags of a prune command, by column of its record.
+PRUNE_FLAGS = {"mask": "--mask", "target_flops": "--target-flops",
+               "target_params": "--target-params", "percent": "--percent",
+               "criterion": "--criterion", "adjust": "--adjust"}  # fmt: skip
+Options = tuple[tuple[str, Any], ...]  # (name of a flag, value) pairs
+PaperKey = tuple[str, int, str, str]  # architecture, depth, data set and method
 
 
 class ExperimentKey(NamedTuple):
-    """What runs must share to be compared. ``terms`` are to be read: how they trained."""
+    """Settings that runs must share to be compared; ``terms`` are the others, as text."""
 
     arch: str
     depth: int
@@ -68,187 +70,198 @@ class ExperimentKey(NamedTuple):
 
 
 class MethodVariant(NamedTuple):
-    """A method and its flags, but for defaults that are the same for all networks."""
+    """A method, its options that are not fixed defaults, and the precision of the training."""
 
     method: str
     options: Options
-    precision: str = ""  # where there are runs of several: see grouped
+    precision: str
+
+    @property
+    def settings(self) -> str:
+        return " ".join([*format_options(self.options), self.precision])
 
 
-def format_options(told: Options) -> list[str]:
-    """As they are typed."""
-    return [" ".join(FLAGS[name].to_argv(value)) for name, value in told if value is not None]
+def format_options(options: Options) -> list[str]:
+    """The flags of ``options`` as on a command line."""
+    return [" ".join(FLAGS[name].to_argv(value)) for name, value in options if value is not None]
 
 
 def pruning_flags(pruning: Row) -> list[str]:
-    """What of a pruning's command says what goes."""
-    return [f"{word} {pruning[name]}" for name, word in HOW.items() if pruning.get(name)]
+    """The flags that chose the removed channels of a pruning."""
+    return [f"{flag} {pruning[name]}" for name, flag in PRUNE_FLAGS.items() if pruning.get(name)]
 
 
-def experiment_of(settings: Config, row: Row | None = None) -> tuple[ExperimentKey, MethodVariant]:
-    """What runs must share to be averaged: the values of all flags that are compared, the pictures.
+def mean_and_spread(values: Sequence[float], digits: int = 2) -> str:
+    """Mean ± standard deviation, or the single value."""
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{spread}"
 
-    And the precision, which the paper's do not name: see :func:`grouped`. ``row`` is a run's in the
-    record. Without it, or where it names none, the pictures are those of the public data set, whose
-    files' MD5 were compared.
+
+def experiment_of(config: Config, row: Row | None = None) -> tuple[ExperimentKey, MethodVariant]:
+    """The key and the method variant of a run.
+
+    Args:
+        config: its settings.
+        row: its row of a record. Without a row, or where the row names no images, the images are
+            those of the public data set.
     """
-    s, known = settings, settings.to_dict()
+    values, row = config.to_dict(), row or {}
 
-    def told(flags: Iterable[Flag]) -> Options:
+    def non_default(flags: Iterable[Flag]) -> Options:
         compared = (flag for flag in flags if flag.in_experiment_key)
-        return tuple((f.name, known[f.name]) for f in compared if known[f.name] != f.default)
+        return tuple((f.name, values[f.name]) for f in compared if values[f.name] != f.default)
 
-    apart = ("arch", "depth", "dataset", "size", "epochs", "method", *BEGINS)
-    others = format_options(told(flag for flag in CORE_FLAGS.values() if flag.name not in apart))
-    others += [] if s.size == size_of(s.arch) else CORE_FLAGS["size"].to_argv(s.size)
-    source, checksum, tested = ((row or {}).get(column) for column in PICTURES)
-    own = []
+    separate = ("arch", "depth", "dataset", "size", "epochs", "method", *BEGINS)
+    terms = [f"{config.epochs} epoch{'s' * (config.epochs > 1)}"]
+    terms += format_options(non_default(f for f in CORE_FLAGS.values() if f.name not in separate))
+    if config.size != size_of(config.arch):
+        terms.append(f"--size {config.size}")
+    source, checksum, test_checksum = (row.get(column) for column in IMAGE_COLUMNS)
     if checksum and source != TORCHVISION:
-        own = [f"{source or 'pictures'} {checksum}", *([f"tested on {tested}"] if tested else [])]
-    # Each normalises its own part of a batch.
-    several = (row or {}).get("processes") or "1"
-    own += [f"{several} processes"] if several != "1" else []
-    terms = f"{s.epochs} epoch{'s' * (s.epochs > 1)}", *others, *own
-    # Where it began is the training's, and not the fine-tuning's.
-    own_flags = [*METHODS[s.method].flags, *(CORE_FLAGS[name] for name in BEGINS)]
-    variant = MethodVariant(s.method, told(own_flags))
-    return ExperimentKey(s.arch, s.depth, s.dataset, terms), variant
+        terms.append(f"{source or 'images'} {checksum}")
+        terms += [f"evaluated on {test_checksum}"] if test_checksum else []
+    processes = row.get("processes") or "1"  # each normalises its own part of a batch
+    terms += [f"{processes} processes"] if processes != "1" else []
+    options = non_default([*METHODS[config.method].flags, *(CORE_FLAGS[name] for name in BEGINS)])
+    key = ExperimentKey(config.arch, config.depth, config.dataset, tuple(terms))
+    return key, MethodVariant(config.method, options, config.precision)
 
 
-def paper_config(table: published.Table, row: Sequence[str], dataset: str) -> Config | None:
-    """Those that a row of the paper's is about: the defaults. None where it is about no run."""
-    method, (arch, depth) = table.method(row), published.NETWORKS[row[0]]
-    if method is None or not dataset:
-        return None
-    return Config.from_dict({"arch": arch, "depth": depth, "dataset": dataset, "method": method})
+@cache
+def _default_experiment(key: PaperKey) -> tuple[ExperimentKey, MethodVariant]:
+    names = ("arch", "depth", "dataset", "method")
+    return experiment_of(Config.from_dict(dict(zip(names, key, strict=True))))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Training:
-    """A finished training: what it was told, and its line in the record."""
+    """A finished training or fine-tuning: its settings and its row of the record."""
 
     config: Config
     row: Row
 
-    @property
+    @cached_property
     def experiment(self) -> tuple[ExperimentKey, MethodVariant]:
         return experiment_of(self.config, self.row)
 
+    @property
+    def paper_key(self) -> PaperKey:
+        return self.config.arch, self.config.depth, self.config.dataset, self.config.method
 
-@dataclass(frozen=True)
+    @cached_property
+    def has_paper_settings(self) -> bool:
+        """Whether all settings but the precision are the defaults, which are the paper's."""
+        key, variant = _default_experiment(self.paper_key)
+        return self.experiment == (key, variant._replace(precision=self.config.precision))
+
+
+@dataclass(frozen=True, eq=False)
 class Result(Training):
-    """A training, all prunings of its final checkpoint, and the fine-tunings of these."""
+    """A training, the prunings of its final checkpoint, and their fine-tunings."""
 
     prunings: Sequence[Row]
     finetunings: Sequence[Training]
 
-    def refined(self, pruning: Row) -> list[Training]:
-        """The fine-tunings of what a ``pruning`` left, as file, its checksum and width tell."""
-        alike = (row for row in self.prunings if row["model"] == pruning["model"])
-        written = {
+    def finetunings_of(self, pruning: Row) -> list[Training]:
+        """The fine-tunings of a pruning's file, matched by its name, checksum and width."""
+        checksums = {
             row.get("slim_checksum", "")
-            for row in alike
-            if pruning_flags(row) == pruning_flags(pruning)
+            for row in self.prunings
+            if row["model"] == pruning["model"] and pruning_flags(row) == pruning_flags(pruning)
         }
         return [
-            refine
-            for refine in self.finetunings
-            if Path(refine.config.refine or "").name == pruning["model"]
-            and float(refine.row["channels"]) == float(pruning["channels_kept"])
-            and ("" in written or refine.row.get("init_checksum", "") in {*written, ""})  # older
+            t
+            for t in self.finetunings
+            if Path(t.config.refine or "").name == pruning["model"]
+            and float(t.row["channels"]) == float(pruning["channels_kept"])
+            and ("" in checksums or t.row.get("init_checksum", "") in {*checksums, ""})  # older
         ]
 
-    def otherwise(self, refine: Training) -> list[str]:
-        """What ``refine``, a fine-tuning, has otherwise than the training, but for the penalty."""
-        # What a group of processes trained is fine-tuned by however many.
-        row = refine.row | {"processes": self.row.get("processes", "")}
-        (group, variant), own = experiment_of(refine.config, row), self.experiment[0]
-        terms, before = ([f"on {g.dataset}", *g.terms] for g in (group, own))
-        flags = {term.partition(" ")[0] for term in terms}
-        gone = (t for t in before if t.startswith("-") and t.partition(" ")[0] not in flags)
-        found = [t for t in terms if t not in before] + [f"without {term}" for term in gone]
-        if group != own and not found:
-            found.append("on pictures that its record does not name")
-        if METHODS[variant.method].prunes():
-            found.append(f"with a penalty, --method {variant.method}")
-        precision = refine.config.precision
-        return [*found, *([precision] if precision != self.config.precision else [])]
+    def differences(self, finetuning: Training) -> list[str]:
+        """Settings of a fine-tuning that differ from the training's, the penalty left aside."""
+        own, other = self.config.to_dict(), finetuning.config.to_dict()
+        texts = []
+        for name, flag in CORE_FLAGS.items():
+            compared = flag.in_experiment_key or name == "precision"
+            if compared and name not in ("method", *BEGINS) and own[name] != other[name]:
+                words = [] if other[name] is None else flag.to_argv(other[name])
+                texts.append(" ".join(words) or f"without {flag.option_strings[-1]}")
+        if not self.same_images(finetuning):
+            texts.append("other images")
+        if METHODS[finetuning.config.method].prunes():
+            texts.append(f"with a penalty, --method {finetuning.config.method}")
+        return texts
 
-    def sees(self, settings: Config, row: Row) -> bool:
-        """Whether a training with these, as far as they say, saw the same pictures as this one."""
-        same = all(getattr(self.config, n) == getattr(settings, n) for n in PICTURE_FLAGS)
-        known = ((self.row.get(column), row.get(column)) for column in PICTURES)
-        return same and all(a == b for a, b in known if a and b)
+    def same_images(self, finetuning: Training) -> bool:
+        """Whether a fine-tuning had the training's images, as far as recorded."""
+        configs = self.config, finetuning.config
+        checksums = ((self.row.get(name), finetuning.row.get(name)) for name in IMAGE_COLUMNS)
+        return all(getattr(configs[0], n) == getattr(configs[1], n) for n in IMAGE_FLAGS) and all(
+            a == b for a, b in checksums if a and b
+        )
 
-    def tuning(self, pruning: Row | None, exactly: bool = True) -> Training | None:
-        """The last of them that went as the training did, but for the penalty: section 5.2's.
+    def finetuning(self, pruning: Row | None, exact: bool = True) -> Training | None:
+        """The latest fine-tuning of ``pruning`` with the training's settings but the penalty.
 
-        Where there is none and that need not be ``exactly`` so, the last on the same pictures and
-        without a penalty.
+        If there is none and not ``exact``, the latest one on the same images without a penalty.
         """
-        refines = self.refined(pruning)[::-1] if pruning else []
-        alike = [refine for refine in refines if not self.otherwise(refine)]
-        if not (alike or exactly):
-            alike = [
-                refine
-                for refine in refines
-                if self.sees(refine.config, refine.row)
-                and not METHODS[refine.config.method].prunes()
-            ]
-        return next(iter(alike), None)
+        candidates = self.finetunings_of(pruning)[::-1] if pruning else []
+        alike = [t for t in candidates if not self.differences(t)]
+        if not alike and not exact:
+            unpenalised = (t for t in candidates if not METHODS[t.config.method].prunes())
+            alike = [t for t in unpenalised if self.same_images(t)]
+        return alike[0] if alike else None
 
-    def tuned(self, pruning: Row | None, exactly: bool = True) -> Row | None:
-        """The row of :meth:`tuning`."""
-        tuning = self.tuning(pruning, exactly)
-        return tuning.row if tuning else None
+    def tuned(self, pruning: Row | None, exact: bool = True) -> Row | None:
+        """The row of :meth:`finetuning`."""
+        finetuning = self.finetuning(pruning, exact)
+        return finetuning.row if finetuning else None
 
     def pruning(self, share: float | None = None, target: float | None = None) -> Row | None:
-        """The last pruning by the method's mask: near a ``share``, or to a ``target``; or any, but
-        at percent 0 where the method needs no other and there is one.
+        """The latest pruning by the method's own mask and |γ|, without a floor for each layer.
 
-        Where a share is chosen, the last that was fine-tuned. ``share`` is in percent of the
-        channels, ``target`` of the FLOPs. By |γ|, and without a floor for every layer.
+        Args:
+            share: percent of the channels removed.
+            target: percent of the FLOPs to be removed. With neither: any, but that at percent 0
+                is preferred for methods that need no ratio. For methods that need one, a pruning
+                that was fine-tuned is preferred.
         """
-        own = METHODS[self.config.method]
-        plain = ("", "gamma"), ("", "0.0")
-        fits = [
+        method = METHODS[self.config.method]
+        rows = [
             row
             for row in self.prunings
-            if row["mask"] == own.pruned_by
-            and row.get("criterion", "") in plain[0]
-            and row.get("adjust", "") in plain[1]
+            if row["mask"] == method.pruned_by
+            and row.get("criterion", "") in ("", "gamma")
+            and row.get("adjust", "") in ("", "0.0")
         ]
 
-        def at(column: str, percent: float, apart: float) -> list[Row]:
-            cells = ((row, float(row.get(column) or "nan")) for row in fits)
-            return [row for row, cell in cells if abs(100 * cell - percent) < apart]
+        def near(column: str, percent: float, tolerance: float) -> list[Row]:
+            values = ((row, float(row.get(column) or "nan")) for row in rows)
+            return [row for row, value in values if abs(100 * value - percent) < tolerance]
 
         if target is not None:
-            fits = at("target_flops", target, 1e-3)
+            rows = near("target_flops", target, 1e-3)
         elif share is not None:
-            fits = at("percent", share, 0.5)
-        elif own.prune_flags == ():
-            fits = at("percent", 0, 1e-9) or fits
-        if own.prune_flags:
-            exact, other = (
-                [r for r in fits if self.tuned(r, exactly)] for exactly in (True, False)
-            )
-            fits = exact or other or fits
-        return fits[-1] if fits else None
+            rows = near("percent", share, 0.5)
+        elif method.prune_flags == ():
+            rows = near("percent", 0, 1e-9) or rows
+        if method.prune_flags:
+            exact, other = ([r for r in rows if self.tuned(r, e)] for e in (True, False))
+            rows = exact or other or rows
+        return rows[-1] if rows else None
 
-    def value(
-        self, quantity: str, share: float | None = None, exactly: bool = True
-    ) -> float | None:
-        """One of QUANTITIES, None where the run did not come so far.
+    def value(self, quantity: str, share: float | None = None, exact: bool = True) -> float | None:
+        """One of QUANTITIES, or None if that stage was not run.
 
-        ``share``: see :meth:`pruning`; ``exactly``: see :meth:`tuning`.
+        ``share`` selects the :meth:`pruning`, ``exact`` the :meth:`finetuning`.
         """
-        kind, column = QUANTITIES[quantity]
-        pruning = self.pruning(share)
-        if quantity == "trained" and pruning:  # as the other two are measured: in float32
-            kind, column = "prune", "accuracy_before"
-        tuned = self.tuned(pruning, exactly)
-        row = {"train": self.row, "prune": pruning, "refine": tuned}[kind]
+        record, column = QUANTITIES[quantity]
+        pruning = None if record == "train" and quantity != "trained" else self.pruning(share)
+        if quantity == "trained" and pruning:  # evaluated in float32, as after pruning
+            record, column = "prune", "accuracy_before"
+        row = {"train": self.row, "prune": pruning}.get(record)
+        if record == "refine":
+            row = self.tuned(pruning, exact)
         return float(row[column]) if row else None
 
 
@@ -256,75 +269,72 @@ Groups = Mapping[ExperimentKey, Mapping[MethodVariant, Sequence[Result]]]
 
 
 def load(folder: Path) -> list[Result]:
-    """All finished trainings in the record files of ``folder``; of a run's repetitions, the last.
+    """All finished trainings recorded in ``folder``: see :func:`read_records`."""
+    return read_records(folder)[0]
 
-    Raises InputError where the folder is missing, or a record is foreign or damaged.
+
+def read_records(folder: Path) -> tuple[list[Result], list[Training]]:
+    """All finished trainings, and all finished fine-tunings, of repeated runs the latest.
+
+    Raises:
+        InputError: ``folder`` does not exist, or a record is damaged or another program's.
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}: give the one that --save named")
-    trained, refined = (trainings(folder / name) for name in (paths.TRAINED, paths.REFINED))
+    trained, finetuned = (_trainings(folder / name) for name in (paths.TRAINED, paths.REFINED))
     prunings = records.read(folder / paths.PRUNED, PRUNED, ("percent", *PRUNED[3:]))
-    found = []
+    results = []
     for training in trained:
-        own = [row for row in prunings if _shared(row) == _shared(training.row)]
-        made = {row["model"] for row in own}
-        of_run = paths.RunPaths(folder, training.row["run"]).refined.run
-        refines = [
-            each
-            for each in refined
-            if each.row["run"] == of_run or Path(each.config.refine or "").name in made
+        own = [row for row in prunings if _join_key(row) == _join_key(training.row)]
+        models = {row["model"] for row in own}
+        refined = f"{training.row['run']}_refine"
+        finetunings = [
+            t
+            for t in finetuned
+            if t.row["run"] == refined or Path(t.config.refine or "").name in models
         ]
-        found.append(Result(training.config, training.row, own, refines))
-    return found
+        results.append(Result(training.config, training.row, own, finetunings))
+    return results, finetuned
 
 
-def _shared(row: Row) -> list[str]:
-    return [row.get(column) or "" for column in SHARED]
+def _join_key(row: Row) -> list[str]:
+    return [row.get(column) or "" for column in JOIN_KEYS]
 
 
-def trainings(path: Path) -> list[Training]:
-    """Those in a record, without what was repeated later."""
-    told = [name for name, flag in CORE_FLAGS.items() if flag.default]
-    found: dict[Hashable, Training] = {}
-    for row in records.read(path, (*TRAINED, *told), TRAINED[1:]):
+def _trainings(path: Path) -> list[Training]:
+    """The trainings in a record; of repeated ones the latest."""
+    required = [name for name, flag in CORE_FLAGS.items() if flag.default]
+    latest: dict[Hashable, Training] = {}
+    for row in records.read(path, (*TRAINED, *required), TRAINED[1:]):
         try:
             training = Training(Config.from_row(row), row)
         except (KeyError, ValueError) as error:
             raise InputError(
-                f"{path}: the settings of {row['run']} are damaged or missing ({error}); mend them"
-                " or move the file away"
+                f"{path}: the settings of {row['run']} are damaged or missing ({error}): correct"
+                " them or move the file away"
             ) from None
-        settings = training.config
-        same = row["run"], settings.seed, settings.precision, training.experiment
-        found.pop(same, None)  # the later one stands where it was made
-        found[same] = training
-    return list(found.values())
+        config = training.config
+        key = row["run"], config.seed, config.precision, training.experiment
+        latest.pop(key, None)  # the order is that of the latest rows
+        latest[key] = training
+    return list(latest.values())
 
 
-def grouped(found: Iterable[Result]) -> Groups:
-    """Runs by what they must share; of those that share all, one for each seed, in order.
-
-    Where they are of several precisions, each variant says its own. Variants stand in the order of
-    tables, small values first.
-    """
-    found = list(found)
+def group_runs(results: Iterable[Result]) -> Groups:
+    """Comparable runs by method variant, in the order of tables, one run for each seed."""
     groups: dict[ExperimentKey, dict[MethodVariant, dict[int, Result]]] = {}
-    several = len({result.config.precision for result in found}) > 1
-    for result in found:
-        group, variant = result.experiment
-        if several:
-            variant = variant._replace(precision=result.config.precision)
-        groups.setdefault(group, {}).setdefault(variant, {})[result.config.seed] = result
+    for result in results:
+        key, variant = result.experiment
+        groups.setdefault(key, {}).setdefault(variant, {})[result.config.seed] = result
 
-    def place(item: tuple[MethodVariant, object]) -> tuple[Any, ...]:
-        method, options, precision = item[0]
-        values = [(name, value is not None, value) for name, value in options]
-        return ORDER.index(method), values, precision
+    def order(variant: MethodVariant) -> tuple[Any, ...]:
+        values = [(name, value is not None, value) for name, value in variant.options]
+        return METHOD_ORDER.index(variant.method), values, variant.precision
+
+    def by_seed(runs: Mapping[int, Result]) -> list[Result]:
+        return [runs[seed] for seed in sorted(runs)]
 
     return {
-        group: {
-            variant: [runs[seed] for seed in sorted(runs)]
-            for variant, runs in sorted(variants.items(), key=place)
-        }
-        for group, variants in groups.items()
+        key: {variant: by_seed(variants[variant]) for variant in sorted(variants, key=order)}
+        for key, variants in groups.items()
     }

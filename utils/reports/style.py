@@ -1,11 +1,11 @@
-"""What all figures share: matplotlib where it is installed, and how it draws."""
+"""Style of the figures."""
 
 from typing import Any
 
 from utils.console import InputError
 from utils.shell import format_command
 
-# Okabe and Ito's colours, which colour-blind readers tell apart: C0 is blue, C1 red.
+# Okabe and Ito's colours, which colour-blind readers can tell apart: C0 is blue, C1 red.
 COLOURS = "'#0072B2', '#D55E00', '#009E73', '#E69F00', '#CC79A7', '#56B4E9', '#000000'"
 STYLE = {
     "axes.prop_cycle": f"cycler('color', [{COLOURS}])",
@@ -19,18 +19,19 @@ STYLE = {
 }
 
 
-def subplots(rows: int, height: float, **more: Any) -> Any:
-    """A figure ``height`` inches high, and its axes [``rows``, 2], to be drawn into files.
+def subplots(rows: int, height: float, **options: Any) -> Any:
+    """A figure of ``height`` inches for files, and its axes [``rows``, 2].
 
-    Raises InputError where matplotlib is not installed.
+    Raises:
+        InputError: matplotlib is not installed.
     """
     try:
         import matplotlib
     except ImportError:
-        how = format_command("-m", "pip", "install", "matplotlib")
-        raise InputError(f"figures need matplotlib: {how}") from None
+        install = format_command("-m", "pip", "install", "matplotlib")
+        raise InputError(f"figures need matplotlib: {install}") from None
     matplotlib.use("agg")
     from matplotlib import pyplot
 
     pyplot.style.use(STYLE)
-    return pyplot.subplots(rows, 2, figsize=(10, height), squeeze=False, **more)
+    return pyplot.subplots(rows, 2, figsize=(10, height), squeeze=False, **options)

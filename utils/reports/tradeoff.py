@@ -1,4 +1,4 @@
-"""Accuracy against compression: the runs on record, and the paper's."""
+"""Accuracy against compression of all recorded runs and of the paper's models."""
 
 import re
 from collections.abc import Sequence
@@ -9,89 +9,88 @@ from utils.methods import METHODS
 from utils.paper.published import TABLES
 from utils.paper.settings import EPOCHS
 from utils.reports import style
-from utils.reports.results import QUANTITIES, Result, grouped
+from utils.reports.results import QUANTITIES, Result, group_runs
 from utils.reports.tables import Cell, compare
 
-# Accuracies so many percent below the best are not drawn to scale, but at the lower edge.
-REACH = 15
+# Accuracies that are this much lower than the best, in percent, are drawn at the lower edge.
+RANGE = 15
 TITLE = (
-    "filled: ours; hollow: the paper's; a line leads to the fine-tuned accuracy;"
-    " numbers: accuracies below the scale"
+    "filled: ours; hollow: the paper's; a line ends at the fine-tuned accuracy;"
+    " numbers: accuracies below the axis"
 )
 LABEL: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
 
 
 class Point(NamedTuple):
-    """A pruned network: the paper's, or one of ours. Percent throughout."""
+    """A model of the paper, or the mean of our runs. All numbers are percentages."""
 
-    where: tuple[str, ...]  # the data, and how it trained
+    setting: tuple[str, ...]  # data set and training
     network: str
     method: str
-    pruned: tuple[float, float]  # of the FLOPs and of the parameters
-    accuracy: float  # fine-tuned where the paper gives no other
+    pruned: tuple[float, float]  # FLOPs and parameters removed
+    accuracy: float  # after pruning, or fine-tuned where nothing else is published
     tuned: float | None
     ours: bool
 
 
 def points_of_paper() -> list[Point]:
-    """The rows of Tables 2 and 3; DenseNet-40 by proximal NS is in both, and taken from 2a."""
-    found: dict[object, Point] = {}
+    """The rows of Tables 2 and 3, once each (one row is in both)."""
+    points: dict[object, Point] = {}
     for table in list(TABLES.values())[1:]:
         for row in table.rows:
             cells = [cell for column in compare(table, row, {}) for cell in column]
-            known = {cell.quantity: cell.published for cell in cells}
-            accuracies = (known.get(quantity) for quantity in ("trained", "pruned", "tuned"))
+            numbers = {cell.quantity: cell.published for cell in cells}
+            accuracies = (numbers.get(quantity) for quantity in ("trained", "pruned", "tuned"))
             accuracy = next(a for a in accuracies if a is not None)
-            pruned = known["flops"] or 0, known["parameters"] or 0
-            ours, where = table.method(row), (cells[-1].dataset, f"{EPOCHS} epochs")
+            pruned = numbers["flops"] or 0, numbers["parameters"] or 0
+            ours, setting = table.method(row), (cells[-1].dataset, f"{EPOCHS} epochs")
             method = METHODS[ours].title if ours else re.sub(r"-0.*| \[.*", "", row[1])
-            point = Point(where, row[0], method, pruned, accuracy, known.get("tuned"), False)
-            found.setdefault(point[:3], point)
-    return list(found.values())
+            point = Point(setting, row[0], method, pruned, accuracy, numbers.get("tuned"), False)
+            points.setdefault(point[:3], point)
+    return list(points.values())
 
 
-def points_of(found: Sequence[Result]) -> list[Point]:
-    """Every baseline and every pruned network among ``found``: means over the seeds."""
+def points_of(results: Sequence[Result]) -> list[Point]:
+    """The baselines and the pruned models of ``results``, means over the seeds."""
     points = []
-    for group, variants in grouped(found).items():
+    for key, variants in group_runs(results).items():
         for variant, runs in variants.items():
             method = METHODS[variant.method]
-            mean = {q: Cell(q, group.dataset, runs).mean for q in QUANTITIES}
-            accuracy = mean["pruned" if method.prunes() else "trained"]
+            mean = {q: Cell(q, key.dataset, runs).mean for q in QUANTITIES}
+            accuracy, pruned = mean["trained"], (0.0, 0.0)
+            if method.prunes():
+                accuracy = mean["pruned"]
+                pruned = mean["flops"] or 0, mean["parameters"] or 0
             if accuracy is not None:
-                pruned = (
-                    (mean["flops"] or 0, mean["parameters"] or 0) if method.prunes() else (0, 0)
-                )
-                what = (group.dataset, *group.terms), group.network, method.title
-                points.append(Point(*what, pruned, accuracy, mean["tuned"], True))
+                names = (key.dataset, *key.terms), key.network, method.title
+                points.append(Point(*names, pruned, accuracy, mean["tuned"], True))
     return points
 
 
-def draw(found: Sequence[Result]) -> Any:
-    """Accuracy against the share of FLOPs and of parameters pruned, in the paper's accounting.
+def draw(results: Sequence[Result]) -> Any:
+    """A figure of accuracy against the FLOPs and parameters removed, in the paper's accounting.
 
-    What trained on the same data as long shares a row, with the paper's where that trained so.
-    Rows that only the paper has are drawn where there is no other.
+    Runs on the same data with as many epochs share a row of panels, the paper's runs included.
+    Rows with the paper's runs only are drawn if ``results`` is empty.
     """
-    own = points_of(found)
-    points = points_of_paper() + own
-    rows = list(dict.fromkeys(point.where for point in own or points))
-    points = [point for point in points if point.where in rows]
-    figure, axes = style.subplots(len(rows), 1 + 3.4 * len(rows), sharey="row")
-    from matplotlib.lines import Line2D  # here, for :func:`style.subplots` says if it is missing
+    ours = points_of(results)
+    points = points_of_paper() + ours
+    settings = list(dict.fromkeys(point.setting for point in ours or points))
+    points = [point for point in points if point.setting in settings]
+    figure, axes = style.subplots(len(settings), 1 + 3.4 * len(settings), sharey="row")
+    from matplotlib.lines import Line2D  # style.subplots reports a missing matplotlib
 
     markers = dict(zip(dict.fromkeys(p.network for p in points), cycle("osD^vPX*"), strict=False))
     colours = {method: f"C{i}" for i, method in enumerate(dict.fromkeys(p.method for p in points))}
-    for line, where in zip(axes, rows, strict=True):
-        here = [point for point in points if point.where == where]
-        values = [a for p in here for a in (p.accuracy, p.tuned) if a is not None]
-        good = [value for value in values if value > max(values) - REACH]
-        span = max(2, max(good) - min(good))
-        edge = min(good) - 0.15 * span
-        for kind, what in enumerate(("FLOPs", "parameters")):
-            axis = line[kind]
-            for p in here:
-                x, y, colour = p.pruned[kind], max(p.accuracy, edge), colours[p.method]
+    for row, setting in zip(axes, settings, strict=True):
+        shown = [point for point in points if point.setting == setting]
+        values = [a for p in shown for a in (p.accuracy, p.tuned) if a is not None]
+        in_range = [value for value in values if value > max(values) - RANGE]
+        span = max(2, max(in_range) - min(in_range))
+        edge = min(in_range) - 0.15 * span
+        for i, (axis, name) in enumerate(zip(row, ("FLOPs", "parameters"), strict=True)):
+            for p in shown:
+                x, y, colour = p.pruned[i], max(p.accuracy, edge), colours[p.method]
                 if p.tuned is not None:
                     tuned = max(p.tuned, edge)
                     axis.plot([x, x], [y, tuned], color=colour, linewidth=1)
@@ -99,15 +98,15 @@ def draw(found: Sequence[Result]) -> Any:
                 face, size = (colour, 5) if p.ours else ("none", 8)
                 look = {"color": colour, "markerfacecolor": face, "markersize": size}
                 axis.plot(x, y, markers[p.network], **look)
-            lost = [p for p in here if p.accuracy < edge]
-            for i, p in enumerate(sorted(lost, key=lambda p: p.pruned[kind])):
-                text, place = f"{p.network}: {p.accuracy:.1f} %", (0, -16 - 10 * (i % 3))
-                axis.annotate(text, (p.pruned[kind], edge), place, **LABEL)
-            axis.set_xlabel(f"{what} pruned, %")
+            below = sorted((p for p in shown if p.accuracy < edge), key=lambda p: p.pruned[i])
+            for j, p in enumerate(below):
+                text, offset = f"{p.network}: {p.accuracy:.1f} %", (0, -16 - 10 * (j % 3))
+                axis.annotate(text, (p.pruned[i], edge), offset, **LABEL)
+            axis.set_xlabel(f"{name} removed, %")
             axis.set_xlim(-4, 104)
-        line[0].set_title(", ".join(where))
-        line[0].set_ylabel("test accuracy, %")
-        line[0].set_ylim(edge - 0.4 * span, max(good) + 0.1 * span)
+        row[0].set_title(", ".join(setting))
+        row[0].set_ylabel("test accuracy, %")
+        row[0].set_ylim(edge - 0.4 * span, max(in_range) + 0.1 * span)
     keys = [Line2D([], [], color=c, linewidth=5, label=method) for method, c in colours.items()]
     for network, marker in markers.items():
         keys.append(Line2D([], [], color="black", linestyle="", marker=marker, label=network))
