@@ -1,4 +1,4 @@
-"""Speed of training against the released program's structure, or of inference of two models."""
+"""Speed of training against a plain PyTorch loop, or of inference of two checkpoints."""
 
 if __name__ == "__main__":
     from utils import startup as startup  # before all others
@@ -13,11 +13,12 @@ from itertools import product
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch.optim import SGD
 
 from main import train_step
 from utils import arguments, console
 from utils.arguments import positive_int
-from utils.bench.released import ReleasedProgram
 from utils.console import InputError
 from utils.data.batches import Batches
 from utils.data.datasets import IN_MEMORY, Dataset, load
@@ -32,11 +33,10 @@ from utils.device import (
 from utils.files import checkpoint
 from utils.files.paths import RunPaths
 from utils.flags.config import Config
-from utils.methods import METHODS
-from utils.methods.slimming import ProximalSlimming
+from utils.methods.released import LayerByLayer
 from utils.network import empty
 from utils.paper.accounting import cost
-from utils.paper.settings import BATCH_SIZE
+from utils.paper.settings import BATCH_SIZE, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, recipe
 from utils.training.build import build_network
 from utils.training.distributed import SINGLE_PROCESS
 from utils.training.trainer import Trainer
@@ -47,23 +47,20 @@ IMAGES = 640  # per epoch on a CPU, where 50,000 take an hour
 
 def parser() -> argparse.ArgumentParser:
     p = arguments.Parser(prog="python -m utils.bench", description=__doc__)
-    add = p.add_argument
     compared = "two checkpoints: print the speed-up of inference of the second"
-    add("--compare", nargs=2, metavar=("FULL", "PRUNED"), help=compared)
+    p.add_argument("--compare", nargs=2, metavar=("FULL", "PRUNED"), help=compared)
     networks = f"networks to train (default {' '.join(NETWORKS)})"
-    add("--networks", nargs="+", default=NETWORKS, metavar="ARCH-DEPTH", help=networks)
-    default = ProximalSlimming.name
-    method = f"training method; the released program's is {default} (default {default})"
-    add("--method", choices=METHODS, default=default, help=method)
-    add("--dataset", choices=IN_MEMORY, default="shapes", help="data set (default shapes)")
-    add("--data", metavar="DIR", help="folder of the data set")
+    p.add_argument("--networks", nargs="+", default=NETWORKS, metavar="ARCH-DEPTH", help=networks)
+    dataset = "data set of the trainings (default shapes)"
+    p.add_argument("--dataset", choices=IN_MEMORY, default="shapes", help=dataset)
+    p.add_argument("--data", metavar="DIR", help="folder of the data set")
     subset = f"images per epoch (default {IMAGES}, on a GPU all)"
-    add("--subset", type=positive_int, metavar="N", help=subset)
+    p.add_argument("--subset", type=positive_int, metavar="N", help=subset)
     sizes = f"batch sizes (default {BATCH_SIZE} in training, 1 and 64 in inference)"
-    add("--batch-size", nargs="+", type=positive_int, metavar="N", help=sizes)
+    p.add_argument("--batch-size", nargs="+", type=positive_int, metavar="N", help=sizes)
     repeats = "measurements (default 5 epochs, 30 inferences)"
-    add("--repeats", type=positive_int, metavar="N", help=repeats)
-    add("--no-cuda", action="store_true", help="use the CPU")
+    p.add_argument("--repeats", type=positive_int, metavar="N", help=repeats)
+    p.add_argument("--no-cuda", action="store_true", help="use the CPU")
     return p
 
 
@@ -74,9 +71,32 @@ def main(argv: list[str] | None = None) -> None:
     print(f"torch {torch.__version__}, {name}, {torch.get_num_threads()} threads")
     if args.compare:
         compare(args, device)
-    else:
-        args.subset = args.subset or (None if device.type == "cuda" else IMAGES)
-        train(args, device)
+        return
+    args.subset = args.subset or (None if device.type == "cuda" else IMAGES)
+    networks = [parse_network(text) for text in args.networks]
+    data, repeats = load(vars(args)), args.repeats or 5
+    print(f"{len(data.train)} images of {args.dataset}; medians of {repeats} epochs", flush=True)
+    for (arch, depth), batch_size in product(networks, args.batch_size or [BATCH_SIZE]):
+        settings = {"arch": arch, "depth": depth, "method": "proximal", "batch_size": batch_size}
+        training = Training(Config.from_dict(settings), data, device)
+        epochs = [training.plain_epoch, training.epoch]
+        plain, here = map(statistics.median, in_turn(epochs, device, repeats, warm_up=1))
+        precision = f"{training.execution.precision}, {training.execution.layout}"
+        print(
+            f"{arch}-{depth}, batch {batch_size}: plain loop {plain:.2f} s (fp32), here"
+            f" {here:.2f} s ({precision}), ratio {plain / here:.2f}",
+            flush=True,
+        )
+
+
+def parse_network(text: str) -> tuple[str, int]:
+    """Architecture and depth from ARCH-DEPTH."""
+    arch, _, depth = text.rpartition("-")
+    try:
+        empty(arch, int(depth), 1)
+        return arch, int(depth)
+    except ValueError as error:
+        raise InputError(f"--networks {text}: give ARCH-DEPTH, such as vgg-19 ({error})") from None
 
 
 def in_turn(
@@ -88,21 +108,18 @@ def in_turn(
 
 
 class Training:
-    """Epochs of this program's training, as ``main.py`` builds it."""
+    """Training by proximal slimming as ``main.py`` builds it, and in a plain PyTorch loop."""
 
-    def __init__(
-        self,
-        arch: str,
-        depth: int,
-        data: Dataset,
-        batch_size: int,
-        device: torch.device,
-        method: str,
-    ) -> None:
-        settings = {"arch": arch, "depth": depth, "batch_size": batch_size, "method": method}
-        config, batches = Config.from_dict(settings), Batches(data, "train", batch_size, device)
+    def __init__(self, config: Config, data: Dataset, device: torch.device) -> None:
         network, graphs = build_network(config, data), device.type == "cuda"
+        batches = Batches(data, "train", config.batch_size, device)
         images, labels = batches.get_batch(batches.epoch_indices(0)[0])
+        self.model = copy.deepcopy(network.model).to(device)
+        names = dict(self.model.named_modules())
+        norms = [names[name] for name in network.norms]
+        self.proximal_update = LayerByLayer(norms, recipe(config.arch, config.depth))
+        weights = self.model.parameters()
+        self.optimizer = SGD(weights, LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
         be_deterministic(False)
         precision = fastest_precision(network, images, labels, device, graphs)
         self.execution = build_execution(network, precision, device)
@@ -119,33 +136,15 @@ class Training:
         step.metrics(indices)
         trainer.epoch += 1
 
-
-def train(args: argparse.Namespace, device: torch.device) -> None:
-    """Print seconds per epoch of this program and of the released program's structure."""
-    networks = [parse_network(text) for text in args.networks]
-    data, repeats = load(vars(args)), args.repeats or 5
-    print(f"{len(data.train)} images of {args.dataset}; medians of {repeats} epochs", flush=True)
-    for (arch, depth), batch_size in product(networks, args.batch_size or [BATCH_SIZE]):
-        ours = Training(arch, depth, data, batch_size, device, args.method)
-        released = ReleasedProgram(arch, depth, data, batch_size, device)
-        times = in_turn([released.epoch, ours.epoch], device, repeats, warm_up=1)
-        reference, here = map(statistics.median, times)
-        precision = f"{ours.execution.precision}, {ours.execution.layout}"
-        print(
-            f"{arch}-{depth}, batch {batch_size}: released structure {reference:.2f} s, here"
-            f" {here:.2f} s ({precision}), ratio {reference / here:.2f}",
-            flush=True,
-        )
-
-
-def parse_network(text: str) -> tuple[str, int]:
-    """Architecture and depth from ARCH-DEPTH."""
-    arch, _, depth = text.rpartition("-")
-    try:
-        empty(arch, int(depth), 1)
-        return arch, int(depth)
-    except ValueError as error:
-        raise InputError(f"--networks {text}: give ARCH-DEPTH, such as vgg-19 ({error})") from None
+    def plain_epoch(self) -> None:
+        """An epoch in float32, channels first, with the proximal update layer by layer."""
+        batches = self.trainer.batches
+        for batch in batches.epoch_indices(0):
+            images, labels = batches.get_batch(batch)
+            self.optimizer.zero_grad()
+            F.cross_entropy(self.model(images), labels).backward()
+            self.optimizer.step()
+            self.proximal_update(1 / LEARNING_RATE)
 
 
 def compare(args: argparse.Namespace, device: torch.device) -> None:

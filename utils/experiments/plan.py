@@ -1,7 +1,6 @@
 """The jobs that experiments lack in a folder, and their expected cost."""
 
-from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -11,7 +10,7 @@ from utils.experiments.jobs import STAGES, Experiment, Job, recorded
 from utils.files import records
 from utils.files.paths import RunPaths
 from utils.flags.config import FLAGS, Config
-from utils.reports.results import Result, Training, experiment_of
+from utils.reports.results import Result, Training, experiment_of, format_columns
 
 SECONDS = ("train_seconds", "test_seconds")  # columns of the log
 
@@ -32,40 +31,16 @@ class Plan:
     ) -> None:
         self.folder, self.flags = folder, tuple(flags)
         self.results = recorded(folder)
-        # Seed by seed, so that the first complete rows of a table come early.
-        runs = [(e, seed) for seed in seeds for e in experiments]
-        self.seconds = defaultdict[Hashable, list[float]](list)  # per epoch
-        for result in self.results.values():
-            for training in (result, *result.finetunings):
-                self._add_seconds(training.config, float(training.row["seconds_per_epoch"]))
-        for config in (c for e, seed in runs for c in self._configs(e, seed) if c):
-            log = self._log(config)
-            if log and config.run_name not in self.seconds:
-                # The latest epoch's: epochs get shorter while channels are removed.
-                self._add_seconds(config, sum(float(log[-1][column]) for column in SECONDS))
         self.jobs: list[Job] = []
         self.lines = [["run", "train", "prune", "fine-tune", "left"]]
-        for e, seed in runs:
-            self._add(e, seed)
-
-    def _add_seconds(self, config: Config, seconds: float) -> None:
-        for key in _keys(config)[:2]:
-            self.seconds[key].append(seconds)
-
-    def _configs(self, e: Experiment, seed: int) -> tuple[Config, Config | None]:
-        """The settings of the training, and of the fine-tuning if there is one."""
-        files = RunPaths(self.folder, e.run(seed))
-        return e.training(seed), e.finetuning(seed, files) if e.refine_epochs else None
-
-    def _log(self, config: Config) -> list[records.Row]:
-        """The log of a training that has a checkpoint to resume from."""
-        files = RunPaths(self.folder, config.run_name)
-        return records.read(files.log, SECONDS, SECONDS) if files.checkpoint.exists() else []
+        for seed in seeds:  # seed by seed, so that the first rows of a table are complete early
+            for experiment in experiments:
+                self._add(experiment, seed)
 
     def _add(self, e: Experiment, seed: int) -> None:
         """Add the missing stages of a run to the jobs, and its line to the overview."""
         files = RunPaths(self.folder, e.run(seed))
-        train, tune = self._configs(e, seed)
+        train, tune = e.training(seed), e.finetuning(seed, files) if e.refine_epochs else None
         result, pruning, finetuning = self._recorded(e, seed, tune)
         for config, training in ((train, result), (tune, finetuning)):
             if config and training:
@@ -83,15 +58,33 @@ class Plan:
             seconds: float | None = 0.0
             cell = "to do"
             if isinstance(needed, Config):
-                begun = 0 if stage == "refine" and other_pruning else len(self._log(needed))
-                rest = max(needed.epochs - begun, 0)
-                cell = f"{rest} of {needed.epochs} epochs" if begun else f"{rest} epochs"
-                measured = (self.seconds[key] for key in _keys(needed) if key in self.seconds)
-                seconds = next((rest * fmean(each) for each in measured), None)
+                log = [] if stage == "refine" and other_pruning else self._log(needed)
+                rest = max(needed.epochs - len(log), 0)
+                cell = f"{rest} of {needed.epochs} epochs" if log else f"{rest} epochs"
+                per_epoch = self._seconds_per_epoch(needed, log)
+                seconds = None if per_epoch is None else rest * per_epoch
             cells.append(cell)
             left.append(Job(e, seed, stage, self.folder, self.flags, seconds))
         self.jobs += left
         self.lines.append([files.run, *cells, _cost(left) if left else "-"])
+
+    def _log(self, config: Config) -> list[records.Row]:
+        """The log of a training that has a checkpoint to resume from."""
+        files = RunPaths(self.folder, config.run_name)
+        return records.read(files.log, SECONDS, SECONDS) if files.checkpoint.exists() else []
+
+    def _seconds_per_epoch(self, config: Config, log: list[records.Row]) -> float | None:
+        """From the run's own log, else the mean of recorded runs with the same settings."""
+        if log:  # the latest epoch: they get shorter while channels are removed
+            return sum(float(log[-1][column]) for column in SECONDS)
+        seconds: dict[bool, list[float]] = {False: [], True: []}  # by whether it is fine-tuned
+        key = experiment_of(replace(config, epochs=1))[0]
+        for training in (t for r in self.results.values() for t in (r, *r.finetunings)):
+            if experiment_of(replace(training.config, epochs=1))[0] == key:
+                tuned = training.config.refine is not None
+                seconds[tuned].append(float(training.row["seconds_per_epoch"]))
+        same = seconds[config.refine is not None] or seconds[False]
+        return fmean(same) if same else None
 
     def _recorded(
         self, e: Experiment, seed: int, tune: Config | None
@@ -112,24 +105,14 @@ class Plan:
 
     def overview(self, gpus: int) -> str:
         """A line per run with its stages and cost, and the total."""
-        width = max(len(run) for run, *_ in self.lines)
-        lines = [
-            (f"{run:<{width}}" + "".join(f"  {cell:<15}" for cell in cells)).rstrip()
-            for run, *cells in self.lines
-        ]
+        table = format_columns(self.lines)
         if not self.jobs:
-            return "\n".join([*lines, "all is done"])
+            return f"{table}\nall is done"
         train, prune, refine = (sum(job.stage == stage for job in self.jobs) for stage in STAGES)
         device = f"{gpus} GPUs" if gpus > 1 else "one GPU" if gpus else "the CPU, one at a time"
         left = f"left: {train} trainings, {prune} prunings, {refine} fine-tunings, on {device}"
         divided = f" in all, divided by {gpus} GPUs" if gpus > 1 else ""
-        return "\n".join([*lines, f"{left}: {_cost(self.jobs)}{divided}"])
-
-
-def _keys(config: Config) -> list[Hashable]:
-    """Keys of seconds per epoch, best first: this run, the same settings, the same unpruned."""
-    key = experiment_of(replace(config, epochs=1))[0]
-    return [config.run_name, (key, config.refine is None), (key, True)]
+        return f"{table}\n{left}: {_cost(self.jobs)}{divided}"
 
 
 def _check_same(record: Path, planned: Config, done: Training) -> None:

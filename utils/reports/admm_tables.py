@@ -10,6 +10,7 @@ from utils.methods import METHODS
 from utils.paper import lp, sas_admm
 from utils.reports.results import (
     ExperimentKey,
+    Lines,
     Result,
     Training,
     mean_and_spread,
@@ -19,16 +20,14 @@ from utils.reports.results import (
 LP_NOTE = """\
 Published runs started from a trained model; its accuracy is given before pruning where published.
 VGG-16, ResNet-56 and ResNet-110 are for CIFAR-10, ResNet-50 for ImageNet (top-5 in brackets).
-Ours: mean ± standard deviation over n seeds, FLOPs and parameters in the paper's accounting.
-"""
+Ours: mean ± standard deviation over n seeds, FLOPs and parameters in the paper's accounting."""
 LP_COLUMNS = [
     "Network", "Run", "Before Pruning (%)", "Post Pruned", "Fine Tuned", "% FLOPs Pruned",
     "% Param. Pruned", "Fine-tuning",
 ]  # fmt: skip
 SAS_NOTE = """\
 The published factor counts the weights of convolutions and linear layers; no accuracy is published.
-Accuracies here are those of the last epoch, not of the best one.
-"""
+Accuracies here are those of the last epoch, not of the best one."""
 SAS_COLUMNS = {
     "Weights Kept": "weights_kept",
     "Compression Factor": "compression",
@@ -39,11 +38,10 @@ SAS_COLUMNS = {
     "Post Pruned": "accuracy_cut",
     "Retrained": "test_accuracy",
 }
-Lines = list[list[str]]
 
 
-def lp_table(results: Iterable[Result]) -> tuple[str, Lines]:
-    """Heading with note, and the lines of the table, the column heads first.
+def lp_table(results: Iterable[Result]) -> tuple[Lines, list[str]]:
+    """The lines of the table and the note below it.
 
     All prunings of Lp-ADMM runs are below the published rows of their network.
     """
@@ -52,7 +50,7 @@ def lp_table(results: Iterable[Result]) -> tuple[str, Lines]:
     for run in results:
         for pruning in run.prunings if run.config.method == lp.METHOD else ():
             key, variant = run.experiment
-            settings = ", ".join([*key.terms, variant.settings, *pruning_flags(pruning)])
+            settings = ", ".join([*key.terms, variant.settings, pruning_flags(pruning)])
             latest = next(reversed(run.finetunings_of(pruning)), None)
             terms = [*latest.experiment[0].terms, latest.config.precision] if latest else ["—"]
             network = names.get(key[:3], f"{key.network} on {key.dataset}")
@@ -75,11 +73,13 @@ def lp_table(results: Iterable[Result]) -> tuple[str, Lines]:
             if network == name:
                 run_text = f"ours, n = {len(seeds)}: {settings}"
                 lines.append([name, run_text, *_means(seeds.values()), finetuning])
-    return f"## Lp slimming\n\n{LP_NOTE}", lines
+    return lines, [LP_NOTE]
 
 
-def sas_table(results: Iterable[Result], finetunings: Iterable[Training]) -> tuple[str, Lines]:
-    """Heading with note, and the lines of the table, the column heads first.
+def sas_table(
+    results: Iterable[Result], finetunings: Iterable[Training]
+) -> tuple[Lines, list[str]]:
+    """The lines of the table and the note below it.
 
     The runs are those whose weights were pruned with --prune-ratio and retrained.
     """
@@ -101,7 +101,7 @@ def sas_table(results: Iterable[Result], finetunings: Iterable[Training]) -> tup
     for names, seeds in ours.items():
         rows = [[row.get(column, "") for column in SAS_COLUMNS.values()] for row in seeds.values()]
         lines.append([*names, str(len(rows)), *_means(rows)])
-    return f"## Weight pruning by SAS-ADMM\n\n{SAS_NOTE}", lines
+    return lines, [SAS_NOTE]
 
 
 def _describe(run: Training) -> str:

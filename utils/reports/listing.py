@@ -11,9 +11,9 @@ from utils.files.init_from import latest_checkpoint
 from utils.files.paths import RunPaths
 from utils.files.records import Row
 from utils.methods import METHODS
-from utils.reports.results import Result, Training, read_records
+from utils.reports.results import Result, Training, format_columns, read_records
 
-HEADINGS = ("run", "epochs", "top-1", "zeros", "kept", "tuned")
+COLUMNS = ["run", "epochs", "top-1", "zeros", "kept", "tuned"]
 LEGEND = """\
 top-1: test accuracy, %; zeros: scaling factors equal to 0; kept: channels kept
 by pruning (w: weights); tuned: accuracy fine-tuned (epochs, if not as many).
@@ -70,15 +70,13 @@ def listing(folder: Path, only: Collection[str] | None = None) -> str:
     runs = paths.runs_in(folder) | trained.keys() | tuned.keys()
     after = {run: _after_training(trained.get(run)) for run in runs}
     in_other_lines = {tuning for *_, tuning in after.values()}
-    lines = [HEADINGS]
+    lines = [COLUMNS]
     for run in sorted(runs - in_other_lines if only is None else runs & set(only)):
         if p := progress_of(RunPaths(folder, run), trained.get(run) or tuned.get(run)):
-            lines.append((run, *p, *after[run][:2]))
+            lines.append([run, *p, *after[run][:2]])
     if len(lines) == 1:
         return f"no runs in {folder}"
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rows = ("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-    return "\n".join([*rows, LEGEND])
+    return f"{format_columns(lines)}\n{LEGEND}"
 
 
 def _after_training(result: Result | None) -> tuple[str, str, str]:

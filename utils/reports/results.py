@@ -53,6 +53,7 @@ PRUNE_FLAGS = {"mask": "--mask", "target_flops": "--target-flops",
                "target_params": "--target-params", "percent": "--percent",
                "criterion": "--criterion", "adjust": "--adjust"}  # fmt: skip
 Options = tuple[tuple[str, Any], ...]  # (name of a flag, value) pairs
+Lines = list[list[str]]  # cells of a table, the column heads first
 PaperKey = tuple[str, int, str, str]  # architecture, depth, data set and method
 
 
@@ -86,15 +87,27 @@ def format_options(options: Options) -> list[str]:
     return [" ".join(FLAGS[name].to_argv(value)) for name, value in options if value is not None]
 
 
-def pruning_flags(pruning: Row) -> list[str]:
+def pruning_flags(pruning: Row) -> str:
     """The flags that chose the removed channels of a pruning."""
-    return [f"{flag} {pruning[name]}" for name, flag in PRUNE_FLAGS.items() if pruning.get(name)]
+    used = ((flag, pruning.get(name)) for name, flag in PRUNE_FLAGS.items())
+    return " ".join(f"{flag} {value}" for flag, value in used if value)
 
 
 def mean_and_spread(values: Sequence[float], digits: int = 2) -> str:
     """Mean ± standard deviation, or the single value."""
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.{digits}f}{spread}"
+
+
+def format_columns(lines: Lines, markdown: bool = False) -> str:
+    """Text with aligned columns, or an aligned Markdown table; the first line are the heads."""
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+    if markdown:
+        lines = [lines[0], ["-" * width for width in widths], *lines[1:]]
+    padded = ([c.ljust(w) for c, w in zip(line, widths, strict=True)] for line in lines)
+    if markdown:
+        return "".join(f"| {' | '.join(line)} |\n" for line in padded)
+    return "\n".join("  ".join(line).rstrip() for line in padded)
 
 
 def experiment_of(config: Config, row: Row | None = None) -> tuple[ExperimentKey, MethodVariant]:

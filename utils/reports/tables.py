@@ -12,7 +12,7 @@ import argparse
 import csv
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,6 @@ from pathlib import Path
 from utils import arguments, console
 from utils.atomic import check_writable
 from utils.files.paths import DEFAULT_FOLDER
-from utils.files.records import Row
 from utils.methods import METHODS
 from utils.paper import lp
 from utils.paper.published import NETWORKS, TABLES, Table, numbers
@@ -28,6 +27,7 @@ from utils.reports import admm_tables, results
 from utils.reports.results import (
     QUANTITIES,
     Groups,
+    Lines,
     PaperKey,
     Result,
     mean_and_spread,
@@ -58,23 +58,23 @@ RUNS_COLUMNS = {
     "Fine Tuned": ("tuned",),
 }
 ENVIRONMENT = ("device", "threads", "torch", "commit")  # columns of the records
-Lines = list[list[str]]
 PaperRuns = Mapping[PaperKey, Mapping[str, Sequence[Result]]]  # by key, by precision
 
 
-def _paper_keys() -> dict[PaperKey, float | None]:
-    """The runs of the paper's tables, with the percentage of channels at which they are pruned."""
-    return {
-        (*NETWORKS[row[0]], column.dataset, method): table.share(row)
-        for table in TABLES.values()
-        for row in table.rows
-        if (method := table.method(row))
-        for column in table.columns
-        if column.dataset
-    }
+def _keys(table: Table, row: Sequence[str]) -> list[PaperKey]:
+    """The runs that each column of a row is about."""
+    method = table.method(row) or ""
+    return [(*NETWORKS[row[0]], column.dataset, method) for column in table.columns]
 
 
-PAPER_SHARES = _paper_keys()
+# The runs of the paper's tables, and the percentage of channels at which they are pruned.
+PAPER_SHARES = {
+    key: table.share(row)
+    for table in TABLES.values()
+    for row in table.rows
+    for key in _keys(table, row)
+    if all(key)
+}
 
 
 @dataclass(frozen=True)
@@ -97,45 +97,26 @@ class Cell:
     def mean(self) -> float | None:
         return statistics.fmean(self.values) if self.values else None
 
-    @property
-    def spread(self) -> float | None:
-        """Standard deviation over the seeds, None for a single seed."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
-
-    @property
-    def difference(self) -> float | None:
-        """Ours − the paper's, None for quantities that are not compared."""
-        if self.published is None or self.mean is None or self.quantity not in COMPARED:
-            return None
-        if self.quantity == "channels" and METHODS[self.runs[0].config.method].prune_flags:
-            return None  # the share is chosen, not a result
-        return self.mean - self.published
-
-    @property
-    def within(self) -> str:
-        """Whether the difference is "within" two standard deviations, '' if unknown."""
-        if self.difference is None or self.spread is None:
-            return ""
-        return "within" if abs(self.difference) <= 2 * self.spread else "outside"
-
-    @property
-    def digits(self) -> int:
-        return 1 if self.quantity == "zeros" else 2
-
     def text(self, n: int) -> str:
         """Mean ± standard deviation, with the number of runs if it is not ``n``."""
         if not self.values:
             return DASH
         count = f" (n = {len(self.values)})" if len(self.values) != n else ""
-        return mean_and_spread(self.values, self.digits) + count
+        return mean_and_spread(self.values, 1 if self.quantity == "zeros" else 2) + count
 
-    def verdict(self) -> str:
-        """Name and size of the difference and whether it is within the spread, or ''."""
-        if self.difference is None:
+    def difference(self) -> str:
+        """Ours − the paper's, and whether it is within two standard deviations; '' if unknown."""
+        if self.published is None or self.mean is None or self.quantity not in COMPARED:
             return ""
-        place = f" on {self.dataset}" if self.quantity == "zeros" else ""
-        text = f"{COMPARED[self.quantity]}{place} {self.difference:+.{self.digits}f}"
-        return f"{text} {self.within}".rstrip()
+        if self.quantity == "channels" and METHODS[self.runs[0].config.method].prune_flags:
+            return ""  # the share is chosen, not a result
+        difference, within = self.mean - self.published, ""
+        if len(self.values) > 1:
+            small = abs(difference) <= 2 * statistics.stdev(self.values)
+            within = " within" if small else " outside"
+        if self.quantity == "zeros":
+            return f"zeros on {self.dataset} {difference:+.1f}{within}"
+        return f"{COMPARED[self.quantity]} {difference:+.2f}{within}"
 
 
 def paper_runs(groups: Groups) -> PaperRuns:
@@ -146,12 +127,6 @@ def paper_runs(groups: Groups) -> PaperRuns:
             if runs[0].has_paper_settings:
                 found.setdefault(runs[0].paper_key, {})[variant.precision] = runs
     return found
-
-
-def _keys(table: Table, row: Sequence[str]) -> list[PaperKey]:
-    """The runs that each column of a row is about."""
-    method = table.method(row) or ""
-    return [(*NETWORKS[row[0]], column.dataset, method) for column in table.columns]
 
 
 def compare(
@@ -175,27 +150,24 @@ def compare(
     return columns
 
 
-def paper_table(name: str, ours: PaperRuns) -> tuple[str, Lines]:
-    """A table of the paper as Markdown, and its lines, the column heads first."""
-    table = TABLES[name]
+def paper_table(name: str, ours: PaperRuns) -> tuple[Lines, list[str]]:
+    """The lines of a table of the paper, the column heads first, and the notes below it."""
+    table, runs = TABLES[name], dict[Result, None]()
     headings = [column.heading for column in table.columns]
-    lines, records = [[*headings[:2], "", *headings[2:], "Ours − paper's"]], list[Row]()
+    lines = [[*headings[:2], "", *headings[2:], "Ours − paper's"]]
     for row in table.rows:
         lines.append([*row[:2], "paper", *row[2:], ""])
         precisions = {p for key in _keys(table, row) for p in ours.get(key, ())}
         for precision in (sorted(precisions) or [""]) if table.method(row) else ():
             columns = compare(table, row, ours, precision)
             cells = [cell for column in columns for cell in column]
+            runs |= {run: None for cell in cells for run in cell.runs}
             n = max(len(cell.runs) for cell in cells)
-            records += [r for cell in cells for r in rows_of(cell.runs, cell.share)]
             who = f"ours, n = {n}, {precision}" if n else "ours"
-            verdicts = ", ".join(filter(None, (cell.verdict() for cell in cells)))
+            differences = ", ".join(filter(None, (cell.difference() for cell in cells)))
             means = [joined(column, n) for column in columns[2:]]
-            lines.append(["", "", who, *means, verdicts or DASH])
-    text = f"## {table.title}\n\n{markdown(lines)}"
-    for note in filter(None, [table.note, environment(records)]):
-        text += f"\n{note}\n"
-    return text, lines
+            lines.append(["", "", who, *means, differences or DASH])
+    return lines, [table.note, environment(runs)]
 
 
 def joined(cells: Sequence[Cell], n: int) -> str:
@@ -209,57 +181,43 @@ def in_paper_tables(run: Result) -> bool:
     return run.pruning() is None or run.pruning(PAPER_SHARES[run.paper_key]) is not None
 
 
-def runs_table(groups: Groups) -> tuple[str, Lines]:
-    """All runs that are not in the paper's tables as Markdown, and the lines of one table of all.
-
-    A group of comparable runs has a table of its own in the text, and its title in the lines.
-    """
-    heads = ["Method", "Settings", "n", *RUNS_COLUMNS]
-    text, all_lines = "## Other runs, in the shape of Table 2\n", [["Runs", *heads]]
+def runs_table(groups: Groups) -> tuple[Lines, list[str]]:
+    """The lines of a table of all runs that are not in the paper's, and the note below it."""
+    lines, shown = [["Runs", "Method", "Settings", "n", *RUNS_COLUMNS]], list[Result]()
     for key, variants in groups.items():
-        lines, records = [heads], list[Row]()
+        title = ", ".join([f"{key.network} on {key.dataset}", *key.terms])
         for variant, all_runs in variants.items():
-            others = [run for run in all_runs if not in_paper_tables(run)]
-            for differences, runs in by_finetuning(others).items():
-                records += rows_of(runs, exact=False)
-                settings = variant.settings + f", fine-tuned {differences}" * bool(differences)
+            for tuning, runs in by_finetuning(all_runs).items():
+                settings = variant.settings + f", fine-tuned {tuning}" * bool(tuning)
                 means = [
                     joined([Cell(q, key.dataset, runs, exact=False) for q in quantities], len(runs))
                     for quantities in RUNS_COLUMNS.values()
                 ]
-                lines.append([METHODS[variant.method].title, settings, str(len(runs)), *means])
-        if records:
-            title = ", ".join([f"{key.network} on {key.dataset}", *key.terms])
-            text += f"\n### {title}\n\n{markdown(lines)}\n{environment(records)}\n"
-            all_lines += [[title, *line] for line in lines[1:]]
-    return text, all_lines
+                method = METHODS[variant.method].title
+                lines.append([title, method, settings, str(len(runs)), *means])
+                shown += runs
+    return lines, [environment(shown)]
 
 
 def by_finetuning(runs: Sequence[Result]) -> dict[str, list[Result]]:
-    """The ``runs`` by how their fine-tunings differ from the trainings, '' if not.
+    """The ``runs`` that the paper's tables lack, by the different settings of their fine-tuning.
 
-    Runs without a fine-tuning are with the first group.
+    Runs without a fine-tuning are with the first of the others.
     """
-    finetunings = [run.finetuning(run.pruning(), exact=False) for run in runs]
-    texts = [
-        ", ".join(run.differences(t)) if t else None
-        for run, t in zip(runs, finetunings, strict=True)
-    ]
-    first = next((text for text in texts if text is not None), "")
-    groups: dict[str, list[Result]] = {}
-    for run, text in zip(runs, texts, strict=True):
-        groups.setdefault(first if text is None else text, []).append(run)
+    groups, rest = dict[str, list[Result]](), list[Result]()
+    for run in runs:
+        if not in_paper_tables(run):
+            tuning = run.finetuning(run.pruning(), exact=False)
+            text = ", ".join(run.differences(tuning)) if tuning else ""
+            (groups.setdefault(text, []) if tuning else rest).append(run)
+    if rest:
+        groups.setdefault(next(iter(groups), ""), []).extend(rest)
     return groups
 
 
-def rows_of(runs: Sequence[Result], share: float | None = None, exact: bool = True) -> list[Row]:
-    """The records' rows of trainings and of the fine-tunings that are shown."""
-    tuned = (run.tuned(run.pruning(share), exact) for run in runs)
-    return [*(run.row for run in runs), *filter(None, tuned)]
-
-
-def environment(rows: Sequence[Row]) -> str:
-    """Seeds, and the environments of the trainings in ``rows`` as recorded; '' without rows."""
+def environment(runs: Iterable[Result]) -> str:
+    """Seeds and environments of trainings and fine-tunings as recorded; '' without runs."""
+    rows = [row for run in runs for row in (run.row, *(t.row for t in run.finetunings))]
     if not rows:
         return ""
     seeds = sorted({int(row["seed"]) for row in rows})
@@ -270,24 +228,15 @@ def environment(rows: Sequence[Row]) -> str:
     return "; ".join(parts) + "."
 
 
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """An aligned Markdown table; the first of ``lines`` are the column heads."""
-    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
-    rows = [lines[0], ["-" * width for width in widths], *lines[1:]]
-    padded = ([c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in rows)
-    return "".join(f"| {' | '.join(row)} |\n" for row in padded)
-
-
 def omissions(result: Result) -> list[str]:
     """Prunings and fine-tunings of a run that the tables leave out, with the reasons."""
     run, in_paper = result.row["run"], in_paper_tables(result)
     share = PAPER_SHARES.get(result.paper_key) if result.has_paper_settings else None
-    shown = result.pruning(share) or result.pruning() or {}
-    flags = dict.fromkeys(" ".join(pruning_flags(row)) for row in result.prunings)
+    shown = pruning_flags(result.pruning(share) or result.pruning() or {})
     notes = [
-        f"{run} pruned with {text} is left out: tables show one pruning of a run"
-        for text in flags
-        if text != " ".join(pruning_flags(shown))
+        f"{run} pruned with {flags} is left out: tables show one pruning of a run"
+        for flags in dict.fromkeys(map(pruning_flags, result.prunings))
+        if flags != shown
     ]
     tuned = [result.finetuning(pruning, exact=in_paper) for pruning in result.prunings]
     for finetuning in result.finetunings:
@@ -307,9 +256,8 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m utils.reports.tables",
         description="The paper's tables, the published numbers beside those of the runs on record.",
     )
-    p.add_argument(
-        "--save", default=DEFAULT_FOLDER, metavar="DIR", help="folder of the records (default logs)"
-    )
+    folder = "folder of the records (default logs)"
+    p.add_argument("--save", default=DEFAULT_FOLDER, metavar="DIR", help=folder)
     names = [*TABLES, SAS, LP, RUNS]
     tables = f"tables to print: {', '.join(names)} (default: all that have runs)"
     p.add_argument("--only", nargs="+", choices=names, metavar="TABLE", help=tables)
@@ -347,17 +295,16 @@ def main(argv: list[str] | None = None) -> None:
         print(LEGEND)
     for name in only:
         if name in TABLES:
-            text, lines = paper_table(name, ours)
+            title, (lines, notes) = TABLES[name].title, paper_table(name, ours)
         elif name == RUNS:
-            text, lines = runs_table(groups)
+            title, (lines, notes) = "Other runs, in the shape of Table 2", runs_table(groups)
+        elif name == LP:
+            title, (lines, notes) = "Lp slimming", admm_tables.lp_table(found)
         else:
-            heading, lines = (
-                admm_tables.lp_table(found)
-                if name == LP
-                else admm_tables.sas_table(found, finetunings)
-            )
-            text = f"{heading}\n{markdown(lines)}"
-        print(text)
+            title = "Weight pruning by SAS-ADMM"
+            lines, notes = admm_tables.sas_table(found, finetunings)
+        print(f"## {title}\n\n{results.format_columns(lines, markdown=True)}")
+        print("".join(f"{note}\n\n" for note in notes if note))
         if args.csv is not None:
             with (Path(args.csv) / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows(lines)
