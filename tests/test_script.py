@@ -1,4 +1,4 @@
-"""script.sh: what it says to what was typed, where it makes files, what it installs."""
+"""script.sh: errors, working directory and installation."""
 
 import os
 import shlex
@@ -13,8 +13,8 @@ from utils.flags.parser import parser, resolve
 from utils.installed import lacks
 
 ROOT = Path(__file__).parents[1]
-# A python3 that only notes how it was called, makes environments of its like, and has no packages
-# until they are installed.
+# A python3 that records its calls, creates environments of its kind, and has the packages once
+# they are installed.
 FAKE = """#!/bin/sh
 echo "$0 $*" >> "$CALLS"
 case $* in
@@ -27,113 +27,114 @@ esac
 
 
 def script(
-    *words: object, shell: str = "sh", at: Path = ROOT, cwd: Path = ROOT, **environment: str
+    *words: object, shell: str = "sh", root: Path = ROOT, cwd: Path = ROOT, **environment: str
 ) -> subprocess.CompletedProcess:
-    command = [shell, str(at / "script.sh"), *map(str, words)]
+    command = [shell, str(root / "script.sh"), *map(str, words)]
     env = {**os.environ, **environment}
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("shell", ["sh", "bash"])
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
-        ([], "which of these commands?"),
+        ([], "a command is missing"),
         (["tabel1"], "there is no command 'tabel1'"),
         (["vgg"], "vgg takes cifar10 or cifar100, not ''"),
         (["resnet110", "shapes"], "resnet110 takes cifar10 or cifar100, not 'shapes'"),
     ],
 )
-def test_a_mistyped_command_is_named(shell, words, said):
+def test_mistyped_commands_are_named(shell, words, message):
     done = script(*words, shell=shell)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("usage: ")
-    assert done.stderr.splitlines()[-1] == f"error: {said}"
+    assert done.stderr.splitlines()[-1] == f"error: {message}"
 
 
-def test_help_is_no_error():
+def test_help():
     done = script("--help")
     assert (done.returncode, done.stderr) == (0, "") and "quickstart" in done.stdout
 
 
-def test_files_are_the_callers(tmp_path):
-    """Although there are modules of these names where it is called from."""
+def test_paths_are_relative_to_the_caller(tmp_path):
+    """Modules are not: the caller's folder may have some of the same names."""
     (tmp_path / "utils").mkdir()
     (tmp_path / "utils" / "__init__.py").write_text("raise SystemExit('the wrong one')")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    flags = ["--save", "my runs", "--data", "pictures", "--dry-run"]
+    flags = ["--save", "my runs", "--data", "images", "--dry-run"]
     done = script("resnet110", "cifar100", 3, *flags, cwd=tmp_path, PATH=path)
     assert done.returncode == 0, done.stderr
     train, prune, _ = (shlex.split(line) for line in done.stdout.splitlines()[-3:])
     assert train[1] == str(ROOT / "main.py") and prune[1] == str(ROOT / "resnet_prune.py")
     given = vars(parser().parse_args(train[2:]))
-    assert (given["save"], given["data"]) == ("my runs", "pictures")
+    assert (given["save"], given["data"]) == ("my runs", "images")
     assert prune[3].startswith("my runs/")
-    settings = resolve(given, None, {})
-    assert settings.run_name == "proximal_seed3_resnet_110_cifar100" and settings.seed == 3
+    config = resolve(given, None, {})
+    assert config.run_name == "proximal_seed3_resnet_110_cifar100" and config.seed == 3
 
 
 @pytest.fixture
-def house(tmp_path):
-    """Flags of :func:`script` for a copy with FAKE as python3, and what that notes."""
-    at, path = tmp_path / "my house", tmp_path / "bin"
-    at.mkdir()
+def clone(tmp_path):
+    """Arguments of :func:`script` for a copy with FAKE as python3, and the file of its calls."""
+    root, path = tmp_path / "my clone", tmp_path / "bin"
+    root.mkdir()
     path.mkdir()
-    shutil.copy(ROOT / "script.sh", at)
+    shutil.copy(ROOT / "script.sh", root)
     (path / "python3").write_text(FAKE)
     (path / "python3").chmod(0o755)
     calls = tmp_path / "calls"
-    flags = {"at": at, "cwd": tmp_path, "PATH": f"{path}{os.pathsep}{os.defpath}"}
-    return {**flags, "CALLS": str(calls)}, calls
+    arguments = {"root": root, "cwd": tmp_path, "PATH": f"{path}{os.pathsep}{os.defpath}"}
+    return {**arguments, "CALLS": str(calls)}, calls
 
 
-def test_the_first_installation_says_what_it_does_and_how_much_it_loads(house, tmp_path):
-    flags, calls = house
-    done = script("bench", **flags)
+def test_packages_are_installed_once(clone, tmp_path):
+    arguments, calls = clone
+    done = script("bench", **arguments)
     assert done.returncode == 0, done.stderr
-    making, installing = done.stderr.splitlines()
-    venv = flags["at"] / ".venv"
-    assert making == f"making {venv}"
-    assert (
-        installing.startswith(f"installing requirements.txt into {venv}: ") and "GB" in installing
-    )
+    creating, installing = done.stderr.splitlines()
+    venv = arguments["root"] / ".venv"
+    assert creating == f"creating {venv}"
+    assert installing.startswith(f"installing requirements.txt into {venv}: ")
+    assert "GB" in installing
     assert done.stdout == f"in {tmp_path}: -P -m utils.bench\n"
     calls.unlink()
-    again = script("bench", **flags)
+    again = script("bench", **arguments)
     assert (again.returncode, again.stderr) == (0, "")
-    assert "--disable-pip-version-check" not in calls.read_text()
+    assert "pip install" not in calls.read_text()
 
 
-@pytest.mark.parametrize("how", ["empty", "dangling python", "dangling folder", "no pip"])
-def test_a_broken_environment_is_named(how, house, tmp_path):
-    flags, calls = house
-    venv = flags["at"] / ".venv"
-    if how == "dangling folder":
+@pytest.mark.parametrize("kind", ["empty", "dangling python", "dangling folder", "no pip"])
+def test_a_broken_environment_is_named(kind, clone):
+    arguments, calls = clone
+    venv = arguments["root"] / ".venv"
+    if kind == "dangling folder":
         venv.symlink_to("gone")
     else:
         (venv / "bin").mkdir(parents=True)
-    if how == "dangling python":
+    if kind == "dangling python":
         (venv / "bin" / "python").symlink_to("/gone/python3")
-    elif how == "no pip":
+    elif kind == "no pip":
         (venv / "bin" / "python").write_text("#!/bin/sh\nexit 1\n")
         (venv / "bin" / "python").chmod(0o755)
-    done = script("quickstart", **flags)
+    done = script("quickstart", **arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: {venv} is broken") and done.stderr.count("\n") == 1
     assert f"rm -r '{venv}'" in done.stderr
     assert not Path(f"{calls}.installed").exists()
 
 
-def environment(folder: Path, *, managed: bool, **versions: str) -> Path:
-    """A python without pip that has so named packages of these versions, and no others."""
+def environment(folder: Path, *, managed: bool = False, **versions: str) -> Path:
+    """The bin folder of an environment without pip that has these versions of packages only."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     (packages,) = folder.glob("lib/python*/site-packages")
     for name, version in versions.items():
         info = packages / f"{name}-{version}.dist-info"
         info.mkdir()
-        told = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-        # What else one asks for may be missing, as of an environment that was put together by hand.
-        (info / "METADATA").write_text(f"{told}Requires-Dist: no-such-package>=99\n")
+        # A missing dependency, as in environments assembled by hand.
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+            "Requires-Dist: no-such-package>=99\n"
+        )
     if managed:
         for stdlib in folder.glob("lib/python*"):
             (stdlib / "EXTERNALLY-MANAGED").write_text("[externally-managed]\nError=no\n")
@@ -143,20 +144,18 @@ def environment(folder: Path, *, managed: bool, **versions: str) -> Path:
 HAS = {"torch": "2.11.0+cu130", "torchvision": "0.26", "numpy": "1.26.0rc1", "tqdm": "4.70.1"}
 
 
-@pytest.mark.parametrize("managed", [False, True])
-@pytest.mark.parametrize("shell", ["sh", "bash"])
-def test_nothing_is_installed_where_python_has_all(shell, managed, house, tmp_path):
-    """Whatever its pip says, or if it has none."""
-    flags, _ = house
-    at, here = flags["at"], environment(tmp_path / "active", managed=managed, **HAS)
-    (at / "utils").mkdir()
-    shutil.copy(ROOT / "utils" / "installed.py", at / "utils")
-    (at / "utils" / "bench.py").write_text("import sys; print(sys.argv[1:])")
-    shutil.copy(ROOT / "requirements.txt", at)
-    path = f"{here}{os.pathsep}{os.defpath}"
-    done = script("bench", "--dry-run", shell=shell, **{**flags, "PATH": path})
+@pytest.mark.parametrize(("shell", "managed"), [("sh", False), ("bash", True)])
+def test_an_active_environment_with_the_packages_is_used(shell, managed, clone, tmp_path):
+    arguments, _ = clone
+    root, path = arguments["root"], environment(tmp_path / "active", managed=managed, **HAS)
+    (root / "utils").mkdir()
+    shutil.copy(ROOT / "utils" / "installed.py", root / "utils")
+    (root / "utils" / "bench.py").write_text("import sys; print(sys.argv[1:])")
+    shutil.copy(ROOT / "requirements.txt", root)
+    arguments["PATH"] = f"{path}{os.pathsep}{os.defpath}"
+    done = script("bench", "--dry-run", shell=shell, **arguments)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "['--dry-run']\n")
-    assert not (at / ".venv").exists()
+    assert not (root / ".venv").exists()
 
 
 @pytest.mark.parametrize(
@@ -169,36 +168,37 @@ def test_nothing_is_installed_where_python_has_all(shell, managed, house, tmp_pa
         ({"torch": "3", "numpy": "2"}, ["torchvision>=0.26", "tqdm>=4.66"]),
     ],
 )
-def test_python_is_asked_for_what_it_lacks(versions, missing, tmp_path):
-    here = environment(tmp_path / "active", managed=False, **versions)
+def test_missing_packages_are_printed(versions, missing, tmp_path):
+    python = environment(tmp_path / "active", **versions) / "python"
     file = tmp_path / "some.txt"
-    file.write_text(f"# what it takes\n\n-r {ROOT / 'requirements.txt'}\n")
-    argv = [here / "python", "-P", ROOT / "utils" / "installed.py", file]
+    file.write_text(f"# a comment\n\n-r {ROOT / 'requirements.txt'}\n")
+    argv = [python, "-P", ROOT / "utils" / "installed.py", file]
     done = subprocess.run(argv, capture_output=True, text=True)
     assert (done.returncode, done.stdout.split()) == (bool(missing), missing), done.stderr
 
 
-def test_this_python_has_what_the_tests_ask_for():
-    """So every line of both files is written as it is read."""
+def test_this_environment_has_the_development_packages():
+    """Every line of both requirements files can be parsed."""
     assert lacks(ROOT / "requirements-dev.txt") == []
 
 
-def test_a_python_that_is_too_old_is_not_taken_although_it_has_the_packages(house):
-    flags, calls = house
-    python = flags["cwd"] / "bin" / "python3"
+def test_an_old_python_is_rejected(clone):
+    arguments, calls = clone
+    python = arguments["cwd"] / "bin" / "python3"
     old = 'case $* in\n"-c "*) exit 1 ;;\n--version) echo Python 3.10.1 ;;'
     python.write_text(FAKE.replace("case $* in", old))
     Path(f"{calls}.installed").touch()
-    done = script("bench", **flags)
+    done = script("bench", **arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: Python 3.10.1 is too old: install Python 3.11 or newer\n"
 
 
-def test_without_python_it_says_so(house):
-    flags, _ = house
-    (flags["cwd"] / "bin" / "python3").unlink()
+def test_a_missing_python_is_named(clone):
+    arguments, _ = clone
+    path = arguments["cwd"] / "bin"
+    (path / "python3").unlink()
     for name in ("dirname", "sh"):
-        (flags["cwd"] / "bin" / name).symlink_to(shutil.which(name))
-    done = script("quickstart", **{**flags, "PATH": str(flags["cwd"] / "bin")})
+        (path / name).symlink_to(shutil.which(name))
+    done = script("quickstart", **{**arguments, "PATH": str(path)})
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "there is no python3" in done.stderr

@@ -1,4 +1,4 @@
-"""The figures: what stands in them, that labels keep apart, and what cannot be drawn."""
+"""The figures: contents, overlapping labels and errors."""
 
 import csv
 import itertools
@@ -25,16 +25,11 @@ LOG = (
 ).split()
 
 
-def run(
-    folder: Path,
-    name: str,
-    arch: str,
-    depth: int,
-    epochs: int,
-    xi: bool = True,
-    change: bool = True,
-) -> Network:
-    """A run's log and checkpoint; in every batch norm every third γ is zero, one is tiny."""
+def write_run(folder: Path, name: str, arch: str, depth: int, epochs: int, **cells: str) -> Network:
+    """A log and a checkpoint; in every batch norm every third γ is zero and one is tiny.
+
+    ``cells`` replace the values in all rows of the log.
+    """
     torch.manual_seed(0)
     network = fresh(arch, depth, 10, 32)
     with torch.no_grad():
@@ -43,43 +38,43 @@ def run(
             bn.weight[::3] = 0
             bn.weight[1] = 1e-20
     content = {"epoch": epochs, "state_dict": to_released(network), "best_prec1": torch.tensor(0.5)}
-    folder.mkdir(exist_ok=True)
     torch.save(content, RunPaths(folder, name).checkpoint)
     with RunPaths(folder, name).log.open("w", newline="") as file:
-        columns = [c for c in LOG if change or c != "change"]
-        writer = csv.DictWriter(file, columns)
+        writer = csv.DictWriter(file, LOG)
         writer.writeheader()
         for epoch in range(epochs):
             lr = 0.1 / 10 ** ((epoch >= epochs // 2) + (epoch >= 3 * epochs // 4))
-            row = dict.fromkeys(columns, 1 / (epoch + 1))
+            row = dict.fromkeys(LOG, 1 / (epoch + 1)) | {"change": 1000 / (epoch + 1)}
             row |= {"epoch": epoch + 1, "lr": lr, "gamma_zeros": epoch, "xi_zeros": 2 * epoch}
-            row |= {} if xi else {"objective": "", "xi_zeros": ""}
-            writer.writerow(row | ({"change": 1000 / (epoch + 1)} if change else {}))
+            writer.writerow(row | cells)
     return network
 
 
-def titles(figure) -> dict[str, object]:
-    return {axis.get_title("left"): axis for axis in figure.axes}
-
-
 def panel(figure, title: str):
-    (axis,) = [axis for name, axis in titles(figure).items() if title in name]
+    (axis,) = [axis for axis in figure.axes if title in axis.get_title("left")]
     return axis
 
 
+def curves(axis) -> dict[str, list[float]]:
+    return {line.get_label(): list(line.get_ydata()) for line in axis.lines}
+
+
+def heights(bars) -> list[float]:
+    return [bar.get_height() for bar in bars]
+
+
 def overlapping(figure) -> list[tuple[str, str]]:
-    """Pairs of texts on ``figure`` that lie over one another."""
+    """Pairs of texts that overlap."""
     figure.draw_without_rendering()
     texts = []
     for axis in figure.axes:
-        ticks = [*axis.get_xticklabels(), *axis.get_yticklabels()]
         low, high = axis.get_window_extent().expanded(1.001, 1.001).get_points()
-        own = [*axis.texts, axis.xaxis.label, axis.yaxis.label, axis._left_title]
-        for tick in ticks:  # those out of range are not drawn
+        texts += [*axis.texts, axis.xaxis.label, axis.yaxis.label, axis._left_title]
+        for tick in (*axis.get_xticklabels(), *axis.get_yticklabels()):
             x, y = tick.get_transform().transform(tick.get_position())
-            if low[0] <= x <= high[0] or low[1] <= y <= high[1]:
-                own.append(tick)
-        texts += [text for text in own if text.get_text() and text.get_visible()]
+            if low[0] <= x <= high[0] or low[1] <= y <= high[1]:  # others are not drawn
+                texts.append(tick)
+    texts = [text for text in texts if text.get_text() and text.get_visible()]
     boxes = [(text.get_text(), text.get_window_extent()) for text in texts]
     return [
         (a, b) for (a, one), (b, two) in itertools.combinations(boxes, 2)
@@ -87,68 +82,62 @@ def overlapping(figure) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-RUNS = [("vgg", 19, 160), ("resnet", 56, 160), ("densenet", 40, 160), ("resnet", 20, 20)]
-
-
-@pytest.mark.parametrize(("arch", "depth", "epochs"), RUNS)
-def test_a_runs_figure_shows_its_log_and_its_channels(arch, depth, epochs, tmp_path):
-    network = run(tmp_path, "a", arch, depth, epochs)
+@pytest.mark.parametrize(
+    ("arch", "depth", "epochs"), [("vgg", 11, 160), ("densenet", 22, 160), ("resnet", 20, 20)]
+)
+def test_a_run_is_drawn_by_epoch_and_by_layer(arch, depth, epochs, tmp_path):
+    network = write_run(tmp_path, "a", arch, depth, epochs)
     figure = plots.draw_run(tmp_path, "a")
-    loss = {line.get_label(): line for line in panel(figure, "Loss").lines}
-    assert {"training loss", "test loss", "F, eq. (5)"} <= loss.keys()
-    assert list(loss["training loss"].get_ydata()) == [1 / (e + 1) for e in range(epochs)]
-    for title in ("Loss", "accuracy", "zero", "change", "trained", "Seconds"):
+    losses = curves(panel(figure, "Loss"))
+    assert {"training loss", "test loss", "F, eq. (5)"} <= losses.keys()
+    assert losses["training loss"] == [1 / (e + 1) for e in range(epochs)]
+    for title in ("Loss", "accuracy", "zero", "change", "size", "Seconds"):
         lines = panel(figure, title).lines
         drops = sorted(line.get_xdata()[0] for line in lines if line.get_linestyle() == ":")
         assert drops == [epochs // 2 + 0.5, 3 * epochs // 4 + 0.5]
-    zeros = {line.get_label(): list(line.get_ydata()) for line in panel(figure, "zero").lines}
+    zeros = curves(panel(figure, "zero"))
     assert zeros["γ = 0"] == list(range(epochs))
     assert zeros["ξ = 0"] == list(range(0, 2 * epochs, 2))
-    trained = {line.get_label(): list(line.get_ydata()) for line in panel(figure, "trained").lines}
-    assert trained["channels"] == pytest.approx([100 / (e + 1) for e in range(epochs)])
+    sizes = curves(panel(figure, "size"))
+    assert sizes["channels"] == pytest.approx([100 / (e + 1) for e in range(epochs)])
     rest = sum(1 / (e + 1) for e in range(epochs)) / epochs
-    assert f"FLOPs, {1 - rest:.0%} saved" in trained
+    assert f"FLOPs, {1 - rest:.0%} saved" in sizes
     norms = network.norms.values()
     removed, kept = panel(figure, "channels kept").containers
-    assert [bar.get_height() for bar in removed] == [bn.num_features for bn in norms]
+    assert heights(removed) == [bn.num_features for bn in norms]
     alive = [int((bn.weight != 0).sum()) for bn in norms]
-    assert [bar.get_height() for bar in kept] == alive
-    sizes = panel(figure, "|γ|")
-    channels = sum(bn.num_features for bn in norms)
-    assert sum(bar.get_height() for bars in sizes.containers for bar in bars) == channels
-    assert {text.get_text() for text in sizes.texts} == {
-        f"{channels - sum(alive):,}", str(len(norms))
-    }  # fmt: skip
+    assert heights(kept) == alive
+    gamma, channels = panel(figure, "|γ|"), sum(bn.num_features for bn in norms)
+    assert sum(height for bars in gamma.containers for height in heights(bars)) == channels
+    zero, tiny = f"{channels - sum(alive):,}", str(len(norms))
+    assert {text.get_text() for text in gamma.texts} == {zero, tiny}
     assert overlapping(figure) == []
 
 
-def test_what_was_pruned_is_shown_once_it_is(tmp_path):
-    network = run(tmp_path, "a", "vgg", 11, 4)
+def test_a_pruned_model_is_drawn_as_pruned(tmp_path):
+    network = write_run(tmp_path, "a", "vgg", 11, 4)
     widths = [8, 16, 32, 32, 64, 64, 64, 64]
     masks = [torch.arange(w) < k for w, k in zip(network.widths, widths, strict=True)]
-    small = network.remove(network.plan(masks))
-    slim = {"cfg": small.cfg, "state_dict": small.model.state_dict()}
-    files = RunPaths(tmp_path, "a")
-    torch.save(slim, files.pruned())
+    pruned, files = network.remove(network.plan(masks)), RunPaths(tmp_path, "a")
+    torch.save({"cfg": pruned.cfg, "state_dict": pruned.model.state_dict()}, files.pruned())
     row = {"model": files.pruned().name, "checksum": checkpoint.checksum(files.checkpoint)}
     recorded.append(tmp_path / PRUNED, row)
-    _, kept = panel(plots.draw_run(tmp_path, "a"), "channels kept").containers
-    assert [bar.get_height() for bar in kept] == widths
+    _, kept = panel(plots.draw_run(tmp_path, "a"), "As pruned").containers
+    assert heights(kept) == widths
 
 
-def test_logs_without_xi_or_change(tmp_path):
-    run(tmp_path, "a", "resnet", 11, 1, xi=False, change=False)
+def test_logs_of_other_methods_are_drawn(tmp_path):
+    write_run(tmp_path, "a", "resnet", 11, 1, objective="", xi_zeros="", change="")
     figure = plots.draw_run(tmp_path, "a")
-    labels = [line.get_label() for line in panel(figure, "Loss").lines]
-    assert "objective, eq. (2)" in labels
+    assert "objective, eq. (2)" in curves(panel(figure, "Loss"))
     assert not panel(figure, "change").lines
-    assert [line.get_label() for line in panel(figure, "zero").lines] == ["γ = 0"]
+    assert curves(panel(figure, "zero")).keys() == {"γ = 0"}
     assert overlapping(figure) == []
 
 
-def test_both_figures_are_files(tmp_path, capsys):
+def test_figures_are_written_as_png_and_svg(tmp_path, capsys):
     name = recorded.run(tmp_path, "resnet", 20, "proximal", 1, epochs=8, percent=0.0)
-    run(tmp_path, name, "resnet", 20, 8)
+    write_run(tmp_path, name, "resnet", 20, 8)
     assert console.run(plots.main, ["--save", str(tmp_path), "--run", name]) == 0
     assert console.run(plots.main, ["--save", str(tmp_path)]) == 0
     assert capsys.readouterr().err == ""
@@ -158,69 +147,71 @@ def test_both_figures_are_files(tmp_path, capsys):
         assert "<svg" in (tmp_path / f"{stem}.svg").read_text()
 
 
-def marks(axis) -> list[tuple[float, float]]:
-    """Where the points of a panel are."""
+def points(axis) -> list[tuple[float, float]]:
     lines = [line for line in axis.lines if line.get_marker() not in ("None", "_")]
     return [(line.get_xdata()[0], line.get_ydata()[0]) for line in lines]
 
 
-def test_the_papers_points_are_all_there_and_their_labels_keep_apart():
+def test_the_published_models_are_drawn():
     figure = tradeoff.draw([])
     flops, parameters = figure.axes[:2]
     rows = [row for name in ("table2a", "table3") for row in TABLES[name].rows]
-    assert len(marks(flops)) == len(rows) - 1  # DenseNet-40 by proximal NS is in both
-    low = flops.get_ylim()[0]
+    assert len(points(flops)) == len(rows) - 1  # DenseNet-40 by proximal NS is in both
+    bottom = flops.get_ylim()[0]
     for row in TABLES["table2a"].rows:
         accuracy = numbers(row[-1])[0]
-        spot = (numbers(row[5])[0] or 0, accuracy)
+        point = (numbers(row[5])[0] or 0, accuracy)
         if accuracy > 90:
-            assert spot in marks(flops)
-            assert (numbers(row[4])[0] or 0, accuracy) in marks(parameters)
-        else:  # a number at the lower edge
-            assert any(x == spot[0] and low < y < 93 for x, y in marks(flops))
+            assert point in points(flops)
+            assert (numbers(row[4])[0] or 0, accuracy) in points(parameters)
+        else:  # as a number at the lower edge
+            assert any(x == point[0] and bottom < y < 93 for x, y in points(flops))
             assert any(f": {accuracy:.1f} %" in text.get_text() for text in flops.texts)
-    assert "cifar100, 160 epochs" in titles(figure)
+    assert "cifar100, 160 epochs" in panel_titles(figure)
     assert overlapping(figure) == []
 
 
-def test_our_runs_stand_where_they_are_comparable(tmp_path):
+def panel_titles(figure) -> dict[str, object]:
+    return {axis.get_title("left"): axis for axis in figure.axes}
+
+
+def test_recorded_runs_share_a_row_with_comparable_ones(tmp_path):
     paper = {"s": 0.0045, "beta": 100.0}
-    for seed, slim in ((1, 93.0), (2, 94.0)):
-        recorded.run(tmp_path, "vgg", 19, "proximal", seed, **paper, percent=0.0, slim=slim)
+    for seed, pruned in ((1, 93.0), (2, 94.0)):
+        recorded.run(tmp_path, "vgg", 19, "proximal", seed, **paper, percent=0.0, pruned=pruned)
     small = {"epochs": 20, "subset": 10000}
-    recorded.run(tmp_path, "vgg", 11, "proximal", 1, **small, percent=0.0, slim=61.5, tuned=62)
+    recorded.run(tmp_path, "vgg", 11, "proximal", 1, **small, percent=0.0, pruned=61.5, tuned=62)
     recorded.run(tmp_path, "vgg", 11, "proximal", 2, **small)  # not pruned yet
     recorded.run(tmp_path, "vgg", 11, "baseline", 1, **small, accuracy=70.5)
     figure = tradeoff.draw(results.load(tmp_path))
-    assert (70.0, 93.5) in marks(figure.axes[0])  # the mean
-    assert (60.0, 93.5) in marks(figure.axes[1])
-    ours = titles(figure)["cifar10, 20 epochs, --subset 10000"]
-    assert sorted(marks(ours)) == [(0, 70.5), (70.0, 61.5)]
-    assert not ours.texts  # all are to scale
+    assert (70.0, 93.5) in points(figure.axes[0])  # the mean
+    assert (60.0, 93.5) in points(figure.axes[1])
+    titles = panel_titles(figure)
+    ours = titles["cifar10, 20 epochs, --subset 10000"]
+    assert sorted(points(ours)) == [(0, 70.5), (70.0, 61.5)]
+    assert not ours.texts  # all accuracies are on the axis
     shapes = {key.get_label(): key.get_marker() for key in figure.legends[0].get_lines()}
     assert {line.get_marker() for line in ours.lines} - {"_", "None"} == {shapes["VGG-11"]}
-    assert "cifar100, 160 epochs" not in titles(figure)  # no panel without a run of ours
-    assert all(map(marks, figure.axes))
+    assert "cifar100, 160 epochs" not in titles  # no row without a recorded run
 
 
-def test_without_matplotlib_it_says_what_to_install(tmp_path, monkeypatch, capsys):
-    for name in ("matplotlib", "matplotlib.lines"):  # what was imported before is found without it
+def test_a_missing_matplotlib_is_named(tmp_path, monkeypatch, capsys):
+    for name in ("matplotlib", "matplotlib.lines"):
         monkeypatch.setitem(sys.modules, name, None)
     assert console.run(plots.main, ["--save", str(tmp_path)]) == 2
     assert "pip install matplotlib" in capsys.readouterr().err
 
 
-def test_a_network_without_batch_norms_has_nothing_to_draw(tmp_path, monkeypatch, capsys):
-    run(tmp_path, "a", "resnet", 20, 2)
-    monkeypatch.setattr(Network, "norms", {})  # an AlexNet is 200 MB
+def test_models_without_batch_norm_are_rejected(tmp_path, monkeypatch, capsys):
+    write_run(tmp_path, "a", "resnet", 20, 2)
+    monkeypatch.setattr(Network, "norms", {})  # an AlexNet would be 200 MB
     assert console.run(plots.main, ["--save", str(tmp_path), "--run", "a"]) == 2
     assert "a has no batch norm" in capsys.readouterr().err
 
 
-def test_bad_input_ends_in_one_line(tmp_path, capsys):
-    run(tmp_path, "a", "resnet", 11, 2)
-    for name in ("b", "c", "d"):
-        run(tmp_path, name, "resnet", 11, 2)
+def test_bad_input_is_rejected_with_one_line(tmp_path, capsys):
+    for name in ("a", "b", "c", "d"):
+        write_run(tmp_path, name, "resnet", 11, 2)
     (tmp_path / "blog.csv").write_text("x,y\n1,2\n")
     path = tmp_path / "clog.csv"
     path.write_text(path.read_text().replace("0.5", "half"))
@@ -228,10 +219,10 @@ def test_bad_input_ends_in_one_line(tmp_path, capsys):
     (tmp_path / "e").mkdir()
     (tmp_path / "e" / TRAINED).write_text("x,y\n1,2\n")
     before = sorted(tmp_path.rglob("*"))
-    for flags, said in (
+    for flags, message in (
         (["--save", tmp_path / "nowhere"], "there is no folder"),
         (["--save", tmp_path / "nowhere", "--run", "a"], "no log and checkpoint of a run 'a'"),
-        (["--save", tmp_path, "--run", "z"], "runs there: a, b, c, d"),
+        (["--save", tmp_path, "--run", "z"], "its runs: a, b, c, d"),
         (["--save", tmp_path, "--run", "b"], "has no column epoch"),
         (["--save", tmp_path, "--run", "c"], "is 'half'"),
         (["--save", tmp_path, "--run", "d"], "is not a whole checkpoint"),
@@ -239,6 +230,5 @@ def test_bad_input_ends_in_one_line(tmp_path, capsys):
     ):
         assert console.run(plots.main, list(map(str, flags))) == 2
         out, err = capsys.readouterr()
-        assert not out
-        assert err.startswith("error: ") and err.count("\n") == 1 and said in err, err
+        assert not out and err.startswith("error: ") and err.count("\n") == 1 and message in err
     assert sorted(tmp_path.rglob("*")) == before

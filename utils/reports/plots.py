@@ -80,12 +80,12 @@ def draw_run(folder: Path, run: str) -> Any:
     objective = {name: OBJECTIVES.get(name, name) for name in columns[:1]}
     draw_epochs(losses, log, "Loss and objective", LOSSES | objective)
     draw_epochs(change, log, r"$\|Z^{t+1}-Z^t\|^2$, change", {"change": ""})
-    draw_epochs(zeros, log, "Scaling factors equal to zero", ZEROS)
+    draw_epochs(zeros, log, "Factors equal to zero", ZEROS)
     draw_epochs(accuracy, log, "Test accuracy, %", {"test_accuracy": ""})
     flops = column(log, "flops")
     saved = f", {1 - sum(flops) / len(flops) / flops[0]:.0%} saved" if flops else ""
     labels = {"channels": "channels", "flops": f"FLOPs{saved}"}
-    draw_epochs(cost, log, "Size of the trained model, %", labels, relative=True)
+    draw_epochs(cost, log, "Model size, %", labels, relative=True)
     draw_epochs(seconds, log, "Seconds per epoch", {"train_seconds": ""})
     cost.set_ylim(0, 105)
     seconds.set_ylim(bottom=0)

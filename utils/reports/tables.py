@@ -120,12 +120,12 @@ class Cell:
 
 
 def paper_runs(groups: Groups) -> PaperRuns:
-    """The runs that have the paper's settings."""
-    found: dict[PaperKey, dict[str, Sequence[Result]]] = {}
-    for variants in groups.values():
-        for variant, runs in variants.items():
-            if runs[0].has_paper_settings:
-                found.setdefault(runs[0].paper_key, {})[variant.precision] = runs
+    """The runs of the paper's tables."""
+    found: dict[PaperKey, dict[str, list[Result]]] = {}
+    for runs in (runs for variants in groups.values() for runs in variants.values()):
+        for run in filter(in_paper_tables, runs):
+            by_precision = found.setdefault(run.paper_key, {})
+            by_precision.setdefault(run.config.precision, []).append(run)
     return found
 
 
