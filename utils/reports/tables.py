@@ -13,14 +13,13 @@ import csv
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from utils import arguments, console
 from utils.atomic import check_writable
 from utils.files.paths import DEFAULT_FOLDER
 from utils.methods import METHODS
+from utils.methods.base import Method
 from utils.paper import lp
 from utils.paper.published import NETWORKS, TABLES, Table, numbers
 from utils.reports import admm_tables, results
@@ -77,46 +76,33 @@ PAPER_SHARES = {
 }
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A quantity of ``runs``, and its published value if there is one."""
+def values_of(
+    runs: Sequence[Result], quantity: str, share: float | None = None, exact: bool = True
+) -> list[float]:
+    """A quantity of all runs that have it: see :meth:`Result.value`."""
+    values = (run.value(quantity, share, exact) for run in runs)
+    return [value for value in values if value is not None]
 
-    quantity: str
-    dataset: str
-    runs: Sequence[Result]
-    published: float | None = None
-    share: float | None = None  # percent of the channels, selects the pruning
-    exact: bool = True  # whether a fine-tuning needs the training's settings
 
-    @cached_property
-    def values(self) -> list[float]:
-        values = (run.value(self.quantity, self.share, self.exact) for run in self.runs)
-        return [value for value in values if value is not None]
+def cell_text(quantities: Mapping[str, Sequence[float]], n: int) -> str:
+    """Mean ± standard deviation of each, with the number of values if it is not ``n``."""
+    texts = []
+    for quantity, values in quantities.items():
+        count = f" (n = {len(values)})" if len(values) != n else ""
+        mean = mean_and_spread(values, 1 if quantity == "zeros" else 2) if values else DASH
+        texts.append(mean + count if values else DASH)
+    return " / ".join(texts) if any(quantities.values()) else DASH
 
-    @property
-    def mean(self) -> float | None:
-        return statistics.fmean(self.values) if self.values else None
 
-    def text(self, n: int) -> str:
-        """Mean ± standard deviation, with the number of runs if it is not ``n``."""
-        if not self.values:
-            return DASH
-        count = f" (n = {len(self.values)})" if len(self.values) != n else ""
-        return mean_and_spread(self.values, 1 if self.quantity == "zeros" else 2) + count
-
-    def difference(self) -> str:
-        """Ours − the paper's, and whether it is within two standard deviations; '' if unknown."""
-        if self.published is None or self.mean is None or self.quantity not in COMPARED:
-            return ""
-        if self.quantity == "channels" and METHODS[self.runs[0].config.method].prune_flags:
-            return ""  # the share is chosen, not a result
-        difference, within = self.mean - self.published, ""
-        if len(self.values) > 1:
-            small = abs(difference) <= 2 * statistics.stdev(self.values)
-            within = " within" if small else " outside"
-        if self.quantity == "zeros":
-            return f"zeros on {self.dataset} {difference:+.1f}{within}"
-        return f"{COMPARED[self.quantity]} {difference:+.2f}{within}"
+def difference_text(quantity: str, values: Sequence[float], published: float | None) -> str:
+    """Ours − the paper's, and whether it is within two standard deviations; '' if unknown."""
+    if not values or published is None or quantity not in COMPARED:
+        return ""
+    difference, within = statistics.fmean(values) - published, ""
+    if len(values) > 1:
+        small = abs(difference) <= 2 * statistics.stdev(values)
+        within = " within" if small else " outside"
+    return f"{COMPARED[quantity]} {difference:+.{1 if quantity == 'zeros' else 2}f}{within}"
 
 
 def paper_runs(groups: Groups) -> PaperRuns:
@@ -129,49 +115,51 @@ def paper_runs(groups: Groups) -> PaperRuns:
     return found
 
 
-def compare(
-    table: Table, row: Sequence[str], ours: PaperRuns, precision: str = ""
-) -> list[list[Cell]]:
-    """Every number in a row of the paper, with our runs of that precision, column by column."""
-    # Original network slimming is pruned at a chosen share: ours must have the same.
-    share, columns = table.share(row), []
-    for column, printed, key in zip(table.columns, row, _keys(table, row), strict=True):
-        baseline = key[-1] in METHODS and not METHODS[key[-1]].prunes()
-        cells = []
-        published = numbers(printed) if column.quantities else []
-        for quantity, number in zip(column.quantities, [*published, None], strict=False):
-            if baseline and quantity == "pruned":  # the paper has its accuracy in that column
-                quantity = "trained"
-            runs = ours.get(key, {}).get(precision, [])
-            if baseline and QUANTITIES[quantity][0] != "train":
-                runs = []
-            cells.append(Cell(quantity, column.dataset, runs, number, share))
-        columns.append(cells)
-    return columns
-
-
 def paper_table(name: str, ours: PaperRuns) -> tuple[Lines, list[str]]:
     """The lines of a table of the paper, the column heads first, and the notes below it."""
-    table, runs = TABLES[name], dict[Result, None]()
+    table, shown = TABLES[name], dict[Result, None]()
     headings = [column.heading for column in table.columns]
     lines = [[*headings[:2], "", *headings[2:], "Ours − paper's"]]
     for row in table.rows:
         lines.append([*row[:2], "paper", *row[2:], ""])
-        precisions = {p for key in _keys(table, row) for p in ours.get(key, ())}
-        for precision in (sorted(precisions) or [""]) if table.method(row) else ():
-            columns = compare(table, row, ours, precision)
-            cells = [cell for column in columns for cell in column]
-            runs |= {run: None for cell in cells for run in cell.runs}
-            n = max(len(cell.runs) for cell in cells)
+        if not (method := table.method(row)):
+            continue
+        keys = _keys(table, row)
+        precisions = {precision for key in keys for precision in ours.get(key, ())}
+        for precision in sorted(precisions) or [""]:
+            runs = [ours.get(key, {}).get(precision, []) for key in keys]
+            n = max(map(len, runs))
             who = f"ours, n = {n}, {precision}" if n else "ours"
-            differences = ", ".join(filter(None, (cell.difference() for cell in cells)))
-            means = [joined(column, n) for column in columns[2:]]
-            lines.append(["", "", who, *means, differences or DASH])
-    return lines, [table.note, environment(runs)]
+            lines.append(["", "", who, *_cells(table, row, METHODS[method], runs, n)])
+            shown |= dict.fromkeys(run for column in runs for run in column)
+    return lines, [table.note, environment(shown)]
 
 
-def joined(cells: Sequence[Cell], n: int) -> str:
-    return " / ".join(cell.text(n) for cell in cells) if any(c.values for c in cells) else DASH
+def _cells(
+    table: Table,
+    row: Sequence[str],
+    method: type[Method],
+    runs: Sequence[Sequence[Result]],
+    n: int,
+) -> list[str]:
+    """Our numbers below those of a row, and the differences; ``runs`` are those of each column."""
+    # Original network slimming is pruned at a chosen share: ours must have the same.
+    share, cells, differences = table.share(row), [], []
+    for column, printed, own in list(zip(table.columns, row, runs, strict=True))[2:]:
+        cell = {}
+        published = [*numbers(printed), None]
+        for quantity, number in zip(column.quantities, published, strict=False):
+            if not method.prunes() and quantity == "pruned":  # the paper has the accuracy there
+                quantity = "trained"
+            trained = QUANTITIES[quantity][0] == "train"
+            cell[quantity] = values_of(own if trained or method.prunes() else [], quantity, share)
+            text = difference_text(quantity, cell[quantity], number)
+            if quantity == "zeros":
+                text = text.replace("zeros", f"zeros on {column.dataset}")
+            if quantity != "channels" or not method.prune_flags:  # else the share is chosen
+                differences.append(text)
+        cells.append(cell_text(cell, n))
+    return [*cells, ", ".join(filter(None, differences)) or DASH]
 
 
 def in_paper_tables(run: Result) -> bool:
@@ -190,7 +178,7 @@ def runs_table(groups: Groups) -> tuple[Lines, list[str]]:
             for tuning, runs in by_finetuning(all_runs).items():
                 settings = variant.settings + f", fine-tuned {tuning}" * bool(tuning)
                 means = [
-                    joined([Cell(q, key.dataset, runs, exact=False) for q in quantities], len(runs))
+                    cell_text({q: values_of(runs, q, exact=False) for q in quantities}, len(runs))
                     for quantities in RUNS_COLUMNS.values()
                 ]
                 method = METHODS[variant.method].title

@@ -3,14 +3,15 @@
 import re
 from collections.abc import Sequence
 from itertools import cycle
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from utils.methods import METHODS
-from utils.paper.published import TABLES
+from utils.paper.published import TABLES, numbers
 from utils.paper.settings import EPOCHS
 from utils.reports import style
 from utils.reports.results import QUANTITIES, Result, group_runs
-from utils.reports.tables import Cell, compare
+from utils.reports.tables import values_of
 
 # Accuracies that are this much lower than the best, in percent, are drawn at the lower edge.
 RANGE = 15
@@ -38,14 +39,17 @@ def points_of_paper() -> list[Point]:
     points: dict[object, Point] = {}
     for table in list(TABLES.values())[1:]:
         for row in table.rows:
-            cells = [cell for column in compare(table, row, {}) for cell in column]
-            numbers = {cell.quantity: cell.published for cell in cells}
-            accuracies = (numbers.get(quantity) for quantity in ("trained", "pruned", "tuned"))
-            accuracy = next(a for a in accuracies if a is not None)
-            pruned = numbers["flops"] or 0, numbers["parameters"] or 0
-            ours, setting = table.method(row), (cells[-1].dataset, f"{EPOCHS} epochs")
+            values = {
+                quantity: number
+                for column, cell in zip(table.columns, row, strict=True)
+                for quantity, number in zip(column.quantities, numbers(cell), strict=False)
+            }
+            accuracy = values["tuned"] if values["pruned"] is None else values["pruned"]
+            assert accuracy is not None
+            pruned = values["flops"] or 0, values["parameters"] or 0
+            ours, setting = table.method(row), (table.columns[-1].dataset, f"{EPOCHS} epochs")
             method = METHODS[ours].title if ours else re.sub(r"-0.*| \[.*", "", row[1])
-            point = Point(setting, row[0], method, pruned, accuracy, numbers.get("tuned"), False)
+            point = Point(setting, row[0], method, pruned, accuracy, values.get("tuned"), False)
             points.setdefault(point[:3], point)
     return list(points.values())
 
@@ -56,14 +60,15 @@ def points_of(results: Sequence[Result]) -> list[Point]:
     for key, variants in group_runs(results).items():
         for variant, runs in variants.items():
             method = METHODS[variant.method]
-            mean = {q: Cell(q, key.dataset, runs).mean for q in QUANTITIES}
-            accuracy, pruned = mean["trained"], (0.0, 0.0)
+            values = {quantity: values_of(runs, quantity) for quantity in QUANTITIES}
+            mean = {quantity: fmean(found) for quantity, found in values.items() if found}
+            accuracy, pruned = mean.get("trained"), (0.0, 0.0)
             if method.prunes():
-                accuracy = mean["pruned"]
-                pruned = mean["flops"] or 0, mean["parameters"] or 0
+                accuracy = mean.get("pruned")
+                pruned = mean.get("flops", 0.0), mean.get("parameters", 0.0)
             if accuracy is not None:
                 names = (key.dataset, *key.terms), key.network, method.title
-                points.append(Point(*names, pruned, accuracy, mean["tuned"], True))
+                points.append(Point(*names, pruned, accuracy, mean.get("tuned"), True))
     return points
 
 
