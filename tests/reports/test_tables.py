@@ -66,13 +66,6 @@ def test_published_numbers_are_those_of_the_paper():
     assert {name: table.rows for name, table in TABLES.items()} == printed
 
 
-def test_numbers_of_a_published_cell():
-    assert numbers("93.83/—") == [93.83, None]
-    assert numbers("74.00*") == [74.0]
-    assert numbers("Not Reported") == [None]
-    assert not any(numbers("N/A"))
-
-
 def test_published_rows_are_printed_with_dashes_for_missing_runs(show, tmp_path):
     text, _ = show("--csv", tmp_path / "csv", "--only", *TABLES)
     shown = cells(text)
@@ -206,13 +199,6 @@ def test_repeated_runs_count_once(show, tmp_path):
     recorded.run(tmp_path, "vgg", 19, "baseline", 1, accuracy=92.34, name="again")
     out, err = show()
     assert "91.23" not in out and "92.34" in out and f"{first} is left out" in err
-
-
-def test_incomplete_last_line_is_ignored(show, tmp_path):
-    recorded.run(tmp_path, "vgg", 19, "baseline", 1, accuracy=93.5)
-    with (tmp_path / TRAINED).open("a") as file:
-        file.write("baseline_seed2,base")
-    assert ours_below(show()[0], "Baseline")[2] == "ours, n = 1, bf16"
 
 
 def test_cells_with_fewer_seeds_name_their_number(show, tmp_path):

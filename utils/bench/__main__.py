@@ -21,7 +21,7 @@ from utils import arguments, console
 from utils.arguments import positive_int
 from utils.console import InputError
 from utils.data.batches import Batches
-from utils.data.datasets import IN_MEMORY, Dataset, load
+from utils.data.datasets import Dataset, load_dataset
 from utils.device import (
     Execution,
     be_deterministic,
@@ -42,7 +42,7 @@ from utils.training.distributed import SINGLE_PROCESS
 from utils.training.trainer import Trainer
 
 NETWORKS = ("vgg-19", "resnet-20", "densenet-40", "resnet-164")
-IMAGES = 640  # per epoch on a CPU, where 50,000 take an hour
+IMAGES, GPU_IMAGES = 640, 10_000  # per epoch
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,10 +51,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--compare", nargs=2, metavar=("FULL", "PRUNED"), help=compared)
     networks = f"networks to train (default {' '.join(NETWORKS)})"
     p.add_argument("--networks", nargs="+", default=NETWORKS, metavar="ARCH-DEPTH", help=networks)
-    dataset = "data set of the trainings (default shapes)"
-    p.add_argument("--dataset", choices=IN_MEMORY, default="shapes", help=dataset)
-    p.add_argument("--data", metavar="DIR", help="folder of the data set")
-    subset = f"images per epoch (default {IMAGES}, on a GPU all)"
+    subset = f"images per epoch (default {IMAGES}, on a GPU {GPU_IMAGES})"
     p.add_argument("--subset", type=positive_int, metavar="N", help=subset)
     sizes = f"batch sizes (default {BATCH_SIZE} in training, 1 and 64 in inference)"
     p.add_argument("--batch-size", nargs="+", type=positive_int, metavar="N", help=sizes)
@@ -72,10 +69,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.compare:
         compare(args, device)
         return
-    args.subset = args.subset or (None if device.type == "cuda" else IMAGES)
     networks = [parse_network(text) for text in args.networks]
-    data, repeats = load(vars(args)), args.repeats or 5
-    print(f"{len(data.train)} images of {args.dataset}; medians of {repeats} epochs", flush=True)
+    images = args.subset or (GPU_IMAGES if device.type == "cuda" else IMAGES)
+    data, repeats = load_dataset("shapes", None, images), args.repeats or 5
+    print(f"{images} images per epoch; medians of {repeats} epochs", flush=True)
     for (arch, depth), batch_size in product(networks, args.batch_size or [BATCH_SIZE]):
         settings = {"arch": arch, "depth": depth, "method": "proximal", "batch_size": batch_size}
         training = Training(Config.from_dict(settings), data, device)

@@ -22,7 +22,7 @@ from utils.console import InputError
 from utils.data.datasets import load
 from utils.device import PRECISIONS
 from utils.experiments import jobs
-from utils.experiments.jobs import UNKNOWN, Experiment, Job
+from utils.experiments.jobs import UNKNOWN, Experiment
 from utils.experiments.plan import Plan
 from utils.files.paths import DEFAULT_FOLDER
 from utils.flags.config import Config
@@ -195,12 +195,6 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def _printed(job: Job) -> str:
-    """The command of a job; a comment while its pruning share is unknown."""
-    words = job.argv()
-    return f"{'# ' if UNKNOWN in words else ''}{format_command(*words)}"
-
-
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     chosen: dict[str, Experiment] = {}
@@ -214,7 +208,9 @@ def main(argv: list[str] | None = None) -> None:
     plan = Plan(list(chosen.values()), seeds, folder, flags)
     print(plan.overview(len(gpus)), flush=True)
     if args.dry_run:
-        print("\n".join(map(_printed, plan.jobs)))
+        for words in (job.argv() for job in plan.jobs):
+            comment = "# " if UNKNOWN in words else ""  # until the share is known
+            print(f"{comment}{format_command(*words)}")
         return
     names = ("dataset", "data", "size", "stream", "subset", "test_subset")
     for data in {itemgetter(*names)(job.experiment.config.to_dict()) for job in plan.jobs}:

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import NamedTuple
 
 from utils.atomic import is_locked
 from utils.console import InputError, note
@@ -22,16 +21,8 @@ has a line of its own"""
 LOG_COLUMNS = ("epoch", "test_accuracy")
 
 
-class Progress(NamedTuple):
-    """The cells of a training."""
-
-    epochs: str
-    accuracy: str
-    zeros: str
-
-
-def progress_of(files: RunPaths, finished: Training | None) -> Progress | None:
-    """Progress from the log, and from the record or the checkpoint; None without a training."""
+def progress_of(files: RunPaths, finished: Training | None) -> list[str]:
+    """Epochs, accuracy and zeros from the log, the record and the checkpoint; [] without any."""
     try:
         log = records.read(files.log, LOG_COLUMNS, LOG_COLUMNS)
     except InputError as error:
@@ -44,7 +35,7 @@ def progress_of(files: RunPaths, finished: Training | None) -> Progress | None:
     elif latest := latest_checkpoint(files):
         config, done = latest[1].config, latest[1].epoch or 0
     elif not log and not running:
-        return None
+        return []
     if log:
         done, row = int(float(log[-1]["epoch"])), log[-1]
     total = str(config.epochs) if config else "?"
@@ -52,7 +43,7 @@ def progress_of(files: RunPaths, finished: Training | None) -> Progress | None:
     method = METHODS[config.method] if config else None
     zeros = row.get(f"{method.pruned_by}_zeros") if method and method.prunes() else None
     accuracy = f"{float(row['test_accuracy']):.2f}" if row else "-"
-    return Progress(f"{done}/{total}{state}", accuracy, zeros or "-")
+    return [f"{done}/{total}{state}", accuracy, zeros or "-"]
 
 
 def listing(folder: Path, only: Collection[str] | None = None) -> str:
@@ -72,8 +63,8 @@ def listing(folder: Path, only: Collection[str] | None = None) -> str:
     in_other_lines = {tuning for *_, tuning in after.values()}
     lines = [COLUMNS]
     for run in sorted(runs - in_other_lines if only is None else runs & set(only)):
-        if p := progress_of(RunPaths(folder, run), trained.get(run) or tuned.get(run)):
-            lines.append([run, *p, *after[run][:2]])
+        if progress := progress_of(RunPaths(folder, run), trained.get(run) or tuned.get(run)):
+            lines.append([run, *progress, *after[run][:2]])
     if len(lines) == 1:
         return f"no runs in {folder}"
     return f"{format_columns(lines)}\n{LEGEND}"

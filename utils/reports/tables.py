@@ -88,9 +88,8 @@ def cell_text(quantities: Mapping[str, Sequence[float]], n: int) -> str:
     """Mean ± standard deviation of each, with the number of values if it is not ``n``."""
     texts = []
     for quantity, values in quantities.items():
-        count = f" (n = {len(values)})" if len(values) != n else ""
         mean = mean_and_spread(values, 1 if quantity == "zeros" else 2) if values else DASH
-        texts.append(mean + count if values else DASH)
+        texts.append(mean + f" (n = {len(values)})" * (0 < len(values) < n))
     return " / ".join(texts) if any(quantities.values()) else DASH
 
 
