@@ -11,7 +11,7 @@ import recorded
 from utils import console
 from utils.experiments.recipes import SMALL
 from utils.files.paths import PRUNED, TRAINED
-from utils.paper.published import TABLES, numbers
+from utils.paper.published import TABLES
 from utils.paper.settings import recipe
 from utils.reports import tables
 

@@ -1,6 +1,7 @@
 """The jobs that experiments lack in a folder, and their expected cost."""
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -31,6 +32,12 @@ class Plan:
     ) -> None:
         self.folder, self.flags = folder, tuple(flags)
         self.results = recorded(folder)
+        # Seconds per epoch by settings and by whether it was a fine-tuning.
+        self.measured = defaultdict[Hashable, list[float]](list)
+        for training in (t for r in self.results.values() for t in (r, *r.finetunings)):
+            key = experiment_of(replace(training.config, epochs=1))[0]
+            seconds = float(training.row["seconds_per_epoch"])
+            self.measured[key, training.config.refine is not None].append(seconds)
         self.jobs: list[Job] = []
         self.lines = [["run", "train", "prune", "fine-tune", "left"]]
         for seed in seeds:  # seed by seed, so that the first rows of a table are complete early
@@ -77,13 +84,9 @@ class Plan:
         """From the run's own log, else the mean of recorded runs with the same settings."""
         if log:  # the latest epoch: they get shorter while channels are removed
             return sum(float(log[-1][column]) for column in SECONDS)
-        seconds: dict[bool, list[float]] = {False: [], True: []}  # by whether it is fine-tuned
         key = experiment_of(replace(config, epochs=1))[0]
-        for training in (t for r in self.results.values() for t in (r, *r.finetunings)):
-            if experiment_of(replace(training.config, epochs=1))[0] == key:
-                tuned = training.config.refine is not None
-                seconds[tuned].append(float(training.row["seconds_per_epoch"]))
-        same = seconds[config.refine is not None] or seconds[False]
+        finetunes = config.refine is not None
+        same = self.measured.get((key, finetunes)) or self.measured.get((key, False))
         return fmean(same) if same else None
 
     def _recorded(
