@@ -1,10 +1,7 @@
-"""Cut the channels with zero scaling factors out of a DenseNet.
-
-python densenet_prune.py --model logs/proximal_seed1_densenet_40_cifar10checkpoint.pth.tar
-"""
+"""Remove channels with zero scaling factors: ``python densenet_prune.py --model CHECKPOINT``."""
 
 if __name__ == "__main__":
-    from utils import startup as startup  # before all others
+    from utils import startup as startup  # before all other imports
 
 import sys
 from functools import partial

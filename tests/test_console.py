@@ -1,4 +1,4 @@
-"""What is printed: to readers that leave, onto full disks, and how an epoch stands."""
+"""Output of commands: readers that end, full disks, torch's errors, and the progress bar."""
 
 import os
 import pty
@@ -16,7 +16,7 @@ import pytest
 from utils import console
 
 ROOT = Path(__file__).parents[1]
-PRINTS = """
+SCRIPT = """
 import sys
 from utils import console
 from utils.console import note
@@ -27,12 +27,12 @@ def main(argv):
 
 sys.exit(console.run(main))
 """
-TO_OUT, TO_ERR = "print('a line', i)", "note(f'a line {i}')"
+TO_STDOUT, TO_STDERR = "print('a line', i)", "note(f'a line {i}')"
 
 
-@pytest.mark.parametrize(("line", "stream"), [(TO_OUT, "stdout"), (TO_ERR, "stderr")])
-def test_a_reader_that_leaves_ends_it_without_a_word(line, stream):
-    command = [sys.executable, "-c", PRINTS.format(line=line)]
+@pytest.mark.parametrize(("line", "stream"), [(TO_STDOUT, "stdout"), (TO_STDERR, "stderr")])
+def test_a_command_ends_silently_after_its_reader(line, stream):
+    command = [sys.executable, "-c", SCRIPT.format(line=line)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
         assert getattr(process, stream).readline() == b"a line 0\n"
@@ -42,66 +42,56 @@ def test_a_reader_that_leaves_ends_it_without_a_word(line, stream):
     assert process.returncode == 141
 
 
-def test_an_operation_that_is_not_deterministic_is_named(capsys):
-    def main(argv):
-        reason = "f_cuda does not have a deterministic implementation"
-        raise RuntimeError(f"{reason}, but you set 'torch.use_deterministic_algorithms(True)'. ...")
-
-    assert console.run(main) == 2
-    said = "error: f_cuda does not have a deterministic implementation: leave out --deterministic"
-    assert capsys.readouterr().err.startswith(said)
-
-
-def test_what_is_printed_last_counts_too():
-    """A few lines stay in Python's buffer until the end."""
-    few = PRINTS.format(line=TO_OUT).replace("100_000", "10")
-    process = subprocess.Popen(
-        [sys.executable, "-c", f"import sys\nsys.stdin.read()\n{few}"],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    process.stdout.close()
-    process.stdin.close()
-    assert process.stderr.read() == b""
-    assert process.wait() == 141
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-def test_a_full_disk_behind_the_output_is_one_line():
+def test_output_on_a_full_disk_is_an_error():
+    command = [sys.executable, "-c", SCRIPT.format(line=TO_STDOUT)]
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-c", PRINTS.format(line=TO_OUT)]
         done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
-def shown(columns: int, numbers: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The last of what a bar draws on a terminal so wide, late in a long run."""
+@pytest.mark.parametrize(
+    ("message", "status", "hint"),
+    [
+        ("CUDA out of memory. Tried ...", 2, "--batch-size"),
+        ("DataLoader worker (pid 3) is killed", 1, "--workers"),
+        ("Expected more than 1 value per channel when training", 2, "--batch-size"),
+    ],
+)
+def test_errors_of_torch_have_hints(message, status, hint, capsys):
+    def main(argv):
+        raise RuntimeError(message)
+
+    assert console.run(main) == status
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and hint in err
+
+
+def last_bar(columns: int, metrics: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Returns the bar on a terminal of this width, an hour after the start of epoch 123."""
     master, slave = pty.openpty()
     ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     with os.fdopen(slave, "w", encoding="utf-8") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
-        progress = console.Progress(782, "epoch 123/160", 391, lambda: numbers, epochs_left=37)
-        progress.started -= 3600  # as if the steps had taken so long
+        progress = console.Progress(782, "epoch 123/160", 391, lambda: metrics, epochs_left=37)
+        progress.started -= 3600
         for _ in range(391):
             progress.step()
         progress.bar.refresh()
-        drawn = b""
-        while select([master], [], [], 1)[0]:  # a terminal passes on what it is given by and by
-            drawn += os.read(master, 65536)
+        output = b""
+        while select([master], [], [], 1)[0]:
+            output += os.read(master, 65536)
         progress.bar.close()
     os.close(master)
-    return drawn.decode().rstrip().split("\r")[-1]
+    return output.decode().rstrip().split("\r")[-1]
 
 
-def test_zeros_and_the_time_left_are_seen_at_80_columns(monkeypatch):
+def test_zeros_and_the_time_left_fit_into_80_columns(monkeypatch):
     zeros, rest = "γ = 0: 10234, ξ = 0: 11234", "loss 1.2345, accuracy 45.67 %"
-    narrow = shown(80, f"{zeros}, {rest}", monkeypatch)
+    narrow = last_bar(80, f"{zeros}, {rest}", monkeypatch)
     assert len(narrow) <= 80
     assert narrow.startswith("epoch 123/160: ") and "391/782" in narrow and zeros in narrow
     assert re.search(r"run \d+:\d\d:\d\d left", narrow)
-    wide = shown(160, f"{zeros}, {rest}", monkeypatch)
-    assert len(wide) <= 160
-    assert rest in wide and "it/s" in wide
+    wide = last_bar(160, f"{zeros}, {rest}", monkeypatch)
+    assert len(wide) <= 160 and rest in wide and "it/s" in wide

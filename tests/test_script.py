@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from utils.flags.parser import parser, resolve
-from utils.installed import lacks
+from utils.installed import missing_requirements
 
 ROOT = Path(__file__).parents[1]
 # A python3 that records its calls, creates environments of its kind, and has the packages once
@@ -179,7 +179,7 @@ def test_missing_packages_are_printed(versions, missing, tmp_path):
 
 def test_this_environment_has_the_development_packages():
     """Every line of both requirements files can be parsed."""
-    assert lacks(ROOT / "requirements-dev.txt") == []
+    assert missing_requirements(ROOT / "requirements-dev.txt") == []
 
 
 def test_an_old_python_is_rejected(clone):

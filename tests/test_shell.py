@@ -1,4 +1,4 @@
-"""Command lines to paste: whatever the names, from wherever, with the python that runs."""
+"""Commands to paste work in any folder, for any file names and with the running Python."""
 
 import os
 import shlex
@@ -14,8 +14,8 @@ from utils.shell import ROOT, format_command, path_argument
 
 
 @pytest.fixture
-def own(tmp_path, monkeypatch):
-    """A folder to be in, and a python of an environment: a link to another, as they are."""
+def python(tmp_path, monkeypatch):
+    """The Python of a virtual environment in the current folder, a link to another Python."""
     folder = tmp_path / "own"
     (folder / ".venv" / "bin").mkdir(parents=True)
     python = folder / ".venv" / "bin" / "python"
@@ -26,29 +26,22 @@ def own(tmp_path, monkeypatch):
     return python
 
 
-def test_the_python_is_named_as_the_shell_finds_it(own, tmp_path, monkeypatch):
+def test_python_is_called_as_the_shell_finds_it(python, tmp_path, monkeypatch):
     assert shell.python_command() == ".venv/bin/python"
     monkeypatch.chdir(tmp_path)
     assert shell.python_command() == "own/.venv/bin/python"
-    monkeypatch.chdir(own.parent)
+    monkeypatch.chdir(python.parent)
     assert shell.python_command() == "./python"
-    monkeypatch.setenv("PATH", f"{own.parent}{os.pathsep}{os.defpath}")  # as activated
+    monkeypatch.setenv("PATH", f"{python.parent}{os.pathsep}{os.defpath}")
     assert shell.python_command() == "python"
-    own.rename(own.with_name("python3"))
-    monkeypatch.setattr(shell.sys, "executable", str(own.with_name("python3")))
-    assert shell.python_command() == "python3"
-
-
-def test_another_environments_python_is_not_the_one(own, tmp_path, monkeypatch):
-    """It may be a link to the same file, and has other packages."""
-    other = tmp_path / "other"
+    other = tmp_path / "other"  # another environment links to the same file
     other.mkdir()
     (other / "python").symlink_to(sys.executable)
     monkeypatch.setenv("PATH", str(other))
-    assert shell.python_command() == ".venv/bin/python"
+    assert shell.python_command() == "./python"
 
 
-def test_scripts_are_named_from_here(own, monkeypatch):
+def test_scripts_have_paths_from_the_current_folder(python, monkeypatch):
     assert shlex.split(format_command("main.py", "-sr"))[1:] == [str(ROOT / "main.py"), "-sr"]
     monkeypatch.chdir(ROOT)
     assert shlex.split(format_command("main.py", "-sr"))[1:] == ["main.py", "-sr"]
@@ -56,20 +49,21 @@ def test_scripts_are_named_from_here(own, monkeypatch):
     assert shlex.split(format_command("main.py"))[1:] == [f"{ROOT.name}/main.py"]
 
 
-def test_names_that_could_be_misread(own):
+def test_names_are_quoted_and_are_no_flags(python):
     assert path_argument(Path("-x")) == "./-x" and path_argument(Path("logs/-x")) == "logs/-x"
-    typed = format_command("main.py", "--save", path_argument(Path("-my runs")), "--name=it's")
-    assert shlex.split(typed)[2:] == ["--save", "./-my runs", "--name=it's"]
+    command = format_command("main.py", "--save", path_argument(Path("-my runs")), "--name=it's")
+    assert shlex.split(command)[2:] == ["--save", "./-my runs", "--name=it's"]
 
 
 def test_modules_are_found_from_another_folder(tmp_path, monkeypatch):
-    """Although there are modules of these names."""
+    """The folder has a package of the same name."""
     recorded.run(tmp_path / "my logs", "vgg", 11, "baseline", 1, accuracy=12.34)
     (tmp_path / "utils").mkdir()
-    (tmp_path / "utils" / "__init__.py").write_text("raise SystemExit('the wrong one')")
+    (tmp_path / "utils" / "__init__.py").write_text("raise SystemExit('the wrong package')")
     monkeypatch.chdir(tmp_path)
-    typed = format_command("-m", "utils.reports.tables", "--save", path_argument(Path("my logs")))
-    done = subprocess.run(["sh", "-c", typed], capture_output=True, text=True)
+    save = path_argument(Path("my logs"))
+    command = format_command("-m", "utils.reports.tables", "--save", save)
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "12.34" in done.stdout
     monkeypatch.chdir(ROOT)

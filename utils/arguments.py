@@ -1,4 +1,4 @@
-"""What a user may say on a command line: flags, their types, a parser whose errors are one line."""
+"""Command-line flags, their value types, and a parser with one-line errors."""
 
 import argparse
 import math
@@ -11,7 +11,7 @@ from utils.console import printable
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, but its errors are one line whatever was typed."""
+    """argparse's parser; control characters in its error messages are escaped."""
 
     def error(self, message: str) -> NoReturn:
         super().error(printable(message))
@@ -19,42 +19,37 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Flag:
-    """One thing that may be said of a run: on command lines, in checkpoints, records and tables."""
+    """A setting of a run: a command-line flag, a checkpoint entry and a record column."""
 
     name: str
-    help: str | None = None  # if None, the default is told
+    help: str | None = None  # None: only the default is printed
     type: Callable[[str], Any] = str
-    default: Any = None  # or a function of the architecture and the depth
+    default: Any = None  # a value, or a function (arch, depth) -> value
     _: KW_ONLY
     choices: tuple[str, ...] | None = None
     metavar: str | tuple[str, ...] | None = None
     nargs: int | None = None
-    custom_options: tuple[str, ...] = ()  # what is typed, where that is not --name
-    group: str = "slimming"  # in -h
-    constructor_name: str = ""  # what the method's constructor calls it, where that is not ``name``
-    only_untrained: bool = False  # None by default where the network has been trained before
-    resume_must_match: bool = True  # whether a run that is resumed must keep it
-    in_experiment_key: bool = True  # whether runs that differ in it are different experiments
+    custom_options: tuple[str, ...] = ()  # option strings other than --name; commands use the last
+    group: str = "pruning"  # heading in the help
+    constructor_name: str = ""  # argument name in the method's constructor if it is not ``name``
+    only_untrained: bool = False  # the default is None for a model that was trained before
+    resume_must_match: bool = True  # a resumed run must keep the value
+    in_experiment_key: bool = True  # runs with different values are different experiments
 
     @property
     def option_strings(self) -> tuple[str, ...]:
         return self.custom_options or ("--" + self.name.replace("_", "-"),)
 
     def add_to(self, parser: argparse._ActionsContainer) -> None:
-        """As an argument without a default: what was given can be told from what was not."""
+        """Adds the flag to ``parser`` without a default: a value shows that it is in argv."""
+        options: dict[str, Any] = {"dest": self.name, "help": self.help}
         if isinstance(self.default, bool):
-            action = "store_false" if self.default else "store_true"
-            parser.add_argument(*self.option_strings, dest=self.name, help=self.help, action=action)
-            return
-        parser.add_argument(
-            *self.option_strings,
-            dest=self.name,
-            help=self.help or f"default {self.default}",
-            type=self.type,
-            choices=self.choices,
-            metavar=self.metavar,
-            nargs=self.nargs,
-        )
+            options["action"] = "store_false" if self.default else "store_true"
+        else:
+            options["help"] = self.help or f"default {self.default}"
+            for key in ("type", "choices", "metavar", "nargs"):
+                options[key] = getattr(self, key)
+        parser.add_argument(*self.option_strings, **options)
 
     def default_for(self, arch: str, depth: int, trained: bool) -> Any:
         if self.only_untrained and trained:
@@ -62,7 +57,7 @@ class Flag:
         return self.default(arch, depth) if callable(self.default) else self.default
 
     def parse(self, text: str) -> Any:
-        """The value in a cell of a record; the text itself, not accepted, where it is none."""
+        """Returns the value of a record's cell, or ``text`` itself if it is not a valid value."""
         if text == "":
             return None
         if isinstance(self.default, bool):
@@ -74,7 +69,7 @@ class Flag:
         return values if self.nargs else values[0]
 
     def accepts(self, value: Any) -> bool:
-        """Whether ``value``, from anywhere, could have been given."""
+        """Whether ``value``, e.g. from a checkpoint, is None or one that the flag can have."""
         if value is None:
             return True
         if isinstance(self.default, bool) or isinstance(value, bool):
@@ -90,13 +85,13 @@ class Flag:
             return False
 
     def to_argv(self, value: Any) -> list[str]:
-        """What to type for ``value``."""
-        word = self.option_strings[-1]
+        """Returns the command-line words that set ``value``."""
+        option = self.option_strings[-1]
         if isinstance(self.default, bool):
-            return [word] if value != self.default else []
+            return [option] if value != self.default else []
         if self.nargs:
-            return [word, *map(str, value)]
-        return [f"{word}={value}"] if str(value).startswith("-") else [word, str(value)]
+            return [option, *map(str, value)]
+        return [f"{option}={value}"] if str(value).startswith("-") else [option, str(value)]
 
 
 def _number(
@@ -114,24 +109,24 @@ def _number(
     return parse
 
 
-# Bounds keep everything within 64-bit integers and float32.
-positive_int = _number(int, "a whole number from 1 to 2**31", lambda x: 1 <= x <= 2**31)
-epochs = _number(int, "a whole number from 1 to 10**6", lambda x: 1 <= x <= 10**6)
-size = _number(int, "a whole number of pixels from 8 to 4096", lambda x: 8 <= x <= 4096)
-workers = _number(int, "a whole number from 0 to 256", lambda x: 0 <= x <= 256)
-natural = _number(int, "a whole number, 0 or more", lambda x: 0 <= x <= 2**31)
-seed = _number(int, "a whole number from 0 to 2**63 - 1", lambda x: 0 <= x < 2**63)
-positive = _number(float, "a number above 0 (1e-30 to 1e30)", lambda x: 1e-30 <= x <= 1e30)
+# The bounds keep all values within 64-bit integers and float32.
+positive_int = _number(int, "an integer from 1 to 2**31", lambda x: 1 <= x <= 2**31)
+epochs = _number(int, "an integer from 1 to 10**6", lambda x: 1 <= x <= 10**6)
+size = _number(int, "a number of pixels from 8 to 4096", lambda x: 8 <= x <= 4096)
+workers = _number(int, "an integer from 0 to 256", lambda x: 0 <= x <= 256)
+natural = _number(int, "an integer from 0 to 2**31", lambda x: 0 <= x <= 2**31)
+seed = _number(int, "an integer from 0 to 2**63 - 1", lambda x: 0 <= x < 2**63)
+positive = _number(float, "a number from 1e-30 to 1e30", lambda x: 1e-30 <= x <= 1e30)
 not_negative = _number(float, "a number from 0 to 1e30", lambda x: 0 <= x <= 1e30)
 number = _number(float, "a number from -1e30 to 1e30", lambda x: abs(x) <= 1e30)
-percent = _number(float, "a percentage from 1 to 99: of a half, 50", lambda x: 1 <= x <= 99)
+percent = _number(float, "a percentage from 1 to 99 (a half is 50)", lambda x: 1 <= x <= 99)
 fraction = _number(float, "a fraction from 0 to 1", lambda x: 0 <= x <= 1)
-momentum = _number(float, "a number from 0 to below 1", lambda x: 0 <= x < 1)
+momentum = _number(float, "a number in [0, 1)", lambda x: 0 <= x < 1)
 
 
 def file_name(text: str) -> str:
-    """A name that files begin with: no path separator, not empty, not too long for a file."""
+    """Returns ``text`` if file names can begin with it: no separator, no leading dot, not long."""
     bad = not text or text.startswith(".") or {"/", os.sep, "\0"} & {*text}
     if bad or len(os.fsencode(text)) > 150:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a name that files can begin with")
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be the beginning of file names")
     return text

@@ -1,27 +1,33 @@
-"""Files that nobody ever finds half written, and folders that can be written to."""
+"""Atomic file writes, file locks, and a check that a folder is writable."""
 
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from glob import escape
+from itertools import count
 from pathlib import Path
+from typing import TextIO
 
 from utils.console import InputError, note
+
+# --list holds a lock for a moment.
+LOCK_ATTEMPTS, LOCK_WAIT = 6, 0.1  # seconds between attempts
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Where to write the file that becomes ``path`` when the block ends without an error.
+    """Yields a temporary path, which replaces ``path`` if the block ends without an error.
 
-    At any moment, a kill or a power cut included, ``path`` is the old file or the new one, whole.
-    What killed writers left beside it goes first; of two that write at the same time, the first
-    thus fails. Raises OSError where the disk refuses.
+    After a kill or a power cut, ``path`` is the whole old or the whole new file. Stale temporary
+    files are deleted first. Of two processes that write the same path, the earlier one fails.
+
+    Raises OSError: the file could not be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f"{escape(path.name)}.*.tmp"):
-        leftover.unlink(missing_ok=True)
+    for stale in path.parent.glob(f"{escape(path.name)}.*.tmp"):
+        stale.unlink(missing_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -32,53 +38,68 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def _sync(path: Path) -> None:
+    """Wait until the file or folder at ``path`` is on the disk."""
+    if os.name != "nt":  # Windows cannot open folders
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
-    """Within, this process has the lock ``path``, a file that is there as long; a kill frees it.
+    """Holds an exclusive lock on ``path``, which is deleted at the end; a kill releases it.
 
-    Raises InputError at once where another process has it; one that only looks (:func:`is_held`) is
-    waited for. What must be made of its folder goes again if nothing else comes into it.
+    Folders that were created for the lock are deleted too if they are still empty.
+
+    Raises InputError: another process holds the lock.
     """
     check_writable(path.parent)
-    made = [folder for folder in path.parents if not folder.exists()]
+    created = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        for folder in reversed(made):
-            stack.callback(_discard, folder.rmdir)
-        while True:
-            file = stack.enter_context(path.open("a"))
+    try:
+        with _open_locked(path):
             try:
-                import fcntl
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+    finally:
+        with suppress(OSError):  # not empty
+            for folder in created:
+                folder.rmdir()
 
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    # Who only looks shares it, with this process too.
-                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                    file.close()
-                    time.sleep(0.01)
-                    continue
-                # What is forked from here must not hold it for longer than this process.
-                os.register_at_fork(after_in_child=file.close)
-            except BlockingIOError:
+
+def _open_locked(path: Path) -> TextIO:
+    for attempt in count(1):
+        file = path.open("a")
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            if attempt >= LOCK_ATTEMPTS:
                 raise InputError(
                     f"another process trains {path.with_suffix('')}: wait for it, or give this run"
                     " another --name or --save"
                 ) from None
-            except (ImportError, OSError):  # Windows and some network file systems
-                note(
-                    "note: locks are unknown here: see to it that no other process trains this run"
-                )
-                break
-            # The process before may have removed the file while this one opened it.
+            time.sleep(LOCK_WAIT)
+        except (ImportError, OSError):  # Windows and some network file systems
+            note("note: no file locks here: make sure that no other process trains this run")
+            break
+        else:
+            # The previous holder may have deleted the file after it was opened here.
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                os.register_at_fork(after_in_child=file.close)  # children do not keep the lock
                 break
-        stack.callback(_discard, path.unlink)
-        yield
+            file.close()
+    return file
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process is :func:`alone` with the lock ``path``."""
+    """Whether a process holds the :func:`file_lock` on ``path``."""
     try:
         import fcntl
 
@@ -86,31 +107,14 @@ def is_locked(path: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except (ImportError, OSError):  # none there, or locks are unknown here
+    except (ImportError, OSError):  # no such file, or no locks on this system
         return False
     return False
 
 
-def _discard(remove: Callable[[], None]) -> None:
-    with suppress(OSError):  # as a folder that is not empty
-        remove()
-
-
-def _sync(path: Path) -> None:
-    """Wait until the file, or the names in the folder, are on the disk."""
-    if os.name == "nt":  # opens no folders, and syncs no file that is open for reading
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def check_writable(folder: Path) -> None:
-    """Raise InputError unless files can be made in ``folder``, or it can be made itself."""
-    found = (path for path in (folder, *folder.parents) if os.path.lexists(path))
-    existing = next(found, folder)
+    """Raises InputError unless ``folder`` can be created or files can be created in it."""
+    existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not existing.is_dir():
         raise InputError(f"cannot save in {folder}: {existing} is not a folder")
     try:

@@ -1,8 +1,8 @@
-"""Whether this python has what a requirements file asks for: status 0 or 1, and what it lacks.
+"""Prints the requirements that are not installed; exit status 0 if there are none, else 1.
 
     python -P utils/installed.py requirements.txt
 
-For script.sh, before anything is installed: it imports nothing that may be missing, pip neither.
+script.sh runs it before anything is installed, so it imports the standard library only.
 """
 
 import re
@@ -11,40 +11,37 @@ from importlib import metadata
 from pathlib import Path
 
 
-def lacks(path: Path) -> list[str]:
-    """The lines of a requirements file, ``NAME>=VERSION`` or ``-r FILE``, that are not met."""
-    found = []
-    for line in path.read_text(encoding="utf-8").split("\n"):
+def missing_requirements(path: Path) -> list[str]:
+    """Returns the lines ``NAME>=VERSION`` of a requirements file that are not met.
+
+    Lines ``-r FILE`` are followed. Lines of another form count as not met.
+    """
+    missing = []
+    for line in path.read_text(encoding="utf-8").splitlines():
         requirement = line.partition("#")[0].strip()
         if requirement.startswith("-r "):
-            found += lacks(path.parent / requirement[3:].strip())
+            missing += missing_requirements(path.parent / requirement[3:].strip())
         elif requirement and not is_met(requirement):
-            found.append(requirement)
-    return found
+            missing.append(requirement)
+    return missing
 
 
 def is_met(requirement: str) -> bool:
-    """Whether what it names is installed, and as new; False where it is written in another way."""
-    asked = re.fullmatch(r"([\w.-]+)(?:>=([\d.]+))?", requirement)
-    if asked is None:
-        return False
+    parts = re.fullmatch(r"([\w.-]+)(?:>=([\d.]+))?", requirement)
     try:
-        there = metadata.version(asked[1])
+        return parts is not None and release(metadata.version(parts[1])) >= release(parts[2] or "")
     except metadata.PackageNotFoundError:
         return False
-    return release(there or "") >= release(asked[2] or "")
 
 
 def release(version: str) -> tuple[int, ...]:
-    """2.11.0a0+cu130 as (2, 11): zeros at the end mean nothing."""
-    numbers = re.match(r"[\d.]*", version.rpartition("!")[2])
-    found = [int(number) for number in (numbers[0] if numbers else "").split(".") if number]
-    while found and not found[-1]:
-        found.pop()
-    return tuple(found)
+    """Returns the release numbers without trailing zeros: (2, 11) for 2.11.0a0+cu130."""
+    numbers = re.match(r"[\d.]*", (version or "").rpartition("!")[2])
+    text = re.sub(r"(\.0*)*$", "", numbers[0] if numbers else "")
+    return tuple(int(number) for number in text.split(".") if number)
 
 
 if __name__ == "__main__":
-    missing = lacks(Path(sys.argv[1]))
+    missing = missing_requirements(Path(sys.argv[1]))
     print("\n".join(missing))
     sys.exit(bool(missing))

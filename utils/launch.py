@@ -1,4 +1,4 @@
-"""Commands of this program in processes of their own: those of many jobs, or a run's seeds."""
+"""Commands of this program as subprocesses: the jobs of an experiment, or the seeds of a run."""
 
 import argparse
 import os
@@ -22,14 +22,14 @@ Task = TypeVar("Task")
 def start_process(
     words: Sequence[str], output: int | IO[str] | None, environment: Mapping[str, str] | None = None
 ) -> subprocess.Popen[str]:
-    """A script, or -m and a module, and its flags, in a process that prints into ``output``."""
-    script, there = [str(ROOT / words[0])], {}
-    if words[0] == "-m":  # -P: modules are this program's, wherever it is called from
-        script, there = ["-P", "-m"], {"PYTHONPATH": str(ROOT)}
-    # In a session of its own, so that a signal from the terminal comes once: through this process.
+    """Starts a script of this program, or ``-m`` and a module, with its flags, into ``output``."""
+    command, path = [str(ROOT / words[0])], {}
+    if words[0] == "-m":  # -P: ignores a package utils of the current folder
+        command, path = ["-P", "-m"], {"PYTHONPATH": str(ROOT)}
+    # A session of its own gets signals of the terminal once, through this process.
     return subprocess.Popen(
-        [sys.executable, *script, *words[1:]],
-        env={**os.environ, **there, **(environment or {})},
+        [sys.executable, *command, *words[1:]],
+        env={**os.environ, **path, **(environment or {})},
         stdout=output,
         stderr=None if output is None else subprocess.STDOUT,
         text=True,
@@ -38,10 +38,10 @@ def start_process(
 
 
 def visible_gpus() -> list[str]:
-    """The visible GPUs, as CUDA_VISIBLE_DEVICES names them."""
+    """Returns the visible GPUs as CUDA_VISIBLE_DEVICES names them."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [str(i) for i in range(count)] if named is None else named.split(",")[:count]
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [str(i) for i in range(count)] if names is None else names.split(",")[:count]
 
 
 def run_tasks(
@@ -50,40 +50,42 @@ def run_tasks(
     needs: Callable[[Task, Task], bool],
     start: Callable[[Task, str], subprocess.Popen[str]],
 ) -> Iterator[tuple[Task, int | None, float]]:
-    """Start ``tasks`` in their order, one in each of ``slots`` at a time, after what each needs.
+    """Runs ``tasks`` in order, one per slot at a time, each after the tasks that it needs.
 
-    Gives each with its exit status and seconds when it ends; None where what it needs failed. A
-    first signal is passed on, once: raises Stopped when all have ended. None is left behind.
+    Yields each finished task with its exit status and seconds. The status is None if a needed task
+    failed. A first signal is passed on to the running tasks. All have ended when this returns.
+
+    Raises Interrupted: a signal was received.
     """
-    waiting, free, lost = list(tasks), list(slots), list[Task]()
+    waiting, free, failed = list(tasks), list(slots), list[Task]()
     running: dict[subprocess.Popen[str], tuple[Task, str, float]] = {}
-    told = 0
-    hang_up = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
-    # A terminal that goes away asks for an end too, unless under nohup.
+    # A closed terminal sends SIGHUP, which nohup ignores. Windows has none.
+    hang_up = getattr(signal, "SIGHUP", signal.SIGTERM)
+    passed_on = 0
     with Signals(*([hang_up] if signal.getsignal(hang_up) != signal.SIG_IGN else [])) as signals:
         try:
             while running or (waiting and not signals.received):
                 for task in [] if signals.received else list(waiting):
                     unfinished = [*waiting, *(other for other, *_ in running.values())]
-                    if any(needs(task, other) for other in lost):
+                    if any(needs(task, other) for other in failed):
                         waiting.remove(task)
-                        lost.append(task)
+                        failed.append(task)
                         yield task, None, 0
                     elif free and not any(needs(task, other) for other in unfinished):
                         waiting.remove(task)
                         slot = free.pop(0)
                         running[start(task, slot)] = task, slot, time.monotonic()
                 time.sleep(0.1)
-                if signals.received != told:
-                    told = signals.received  # a second one would kill
+                if signals.received != passed_on:
+                    passed_on = signals.received
                     for process in running:
-                        process.send_signal(told)
+                        process.send_signal(passed_on)
                 for process in [p for p in running if p.poll() is not None]:
-                    task, slot, began = running.pop(process)
+                    task, slot, started = running.pop(process)
                     free.append(slot)
-                    lost += [task] if process.returncode else []
-                    if not told:
-                        yield task, process.returncode, time.monotonic() - began
+                    failed += [task] if process.returncode else []
+                    if not passed_on:
+                        yield task, process.returncode, time.monotonic() - started
             signals.check()
         finally:
             for process in running:
@@ -93,34 +95,32 @@ def run_tasks(
 
 
 def run_seeds(argv: Sequence[str], name: str | None, no_cuda: bool) -> None:
-    """Run ``main.py`` with ``argv``, once for each of its ``--seeds``.
+    """Runs ``main.py`` with ``argv`` once for each of its ``--seeds``, in processes.
 
-    As ``name``_seedN, or under its default name, which has the seed.
+    Runs share the GPUs, which one small model does not fill; on a CPU they run one after another.
+    Their names are ``name``_seedN, or the default name if None.
 
-    Side by side on the GPUs, which one small network each does not fill; in turn on a CPU, which it
-    does. A process apart keeps each run what it is alone. Exits with the first status that is not
-    0; raises Stopped when a signal came and all have ended.
+    Raises SystemExit: with the first exit status that is not 0. Interrupted: a signal was received.
     """
-    p = argparse.ArgumentParser(allow_abbrev=False)
-    p.add_argument("--seeds", nargs="+")
-    given, rest = p.parse_known_args(argv)
-    seeds = dict.fromkeys(given.seeds)
-    gpus = [] if no_cuda else visible_gpus()
-    slots = list(islice(cycle(gpus), len(seeds))) or [""]
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--seeds", nargs="+")
+    args, rest = parser.parse_known_args(argv)
+    seeds = dict.fromkeys(args.seeds)
+    slots = list(islice(cycle([] if no_cuda else visible_gpus()), len(seeds))) or [""]
 
-    def say(seed: str, process: subprocess.Popen[str]) -> None:
+    def print_lines(seed: str, process: subprocess.Popen[str]) -> None:
         for line in process.stdout or ():
             note(f"seed {seed}: {line.rstrip()}")
 
-    def begin(seed: str, slot: str) -> subprocess.Popen[str]:
-        named = [] if name is None else ["--name", f"{name}_seed{seed}"]
-        where = {"CUDA_VISIBLE_DEVICES": slot} if slot else None
-        process = start_process(["main.py", *rest, "--seed", seed, *named], subprocess.PIPE, where)
-        readers.submit(say, seed, process)
+    def start(seed: str, gpu: str) -> subprocess.Popen[str]:
+        flags = ["--seed", seed, *([] if name is None else ["--name", f"{name}_seed{seed}"])]
+        environment = {"CUDA_VISIBLE_DEVICES": gpu} if gpu else None
+        process = start_process(["main.py", *rest, *flags], subprocess.PIPE, environment)
+        readers.submit(print_lines, seed, process)
         return process
 
-    with ThreadPoolExecutor(len(seeds)) as readers:  # all that was printed is said before it ends
-        ends = run_tasks(seeds, slots, lambda seed, other: False, begin)
+    with ThreadPoolExecutor(len(seeds)) as readers:  # waits until all output is printed
+        ends = run_tasks(seeds, slots, lambda seed, other: False, start)
         failed = next(filter(None, [status for _, status, _ in ends]), 0)
     if failed:
         sys.exit(failed if failed > 0 else 128 - failed)

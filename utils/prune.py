@@ -1,7 +1,7 @@
-"""Cut channels out of a network: ``python -m utils.prune --model <checkpoint>``."""
+"""Remove channels from a model of any architecture: ``python -m utils.prune --model FILE``."""
 
 if __name__ == "__main__":
-    from utils import startup as startup  # before all others
+    from utils import startup as startup  # before all other imports
 
 import sys
 from functools import partial

@@ -1,4 +1,4 @@
-"""Command lines of this program, as they are pasted into the shell that it was started from."""
+"""Command lines of this program that can be pasted into the current shell."""
 
 import os
 import shlex
@@ -10,35 +10,36 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def format_command(*words: str) -> str:
-    """What to type for a script, or ``-m`` and a module, and its flags: from this folder.
+    """Returns a command line for the current folder and the running Python.
 
-    It starts the running python, where this program lies, whatever is in the names.
+    ``words`` are a script of this program, or ``-m`` and a module, and its flags.
     """
-    script, where = [path_argument(relative_path(ROOT / words[0])), *words[1:]], ""
-    if words[0] == "-m":
-        script = list(words)
-        if Path.cwd() != ROOT and words[1].startswith("utils."):  # -P: no utils of this folder's
-            script, where = ["-P", *words], f"PYTHONPATH={shlex.quote(str(relative_path(ROOT)))} "
-    return where + shlex.join([python_command(), *script])
+    if words[0] != "-m":
+        script = path_argument(relative_path(ROOT / words[0]))
+        return shlex.join([python_command(), script, *words[1:]])
+    if Path.cwd() == ROOT or not words[1].startswith("utils."):
+        return shlex.join([python_command(), *words])
+    path = shlex.quote(str(relative_path(ROOT)))  # -P: ignores a package utils of this folder
+    return f"PYTHONPATH={path} {shlex.join([python_command(), '-P', *words])}"
 
 
 def path_argument(path: Path) -> str:
-    """``path`` as a word of a command: what begins with a dash would be read as a flag."""
+    """Returns ``path`` as a command-line word that is not parsed as a flag."""
     return f"./{path}" if str(path).startswith("-") else str(path)
 
 
 def python_command() -> str:
-    """The running python: as the shell finds it, if that is the one, else its path."""
+    """Returns the command for the running Python: ``python``, ``python3`` or its path."""
     own = Path(sys.executable)
     for name in ("python", "python3"):
-        found = shutil.which(name)
-        # A virtual environment's is a link to another's: the folder must be the same, too.
-        if found and Path(found).absolute().parent == own.parent and os.path.samefile(found, own):
+        path = shutil.which(name)
+        # Pythons of virtual environments link to the same file, so the folders are compared too.
+        if path and Path(path).absolute().parent == own.parent and os.path.samefile(path, own):
             return name
-    path = relative_path(own)
-    return str(path) if len(path.parts) > 1 else f"./{path}"  # or the shell would search for it
+    path = str(relative_path(own))
+    return path if os.sep in path else f"./{path}"
 
 
 def relative_path(path: Path) -> Path:
-    """``path``, relative where it lies below this folder."""
+    """Returns ``path`` relative to the current folder if it is inside it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,4 +1,4 @@
-"""Checkpoints of the earlier programs load, prune and resume; ours say all it takes to go on."""
+"""Checkpoints of the earlier programs are loaded, pruned and resumed, and they can read ours."""
 
 import importlib
 
@@ -21,9 +21,7 @@ x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize(("arch", "depth"), NETWORKS)
-def test_a_released_checkpoint_prunes_and_its_slim_twin_gives_the_same_answers(
-    arch, depth, tmp_path, pictures
-):
+def test_a_released_checkpoint_is_pruned(arch, depth, tmp_path, pictures):
     path = tmp_path / f"net_{arch}_{depth}_foldercheckpoint.pth.tar"
     content = released.training_checkpoint(path, arch, depth, torch.tensor(0.5))
     command = importlib.import_module(f"{arch}_prune").main
@@ -39,7 +37,7 @@ def test_a_released_checkpoint_prunes_and_its_slim_twin_gives_the_same_answers(
 
 
 @pytest.mark.parametrize(("arch", "depth"), NETWORKS[1:])
-def test_a_released_slim_checkpoint_loads_in_the_compact_layout(arch, depth, tmp_path):
+def test_a_released_pruned_checkpoint_is_converted_both_ways(arch, depth, tmp_path):
     state = released.add_indexes(released.trained(arch, depth).state_dict())
     torch.manual_seed(2)
     for key in [key for key in state if key.endswith("select.indexes")]:
@@ -59,16 +57,14 @@ def test_a_released_slim_checkpoint_loads_in_the_compact_layout(arch, depth, tmp
     with torch.no_grad():
         expected = getattr(released, arch)(state, x)
         torch.testing.assert_close(network.model.eval()(x), expected, rtol=1e-4, atol=1e-5)
-
-    # and back: to the released layout nothing is lost
     back = to_released(network)
     assert back.keys() == state.keys()
     assert all(torch.equal(back[key], state[key]) for key in state)
 
 
 @pytest.mark.parametrize(("arch", "depth"), NETWORKS)
-def test_a_released_optimiser_state_finds_its_parameters(arch, depth, tmp_path):
-    """Selections are numbered among the parameters there, and have no state."""
+def test_released_momentum_is_loaded(arch, depth, tmp_path):
+    """Selections count as parameters there, and have no momentum."""
     path = tmp_path / "c.pth.tar"
     content = released.training_checkpoint(path, arch, depth, 0.5)
     loaded = checkpoint.load(path)
@@ -79,7 +75,7 @@ def test_a_released_optimiser_state_finds_its_parameters(arch, depth, tmp_path):
         assert torch.equal(buffer, saved)
 
 
-def test_a_released_run_resumes(tmp_path, pictures, capsys):
+def test_a_released_run_is_resumed(tmp_path, pictures, capsys):
     path = tmp_path / "released.pth.tar"
     for best in (0.5, np.float64(0.5), np.float32(0.5), torch.tensor(0.5)):
         released.training_checkpoint(path, "vgg", 11, best)
@@ -91,28 +87,21 @@ def test_a_released_run_resumes(tmp_path, pictures, capsys):
     assert "leave out --start-epoch" in capsys.readouterr().err
     assert console.run(main.main, [*argv, *flags]) == 0
     printed = capsys.readouterr()
-    assert "ξ = γ" in printed.err
-    assert "epoch 2/2" in printed.out
-    saved = torch.load(
-        tmp_path / "proximal_seed1_vgg_11_foldercheckpoint.pth.tar", weights_only=True
-    )
-    assert saved["epoch"] == 2
-    assert float(saved["best_prec1"]) >= 0.5
+    assert "ξ = γ" in printed.err and "epoch 2/2" in printed.out
+    saved = tmp_path / "proximal_seed1_vgg_11_foldercheckpoint.pth.tar"
+    assert checkpoint.load(saved).epoch == 2 and checkpoint.load(saved).best >= 50
 
 
 @pytest.mark.parametrize(("arch", "depth"), NETWORKS)
-def test_our_checkpoint_is_one_the_earlier_programs_read(arch, depth, tmp_path, pictures):
+def test_the_earlier_programs_read_our_checkpoints(arch, depth, tmp_path, pictures):
     argv = ["-sr", "--arch", arch, "--depth", str(depth), "--epochs", "1", "--no-cuda"]
     argv += ["--dataset", "folder", "--data", str(pictures), "--precision", "fp32"]
     argv += ["--save", str(tmp_path)]
     assert console.run(main.main, argv) == 0
     run = f"proximal_seed1_{arch}_{depth}_folder"
     content = torch.load(tmp_path / f"{run}checkpoint.pth.tar", weights_only=True)
-    assert {"epoch", "state_dict", "best_prec1", "optimizer", "cfg", "method", "settings"} <= set(
-        content
-    )
-    assert content["best_prec1"].dim() == 0
-    assert 0 <= content["best_prec1"] <= 1
+    assert content.keys() >= {"epoch", "state_dict", "best_prec1", "optimizer", "cfg"}
+    assert content["best_prec1"].dim() == 0 and 0 <= content["best_prec1"] <= 1
     assert (tmp_path / f"{run}model_best.pth.tar").exists()
     reference = released.add_indexes(build_model(arch, depth, 2).state_dict())
     assert {k: v.shape for k, v in content["state_dict"].items()} == {
@@ -124,16 +113,16 @@ def test_our_checkpoint_is_one_the_earlier_programs_read(arch, depth, tmp_path, 
         torch.testing.assert_close(network.model.eval()(x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_saved_tensors_do_not_drag_their_storage_along(tmp_path):
-    """γ of every batch norm is a view of one buffer, which must not be saved with each."""
+def test_views_are_saved_without_their_storage(tmp_path):
+    """γ of every batch norm is a view of one buffer."""
     whole = torch.zeros(1_000_000)
     checkpoint.save(tmp_path / "view", {"state_dict": {"part": whole[:10]}})
     assert (tmp_path / "view").stat().st_size < 10_000
 
 
 @pytest.mark.parametrize(("arch", "depth"), NETWORKS)
-def test_a_masked_checkpoint_loads(arch, depth, tmp_path, pictures):
-    """As ``mask-impl`` saves it: full width, removed channels at zero, ``cfg`` of what is left."""
+def test_a_masked_checkpoint_is_pruned(arch, depth, tmp_path, pictures):
+    """``mask-impl`` saves full width, removed channels as zeros, and ``cfg`` of the others."""
     model = released.trained(arch, depth)
     with torch.no_grad():
         for bn in batch_norms(model):
@@ -141,8 +130,7 @@ def test_a_masked_checkpoint_loads(arch, depth, tmp_path, pictures):
     left = iter(int((bn.weight != 0).sum()) for bn in batch_norms(model))
     cfg = ["M" if width == "M" else next(left) for width in Network(model, arch, depth, 32).cfg]
     path = tmp_path / "pruned.pth.tar"
-    content = {"cfg": cfg, "state_dict": released.add_indexes(model.state_dict())}
-    torch.save(content, path)
+    torch.save({"cfg": cfg, "state_dict": released.add_indexes(model.state_dict())}, path)
     with torch.no_grad():
         loaded = checkpoint.load(path).network
         assert loaded.is_full
@@ -151,7 +139,3 @@ def test_a_masked_checkpoint_loads(arch, depth, tmp_path, pictures):
     data = ["--dataset", "folder", "--data", str(pictures), "--no-cuda"]
     assert console.run(command, ["--model", str(path), *data]) == 0
     assert checkpoint.load(tmp_path / "pruned_pruned.pth.tar").network.cfg == cfg
-    cfg[0] -= 1  # and what does not fit is refused
-    torch.save(content, path)
-    with pytest.raises(console.InputError, match="cfg"):
-        checkpoint.load(path)

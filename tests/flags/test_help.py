@@ -1,4 +1,4 @@
-"""What -h and --version say."""
+"""The output of --help and --version."""
 
 import re
 import subprocess
@@ -13,53 +13,42 @@ from utils.flags.config import Config
 from utils.flags.parser import parser
 from utils.methods import METHODS
 from utils.paper.published import NETWORKS
-from utils.training import logs
 
 
 @pytest.mark.parametrize("flag", ["s", "beta"])
-def test_help_says_which_lambda_and_beta_a_network_has_by_default(flag):
+def test_help_has_the_default_lambda_and_beta_of_each_model(flag):
     text = " ".join(parser().format_help().split())
     shown = re.search(rf" --{flag} \S+ [^(]*\(default of ([^)]*)\)", text)[1]
-    told = dict(part.split(": ") for part in shown.split("; "))
+    defaults = dict(part.split(": ") for part in shown.split("; "))
     with_flag = [m for m in METHODS.values() if any(f.name == flag for f in m.flags)]
-    assert told.keys() == {m.name for m in with_flag}
-    for method, values in told.items():
+    assert defaults.keys() == {m.name for m in with_flag}
+    for method, values in defaults.items():
         default = {
-            f"{name} {Config.from_dict(known).options[flag]:g}"
+            f"{name} {Config.from_dict(settings).options[flag]:g}"
             for name, (arch, depth) in NETWORKS.items()
-            if (known := {"arch": arch, "depth": depth, "method": method})
+            if (settings := {"arch": arch, "depth": depth, "method": method})
         }
         alone = {text.rpartition(" ")[2] for text in default}
         assert {*values.split(", ")} == (default if len(alone) > 1 else alone)
-    assert "VGG-19" in told["proximal"]
+    assert "VGG-19" in defaults["proximal"]
 
 
 def test_version_names_the_commit(capsys):
     assert console.run(main.main, ["--version"]) == 0
-    said = capsys.readouterr().out
+    out = capsys.readouterr().out
     head = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=Path(main.__file__).parent, capture_output=True, text=True
     )
-    commit = re.match(r"commit (\w+)\+?, ", said)[1]
+    commit = re.match(r"commit (\w+)\+?, ", out)[1]
     assert head.stdout.startswith(commit) if head.returncode == 0 else commit == "unknown"
-    assert torch.__version__ in said
+    assert torch.__version__ in out
 
 
-@pytest.mark.parametrize("folder", [".", "program"], ids=["its root", "a folder of it"])
-def test_another_repositorys_commit_is_not_reported(folder, tmp_path, monkeypatch):
-    """As where the program was copied into a repository of the user's."""
-    git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.org", "-C", tmp_path]
-    subprocess.run([*git, "init", "-q"], check=True)
-    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
-    own = tmp_path / folder / "utils" / "training" / "logs.py"
-    own.parent.mkdir(parents=True)
-    own.touch()
-    monkeypatch.setattr(logs, "ROOT", (tmp_path / folder).resolve())
-    monkeypatch.setattr(logs, "__file__", str(own))
-    assert logs.commit() is None
-    if folder == ".":
-        subprocess.run([*git, "add", "."], check=True)
-        subprocess.run([*git, "commit", "-q", "-m", "y"], check=True)
-        assert re.fullmatch(r"[0-9a-f]{12}", logs.commit())
-        own.write_text("changed")
-        assert logs.commit().endswith("+")
+def test_every_flag_has_help_and_methods_have_groups_of_their_own():
+    text = parser().format_help()
+    for action in parser()._actions:
+        assert action.help, action.option_strings
+    for method in ("proximal", "lp-admm", "sas-admm"):
+        assert f"\npruning with --method {method}:\n" in text
+    assert vars(parser().parse_args(["--lambda", "0.5"])) == {"s": 0.5}
+    assert vars(parser().parse_args(["--s", "0.5"])) == {"s": 0.5}

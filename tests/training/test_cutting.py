@@ -1,7 +1,6 @@
 """Channels that died are cut out while training, and nothing else changes."""
 
 import random
-import shutil
 import signal
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from torch import Tensor, cat
 
 from netslim.selection import selections
 from runs import DYING, kill_and_resume, rows, start, train
-from utils.files import checkpoint
 from utils.network import Network, fresh
 from utils.training.removal import select_removable
 
@@ -143,34 +141,3 @@ def test_a_run_killed_where_it_cuts_and_at_random_moments_is_the_uninterrupted_o
                 process.kill()
         assert process.wait() == -signal.SIGKILL
     kill_and_resume(tmp_path, pictures, DYING, 2, random.Random(0), cutting[0])  # goes on there
-
-
-@pytest.mark.parametrize(
-    "spoilt", ["a bias above 0", "γ", "ξ", "a whole layer", "too short", "no ξ"]
-)
-def test_a_cut_of_channels_that_are_not_dead_is_refused(
-    spoilt, tmp_path, pictures, cutting, capsys
-):
-    shutil.copytree(cutting[0], tmp_path, dirs_exist_ok=True)
-    path = tmp_path / "proximal_seed1_resnet_11_foldercheckpoint.pth.tar"
-    content = torch.load(path, weights_only=True)
-    channel = int(content["cut"][:16].logical_not().nonzero()[0])  # of layer1.0.bn1
-    if spoilt == "a whole layer":
-        content["cut"][:16] = True
-        content["method"]["xi"][:16] = 0
-        for entry in ("weight", "bias"):
-            content["state_dict"][f"layer1.0.bn1.{entry}"].zero_()
-    elif spoilt == "too short":
-        content["cut"] = content["cut"][1:]
-    elif spoilt == "no ξ":
-        content["method"] = {}
-    else:
-        content["cut"][channel] = True
-        content["method"]["xi"][channel] = 0.1 if spoilt == "ξ" else 0
-        state = content["state_dict"]
-        state["layer1.0.bn1.weight"][channel] = 0.1 if spoilt == "γ" else 0
-        state["layer1.0.bn1.bias"][channel] = 0.1 if spoilt == "a bias above 0" else -0.1
-    checkpoint.save(path, content)
-    capsys.readouterr()
-    assert train(tmp_path, pictures, *DYING, "--resume", str(path)) == 2
-    assert "its cut has channels that were not dead" in capsys.readouterr().err

@@ -89,7 +89,7 @@ def test_what_cannot_be_begun_with_is_refused(before, tmp_path, pictures, capsys
     assert console.run(resnet_prune.main, prune) == 0
     slim = tmp_path / "old_resnet_11_folder_pruned.pth.tar"
     for flags, said in (
-        (["--init", slim], "--refine is what goes on with it"),
+        (["--init", slim], "use --refine"),
         (["--init", before, "--refine", slim], "exclude one another"),
         (["--init", before, "--evaluate", before], "exclude one another"),
         (["--init", before, "--resume", before], "exclude one another"),

@@ -1,1 +1,1 @@
-"""What outlives a process: checkpoints, their layouts, records."""
+"""Files of runs: checkpoints, their formats, paths and CSV records."""

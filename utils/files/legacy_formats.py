@@ -1,15 +1,15 @@
-"""What a state dict's entries are called, in files of ours and of others.
+"""State dicts in the formats of other programs and of older versions of this one.
 
-There are two layouts of the layers around a channel selection.
+A channel selection and the batch norm ``<name>`` behind it have one of two layouts:
 
-* *released*: batch norm at the stream's full width, then ``select.indexes``, a 0/1 float
-  parameter of that width, then the convolution with the kept inputs only;
-* *compact*: in place of the batch norm, ``<name>.select.index``, the int64 positions of the kept
-  channels, and ``<name>.norm.*``, the batch norm at the kept width, as :mod:`netslim` makes them;
-  where all channels are kept, the batch norm alone. This is the layout of the models in memory.
+* *released* (the earlier network-slimming programs): a batch norm of full width, then
+  ``select.indexes``, a 0/1 float parameter [width], then a convolution of the kept inputs;
+* *compact* (models in memory, see :mod:`netslim`): ``<name>.select.index``, int64 indices of the
+  kept channels, and ``<name>.norm.*``, a batch norm of the kept width; a plain batch norm if all
+  channels are kept.
 
-They compute the same function. A full network is saved in the released layout, which the earlier
-programs read as well. The two ADMM programs have no selections, and names of their own.
+Both compute the same function. Unpruned models are saved in the released layout, so that the
+earlier programs can read them. The two ADMM programs have other names and no selections.
 """
 
 import re
@@ -26,99 +26,100 @@ from utils.network import Network
 from utils.paper.accounting import selecting_norms
 
 State = dict[str, Tensor]
-EARLIER = ("vgg", "resnet", "densenet")  # what the programs of network slimming know
-# A batch norm's entries, and what a removed channel has there in the released layout.
+EARLIER = ("vgg", "resnet", "densenet")  # architectures of the earlier programs
+# Entries of a batch norm, and their values for removed channels in the released layout.
 REMOVED = {"weight": 0.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
-
-# Where files have their state dict: trained weights before moving averages of them.
-HOLDERS = (
+# Keys of the state dict in a file: trained weights before moving averages.
+STATE_KEYS = (
     *("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params"),
     *("state_dict_ema", "ema_state_dict", "model_ema", "ema_model", "ema"),
 )
-# What DataParallel, torch.compile, FSDP, checkpointed activations and Lightning's Fabric put into
-# the names of what they wrap.
+# Parts of names that DataParallel, torch.compile, FSDP, activation checkpointing and Fabric add.
 WRAPPERS = {
     *("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
     "_forward_module",
 }
-DEEPEST = 4  # dicts, or modules, around a network
+MAX_DEPTH = 4  # of dicts around a state dict, and of modules around a model
 
 
-def state_dict_in(content: Any) -> tuple[Any, list[str]]:
-    """The state dict in a file's ``content``, and the keys of others that are not taken.
+def find_state_dict(content: Any) -> tuple[Any, list[str]]:
+    """Returns the state dict in a file's ``content``, and the keys of ignored ones.
 
-    It is under the first of HOLDERS, or is the only dict of tensors; else all of ``content``.
+    The state dict has one of STATE_KEYS, or is the only dict of tensors; else all of ``content``.
     """
-    others: list[str] = []
-    for _ in range(DEEPEST):
+    ignored: list[str] = []
+    for _ in range(MAX_DEPTH):
         if not isinstance(content, dict):
             break
-        states = [key for key, value in content.items() if _is_state(value)]
-        held = [key for key in HOLDERS if isinstance(content.get(key), dict)]
-        if not held and len(states) != 1:
+        states = [
+            key
+            for key, x in content.items()
+            if isinstance(x, dict) and x and all(isinstance(y, Tensor) for y in x.values())
+        ]
+        present = [key for key in STATE_KEYS if isinstance(content.get(key), dict)]
+        if not present and len(states) != 1:
             break
-        taken = (held or states)[0]
-        others += [key for key in held if key in states and key != taken]
-        content = content[taken]
-    return content, others
+        chosen = (present or states)[0]
+        ignored += [key for key in present if key in states and key != chosen]
+        content = content[chosen]
+    return content, ignored
 
 
-def _is_state(x: Any) -> bool:
-    return isinstance(x, dict) and bool(x) and all(isinstance(y, Tensor) for y in x.values())
+def unwrap(state: Mapping[str, Tensor]) -> State:
+    """Returns ``state`` with the WRAPPERS removed from its names.
 
-
-def unwrapped(state: Mapping[str, Tensor]) -> State:
-    """``state`` without WRAPPERS in its names. Raises ValueError where two get the same one."""
+    Raises ValueError: two entries get the same name.
+    """
     plain: State = {}
     for key, value in state.items():
         name = ".".join(part for part in key.split(".") if part not in WRAPPERS)
         if name in plain:
             raise ValueError(f"it has {name} twice, once as {key}")
-        plain[name] = value
-    plain.pop("n_averaged", None)  # torch.optim.swa_utils.AveragedModel's own
+        plain[name] = value.detach()
+    plain.pop("n_averaged", None)  # of torch.optim.swa_utils.AveragedModel
     return plain
 
 
-def within(state: Mapping[str, Tensor]) -> tuple[State, list[str]]:
-    """The entries below the module that has most of them, named as it names them; the others.
+def largest_submodule(state: Mapping[str, Tensor]) -> tuple[State, list[str]]:
+    """Returns the state dict of the attribute that has most entries, and the other names.
 
-    A network may be an attribute of the module that was saved.
+    It is empty unless it has more than half of the entries.
     """
     heads = Counter(key.partition(".")[0] for key in state if "." in key)
     prefix = max(heads, key=heads.__getitem__, default="") + "."
     others = [key for key in state if not key.startswith(prefix)]
     if len(others) * 2 >= len(state):
         return {}, others
-    inner = ((key, x) for key, x in state.items() if key.startswith(prefix))
-    return {key.removeprefix(prefix): x for key, x in inner}, others
+    inner = {k.removeprefix(prefix): x for k, x in state.items() if k.startswith(prefix)}
+    return inner, others
 
 
 def to_compact(state: Mapping[str, Tensor]) -> State:
-    """A state dict in the compact layout, from the released one or from this program's older one.
+    """Returns a released or older state dict of this program in the compact layout.
 
-    There, ``<block>.select.index`` stood beside the batch norm, and ``stream<n>.index`` said where
-    in its unpruned stream a channel had been. Raises ValueError if it is none of these.
+    Older versions had ``<block>.select.index`` beside ``<block>.bn1``, and ``stream<n>.index``, the
+    indices of the kept channels in the unpruned stream, which are not needed.
+
+    Raises ValueError: a selection is damaged.
     """
     compact = {key: x for key, x in state.items() if not re.fullmatch(r"stream\d\.index", key)}
-    for key, indexes in state.items():
+    for key, index in state.items():
         block, _, last = key.rpartition("select.")
         norm = f"{block}bn1" if block else "bn"
-        if last == "index" and f"{norm}.weight" in state:
-            del compact[key]
-            index = indexes
-        elif last == "indexes":
-            del compact[key]
-            if indexes.dim() != 1 or not ((indexes == 0) | (indexes == 1)).all():
+        if last == "indexes":
+            mask = index
+            if mask.dim() != 1 or not ((mask == 0) | (mask == 1)).all():
                 raise ValueError(f"{key} is not a vector of zeros and ones")
-            index = indexes.nonzero().flatten()
+            index = mask.nonzero().flatten()
             for entry in REMOVED:
                 full = state.get(f"{norm}.{entry}")
-                if full is None or full.shape != indexes.shape:
+                if full is None or full.shape != mask.shape:
                     raise ValueError(f"{norm}.{entry} is missing or not as long as {key}")
                 compact[f"{norm}.{entry}"] = full[index]
-            if len(index) == len(indexes):
-                continue
-        else:
+        elif last != "index" or f"{norm}.weight" not in state:
+            continue
+        del compact[key]
+        if last == "indexes" and len(index) == len(mask):
             continue
         for name in [k for k in compact if k.startswith(f"{norm}.")]:
             compact[f"{norm}.norm.{name.removeprefix(f'{norm}.')}"] = compact.pop(name)
@@ -127,58 +128,56 @@ def to_compact(state: Mapping[str, Tensor]) -> State:
 
 
 def to_released(network: Network) -> State:
-    """The state dict of ``network``, whose streams are whole, in the released layout."""
+    """Returns the state dict in the released layout. No stream of ``network`` may be pruned."""
     state = network.model.state_dict()
     released = {key: x for key, x in state.items() if not key.endswith("select.index")}
     full = state if network.is_full else network.full().model.state_dict()
     for name in selecting_norms(network.arch, network.model):
-        block = name.removesuffix("bn1").removesuffix("bn")
         index, width = state.get(f"{name}.select.index"), len(full[f"{name}.weight"])
-        if index is None:
-            index = torch.arange(width)
-        else:
-            index = index.cpu()
-            for key in [key for key in released if key.startswith(f"{name}.norm.")]:
-                kept, entry = released.pop(key).cpu(), key.removeprefix(f"{name}.norm.")
-                if entry in REMOVED:
-                    kept = kept.new_full((width,), REMOVED[entry]).index_copy_(0, index, kept)
-                released[f"{name}.{entry}"] = kept
+        index = torch.arange(width) if index is None else index.cpu()
+        for key in [key for key in released if key.startswith(f"{name}.norm.")]:
+            kept, entry = released.pop(key).cpu(), key.removeprefix(f"{name}.norm.")
+            if entry in REMOVED:
+                kept = kept.new_full((width,), REMOVED[entry]).index_copy_(0, index, kept)
+            released[f"{name}.{entry}"] = kept
+        block = name.removesuffix("bn1").removesuffix("bn")
         released[f"{block}select.indexes"] = torch.zeros(width).index_fill_(0, index, 1)
     return released
 
 
 def widened(network: Network) -> Network:
-    """The same function, with what was removed from streams put back as zeros.
+    """Returns the same function with zeros for the channels that were removed from streams.
 
-    Where in its layer's part of a stream a channel stands is free: here the kept ones come first.
+    The kept channels come first in each layer's part of a stream; their places are arbitrary.
     """
     full, state = network.full().model, dict(network.model.state_dict())
     shapes = {key: x.shape for key, x in full.state_dict().items()}
     selecting = selecting_norms(network.arch, full)
-    there, width = torch.arange(0), 0  # where in the whole stream what is left of it is
+    kept_index, width = torch.arange(0), 0  # of the kept channels in the full stream, and its width
     for name, module in full.named_modules():
         if name in selecting:
-            index = state.pop(f"{name}.select.index", torch.arange(len(there)))
-            chosen = there[index.cpu()]
+            index = state.pop(f"{name}.select.index", torch.arange(len(kept_index)))
+            chosen = kept_index[index.cpu()]
             if len(chosen) < width:
                 for key in [k for k in state if k.startswith(f"{name}.") and ".norm." not in k]:
                     state[f"{name}.norm.{key.removeprefix(f'{name}.')}"] = state.pop(key)
                 state[f"{name}.select.index"] = chosen
         elif isinstance(module, nn.Conv2d):
             block, _, layer = name.rpartition(".")
-            appends = network.arch == "densenet" and block.startswith("dense")
-            if network.arch == "densenet" or layer == "conv3" or not block or "downsample" in block:
+            densenet = network.arch == "densenet"
+            if densenet or layer == "conv3" or not block or "downsample" in block:
                 key = f"{name}.weight"
-                kept, rows = state[key], shapes[key][0]
-                state[key] = torch.cat((kept, kept.new_zeros(rows - len(kept), *kept.shape[1:])))
-                before, start = (there, width) if appends else (there[:0], 0)
-                there = torch.cat((before, start + torch.arange(len(kept))))
-                width = start + rows
+                weight, rows = state[key], shapes[key][0]
+                zeros = weight.new_zeros(rows - len(weight), *weight.shape[1:])
+                state[key] = torch.cat((weight, zeros))
+                if not (densenet and block.startswith("dense")):  # others replace the stream
+                    kept_index, width = kept_index[:0], 0
+                kept_index = torch.cat((kept_index, width + torch.arange(len(weight))))
+                width += rows
     return replace(network, model=take(full, state).train(network.model.training))
 
 
-# What the Lp program calls the layers of a ResNet with basic blocks and of a VGG, and what they are
-# called here.
+# Layer names of the Lp-ADMM program (ResNets with basic blocks, VGGs), and those of this program.
 RENAMED = {
     r"^conv_bn\.(conv|bn)\.": r"\g<1>1.",
     r"^(layer\d)\.block_(\d+)\.conv_bn(\d)\.(conv|bn)\.": r"\1.\2.\4\3.",
@@ -187,21 +186,21 @@ RENAMED = {
 
 
 def from_admm_programs(state: Mapping[str, Tensor]) -> State:
-    """A state dict of the ADMM programs' as one of ours; any other one as it is.
+    """Returns a state dict of the ADMM programs with the names of this one; others unchanged.
 
-    A convolution's bias goes into the running mean of the batch norm behind it, which is what it
-    is subtracted from: the function stays the same.
+    The bias of a convolution is subtracted from the running mean of the batch norm behind it, which
+    gives the same function.
 
-    Raises ValueError where there is no such batch norm.
+    Raises ValueError: a convolution with a bias has no such batch norm.
     """
-    named = dict(state)
+    renamed = dict(state)
     for pattern, name in RENAMED.items():
-        named = {re.sub(pattern, name, key): value for key, value in named.items()}
-    for key in [key for key in named if re.fullmatch(r"feature\.\d+\.bias", key)]:
+        renamed = {re.sub(pattern, name, key): value for key, value in renamed.items()}
+    for key in [key for key in renamed if re.fullmatch(r"feature\.\d+\.bias", key)]:
         layer = int(key.split(".")[1])
-        if named.get(f"feature.{layer}.weight", named[key]).dim() == 4:
+        if renamed.get(f"feature.{layer}.weight", renamed[key]).dim() == 4:
             mean = f"feature.{layer + 1}.running_mean"
-            if mean not in named or named[mean].shape != named[key].shape:
+            if mean not in renamed or renamed[mean].shape != renamed[key].shape:
                 raise ValueError(f"{mean} is missing or not as long as {key}")
-            named[mean] = named[mean] - named.pop(key)
-    return named
+            renamed[mean] = renamed[mean] - renamed.pop(key)
+    return renamed

@@ -1,14 +1,14 @@
-"""What the files are called that runs and prunings leave in a folder. Nothing else spells one."""
+"""Names of the files of runs and prunings. No other module spells them."""
 
 from pathlib import Path
 
-DEFAULT_FOLDER = "logs"  # where all files go, unless --save says where
+DEFAULT_FOLDER = "logs"
 CHECKPOINT, LOG, LOCK = "checkpoint.pth.tar", "log.csv", ".lock"
 TRAINED, REFINED, PRUNED = "train_record.csv", "refine_record.csv", "pruned_record.csv"
 
 
 class RunPaths:
-    """Paths of a run's files in ``folder``, which begin with ``run``."""
+    """Paths of the files in ``folder`` of the run with this name."""
 
     def __init__(self, folder: Path, run: str) -> None:
         self.folder, self.run = folder, run
@@ -17,33 +17,33 @@ class RunPaths:
         self.log = folder / f"{run}{LOG}"
         self.record = folder / (REFINED if run.endswith("_refine") else TRAINED)
         self.lock = folder / f"{run}{LOCK}"
-        self.plot = folder / f"{run}plot"  # without its ending: there are several formats
+        self.plot = folder / f"{run}plot"  # without the suffix of the format
 
     @property
     def refined(self) -> "RunPaths":
-        """Those of the fine-tuning of what was cut out of this run."""
+        """Paths of the fine-tuning of this run's pruned model."""
         return RunPaths(self.folder, f"{self.run}_refine")
 
     def pruned(self, name: str | None = None) -> Path:
-        """The slim network cut out of this run, or the one called ``name``."""
+        """Path of this run's pruned model, or of the one that is called ``name``."""
         return self.folder / f"{f'{self.run}_' if name is None else name}pruned.pth.tar"
 
     def output(self, stage: str) -> Path:
-        """Where a command prints that runs beside others."""
+        """Path for the output of a command of an experiment."""
         return self.folder / f"{self.run}{stage}.out"
 
 
 def runs_in(folder: Path) -> set[str]:
-    """The runs that have a checkpoint or a log there, or are at work."""
-    endings = CHECKPOINT, LOG, LOCK
-    return {path.name.removesuffix(end) for end in endings for path in folder.glob(f"*{end}")}
+    """Returns the names of the runs that have a checkpoint, a log or a lock in ``folder``."""
+    suffixes = CHECKPOINT, LOG, LOCK
+    return {path.name.removesuffix(s) for s in suffixes for path in folder.glob(f"*{s}")}
 
 
 def run_name_of(checkpoint: Path) -> str:
-    """The run whose checkpoint has this name; of any other file, its name without the ending."""
+    """Returns the run name in the name of a checkpoint, or a file's name without its suffix."""
     return checkpoint.name.removesuffix(".tar").removesuffix(".pth").removesuffix("checkpoint")
 
 
-def pruned_name_of(slim: Path) -> str:
-    """What the slim network in this file is called."""
-    return run_name_of(slim).removesuffix("pruned").removesuffix("_")
+def pruned_name_of(pruned: Path) -> str:
+    """Returns the name of the pruned model in this file."""
+    return run_name_of(pruned).removesuffix("pruned").removesuffix("_")

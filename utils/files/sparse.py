@@ -1,8 +1,8 @@
-"""Networks most of whose weights are 0: one bit for each, and the values of the others.
+"""Sparse checkpoints: one bit per weight, and the values of the nonzero weights.
 
-``python -m utils.export --format sparse`` writes them; they are read as any checkpoint is, and are
-dense then. ``shapes`` are those of all weights by name, in order; ``mask`` is uint8, eight weights
-a byte with the first one in its highest bit, and 0 where none is left; ``values`` are float32.
+``python -m utils.export --format sparse`` writes them; they are loaded as dense models. An entry
+``sparse`` has ``shapes`` {name: sizes} of all weights in order, ``mask``, uint8 with eight weights
+per byte, the first one in the highest bit, and ``values``, the nonzero weights as float32.
 """
 
 import io
@@ -16,67 +16,57 @@ from torch import Tensor, nn
 
 from netslim.weights import weights
 
-State = dict[str, Tensor]
-
-MOST_DIMENSIONS = 5
-
 
 def pack(model: nn.Module) -> dict[str, Any]:
-    """The weights of ``model``."""
-    own = weights(model)
-    flat = torch.cat([w.detach().cpu().flatten() for w in own.values()])
-    kept = flat != 0
+    """Returns the weights of ``model`` in the sparse format."""
+    tensors = weights(model)
+    flat = torch.cat([w.detach().cpu().flatten() for w in tensors.values()])
+    mask = flat != 0
     return {
-        "shapes": {name: list(w.shape) for name, w in own.items()},
-        "mask": torch.from_numpy(np.packbits(kept.numpy())),
-        "values": flat[kept],
+        "shapes": {name: list(w.shape) for name, w in tensors.items()},
+        "mask": torch.from_numpy(np.packbits(mask.numpy())),
+        "values": flat[mask],
     }
 
 
-def unpack(packed: Any) -> State:
-    """The weights by name, dense. Raises ValueError where the parts do not fit one another."""
+def unpack(packed: Any) -> dict[str, Tensor]:
+    """Returns the dense weights by name. Raises ValueError if the parts do not fit each other."""
     try:
         shapes, mask, values = (packed[key] for key in ("shapes", "mask", "values"))
-    except (KeyError, TypeError, IndexError):
-        raise ValueError("its sparse part has not shapes, mask and values") from None
-    whole = isinstance(shapes, Mapping) and all(
-        isinstance(key, str)
-        and isinstance(shape, list)
-        and len(shape) <= MOST_DIMENSIONS
-        and all(type(size) is int and 0 < size < 2**31 for size in shape)
-        for key, shape in shapes.items()
-    )
-    flat = all(isinstance(x, Tensor) and x.dim() == 1 for x in (mask, values))
-    if not (whole and flat and mask.dtype == torch.uint8 and values.dtype == torch.float32):
-        raise ValueError("its sparse part is damaged")
-    sizes = [math.prod(shape) for shape in shapes.values()]
-    total = sum(sizes)
-    # All before memory is taken for what it says that it holds.
-    if len(mask) != -(-total // 8):
-        raise ValueError(f"its mask is of {8 * len(mask)} weights, and its shapes of {total}")
-    bits = np.unpackbits(mask.numpy())
-    if bits[total:].any() or int(bits.sum()) != len(values):
-        raise ValueError(f"its mask keeps {int(bits.sum())} weights, and there are {len(values)}")
-    dense = torch.zeros(total)
-    dense[torch.from_numpy(bits[:total]).bool()] = values
-    parts = dense.split(sizes)
-    return {key: x.view(shapes[key]) for key, x in zip(shapes, parts, strict=True)}
+        sizes = [math.prod(shape) for shape in shapes.values()]
+        total = sum(sizes)
+        if len(mask) != -(-total // 8):  # checked before memory for the shapes is allocated
+            raise ValueError(
+                f"is damaged: its mask has {8 * len(mask)} weights, and its shapes {total}"
+            )
+        bits = np.unpackbits(mask.numpy())
+        if bits[total:].any() or int(bits.sum()) != len(values):
+            kept = int(bits.sum())
+            raise ValueError(f"is damaged: its mask keeps {kept} weights of {len(values)}")
+        dense = torch.zeros(total)
+        dense[torch.from_numpy(bits[:total]).bool()] = values
+        parts = zip(shapes.items(), dense.split(sizes), strict=True)
+        return {name: part.view(shape) for (name, shape), part in parts}
+    except ValueError:
+        raise
+    except Exception as error:  # of any kind, for entries of other types
+        raise ValueError(f"is damaged: its entry sparse has {error!r}") from None
 
 
-def content(model: nn.Module, known: Mapping[str, Any]) -> dict[str, Any]:
-    """A file of ``model`` and what is ``known`` of it."""
+def content(model: nn.Module, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the content of a sparse checkpoint of ``model`` with these other entries."""
     packed, state = pack(model), model.state_dict()
-    rest = {key: value for key, value in state.items() if key not in packed["shapes"]}
-    return {**known, "state_dict": rest, "sparse": packed}
+    rest = {name: value for name, value in state.items() if name not in packed["shapes"]}
+    return {**metadata, "state_dict": rest, "sparse": packed}
 
 
 def bytes_of(model: nn.Module) -> tuple[int, int]:
-    """Size of a file of the network alone, dense and sparse."""
+    """Returns the sizes in bytes of a dense and of a sparse file of ``model``."""
 
-    def size(parts: Mapping[str, Any]) -> int:
+    def size(entries: Mapping[str, Any]) -> int:
         file = io.BytesIO()
-        torch.save(parts, file)
+        torch.save(entries, file)
         return len(file.getbuffer())
 
-    state = {key: value.cpu() for key, value in model.state_dict().items()}
+    state = {name: value.cpu() for name, value in model.state_dict().items()}
     return size({"state_dict": state}), size(content(model, {}))

@@ -1,1 +1,1 @@
-"""What a user may say, and how it meets what a checkpoint knows."""
+"""The settings of a run and the command line of ``main.py``."""

@@ -1,4 +1,4 @@
-"""What defines a run: one definition for each thing that may be said of it."""
+"""The settings that define a run: one field of :class:`Config`, hence one flag, for each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -7,278 +7,253 @@ from typing import Any
 
 from models import DEFAULT_DEPTHS, NAMES, check_size, display_name, size_of
 from utils import arguments
-from utils.arguments import Flag, positive_int
+from utils.arguments import Flag, fraction, positive, positive_int
 from utils.data.datasets import DATASETS, IMAGENET, NORMALISATIONS, UPRIGHT
 from utils.device import PRECISIONS
 from utils.methods import METHODS, flags_of_all, method_of
 from utils.paper.settings import BATCH_SIZE, EPOCHS, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
 
-TRAINED = {"refine", "init"}  # flags that name a network that was trained before
-NETWORK, SLIMMING, TRAINING, FILES = "network and data", "slimming", "training", "files"
-BEGINS = ("init", "start_epoch")  # where a training began, and no fine-tuning of it
-KEPT = ("seed", "precision", "deterministic")  # from a training to whatever follows it
+MODEL, PRUNING, TRAINING, FILES = "model and data", "pruning", "training", "files"  # in the help
+START_FLAGS = ("init", "start_epoch")  # of a training, not of its fine-tuning
+INHERITED = ("seed", "precision", "deterministic")  # by every fine-tuning from its training
+NOT_IN_KEY: dict[str, Any] = {"in_experiment_key": False}  # see Flag
+CHANGEABLE: dict[str, Any] = {"in_experiment_key": False, "resume_must_match": False}
 
 
-def option(group: str, *said: Any, **more: Any) -> Any:
-    """A field that is a :class:`Flag` of its name, with these fields."""
-    return field(metadata={"group": group, "said": said, "more": more})
+def option(group: str, *arguments: Any, **keywords: Any) -> Any:
+    """Returns a dataclass field with the arguments of its :class:`Flag`, but for the name."""
+    return field(metadata={"arguments": arguments, "keywords": {"group": group, **keywords}})
 
 
 @dataclass(frozen=True)
 class Config:
-    """What defines a run: plain values, kept in its checkpoints and records.
+    """The settings of a run, as plain values. Stored in its checkpoints and records.
 
-    ``options`` are those of the method's own flags, by name.
+    ``options`` are the settings of the method's own flags, by name.
     """
 
     arch: str = option(
-        NETWORK,
-        "one of the networks below (default vgg)",
-        default="vgg",
-        choices=NAMES,
-        metavar="NAME",
+        MODEL, "architecture, see below (default vgg)", str, "vgg", choices=NAMES, metavar="NAME"
     )
-    depth: int = option(
-        NETWORK, "see below", positive_int, lambda arch, depth: DEFAULT_DEPTHS[arch], metavar="N"
-    )
-    dataset: str = option(NETWORK, default="cifar10", choices=DATASETS)
+    depth: int = option(MODEL, "depth, see below", positive_int, lambda a, _: DEFAULT_DEPTHS[a])
+    dataset: str = option(MODEL, "data set (default cifar10)", str, "cifar10", choices=DATASETS)
     data: str | None = option(
-        NETWORK,
-        "where the data set is: as torchvision keeps it, or DIR/train/<class>/* and"
-        " DIR/test/<class>/*, of imagenet DIR/val/<class>/* (default: downloaded into"
-        " ./data.<dataset>)",
+        MODEL,
+        "folder of the data set: torchvision's, or DIR/train/<class>/* and DIR/test/<class>/*"
+        " (imagenet: DIR/val/<class>/*); default: downloaded to ./data.<dataset>",
         metavar="DIR",
-        resume_must_match=False,
-        in_experiment_key=False,
+        **CHANGEABLE,
     )
     size: int = option(
-        NETWORK,
-        "pixels of the side of a picture, to which picture files are resized and cropped (default"
-        " the network's: 32, and 224 of torchvision's)",
+        MODEL,
+        "image height and width in pixels, from 8 to 4096, to which image files are resized and"
+        " cropped (default 32; torchvision's models 224)",
         arguments.size,
-        metavar="N",
     )
     normalise: str | None = option(
-        NETWORK,
-        "with whose mean and deviation of colours; data: with those measured on the training"
-        " pictures (default: that of --init's weights, else the data set's own, else CIFAR-10's)",
+        MODEL,
+        "source of the per-channel mean and standard deviation; data: measured on the training"
+        " images (default: that of --init's weights, else the data set's own, else cifar)",
         choices=NORMALISATIONS,
     )
     no_flip: bool = option(
-        NETWORK,
-        "do not mirror training images at random: for digits, letters, signs, left and right"
-        " (SVHN's never are)",
-        default=False,
+        MODEL, "no random flips of training images, e.g. for digits (SVHN: always)", default=False
     )
     stream: bool = option(
-        NETWORK,
-        "read picture files as they are needed, not all into memory (imagenet's always)",
-        default=False,
-        in_experiment_key=False,
+        MODEL, "image files read while training (imagenet: always)", str, False, **NOT_IN_KEY
     )
-    subset: int | None = option(NETWORK, "training pictures", positive_int, metavar="N")
-    test_subset: int | None = option(NETWORK, "test pictures", positive_int, metavar="N")
+    subset: int | None = option(MODEL, "number of training images (default all)", positive_int)
+    test_subset: int | None = option(MODEL, "number of test images (default all)", positive_int)
     method: str = option(
-        SLIMMING,
-        "with -sr: " + ", or ".join(f"{m.name}, {m.help}" for m in METHODS.values() if m.help),
+        PRUNING,
+        "training method with -sr (default proximal): "
+        + "; ".join(f"{m.name}: {m.help}" for m in METHODS.values() if m.help),
         default=next(iter(METHODS)),
         choices=tuple(m.name for m in METHODS.values() if m.help),
     )
     prune_ratio: float | None = option(
-        SLIMMING,
-        "with --refine: cut this share of each convolution's weights, the smallest ones (of linear"
-        " layers', too, where these have most), and train on with zeros that stay 0",
-        arguments.fraction,
-        metavar="P",
+        PRUNING,
+        "fraction of each convolution's weights that is set to zero, smallest first, before"
+        " --refine trains the others, in [0, 1]; also of linear layers if these have most weights",
+        fraction,
     )
-    epochs: int = option(TRAINING, None, arguments.epochs, EPOCHS)
+    epochs: int = option(
+        TRAINING, f"number of epochs, up to 10**6 (default {EPOCHS})", arguments.epochs, EPOCHS
+    )
     start_epoch: int = option(
-        TRAINING, "the first one (default 0)", arguments.natural, 0, metavar="N"
+        TRAINING, "first epoch, counted from 0 (default 0)", arguments.natural, 0
     )
-    batch_size: int = option(TRAINING, None, positive_int, BATCH_SIZE, metavar="N")
+    batch_size: int = option(
+        TRAINING, f"images per mini-batch (default {BATCH_SIZE})", positive_int, BATCH_SIZE
+    )
     lr: float = option(
-        TRAINING,
-        f"the learning rate at its highest (default {LEARNING_RATE})",
-        arguments.positive,
-        LEARNING_RATE,
+        TRAINING, f"peak learning rate, > 0 (default {LEARNING_RATE})", positive, LEARNING_RATE
     )
     schedule: str = option(
         TRAINING,
-        "of the learning rate: step, ×0.1 at half and at three quarters of the epochs (default),"
-        " or cosine, down to almost 0",
+        "learning-rate schedule: step, ×0.1 at 1/2 and at 3/4 of the epochs (default), or cosine",
         default="step",
         choices=("step", "cosine"),
     )
-    warmup: int = option(
-        TRAINING,
-        "the learning rate rises in the first N epochs (default 0)",
-        arguments.natural,
-        0,
-        metavar="N",
-    )
+    warmup: int = option(TRAINING, "epochs of linear warm-up (default 0)", arguments.natural, 0)
     label_smoothing: float = option(
-        TRAINING,
-        "share of a label that is spread over all classes in training (default 0)",
-        arguments.fraction,
-        0.0,
-        metavar="SHARE",
+        TRAINING, "label smoothing of the training loss, in [0, 1] (default 0)", fraction, 0.0
     )
-    momentum: float = option(TRAINING, None, arguments.momentum, MOMENTUM)
-    nesterov: bool = option(TRAINING, default=True, custom_options=("--no-nesterov",))
+    momentum: float = option(
+        TRAINING, f"momentum of SGD, in [0, 1) (default {MOMENTUM})", arguments.momentum, MOMENTUM
+    )
+    nesterov: bool = option(
+        TRAINING, "plain instead of Nesterov momentum", str, True, custom_options=("--no-nesterov",)
+    )
     weight_decay: float = option(
         TRAINING,
-        f"on all parameters (default {WEIGHT_DECAY})",
+        f"weight decay of all parameters, >= 0 (default {WEIGHT_DECAY})",
         arguments.not_negative,
         WEIGHT_DECAY,
         custom_options=("--wd", "--weight-decay"),
     )
-    seed: int = option(TRAINING, None, arguments.seed, 1, in_experiment_key=False)
-    precision: str = option(
+    seed: int = option(
+        TRAINING, "random seed, below 2**63 (default 1)", arguments.seed, 1, **NOT_IN_KEY
+    )
+    precision: str = option(  # may change on resuming: the checkpoint has the choice of auto
         TRAINING,
-        "fp32 (default), tf32 (on a GPU), bf16 (autocast), or auto: the fastest one, measured",
+        "fp32 (default), tf32 (GPU only), bf16 (autocast), or auto: the fastest, measured",
         default="fp32",
         choices=("auto", *PRECISIONS),
-        resume_must_match=False,  # what was decided is stored, and kept
-        in_experiment_key=False,
+        **CHANGEABLE,
     )
     deterministic: bool = option(
-        TRAINING,
-        "only operations that give the same result every time",
-        default=False,
-        in_experiment_key=False,
+        TRAINING, "deterministic operations only (slower)", str, False, **NOT_IN_KEY
     )
     name: str = option(
         FILES,
-        "what their names begin with (default METHOD_seedN; of a fine-tuning, the slim file's)",
+        "run name, used as file prefix (default METHOD_seedN; for --refine: the pruned file's)",
         arguments.file_name,
-        in_experiment_key=False,
+        **NOT_IN_KEY,
     )
     refine: str | None = option(
-        FILES,
-        "fine-tune this slim network",
-        metavar="CHECKPOINT",
-        resume_must_match=False,
-        in_experiment_key=False,
+        FILES, "pruned model to fine-tune", metavar="CHECKPOINT", **CHANGEABLE
     )
     init: str | None = option(
         FILES,
-        "begin with this network's weights, in a run of its own",
+        "unpruned model with the initial weights of a new run",
         metavar="CHECKPOINT",
         resume_must_match=False,
     )
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_dict(cls, known: Mapping[str, Any]) -> "Config":
-        """What is ``known``, by name, and the defaults. Raises ValueError where it cannot be."""
-        for name, said in known.items():
-            if name not in FLAGS or not FLAGS[name].accepts(said):
-                raise ValueError(f"{name} is {said!r}")
-        known = {name: value for name, value in known.items() if value is not None}
-        arch, method = (known.get(name, CORE_FLAGS[name].default) for name in ("arch", "method"))
-        network = arch, known.get("depth", DEFAULT_DEPTHS[arch]), bool(known.keys() & TRAINED)
-        if "prune_ratio" in known and "refine" not in known:
-            raise ValueError("--prune-ratio needs --refine: it cuts weights of a trained network")
-        kind = method_of(method, known.get("prune_ratio"))
-        known = {name: value for name, value in known.items() if name not in kind.unused_flags}
-        flags = [*CORE_FLAGS.values(), *kind.flags]
-        default = {flag.name: flag.default_for(*network) for flag in flags}
-        values = default | kind.presets(known) | known
+    def from_dict(cls, settings: Mapping[str, Any]) -> "Config":
+        """Returns the config with these settings, by flag name, and defaults for the others.
+
+        Raises ValueError: a setting is unknown, out of range, or contradicts another one.
+        """
+        for name, value in settings.items():
+            if name not in FLAGS or not FLAGS[name].accepts(value):
+                raise ValueError(f"{name} is {value!r}")
+        settings = {name: value for name, value in settings.items() if value is not None}
+        if "prune_ratio" in settings and "refine" not in settings:
+            raise ValueError("--prune-ratio needs --refine: it prunes weights of a trained model")
+        arch = settings.get("arch", CORE_FLAGS["arch"].default)
+        method = METHODS[settings.get("method", CORE_FLAGS["method"].default)]
+        network = arch, settings.get("depth", DEFAULT_DEPTHS[arch])
+        trained = "refine" in settings or "init" in settings
+        variant = method_of(method.name, settings.get("prune_ratio"))
+        settings = {k: value for k, value in settings.items() if k not in variant.unused_flags}
+        flags = (*CORE_FLAGS.values(), *variant.flags)
+        values = {flag.name: flag.default_for(*network, trained) for flag in flags}
+        values |= variant.presets(settings) | settings
         values["size"] = values["size"] or size_of(arch)
         check_size(arch, values["size"])
         values["stream"] |= values["dataset"] == IMAGENET
         values["no_flip"] |= values["dataset"] in UPRIGHT
-        values["name"] = values["name"] or f"{method}_seed{values['seed']}"
-        options = {flag.name: values[flag.name] for flag in METHODS[method].flags}
-        for flag in METHODS[method].flags:  # a method may take less than others that share a flag
-            if not flag.accepts(options[flag.name]):
-                takes = f"--method {method} takes {flag.option_strings[-1]} {', '.join(flag.choices or ())}"
-                raise ValueError(f"{takes}, not {options[flag.name]}")
-        METHODS[method].check(options)
+        values["name"] = values["name"] or f"{method.name}_seed{values['seed']}"
+        for flag in method.flags:  # methods that share a flag may accept other values
+            if not flag.accepts(values[flag.name]):
+                accepted = f"{flag.option_strings[-1]} {', '.join(flag.choices or ())}"
+                raise ValueError(
+                    f"--method {method.name} takes {accepted}, not {values[flag.name]}"
+                )
+        options = {flag.name: values[flag.name] for flag in method.flags}
+        method.check(options)
         for name in ("warmup", "start_epoch"):
             if values[name] >= values["epochs"]:
-                raise ValueError(
-                    f"{FLAGS[name].option_strings[-1]} must be below the {values['epochs']} epochs"
-                )
+                text = f"{FLAGS[name].option_strings[-1]} {values[name]}"
+                raise ValueError(f"{text} must be below the {values['epochs']} epochs")
         return cls(**{name: values[name] for name in CORE_FLAGS}, options=options)
 
-    def for_finetuning(self, start: Path, **otherwise: Any) -> "Config":
-        """Those of the fine-tuning of ``start``: the same without a penalty, as in section 5.2.
+    def for_finetuning(self, start: Path, **overrides: Any) -> "Config":
+        """Returns the config that fine-tunes the model in ``start`` without a penalty.
 
-        ``otherwise`` are flags by name. Where weights are cut, their retraining has settings of
-        its own.
+        Training settings are those of this run (section 5.2), or with ``prune_ratio`` the defaults
+        of retraining. ``overrides`` are settings by flag name.
         """
-        cuts = otherwise.get("prune_ratio") is not None
-        shared = [n for n, f in CORE_FLAGS.items() if not cuts or f.group != TRAINING or n in KEPT]
-        changed = {
-            "method": CORE_FLAGS["method"].default,
-            "refine": str(start),
-            **dict.fromkeys(BEGINS),
-        }
-        return Config.from_dict({**{n: getattr(self, n) for n in shared}, **changed, **otherwise})
+        values = {"refine": str(start), **overrides}
+        for name, flag in CORE_FLAGS.items():
+            shared = overrides.get("prune_ratio") is None or flag.group != TRAINING
+            if name not in ("method", *START_FLAGS) and (shared or name in INHERITED):
+                values.setdefault(name, getattr(self, name))
+        return Config.from_dict(values)
 
     def finetuning_argv(self, cuts: bool = False) -> list[str]:
-        """What to type with --refine, which knows the network and the data, for :meth:`refining`.
+        """Returns the flags to add to ``--refine`` for the config of :meth:`for_finetuning`.
 
-        ``cuts``: weights are cut.
+        The checkpoint has the settings of model and data. ``cuts``: with ``--prune-ratio``.
         """
-        own = (name for name, flag in CORE_FLAGS.items() if flag.group == TRAINING)
-        said = KEPT if cuts else [name for name in own if name not in BEGINS]
-        told = {
-            name: value
-            for name in said
-            if (value := getattr(self, name)) != CORE_FLAGS[name].default
-        }
-        return [word for name, value in told.items() for word in CORE_FLAGS[name].to_argv(value)]
+        training = [n for n, flag in CORE_FLAGS.items() if flag.group == TRAINING]
+        names = INHERITED if cuts else [name for name in training if name not in START_FLAGS]
+        values = {name: getattr(self, name) for name in names}
+        changed = {n: value for n, value in values.items() if value != CORE_FLAGS[n].default}
+        return [word for n, value in changed.items() for word in CORE_FLAGS[n].to_argv(value)]
 
     @property
     def run_name(self) -> str:
-        """What the names of the run's files begin with."""
+        """Prefix of the names of the run's files."""
         refine = "" if self.refine is None else "_refine"
         return f"{self.name}_{display_name(self.arch, self.depth, '_')}_{self.dataset}{refine}"
 
     def to_dict(self) -> dict[str, Any]:
-        """All of them by name, None for the flags of other methods."""
-        own = {name: getattr(self, name) for name in CORE_FLAGS}
-        return own | {name: self.options.get(name) for name in flags_of_all()}
+        """Returns all settings by flag name, None for the flags of other methods."""
+        core = {name: getattr(self, name) for name in CORE_FLAGS}
+        return core | {name: self.options.get(name) for name in flags_of_all()}
 
     def to_row(self) -> dict[str, Any]:
-        """As columns of a record: :meth:`of_cells` reads them."""
-        cells = self.to_dict().items()
-        return {k: " ".join(map(str, v)) if isinstance(v, tuple) else v for k, v in cells}
+        """Returns the settings as cells of a record, for :meth:`from_row`."""
+        settings = self.to_dict().items()
+        return {k: " ".join(map(str, v)) if isinstance(v, tuple) else v for k, v in settings}
 
     @classmethod
     def from_row(cls, row: Mapping[str, str]) -> "Config":
-        """The settings in a record's row. Raises ValueError or KeyError where they are damaged.
+        """Returns the config of a record's row.
 
-        What is of other methods, or off by default, needs no column: older records have none.
+        Older records have no columns for some settings of other methods or without a default.
+
+        Raises ValueError or KeyError: the row is damaged.
         """
-        own = {name for name, flag in CORE_FLAGS.items() if flag.default}
-        if row["method"] in METHODS:  # :meth:`of` refuses others
-            own |= {flag.name for flag in METHODS[row["method"]].flags}
-        cells = {name: row[name] if name in own else row.get(name, "") for name in FLAGS}
+        required = {name for name, flag in CORE_FLAGS.items() if flag.default}
+        if row["method"] in METHODS:  # else from_dict raises
+            required |= {flag.name for flag in METHODS[row["method"]].flags}
+        cells = {name: row[name] if name in required else row.get(name, "") for name in FLAGS}
         return cls.from_dict({name: FLAGS[name].parse(cell) for name, cell in cells.items()})
 
     def argv(self) -> list[str]:
-        """The flags that make these settings, and that refuse to go on with any others."""
-        values, words = self.to_dict(), []
-        trained = any(values[name] is not None for name in TRAINED)
-        left_out = ("method", *METHODS[self.method].unused_flags)
+        """Returns the flags of this config; resuming a run with other settings is refused."""
+        settings, words, method = self.to_dict(), list[str](), METHODS[self.method]
+        trained = self.refine is not None or self.init is not None
         if self.method != CORE_FLAGS["method"].default:
             words = ["-sr", *CORE_FLAGS["method"].to_argv(self.method)]
-        for flag in (*CORE_FLAGS.values(), *METHODS[self.method].flags):
-            name, value = flag.name, values[flag.name]
-            default = flag.default_for(self.arch, self.depth, trained)
-            said = flag.in_experiment_key or name == "name" or value != default
-            if said and value is not None and name not in left_out:
+        for flag in (*CORE_FLAGS.values(), *method.flags):
+            name, value = flag.name, settings[flag.name]
+            changed = value != flag.default_for(self.arch, self.depth, trained)
+            needed = flag.in_experiment_key or name == "name" or changed
+            if needed and value is not None and name not in ("method", *method.unused_flags):
                 words += flag.to_argv(value)
         return words
 
 
-# Every flag by name: those of all runs, and those of the methods.
-CORE_FLAGS: dict[str, Flag] = {
-    f.name: Flag(f.name, *f.metadata["said"], group=f.metadata["group"], **f.metadata["more"])
+CORE_FLAGS: dict[str, Flag] = {  # the flags of all methods
+    f.name: Flag(f.name, *f.metadata["arguments"], **f.metadata["keywords"])
     for f in fields(Config)
     if f.metadata
 }
-FLAGS: dict[str, Flag] = CORE_FLAGS | flags_of_all()
+FLAGS: dict[str, Flag] = CORE_FLAGS | flags_of_all()  # and those of single methods

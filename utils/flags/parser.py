@@ -1,128 +1,127 @@
-"""The command line of ``main.py``, and how it meets what a checkpoint already knows."""
+"""The command line of ``main.py``, and its combination with the config of a checkpoint."""
 
 import argparse
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from models.torchvision_models import DEPTHS as NAMED
+from models.torchvision_models import DEPTHS as TORCHVISION
 from utils import arguments
 from utils.arguments import Flag, Parser, positive_int
 from utils.console import InputError
-from utils.flags.config import CORE_FLAGS, FILES, FLAGS, NETWORK, SLIMMING, TRAINING, Config
+from utils.flags.config import CORE_FLAGS, FILES, FLAGS, MODEL, PRUNING, TRAINING, Config
 from utils.methods import METHODS, defaults_of
 
-# What is said of the process and not of the run: no checkpoint has it.
-RUNTIME_FLAGS = (
-    Flag("test_batch_size", "default 256, on a GPU 2000, streamed 64", positive_int, metavar="N"),
-    Flag(
-        "workers",
-        "processes that read what is streamed (default up to 4; 0: none but the training)",
-        arguments.workers,
-        metavar="N",
-    ),
-    Flag("no_cuda", "train on the CPU", default=False),
-    Flag("no_graph", "on a GPU: launch every kernel, to debug", default=False),
-    Flag("log_interval", "in steps (default 50)", positive_int, metavar="N"),
+RUNTIME_FLAGS = (  # of the process, not stored in checkpoints
+    Flag("test_batch_size", "images per evaluation batch (default 256; GPU: 2000)", positive_int),
+    Flag("workers", "processes that load streamed images (default up to 4)", arguments.workers),
+    Flag("no_cuda", "training and evaluation on the CPU", default=False),
+    Flag("no_graph", "no CUDA graphs, for debugging", default=False),
+    Flag("log_interval", "steps between progress lines (default 50)", positive_int),
 )
-
-
-def runtime_argv(given: Mapping[str, Any], *names: str) -> list[str]:
-    """The flags of PROCESS, or those of these ``names``, as they were ``given``."""
-    said = [f for f in RUNTIME_FLAGS if f.name in given and (not names or f.name in names)]
-    return [word for flag in said for word in flag.to_argv(given[flag.name])]
-
-
-_NAMED = list(NAMED)
-NETWORKS = f"""networks:
-  --arch        --depth (default)               as in
-  vgg           11, 13, 16, 19 (19)             --arch vgg --depth 16
-  resnet        9n+2 (164), bottlenecks         --arch resnet --depth 110
-  resnet-basic  6n+2 (32), basic blocks         --arch resnet-basic --depth 56
-  densenet      3n+4 (40)                       --arch densenet --depth 22
-  These are for pictures of 32×32. torchvision's are for larger ones; their depth is in the name:
-  {", ".join(_NAMED[:5])},
-  {", ".join(_NAMED[5:-1])},
-  {_NAMED[-1]} (it has no batch norm: for --method sas-admm)
+_NAMES = list(TORCHVISION)
+ARCHITECTURES = f"""architectures:
+  --arch        --depth (default)          example
+  vgg           11, 13, 16, 19 (19)        --arch vgg --depth 16
+  resnet        9n+2 (164), bottlenecks    --arch resnet --depth 110
+  resnet-basic  6n+2 (32), basic blocks    --arch resnet-basic --depth 56
+  densenet      3n+4 (40)                  --arch densenet --depth 22
+  These take images of 32×32 pixels. torchvision's models take larger ones and have one depth each:
+  {", ".join(_NAMES[:5])},
+  {", ".join(_NAMES[5:-1])},
+  {_NAMES[-1]} (without batch norm: for --method sas-admm)
 """
 
 
+def runtime_argv(values: Mapping[str, Any], *names: str) -> list[str]:
+    """Returns the command-line words of the RUNTIME_FLAGS (or ``names`` of them) in ``values``."""
+    flags = [f for f in RUNTIME_FLAGS if f.name in values and (not names or f.name in names)]
+    return [word for flag in flags for word in flag.to_argv(values[flag.name])]
+
+
 def parser() -> argparse.ArgumentParser:
-    # Every default is suppressed, so that what was given can be told from what was not: a
-    # checkpoint's settings stand between the two.
+    """Returns the parser of ``main.py``; flags that are not on the command line have no value."""
     p = Parser(
         prog="main.py",
-        description="Train a network by proximal network slimming, or fine-tune a slim one.",
-        epilog=NETWORKS,
+        description="Train a model by proximal network slimming, or fine-tune a pruned model.",
+        epilog=ARCHITECTURES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )
-    groups = {name: p.add_argument_group(name) for name in (NETWORK, SLIMMING, TRAINING, FILES)}
-    groups[SLIMMING].add_argument(
+    headings = {}
+    for name, flag in FLAGS.items():
+        methods = [m.name for m in METHODS.values() if name in {f.name for f in m.flags}]
+        one = len(methods) == 1
+        headings[name] = f"pruning with --method {methods[0]}" if one else flag.group
+    by_method = sorted(set(headings.values()) - {MODEL, PRUNING, TRAINING, FILES})
+    order = (MODEL, PRUNING, *by_method, TRAINING, FILES)
+    groups = {heading: p.add_argument_group(heading) for heading in order}
+    groups[PRUNING].add_argument(
         "-sr",
         "--sparsity-regularization",
         action="store_true",
-        help="train towards zero scaling factors; without it, the baseline",
+        help="training with a sparsity penalty (default: without, as a baseline)",
     )
-    for flag in FLAGS.values():
-        if defaults := defaults_of(flag.name):
-            flag = replace(flag, help=f"{flag.help} (default of {defaults})")
-        if flag.name != "seed":
-            flag.add_to(groups[flag.group])
     seeds = groups[TRAINING].add_mutually_exclusive_group()
-    FLAGS["seed"].add_to(seeds)
+    for name, flag in FLAGS.items():
+        if defaults := defaults_of(name):
+            flag = replace(flag, help=f"{flag.help} (default of {defaults})")
+        flag.add_to(seeds if name == "seed" else groups[headings[name]])
     seeds.add_argument(
         "--seeds",
         nargs="+",
         type=arguments.seed,
         metavar="N",
-        help="a run for each of these, named NAME_seedN: side by side on a GPU, else in turn",
+        help="seeds of several runs NAME_seedN: in parallel on GPUs, one by one on the CPU",
     )
     for flag in RUNTIME_FLAGS:
         flag.add_to(groups[TRAINING])
     add = groups[FILES].add_argument
-    add("--save", metavar="DIR", help="for all files (default logs, or the checkpoint's folder)")
-    said = "go on with this run; auto: with the one of this name, or start it"
-    add("--resume", metavar="CHECKPOINT", help=said)
-    add("--evaluate", metavar="CHECKPOINT", help="only test this network")
-    add("--list", action="store_true", help="only show how far the runs in --save are")
-    add("--version", action="store_true", help="only say which program this is")
+    add("--save", metavar="DIR", help="output folder (default logs, or the checkpoint's folder)")
+    resume = "checkpoint to resume; auto: that of the run of this name, if there is one"
+    add("--resume", metavar="CHECKPOINT", help=resume)
+    add("--evaluate", metavar="CHECKPOINT", help="model to evaluate without training")
+    add("--list", action="store_true", help="progress of the runs in --save")
+    add("--version", action="store_true", help="versions of this program, torch and Python")
     return p
 
 
 def resolve(
-    given: Mapping[str, Any], stored: Config | None, inherited: Mapping[str, Any]
+    flags: Mapping[str, Any], stored: Config | None, inherited: Mapping[str, Any]
 ) -> Config:
-    """Settings from the flags ``given``, else what a resumed run ``stored``, else the defaults.
+    """Returns the config of a run.
 
-    ``inherited`` is what a slim network to be fine-tuned knows of itself and its data.
+    Args:
+        flags: the values on the command line; they come first.
+        stored: the config of the run to resume, if any.
+        inherited: settings of the model and data of the checkpoint to start from.
 
-    Raises InputError where flags contradict ``stored``, or one another.
+    Raises InputError: flags contradict ``stored`` or each other.
     """
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    if "sparsity_regularization" in given:
-        given.setdefault("method", next(m.name for m in METHODS.values() if m.prunes()))
-    elif "method" in given and stored is None:
-        raise InputError(f"--method {given['method']} needs -sr")
+    flags = {k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()}
+    if "sparsity_regularization" in flags:
+        flags.setdefault("method", next(m.name for m in METHODS.values() if m.prunes()))
+    elif "method" in flags and stored is None:
+        raise InputError(f"--method {flags['method']} needs -sr")
     before = {} if stored is None else stored.to_dict()
-    known = {k: v for k, v in {**inherited, **before, **given}.items() if k in FLAGS}
+    values = {k: v for k, v in {**inherited, **before, **flags}.items() if k in FLAGS}
     try:
-        for each in METHODS.values():  # what the run's own method does not use must make sense too
-            each.check(given)
-        settings = Config.from_dict(known)
+        for method in METHODS.values():  # flags of other methods must be valid too
+            method.check(flags)
+        config = Config.from_dict(values)
     except ValueError as error:
         raise InputError(str(error)) from None
-    for key, value in settings.to_dict().items():
+    for key, value in config.to_dict().items():
         if stored is not None and FLAGS[key].resume_must_match and value != before[key]:
             raise InputError(
                 f"this run was started with {key} {before[key]}, not {value}: leave the flag out to"
-                " go on, or start another run with another --name"
+                " resume it, or start another run with another --name"
             )
-    return settings
+    return config
 
 
-def unused_flags(given: Mapping[str, Any], settings: Config) -> list[str]:
-    """The flags ``given`` that the method of ``settings`` makes no use of, as they are typed."""
-    not_its_own = FLAGS.keys() - CORE_FLAGS.keys() - settings.options.keys()
-    others = given.keys() & (not_its_own | set(METHODS[settings.method].unused_flags))
-    return sorted(FLAGS[key].option_strings[-1] for key in others)
+def unused_flags(flags: Mapping[str, Any], config: Config) -> list[str]:
+    """Returns the option strings in ``flags`` that the method of ``config`` does not use."""
+    other_methods = FLAGS.keys() - CORE_FLAGS.keys() - config.options.keys()
+    unused = flags.keys() & {*other_methods, *METHODS[config.method].unused_flags}
+    return sorted(FLAGS[key].option_strings[-1] for key in unused)

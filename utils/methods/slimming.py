@@ -37,7 +37,8 @@ def budget_flag(name: str, what: str) -> Flag:
 
 
 def lambda_flag(default: Callable[[str, int], float]) -> Flag:
-    return Flag("s", LAMBDA, not_negative, default, metavar="LAMBDA", constructor_name="lambda_")
+    names: dict[str, Any] = {"custom_options": ("--lambda", "--s"), "constructor_name": "lambda_"}
+    return Flag("s", LAMBDA, not_negative, default, metavar="LAMBDA", **names)
 
 
 MOST = 20  # times the paper's λ is the most that is advised

@@ -13,7 +13,7 @@ from utils.console import InputError
 from utils.data.datasets import TORCHVISION
 from utils.files import paths, records
 from utils.files.records import Row
-from utils.flags.config import BEGINS, CORE_FLAGS, FLAGS, Config
+from utils.flags.config import CORE_FLAGS, FLAGS, START_FLAGS, Config
 from utils.methods import METHODS
 from utils.paper import published
 
@@ -124,7 +124,7 @@ def experiment_of(config: Config, row: Row | None = None) -> tuple[ExperimentKey
         compared = (flag for flag in flags if flag.in_experiment_key)
         return tuple((f.name, values[f.name]) for f in compared if values[f.name] != f.default)
 
-    separate = ("arch", "depth", "dataset", "size", "epochs", "method", *BEGINS)
+    separate = ("arch", "depth", "dataset", "size", "epochs", "method", *START_FLAGS)
     terms = [f"{config.epochs} epoch{'s' * (config.epochs > 1)}"]
     terms += format_options(non_default(f for f in CORE_FLAGS.values() if f.name not in separate))
     if config.size != size_of(config.arch):
@@ -135,7 +135,7 @@ def experiment_of(config: Config, row: Row | None = None) -> tuple[ExperimentKey
         terms += [f"evaluated on {test_checksum}"] if test_checksum else []
     processes = row.get("processes") or "1"  # each normalises its own part of a batch
     terms += [f"{processes} processes"] if processes != "1" else []
-    options = non_default([*METHODS[config.method].flags, *(CORE_FLAGS[name] for name in BEGINS)])
+    options = non_default([*METHODS[config.method].flags, *(CORE_FLAGS[name] for name in START_FLAGS)])
     key = ExperimentKey(config.arch, config.depth, config.dataset, tuple(terms))
     return key, MethodVariant(config.method, options, config.precision)
 
@@ -196,7 +196,7 @@ class Result(Training):
         texts = []
         for name, flag in CORE_FLAGS.items():
             compared = flag.in_experiment_key or name == "precision"
-            if compared and name not in ("method", *BEGINS) and own[name] != other[name]:
+            if compared and name not in ("method", *START_FLAGS) and own[name] != other[name]:
                 words = [] if other[name] is None else flag.to_argv(other[name])
                 texts.append(" ".join(words) or f"without {flag.option_strings[-1]}")
         if not self.same_images(finetuning):

@@ -1,0 +1,157 @@
+"""Weights of other programs and of torchvision's models are found, checked and loaded."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from models import build_model
+from models.torchvision_models import DEPTHS
+from utils import console, prune
+from utils.console import InputError
+from utils.files import checkpoint
+from utils.network import Network
+
+ARCH = "mobilenet_v2"
+State = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def content() -> dict[str, Any]:
+    """A pruned checkpoint with two channels per layer."""
+    network = Network(build_model(ARCH, DEPTHS[ARCH], 3), ARCH, DEPTHS[ARCH], 64)
+    masks = [torch.arange(bn.num_features) < 2 for bn in network.norms.values()]
+    pruned = network.remove(network.plan(masks))
+    settings = {"arch": ARCH, "depth": DEPTHS[ARCH], "dataset": "folder"}
+    return {"state_dict": pruned.model.state_dict(), "cfg": [2] * len(masks), "settings": settings}
+
+
+def test_a_pruned_model_is_loaded(content, tmp_path):
+    torch.save(content, tmp_path / "net.pth.tar")
+    network = checkpoint.load(tmp_path / "net.pth.tar").network
+    assert network.arch == ARCH and network.cfg == content["cfg"]
+    state = network.model.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in content["state_dict"].items())
+    assert network.model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+
+
+def truncate(state: State, *keys: str) -> None:
+    for key in keys:
+        state[key] = state[key][:1].clone()
+
+
+NORM = [f"features.1.conv.0.1.{x}" for x in ("weight", "bias", "running_mean", "running_var")]
+DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "coupled batch norms of different widths": (
+        lambda c: truncate(c["state_dict"], "features.1.conv.0.0.weight", *NORM),
+        "features.1.conv.0.0 of mobilenet_v2 does not fit what is before it",
+    ),
+    "more channels than the full model": (
+        lambda c: c["state_dict"].update({"features.0.1.weight": torch.ones(33)}),
+        "features.0.1.weight is (33,) of torch.float32, and in the full model (32,)",
+    ),
+    "a missing layer": (
+        lambda c: c["state_dict"].pop("features.2.conv.0.0.weight"),
+        "features.2.conv.0.0.weight is missing in mobilenet_v2",
+    ),
+    "another architecture": (
+        lambda c: c["settings"].update(arch="resnet18", depth=18),
+        "is missing or has no length",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_damaged_checkpoints_are_refused(kind, content, tmp_path, capsys):
+    damage, reason = DAMAGED[kind]
+    damaged = {**content, "state_dict": {**content["state_dict"]}}
+    damaged["settings"] = {**content["settings"]}
+    damage(damaged)
+    torch.save(damaged, tmp_path / "net.pth.tar")
+    assert console.run(prune.main, ["--model", str(tmp_path / "net.pth.tar"), "--no-cuda"]) == 2
+    err = capsys.readouterr().err
+    assert reason in err and err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["net.pth.tar"]
+
+
+def test_the_arch_flag_is_only_used_without_settings(content, tmp_path):
+    torch.save(content["state_dict"], tmp_path / "bare.pth")
+    assert checkpoint.load(tmp_path / "bare.pth", ARCH).network.arch == ARCH
+    with pytest.raises(InputError, match=r"does not fit a network of this program.*--arch NAME"):
+        checkpoint.load(tmp_path / "bare.pth")
+    torch.save(content, tmp_path / "whole.pth")
+    assert checkpoint.load(tmp_path / "whole.pth", "resnet18").network.arch == ARCH
+
+
+def under(prefix: str, state: State) -> State:
+    return {f"{prefix}{key}": value for key, value in state.items()}
+
+
+def inside(wrapper: str, state: State) -> State:
+    """Adds the name of a wrapper behind the first module's."""
+    return {key.replace(".", f".{wrapper}.", 1): value for key, value in state.items()}
+
+
+FORMATS: dict[str, Callable[[State], Any]] = {
+    "DataParallel": lambda s: {"state_dict": under("module.", s)},
+    "torch.compile": lambda s: under("_orig_mod.", s),
+    "both": lambda s: {"model": under("_orig_mod.module.", s)},
+    "layers": lambda s: inside("_orig_mod", inside("module", s)),
+    "FSDP": lambda s: {"model": under("_fsdp_wrapped_module.", inside("_fsdp_wrapped_module", s))},
+    "activation checkpoints": lambda s: inside("_checkpoint_wrapped_module", s),
+    "Lightning": lambda s: {
+        "state_dict": under("model._orig_mod.", s),
+        "epoch": 1,
+        "callbacks": {},
+    },
+    "Fabric": lambda s: {"model": under("_forward_module.", s)},
+    "attribute of an attribute": lambda s: under("encoder.backbone.", s),
+    "torchvision": lambda s: {
+        "model": s,
+        "optimizer": {"state": {0: {"momentum_buffer": torch.ones(2)}}},
+    },
+    "any key": lambda s: {"trained": s, "accuracy": torch.tensor(0.9)},
+    "dicts in dicts": lambda s: {"checkpoint": {}, "model": {"state_dict": s}},
+    "AveragedModel": lambda s: {
+        "model_ema": {"n_averaged": torch.tensor(3), **under("module.", s)}
+    },
+    "average, not read": lambda s: {
+        "state_dict_ema": {key: 0 * value for key, value in s.items()},
+        "state_dict": s,
+    },
+    "loss, not read": lambda s: {"state_dict": under("model.", s) | {"loss.weight": torch.ones(9)}},
+}
+
+
+@pytest.mark.parametrize("arch", [ARCH, "resnet-basic"])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_weights_are_found(kind, arch, content, tmp_path, capsys):
+    builtin = arch != ARCH
+    state = build_model(arch, 8, 3).state_dict() if builtin else content["state_dict"]
+    torch.save(FORMATS[kind](state), tmp_path / "net.pth")
+    network = checkpoint.load(tmp_path / "net.pth", None if builtin else ARCH).network
+    loaded = network.model.state_dict()
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[key], value) for key, value in state.items())
+    names = {"average, not read": "state_dict_ema", "loss, not read": "loss.weight"}
+    err = capsys.readouterr().err
+    assert (names[kind] in err and err.count("\n") == 1) if kind in names else not err
+
+
+NOT_FOUND: dict[str, tuple[Callable[[State], Any], str]] = {
+    "two models": (lambda s: {"student": s, "teacher": s}, "student, teacher"),
+    "two in one": (lambda s: under("student.", s) | under("teacher.", s), "student.features"),
+    "another model": (lambda s: {"model": {"proj.weight": torch.ones(2)}}, "proj.weight"),
+    "wrapped and plain": (lambda s: s | under("module.", s), "features.0.0.weight twice"),
+    "no weights": (lambda s: {"epoch": 3, "model": "resnet18"}, "epoch, model"),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_FOUND)
+def test_other_names_are_in_the_message(kind, content, tmp_path):
+    edit, names = NOT_FOUND[kind]
+    torch.save(edit(content["state_dict"]), tmp_path / "net.pth")
+    with pytest.raises(InputError) as error:
+        checkpoint.load(tmp_path / "net.pth", ARCH)
+    assert str(tmp_path / "net.pth") in str(error.value) and names in str(error.value)

@@ -1,0 +1,59 @@
+"""Commands without the required packages print what to type."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = [
+    ["main.py"],
+    *([f"{arch}_prune.py"] for arch in ("vgg", "resnet", "densenet")),
+    *(["-m", f"utils.{name}"] for name in ("prune", "export", "bench", "experiments.recipes")),
+    *(["-m", f"utils.reports.{name}"] for name in ("tables", "plots")),
+]
+BARE = [getattr(sys, "_base_executable", sys.executable), "-S"]  # Python without packages
+
+
+def error_of(*words: object, cwd: Path = ROOT, **environment: str) -> str:
+    env = {**os.environ, **environment}
+    done = subprocess.run([*map(str, words)], cwd=cwd, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert done.stderr.startswith("error: ")
+    return done.stderr.rstrip("\n")
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[-1])
+def test_missing_packages_are_named(words):
+    assert "has no torch, torchvision, numpy, tqdm: type " in error_of(*BARE, *words)
+
+
+def test_the_advice_installs_the_packages_or_uses_the_environment_that_has_them(tmp_path):
+    folder = tmp_path / "my program"
+    (folder / "utils").mkdir(parents=True)
+    for name in ("main.py", "requirements.txt", "utils/startup.py", "utils/shell.py"):
+        shutil.copy(ROOT / name, folder / name)
+
+    def advice(*words: object, **options: object) -> str:
+        return error_of(*words, **{"cwd": folder, **options}).partition(": type ")[2]
+
+    again = ".venv/bin/python -S main.py -sr"
+    install = "-m pip install -r requirements.txt"
+    create = advice(*BARE, "main.py", "-sr")
+    python = create.partition(" -m venv ")[0]
+    assert create == f"{python} -m venv .venv && .venv/bin/python {install} && {again}"
+
+    (folder / ".venv" / "lib" / "python3.12" / "site-packages" / "torch").mkdir(parents=True)
+    (folder / ".venv" / "bin").mkdir()
+    (folder / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    assert advice(*BARE, "main.py", "-sr") == again
+    far = advice(*BARE, folder / "main.py", "-sr", cwd=tmp_path)
+    assert far == f"'my program/.venv/bin/python' -S '{folder}/main.py' -sr"
+
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
+    active = tmp_path / "env" / "bin"
+    path = f"{active}{os.pathsep}{os.defpath}"
+    assert advice(active / "python", "main.py", PATH=path) == f"python {install}"
