@@ -135,7 +135,9 @@ def experiment_of(config: Config, row: Row | None = None) -> tuple[ExperimentKey
         terms += [f"evaluated on {test_checksum}"] if test_checksum else []
     processes = row.get("processes") or "1"  # each normalises its own part of a batch
     terms += [f"{processes} processes"] if processes != "1" else []
-    options = non_default([*METHODS[config.method].flags, *(CORE_FLAGS[name] for name in START_FLAGS)])
+    options = non_default(
+        [*METHODS[config.method].flags, *(CORE_FLAGS[name] for name in START_FLAGS)]
+    )
     key = ExperimentKey(config.arch, config.depth, config.dataset, tuple(terms))
     return key, MethodVariant(config.method, options, config.precision)
 
