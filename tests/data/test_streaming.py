@@ -250,7 +250,7 @@ def test_a_killed_worker_ends_the_command_with_one_line(
         time.sleep(10)  # until torch raises
 
     assert console.run(command) == 1
-    assert "a process that reads" in error_line(capsys.readouterr().err)
+    assert "a process that loads images" in error_line(capsys.readouterr().err)
 
 
 def test_workers_ignore_ctrl_c_and_end_with_their_last_batch(varied: Path) -> None:

@@ -241,7 +241,7 @@ def test_bad_input_is_rejected_with_one_line(tmp_path, pictures, capsys):
         (["vgg-cifar10", "--save", tmp_path / "c"], "is not a folder"),
         (["small", "--scale", 5], "leave out --scale"),
         (["vgg-cifar10", "--save", tmp_path / "d", "--data", pictures], "2 classes"),
-        (["vgg-cifar10", "--save", tmp_path / "d", "--data", tmp_path / "e"], "is not a folder"),
+        (["vgg-cifar10", "--save", tmp_path / "d", "--data", tmp_path / "e"], "is not a directory"),
         (["table9"], "table9"),
         (["small", "--seeds", "-1"], "--seeds"),
     ):

@@ -36,7 +36,7 @@ TEXTS = {
     "a word for a number": (lambda text: text.replace("90.0", "ninety"), "test_accuracy"),
     "not a number": (lambda text: text.replace("90.0", "nan"), "test_accuracy"),
     "an open quote": (lambda text: text + '"a,b\n', "line 3"),
-    "no text": (lambda text: "run\udcff\n", "cannot be read"),
+    "no text": (lambda text: "run\udcff\n", "has other columns"),
 }
 
 

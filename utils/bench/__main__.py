@@ -31,6 +31,7 @@ from utils.device import (
     time_call,
 )
 from utils.files import checkpoint
+from utils.files.checkpoint import Checkpoint
 from utils.files.paths import RunPaths
 from utils.flags.config import Config
 from utils.methods.released import LayerByLayer
@@ -65,10 +66,13 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     device = pick_device(args.no_cuda)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    print(f"torch {torch.__version__}, {name}, {torch.get_num_threads()} threads")
+    machine = f"torch {torch.__version__}, {name}, {torch.get_num_threads()} threads"
     if args.compare:
-        compare(args, device)
+        loaded = [checkpoint.load(Path(path)) for path in args.compare]
+        print(machine)
+        compare(loaded, args, device)
         return
+    print(machine)
     networks = [parse_network(text) for text in args.networks]
     images = args.subset or (GPU_IMAGES if device.type == "cuda" else IMAGES)
     data, repeats = load_dataset("shapes", None, images), args.repeats or 5
@@ -144,9 +148,8 @@ class Training:
             self.proximal_update(1 / LEARNING_RATE)
 
 
-def compare(args: argparse.Namespace, device: torch.device) -> None:
+def compare(loaded: Sequence[Checkpoint], args: argparse.Namespace, device: torch.device) -> None:
     """Print the speed-up of inference in float32, each model in its faster memory format."""
-    loaded = [checkpoint.load(Path(path)) for path in args.compare]
     models, size = [each.network.model.eval() for each in loaded], loaded[0].size
     flops = [cost(model, size).flops for model in models]
     ratio = flops[0] / flops[1]
