@@ -1,9 +1,8 @@
-"""Train a network so that the scaling factors of channels it does not need become exactly zero.
+"""Trains a model so that the scaling factors of channels it does not need become exactly zero.
 
     python main.py -sr --dataset cifar10 --arch vgg --depth 19
 
-:func:`train` and :func:`alternate` read as Algorithm 1 of "A Proximal Algorithm for Network
-Slimming" does.
+:func:`train` and :func:`train_step` are Algorithm 1 of "A Proximal Algorithm for Network Slimming".
 """
 
 if __name__ == "__main__":
@@ -16,7 +15,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,159 +42,161 @@ from utils.training.step import Step, evaluate
 from utils.training.trainer import Trainer
 
 
-def train(run: Trainer, given: Mapping[str, Any], argv: Sequence[str]) -> None:
-    """Algorithm 1, from the run's next epoch to its last; a log line and a checkpoint each."""
-    s, group = run.config, run.group
-    tests = test_batches(run.data, given, run.execution.device)
-    log = logs.keep_log(run)
-    full_flops = cost(run.network.model, s.size).flops
-    trains, score = run.epoch < s.epochs, None
-    accuracy_cut = evaluate_pruned(run, tests) if not run.epoch else ""
+def train_step(step: Step, batch_index: Tensor) -> None:
+    """Lines 2 to 4 of Algorithm 1 on one mini-batch."""
+    with step.execution.arithmetic():
+        step.method.before_forward()
+        step.loss(batch_index).backward()
+        step.method.before_step()  # (3b) of original network slimming
+        step.optimizer.step()  # (8a): line 2, and the SGD part of (8b)
+        step.method.step(step.lr)  # (8b): line 3, and (9): line 4
+        step.model.zero_grad()
+
+
+def train(trainer: Trainer, args: Mapping[str, Any], argv: Sequence[str]) -> None:
+    """Algorithm 1 from the next epoch on; each epoch adds to the log and writes a checkpoint."""
+    config, group = trainer.config, trainer.group
+    test_data = test_batches(trainer.data, args, trainer.execution.device)
+    log = logs.keep_log(trainer)
+    full_flops = cost(trainer.network.model, config.size).flops
+    first_epoch, test_metrics = trainer.epoch, None
+    accuracy_cut = evaluate_pruned(trainer, test_data) if not first_epoch else ""
+    run_step = trainer.compile(train_step)
     with Signals() as signals:
-        for epoch in range(run.epoch, s.epochs):  # line 1: for each epoch t
-            if dead := run.remove_dead_channels():
+        for epoch in range(first_epoch, config.epochs):  # line 1: for each epoch t
+            if removed := trainer.remove_dead_channels():
+                run_step = trainer.compile(train_step)
                 note(
-                    f"epoch {epoch + 1}: {dead} dead channels are cut; {int((~run.removed).sum())} of"
-                    f" {len(run.removed)} train on, at {run.flops / full_flops:.0%} of the FLOPs"
+                    f"epoch {epoch + 1}: {removed} dead channels are removed;"
+                    f" {int((~trainer.removed).sum())} of {len(trainer.removed)} remain,"
+                    f" with {trainer.flops / full_flops:.0%} of the FLOPs"
                 )
-            step = run.step
-            torch.manual_seed(s.seed + (epoch << 32))  # dropout: the same after a resume
+            step = trainer.step
+            torch.manual_seed(config.seed + (epoch << 32))  # dropout: the same after resuming
             order = step.batches.epoch_indices(epoch, step.method.steps(epoch))
-            progress = Progress(
-                len(order),
-                f"epoch {epoch + 1}/{s.epochs}",
-                given.get("log_interval", 50),
-                partial(progress_of, run, order),
-                epochs_left=s.epochs - epoch - 1,
-            )
-            start, z = time.perf_counter(), step.iterate()
-            step.begin(run.lr(epoch))
+
+            def progress_text(order: Sequence[Tensor] = order) -> str:
+                metrics = trainer.metrics(order)
+                return f"{logs.format_zeros(trainer, metrics.zeros)}, {metrics}"
+
+            title, interval = f"epoch {epoch + 1}/{config.epochs}", args.get("log_interval", 50)
+            epochs_left = config.epochs - epoch - 1
+            progress = Progress(len(order), title, interval, progress_text, epochs_left)
+            start, iterate = time.perf_counter(), step.iterate()
+            step.start_epoch(trainer.lr(epoch))
             step.method.begin(epoch)
             with progress.bar:
-                for where in order:
-                    step.launch(where)  # lines 2 to 4: alternate, or a captured graph of it
+                for batch_index in order:
+                    run_step(batch_index)  # lines 2 to 4
                     progress.step()
                     signals.check()
-            group.all_reduce_(step.sums.sums)
+            group.all_reduce_(step.sums)
             group.broadcast_(list(step.model.buffers()))
-            step.method.end_epoch(step.lr)  # line 4, once an epoch where --prox-every says so
-            with step.method.eval_weights(lambda: recalibrate_bn(run.step.model, run.batches)):
-                reading = run.metrics(order)
+            step.method.end_epoch(step.lr)  # line 4 for --prox-every epoch
+            with step.method.eval_weights(
+                lambda: recalibrate_bn(trainer.step.model, trainer.batches)
+            ):
+                metrics = trainer.metrics(order)
                 train_seconds = time.perf_counter() - start
-                score = evaluate(step.model, tests, step.execution, group)
-                run.check(score.loss)
+                test_metrics = evaluate(step.model, test_data, step.execution, group)
+                trainer.check(test_metrics.loss)
                 test_seconds = time.perf_counter() - start - train_seconds
-                run.epoch = epoch + 1
-                seconds = train_seconds, test_seconds
-                change = step.squared_distance(z)
-                log.append(logs.log(run, reading, score, seconds, change, accuracy_cut))
-                accuracy_cut = ""  # it stands in the first line
-                last, drop = run.epoch == s.epochs, run.lr(run.epoch) < run.lr(epoch) / 2
-                run.save(score.accuracy, now=last or drop)
-            rate = "" if "lr" in step.method.unused_flags else f"lr {run.lr(epoch):g}, "
+                trainer.epoch = epoch + 1
+                seconds, change = (train_seconds, test_seconds), step.squared_distance(iterate)
+                row = logs.log(trainer, metrics, test_metrics, seconds, change, accuracy_cut)
+                log.append(row)
+                accuracy_cut = ""  # in the first row only
+                trainer.save(test_metrics.accuracy)
+            lr = "" if "lr" in step.method.unused_flags else f"lr {trainer.lr(epoch):g}, "
             print(
-                f"epoch {epoch + 1}/{s.epochs}: {rate}{reading}, {score},"
-                f" {logs.zeros(run, reading.zeros)},"
-                f" {train_seconds:.1f} s + {test_seconds:.1f} s",
+                f"{title}: {lr}{metrics}, {test_metrics},"
+                f" {logs.format_zeros(trainer, metrics.zeros)}, {train_seconds:.1f} s training,"
+                f" {test_seconds:.1f} s evaluation",
                 flush=True,
             )
-    accuracy = float(log[-1]["test_accuracy"]) if log else run.best
-    # A finished run that is resumed has its row, unless it was killed just before that.
-    if log and group.rank == 0 and (trains or not logs.is_recorded(run)):
-        logs.record(run, log, argv)
-    if log and run.removed.any():
-        spent = sum(int(row["flops"]) for row in log) / len(log) / full_flops
-        print(f"training took {spent:.1%} of the FLOPs that it takes at full width")
-    said = runtime_argv(given, "test_batch_size", "workers", "no_cuda")
-    score = score or evaluate(run.step.model, tests, run.execution, group)
-    print(logs.summary(run, accuracy, score.per_class, said))
+    # A finished run that is resumed has its record, unless it was killed just before.
+    if log and group.rank == 0 and (first_epoch < config.epochs or not logs.is_recorded(trainer)):
+        logs.record(trainer, log, argv)
+    if log and trainer.removed.any():
+        share = sum(int(row["flops"]) for row in log) / len(log) / full_flops
+        print(f"training took {share:.1%} of the FLOPs of training at full width")
+    accuracy = float(log[-1]["test_accuracy"]) if log else trainer.best
+    if test_metrics is None:
+        test_metrics = evaluate(trainer.step.model, test_data, trainer.execution, group)
+    runtime_flags = runtime_argv(args, "test_batch_size", "workers", "no_cuda")
+    print(logs.summary(trainer, accuracy, test_metrics.per_class, runtime_flags))
 
 
-def evaluate_pruned(run: Trainer, tests: Batches) -> str:
-    """Test accuracy of a network whose weights were just cut, its statistics retaken; '' else."""
-    if run.config.prune_ratio is None:
+def evaluate_pruned(trainer: Trainer, test_data: Batches) -> str:
+    """Returns the test accuracy right after --prune-ratio zeroed weights, "" without it."""
+    if trainer.config.prune_ratio is None:
         return ""
-    model = copy.deepcopy(run.step.model)
-    recalibrate_bn(model, run.batches)
-    score = evaluate(model, tests, run.step.execution, run.group)
-    note(f"right after the cut: {score}")
-    return f"{score.accuracy:.4f}"
+    model = copy.deepcopy(trainer.step.model)
+    recalibrate_bn(model, trainer.batches)
+    metrics = evaluate(model, test_data, trainer.execution, trainer.group)
+    note(f"after pruning weights, before training: {metrics}")
+    return f"{metrics.accuracy:.4f}"
 
 
-def train_step(step: Step, where: Tensor) -> None:
-    """Lines 2 to 4 of Algorithm 1, on the mini-batch that ``where`` names."""
-    step.method.before_forward()
-    step.loss(where).backward()
-    step.method.before_step()  # (3b) of original network slimming
-    step.optimizer.step()  # (8a): line 2, and the SGD part of (8b)
-    step.method.step(step.lr)  # (8b): line 3, and (9): line 4
-    step.model.zero_grad()
-
-
-def progress_of(run: Trainer, order: Sequence[Tensor]) -> str:
-    """How the epoch of ``order`` stands; raises Diverged."""
-    reading = run.metrics(order)
-    return f"{logs.zeros(run, reading.zeros)}, {reading}"
-
-
-def evaluate_checkpoint(start: InitFrom, given: Mapping[str, Any], device: torch.device) -> None:
-    """``--evaluate``: print loss and accuracy on the test set."""
-    assert start.checkpoint is not None and start.path is not None
-    known = config_from_checkpoint(start.checkpoint, given, start.path)
-    data = load({**known, **given}, start.checkpoint.norm)
-    start.checkpoint.check_classes(data, start.path)
-    execution = Execution(device)
-    tests = test_batches(data, given, device)
-    model = start.checkpoint.network.model
+def evaluate_checkpoint(init_from: InitFrom, args: Mapping[str, Any], device: torch.device) -> None:
+    """``--evaluate``: prints loss and accuracy on the test set."""
+    checkpoint, path = init_from.checkpoint, init_from.path
+    assert checkpoint is not None and path is not None
+    config = config_from_checkpoint(checkpoint, args, path)
+    data = load({**config, **args}, checkpoint.norm)
+    checkpoint.check_classes(data, path)
+    execution, model = Execution(device), checkpoint.network.model
     execution.place(model)
-    score = evaluate(model, tests, execution)
-    print(f"{start.path}: test loss {score.loss:.4f}, {score}")
-    for line in score.per_class.remarks(data.classes):
+    metrics = evaluate(model, test_batches(data, args, device), execution)
+    print(f"{path}: test loss {metrics.loss:.4f}, {metrics}")
+    for line in metrics.per_class.remarks(data.classes):
         note(line)
+
+
+def check_args(args: Mapping[str, Any]) -> None:
+    """Raises InputError for flags that exclude one another."""
+    sources = args.keys() & {"resume", "refine", "init", "evaluate"}
+    auto = args.get("resume") == "auto"
+    if len(sources) > 1 + auto or (auto and "evaluate" in sources):
+        raise InputError(
+            "--resume, --refine, --init and --evaluate exclude one another; only --resume auto can"
+            " be combined with --refine or --init"
+        )
+    if "seeds" in args and ("evaluate" in args or ("resume" in args and not auto)):
+        raise InputError("--seeds starts several runs: leave out --evaluate and --resume PATH")
+    if "seeds" in args and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError("--seeds starts its own processes: leave out torchrun")
 
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    given = vars(parser().parse_args(argv))
-    if "version" in given:
-        python = platform.python_version()
-        commit = logs.commit() or "unknown"
+    args = vars(parser().parse_args(argv))
+    if "version" in args:
+        commit, python = logs.commit() or "unknown", platform.python_version()
         print(f"commit {commit}, torch {torch.__version__}, Python {python}")
         return
-    if "list" in given:
-        print(listing(Path(given.get("save", DEFAULT_FOLDER))))
+    if "list" in args:
+        print(listing(Path(args.get("save", DEFAULT_FOLDER))))
         return
-    said = given.keys() & {"resume", "refine", "init", "evaluate"}
-    auto = given.get("resume") == "auto"
-    if len(said) > 1 + auto or (auto and "evaluate" in said):
-        raise InputError(
-            "--resume, --refine, --init and --evaluate exclude one another (but --resume auto goes"
-            " with --refine or --init)"
-        )
-    if "seeds" in given and ("evaluate" in given or ("resume" in given and not auto)):
-        raise InputError(
-            "--seeds starts one run each: it takes neither --evaluate nor --resume PATH"
-        )
-    if "seeds" in given and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise InputError("--seeds starts its own processes: leave out torchrun")
-    start = InitFrom.from_flags(given)
-    if "evaluate" in given:
-        evaluate_checkpoint(start, given, pick_device("no_cuda" in given))
+    check_args(args)
+    init_from = InitFrom.from_flags(args)
+    if "evaluate" in args:
+        evaluate_checkpoint(init_from, args, pick_device("no_cuda" in args))
         return
-    settings = start.config(given)
-    if "seeds" in given:
-        load(settings.to_dict(), start.norm(settings))  # downloaded once, before several would
-        named = "name" in given or settings.refine is not None
-        run_seeds(argv, settings.name if named else None, "no_cuda" in given)
+    config = init_from.config(args)
+    if "seeds" in args:
+        load(config.to_dict(), init_from.norm(config))  # downloads once, before several would
+        named = "name" in args or config.refine is not None
+        run_seeds(argv, config.name if named else None, "no_cuda" in args)
         return
-    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
-    with file_lock(start.paths(given, settings).lock) if first else nullcontext():
-        device = pick_device("no_cuda" in given)
-        group = ProcessGroup.join(device)  # who is not the first reads once the first has the lock
-        run = build_trainer(start.latest(given), given, device, group, train_step)
-        with run.saving_on_exit(logs.resume_command(run, given)):
-            train(run, given, argv)
-        run.group.destroy()
+    is_rank_0 = os.environ.get("RANK", "0") == "0"
+    with file_lock(init_from.paths(args, config).lock) if is_rank_0 else nullcontext():
+        device = pick_device("no_cuda" in args)
+        group = ProcessGroup.join(device)  # the others read files once rank 0 has the lock
+        trainer = build_trainer(init_from.latest(args), args, device, group)
+        with trainer.explaining_errors(logs.resume_command(trainer, args)):
+            train(trainer, args, argv)
+        trainer.group.destroy()
 
 
 if __name__ == "__main__":

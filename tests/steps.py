@@ -1,10 +1,9 @@
-"""A training step on random pictures."""
+"""A training step on random images."""
 
 from collections.abc import Callable
 
 import torch
 
-from main import train_step
 from netslim.graph import Graph
 from utils.data.batches import Batches
 from utils.data.datasets import Dataset, ImageSet
@@ -32,7 +31,6 @@ def make_step(seed: int = 0, method: Callable[[Graph], Method] = proximal) -> St
         network.model.parameters(), 0.1, 0.9, weight_decay=1e-4, nesterov=True, fused=True
     )
     batches = Batches(data, "train", 8, CPU, seed)
-    how = method(network.graph), Execution(CPU), train_step
-    step = Step(network.model, batches, optimizer, *how)
-    step.begin(0.1)
+    step = Step(network.model, batches, optimizer, method(network.graph), Execution(CPU))
+    step.start_epoch(0.1)
     return step

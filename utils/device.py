@@ -1,4 +1,4 @@
-"""Where and how a network runs: device, precision, memory format."""
+"""Device, precision and memory format of training and evaluation."""
 
 import copy
 import ctypes
@@ -25,8 +25,8 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 class Execution:
     """Device, precision and memory format.
 
-    All state is float32. ``bf16`` is autocast; ``tf32`` rounds what a GPU multiplies in training
-    steps, and only there: see :meth:`arithmetic`.
+    All state is float32. ``bf16`` is autocast; ``tf32`` holds in training steps only, see
+    :meth:`arithmetic`.
     """
 
     device: torch.device
@@ -35,7 +35,7 @@ class Execution:
 
     @property
     def layout(self) -> str:
-        """The memory format as records have it."""
+        """The memory format as in records."""
         return "channels last" if self.channels_last else "channels first"
 
     @property
@@ -46,21 +46,21 @@ class Execution:
         return model.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
-        """``model``'s answers in this precision and memory format, as float32 [n, classes]."""
+        """Returns the logits of ``images``, float32 [n, classes]."""
         images = images.contiguous(memory_format=self.memory_format)
         if self.precision != "bf16":
             return model(images).float()
-        # What autocast would cast one by one, all at once.
+        # Casts all weights in one kernel; autocast would take one each.
         layers = ((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear))
         weights = {f"{n}.{key}": x for n, m in layers for key, x in m.named_parameters()}
         cast = dict(zip(weights, _ToBFloat16.apply(*weights.values()), strict=True))
-        # A captured graph forbids a cache.
+        # A CUDA graph forbids autocast's cache.
         with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False):
             return functional_call(model, cast, (images,)).float()
 
     @contextmanager
     def arithmetic(self) -> Iterator[None]:
-        """A training step's, forward and backward. Elsewhere float32 is float32."""
+        """Allows TF32 within a training step, if it is the precision."""
         _allow_tf32(self.precision == "tf32")
         try:
             yield
@@ -69,7 +69,7 @@ class Execution:
 
 
 class _ToBFloat16(torch.autograd.Function):
-    """Tensors of any shapes in bfloat16; their gradients in float32. A kernel each way."""
+    """Casts tensors to bfloat16, and their gradients to float32, in one kernel each way."""
 
     @staticmethod
     def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -87,14 +87,17 @@ def _cast(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]
 
 
 def pick_device(no_cuda: bool) -> torch.device:
-    """The GPU where there is one and it is wanted, else the CPU. float32 is float32 on both."""
+    """Returns the GPU of this process if there is one, else the CPU; TF32 is off.
+
+    Raises:
+        InputError: torchrun started more processes than there are GPUs.
+    """
     _allow_tf32(False)
-    # Speed only: nothing relies on subnormals being flushed, or not. Before threads are made.
-    torch.set_flush_denormal(True)
+    torch.set_flush_denormal(True)  # for speed only; must precede the creation of threads
     if no_cuda or not torch.cuda.is_available():
         if mallopt := getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None:
-            # Have glibc keep what is freed: each step wants the same large pieces again, and to
-            # map them anew is a tenth to a quarter of a step on the CPU. Numbers of its malloc.h.
+            # Has glibc keep freed memory (constants of malloc.h): each step allocates the same
+            # large blocks, and mapping them anew takes 10 to 25 % of a step on the CPU.
             m_trim_threshold, m_mmap_max = -1, -4
             mallopt(m_mmap_max, 0)
             mallopt(m_trim_threshold, 2**31 - 1)
@@ -102,19 +105,20 @@ def pick_device(no_cuda: bool) -> torch.device:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     if device.index >= torch.cuda.device_count():
         raise InputError(
-            f"there are {torch.cuda.device_count()} GPUs for more processes: --nproc-per-node"
+            f"there are only {torch.cuda.device_count()} GPUs: start as many processes by"
+            f" --nproc-per-node {torch.cuda.device_count()}"
         )
     torch.cuda.set_device(device)
     return device
 
 
 def time_call(work: Callable[[], object], device: torch.device) -> float:
-    """What ``work`` takes, until an idle ``device`` is idle again."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
+    """Returns the seconds that ``work`` takes on ``device``."""
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    synchronize()
     start = time.perf_counter()
     work()
-    wait()
+    synchronize()
     return time.perf_counter() - start
 
 
@@ -123,49 +127,48 @@ def _allow_tf32(allowed: bool) -> None:
 
 
 def be_deterministic(wanted: bool) -> None:
-    """Only operations that give the same result every time; if not ``wanted``, the fastest ones."""
+    """Allows deterministic operations only, or if not ``wanted`` the fastest ones."""
     if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
     torch.use_deterministic_algorithms(wanted)
-    # Nothing here reads what it has not written, and to fill it all would double the kernels.
+    # Filling uninitialized memory, which nothing here reads, would double the kernels.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not wanted
 
 
 def mps_runs() -> bool:
-    """Whether NVIDIA's MPS is there, without which processes on one GPU take turns."""
-    pipes = os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")  # its own default
+    """Returns whether NVIDIA's MPS runs; without it, processes on one GPU take turns."""
+    pipes = os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")  # default
     return (Path(pipes) / "control").exists()
 
 
 def build_execution(network: Network, precision: str, device: torch.device) -> Execution:
-    """How ``network`` trains: in a memory format that is a constant, for a measurement flips.
+    """Returns the execution with the memory format that is usually faster, not a measured one.
 
-    Measured on an AMD EPYC with AVX512-BF16, torch 2.15, batch 64 and, in one thread, 32. Channels
-    last is the faster one on a CPU: of all three networks, full and slim, in one thread (slim
-    DenseNet-40: 0.40 s a step against 0.45 in float32, the same in bfloat16; slim ResNet-164 in
-    bfloat16: 0.77 against 0.85), and of the full ResNet-164 in two (0.98 against 1.34). The
-    exception is a slim ResNet in float32, whose selections gather and scatter: 1.00 against 0.75 in
-    two threads, if 0.97 against 1.22 in one. On a GPU nothing was measured: tensor cores (bf16,
-    tf32) want channels last.
+    Measurements would differ from run to run. On a CPU (AMD EPYC with AVX512-BF16, torch 2.15)
+    channels last is faster: 0.40 s a step against 0.45 for a pruned DenseNet-40 in float32, 0.98
+    against 1.34 for ResNet-164. The exception is a pruned ResNet in float32, whose selections
+    gather and scatter: 1.00 against 0.75. On a GPU, tensor cores (bf16, tf32) need channels last.
     """
     if device.type == "cuda":
         return Execution(device, precision, precision != "fp32")
-    slim_resnet = network.arch == "resnet" and not network.is_full
-    return Execution(device, precision, not (slim_resnet and precision == "fp32"))
+    pruned_resnet = network.arch == "resnet" and not network.is_full
+    return Execution(device, precision, not (pruned_resnet and precision == "fp32"))
 
 
 def fastest_precision(
     network: Network, images: Tensor, labels: Tensor, device: torch.device, graphs: bool
 ) -> str:
-    """Measure in which precision ``network`` trains fastest, each in its memory format.
+    """Returns the precision in which a few training steps of ``network`` take least time.
 
-    Takes a few steps of each, as a graph where training takes ``graphs``; ``network`` and torch's
-    generators (dropout draws) are left as they are. What comes out flips with noise where two are
-    alike, so decide once and keep it.
+    The result flips with noise where two are alike: decide once and store it. ``network`` and
+    torch's random state do not change.
+
+    Args:
+        graphs: whether to capture the steps as CUDA graphs, as training does.
     """
     on_gpu = device.type == "cuda"
-    has = {
+    supported = {
         "fp32": True,
         "tf32": on_gpu and torch.cuda.is_tf32_supported(),
         "bf16": not on_gpu or torch.cuda.is_bf16_supported(including_emulation=False),
@@ -176,11 +179,11 @@ def fastest_precision(
         return _step_seconds(execution, network.model, images, labels, graphs)
 
     with torch.random.fork_rng([device] if on_gpu else []):
-        return min((p for p in PRECISIONS if has[p]), key=seconds_in)
+        return min((p for p in PRECISIONS if supported[p]), key=seconds_in)
 
 
 def capture_cuda_graph(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
-    """``work`` as a CUDA graph. Runs it three times, which sets the libraries up."""
+    """Returns ``work`` as a CUDA graph, after three warm-up runs."""
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     try:
@@ -197,7 +200,7 @@ def capture_cuda_graph(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
 def _step_seconds(
     execution: Execution, model: nn.Module, images: Tensor, labels: Tensor, graphs: bool
 ) -> float:
-    """The fewest seconds of a few training steps of a copy, after one that warms up."""
+    """Returns the least seconds of three training steps of a copy, after one warm-up step."""
     trial = execution.place(copy.deepcopy(model)).train()
 
     def step() -> None:
@@ -207,6 +210,6 @@ def _step_seconds(
 
     work = step
     if graphs:
-        with suppress(Exception):  # it runs without a graph then, as the training will
+        with suppress(Exception):  # training runs without a graph then, too
             work = capture_cuda_graph(step).replay
     return min([time_call(work, execution.device) for _ in range(4)][1:])

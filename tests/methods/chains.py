@@ -1,4 +1,4 @@
-"""Small networks for the methods' tests."""
+"""A small model for the methods' tests."""
 
 import torch
 from torch import nn
@@ -7,7 +7,7 @@ import netslim
 
 
 def chain(*widths: int, dtype: torch.dtype = torch.float32) -> netslim.Graph:
-    """Of convolutions that wide, with batch norms (γ = 1) and ReLUs, and one more convolution."""
+    """Convolutions of these widths with batch norm (γ = 1) and ReLU, and one more convolution."""
     layers, before = list[nn.Module](), 3
     for width in widths:
         layers += [nn.Conv2d(before, width, 1), nn.BatchNorm2d(width), nn.ReLU()]

@@ -1,3 +1,5 @@
+"""Proximal and original network slimming: every step is that of the formulas."""
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from utils.methods.slimming import ProximalSlimming, Subgradient, shrinkage
 from utils.paper.settings import XI_INIT
 
 
-def network(channels: int = 5, dtype: torch.dtype = torch.float32) -> Graph:
+def make_graph(channels: int = 5, dtype: torch.dtype = torch.float32) -> Graph:
     graph = chain(channels, 4, dtype=dtype)
     for bn in graph.norms.values():
         nn.init.uniform_(bn.weight, -1, 1)
@@ -20,7 +22,7 @@ def network(channels: int = 5, dtype: torch.dtype = torch.float32) -> Graph:
 
 
 def reference_step(gamma, xi, alpha, beta, lambda_):
-    """Steps 2 and 3 as the formulas stand, in numpy."""
+    """Steps (8b) and (9) in numpy."""
     gamma = (alpha * gamma + beta * xi) / (alpha + beta)
     mean = (alpha * xi + beta * gamma) / (alpha + beta)
     return gamma, np.sign(mean) * np.maximum(0, np.abs(mean) - lambda_ / (alpha + beta))
@@ -28,8 +30,8 @@ def reference_step(gamma, xi, alpha, beta, lambda_):
 
 @pytest.mark.parametrize("frozen", [[], [1], [1, 4]])
 @pytest.mark.parametrize("kind", [Subgradient, LpAdmm])
-def test_a_gamma_that_is_frozen_gets_no_gradient(kind, frozen):
-    graph = network()
+def test_a_frozen_gamma_gets_no_gradient(kind, frozen):
+    graph = make_graph()
     weights = {i: graph.model[i].weight for i in (1, 4)}
     for i in frozen:
         weights[i].requires_grad_(False)
@@ -49,13 +51,13 @@ def test_soft_threshold_is_the_papers_operator():
     assert soft_threshold(x, 1).tolist() == [-2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 2.0]
 
 
-def test_1000_random_steps_equal_the_formulas_to_1e_12_in_float64():
+def test_1000_steps_in_float64_equal_the_formulas():
     torch.manual_seed(0)
     random = np.random.default_rng(0)
-    method = ProximalSlimming(network(dtype=torch.float64), 0.15, 3.0, xi_init=(-0.5, 0.5))
+    method = ProximalSlimming(make_graph(dtype=torch.float64), 0.15, 3.0, xi_init=(-0.5, 0.5))
     gamma, xi = method.gamma.numpy().copy(), method.xi.numpy().copy()
     for step in range(1000):
-        alpha = (10.0, 100.0, 1000.0)[step // 400]  # the learning rate drops on the way
+        alpha = (10.0, 100.0, 1000.0)[step // 400]  # the learning rate drops
         moved = random.normal(0, 1 / alpha, gamma.shape)
         method.write(method.gamma + torch.from_numpy(moved))  # an SGD step
         method.step(1 / alpha)
@@ -67,9 +69,9 @@ def test_1000_random_steps_equal_the_formulas_to_1e_12_in_float64():
 
 @pytest.mark.parametrize("alpha", [10.0, 100.0, 1000.0])
 @pytest.mark.parametrize("beta", [0.25, 1.0, 100.0])
-def test_one_float32_step_is_within_2_ulp_of_the_formulas(alpha, beta):
+def test_one_step_in_float32_is_within_2_ulp_of_the_formulas(alpha, beta):
     torch.manual_seed(1)
-    method = ProximalSlimming(network(1000), 0.002, beta)
+    method = ProximalSlimming(make_graph(1000), 0.002, beta)
     gamma, xi = method.gamma.double().numpy(), method.xi.double().numpy()
     method.step(1 / alpha)
     expected_gamma, expected_xi = reference_step(gamma, xi, alpha, beta, 0.002)
@@ -81,10 +83,10 @@ def test_one_float32_step_is_within_2_ulp_of_the_formulas(alpha, beta):
 
 @pytest.mark.parametrize("alpha", [10.0, 100.0, 1000.0])
 @pytest.mark.parametrize("beta", [0.25, 1.0, 100.0])
-def test_dead_channels_arrive_at_exactly_zero(alpha, beta):
-    """ξ = 0 and no gradient: γ shrinks by α/(α + β) a step and must not stick at a subnormal."""
-    assert torch.tensor(1e-40).item() > 0, "this test means nothing where subnormals are flushed"
-    method = ProximalSlimming(network(), 100.0, beta)  # so large a λ keeps ξ at 0
+def test_the_gamma_of_a_dead_channel_becomes_exactly_zero(alpha, beta):
+    """It shrinks by α/(α + β) a step, and must not stick at a subnormal number."""
+    assert torch.tensor(1e-40).item() > 0, "subnormals must not be flushed in this test"
+    method = ProximalSlimming(make_graph(), 100.0, beta)  # so large a λ keeps ξ at 0
     method.write(torch.full_like(method.gamma, 2e-38))
     method.xi.zero_()
     steps = int(np.log(2e-38 / 1e-38) / np.log1p(beta / alpha)) + 10
@@ -95,7 +97,7 @@ def test_dead_channels_arrive_at_exactly_zero(alpha, beta):
 
 
 def test_gamma_is_the_batch_norms_own_weight():
-    graph = network()
+    graph = make_graph()
     model = graph.model
     before = [bn.weight.detach().clone() for bn in (model[1], model[4])]
     method = Method(graph)
@@ -109,9 +111,9 @@ def test_gamma_is_the_batch_norms_own_weight():
     assert (model[4].weight == 7).all()
 
 
-def test_every_epoch_moves_gamma_each_step_but_xi_only_after_the_epoch():
+def test_prox_every_epoch_updates_xi_after_the_epoch_only():
     torch.manual_seed(0)
-    method = ProximalSlimming(network(), 0.5, 2.0, prox_every="epoch", xi_init=(0.47, 0.5))
+    method = ProximalSlimming(make_graph(), 0.5, 2.0, prox_every="epoch", xi_init=(0.47, 0.5))
     gamma, xi = method.gamma.clone(), method.xi.clone()
     for _ in range(3):
         method.step(0.1)
@@ -122,17 +124,17 @@ def test_every_epoch_moves_gamma_each_step_but_xi_only_after_the_epoch():
     torch.testing.assert_close(method.xi, soft_threshold((10 * xi + 2 * gamma) / 12, 0.5 / 12))
 
 
-def test_every_step_leaves_nothing_to_the_epochs_end():
-    method = ProximalSlimming(network(), 0.5, 2.0)
+def test_prox_every_step_updates_nothing_after_the_epoch():
+    method = ProximalSlimming(make_graph(), 0.5, 2.0)
     xi = method.xi.clone()
     method.end_epoch(0.1)
     assert torch.equal(method.xi, xi)
 
 
-def test_xi_starts_in_its_range_and_follows_the_seed():
+def test_the_initial_xi_is_uniform_and_depends_on_the_seed():
     def start(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
-        return ProximalSlimming(network(500), 0.1, 1.0, xi_init=XI_INIT).xi
+        return ProximalSlimming(make_graph(500), 0.1, 1.0, xi_init=XI_INIT).xi
 
     assert start(3).min() >= 0.47
     assert start(3).max() <= 0.50
@@ -141,8 +143,8 @@ def test_xi_starts_in_its_range_and_follows_the_seed():
     assert not torch.equal(start(3), start(4))
 
 
-def test_subgradient_adds_lambda_sign_gamma_to_the_gradient():
-    graph = network()
+def test_the_subgradient_method_adds_lambda_sign_gamma():
+    graph = make_graph()
     model = graph.model
     with torch.no_grad():
         model[1].weight[0] = 0
@@ -156,15 +158,15 @@ def test_subgradient_adds_lambda_sign_gamma_to_the_gradient():
     assert after[0] == before[0]
 
 
-def test_penalties_are_those_of_equations_2_and_5():
-    method = ProximalSlimming(network(), 0.1, 4.0, xi_init=XI_INIT)
+def test_logged_objectives_are_equations_2_and_5():
+    method = ProximalSlimming(make_graph(), 0.1, 4.0, xi_init=XI_INIT)
     gamma, xi = method.gamma.double(), method.xi.double()
     figures = method.log_metrics(2.0)
     ns_objective = 2.0 + 0.1 * gamma.abs().sum().item()
     assert figures["ns_objective"] == pytest.approx(ns_objective, rel=1e-6)
     expected = 0.1 * xi.abs().sum() + 4 / 2 * ((gamma - xi) ** 2).sum()
     assert figures["objective"] == pytest.approx(2.0 + expected.item(), rel=1e-6)
-    original = Subgradient(graph := network(), 0.1)
+    original = Subgradient(graph := make_graph(), 0.1)
     expected_ns = 2.0 + 0.1 * sum(bn.weight.abs().sum().item() for bn in graph.norms.values())
     assert original.log_metrics(2.0) == {"ns_objective": pytest.approx(expected_ns, rel=1e-6)}
     assert Method(graph).log_metrics(2.0) == {}
@@ -172,7 +174,7 @@ def test_penalties_are_those_of_equations_2_and_5():
 
 @pytest.mark.parametrize(("momentum", "minimum"), [(0.0, 0.70), (0.9, 0.97)])
 def test_momentum_rescales_the_problem(momentum, minimum):
-    """½(γ − 1)² with λ = 0.3 ends where (1 − μ)λ is the penalty's weight."""
+    """½(γ − 1)² with λ = 0.3 ends at the minimum for the weight (1 − μ)λ."""
     graph = chain(1, dtype=torch.float64)
     (bn,) = graph.norms.values()
     method = ProximalSlimming(graph, 0.3, 1.0, xi_init=XI_INIT)
@@ -185,8 +187,8 @@ def test_momentum_rescales_the_problem(momentum, minimum):
     assert method.gamma.item() == pytest.approx(minimum, abs=1e-6)
 
 
-def test_shrinkage_is_how_far_the_penalty_alone_moves_a_pair():
-    method = ProximalSlimming(network(dtype=torch.float64), 0.01, 5.0)
+def test_shrinkage_is_the_way_of_a_pair_by_the_penalty_alone():
+    method = ProximalSlimming(make_graph(dtype=torch.float64), 0.01, 5.0)
     method.write(torch.full_like(method.gamma, 100))
     method.xi.fill_(100)
     for count, alpha in ((300, 10.0), (300, 100.0)):
@@ -198,12 +200,12 @@ def test_shrinkage_is_how_far_the_penalty_alone_moves_a_pair():
 
 @pytest.mark.parametrize(("lambda_", "beta", "every"), [(-1, 1, "step"), (float("nan"), 1, "step"),
                                                         (1, 0, "step"), (1, 1, "day")])  # fmt: skip
-def test_senseless_parameters_are_refused(lambda_, beta, every):
+def test_parameters_out_of_range_are_refused(lambda_, beta, every):
     with pytest.raises(ValueError, match="λ"):
-        ProximalSlimming(network(), lambda_, beta, every)
+        ProximalSlimming(make_graph(), lambda_, beta, every)
 
 
 def test_a_model_without_batch_norm_is_refused():
     with pytest.raises(ValueError, match="no batch norm"):
         ProximalSlimming(graph := chain(), 0.1, 1.0)
-    assert not Method(graph).gamma.numel()  # a baseline, and SAS-ADMM, need none
+    assert not Method(graph).gamma.numel()  # the baseline and SAS-ADMM need none

@@ -1,8 +1,8 @@
 """Theorem 1 needs F to decrease enough (eq. 10) and its subgradient to be small enough (eq. 19).
 
-Both are checked at every iteration on a network that satisfies Assumption 1: batch norm, and
-Remark 1's smooth softplus and softmax pooling. All pictures are one batch, and there is neither
-momentum nor weight decay.
+Both are checked at every iteration on a model that satisfies Assumption 1: batch norm, and
+Remark 1's smooth softplus and softmax pooling. All images are one batch, without momentum or
+weight decay.
 """
 
 from collections.abc import Iterator
@@ -22,8 +22,7 @@ SEED = 0
 STEPS = 240
 LAMBDA, BETA = 0.08, 1.0
 SHARPNESS = 4.0  # Remark 1's c
-# Power iteration approaches the largest curvature from below, and only sampled points are looked
-# at, so what it finds is raised by this factor.
+# Power iteration approaches the largest curvature from below, and at sampled points only.
 MARGIN = 1.05
 # F is of order 1 and its differences are exact to some 1e-16.
 ROUNDING = 1e-13
@@ -38,14 +37,14 @@ class SoftmaxPool(nn.Module):
 
 
 class Problem:
-    """32 noisy 4 × 4 pictures of four textures, and a network that is to tell the textures."""
+    """32 noisy 4 × 4 images of four textures, and a model that classifies them."""
 
     def __init__(self) -> None:
         torch.manual_seed(SEED)
         self.labels = torch.arange(32) % 4
         stripes = torch.tensor([1.0, -1.0, 1.0, -1.0]).expand(4, 4)
         textures = torch.stack([stripes, stripes.T, stripes * stripes.T, torch.zeros(4, 4)])
-        self.pictures = (textures[self.labels] + 0.3 * torch.randn(32, 4, 4)).unsqueeze(1).double()
+        self.images = (textures[self.labels] + 0.3 * torch.randn(32, 4, 4)).unsqueeze(1).double()
         channels = 16
         self.model = nn.Sequential(
             nn.Conv2d(1, channels, 3, padding=1, bias=False),
@@ -60,28 +59,26 @@ class Problem:
         self.named = dict(self.model.named_parameters())
 
     def weights(self) -> Tensor:
-        """The model's (W, γ), as one vector."""
+        """Returns (W, γ) as one vector."""
         return torch.cat([p.detach().flatten() for p in self.named.values()])
 
     def is_gamma(self) -> Tensor:
-        """Which of :meth:`weights` are γ."""
+        """Returns which of :meth:`weights` are γ."""
         gamma = self.model[1].weight
         return torch.cat([torch.full((p.numel(),), p is gamma) for p in self.named.values()])
 
     def loss(self, outputs: Tensor) -> Tensor:
-        """Half the mean squared error: unlike cross-entropy's, its curvature in the classifier does
-        not fade as the pictures are learnt, so that L means something along the whole run.
-        """
+        """Half the mean squared error, whose curvature does not fade as cross-entropy's does."""
         targets = nn.functional.one_hot(self.labels, 4)
         return (outputs - targets).square().sum(1).mean() / 2
 
     def loss_at(self, weights: Tensor) -> Tensor:
-        """The loss at any (W, γ), which need not be the model's."""
+        """Returns the loss at any (W, γ)."""
         parts = weights.split([p.numel() for p in self.named.values()])
         shaped = {
             name: part.view_as(p) for (name, p), part in zip(self.named.items(), parts, strict=True)
         }
-        return self.loss(functional_call(self.model, shaped, (self.pictures,)))
+        return self.loss(functional_call(self.model, shaped, (self.images,)))
 
 
 class Iterate(NamedTuple):
@@ -98,14 +95,14 @@ class Iterate(NamedTuple):
 
 
 def observe(problem: Problem, xi: Tensor) -> Iterate:
-    """F and the element of ∂F of least norm, from the model's weights and ξ alone."""
+    """Returns the iterate with F and the element of ∂F of least norm."""
     weights = problem.weights().requires_grad_()
     loss = problem.loss_at(weights)
     (subgradient,) = torch.autograd.grad(loss, weights)  # (20a)
     is_gamma = problem.is_gamma()
     pull = BETA * (weights.detach()[is_gamma] - xi)
     subgradient[is_gamma] += pull  # (20b)
-    # (20c): where ξ = 0, ∂|ξ| is all of [−1, 1], and what is nearest to the pull leaves least.
+    # (20c): where ξ = 0, ∂|ξ| is [−1, 1], and the element nearest to the pull is chosen.
     sparsity = torch.where(xi == 0, pull.clamp(-LAMBDA, LAMBDA), LAMBDA * xi.sign())
     penalty = LAMBDA * xi.abs().sum() + pull.square().sum() / (2 * BETA)
     return Iterate(
@@ -117,17 +114,15 @@ def observe(problem: Problem, xi: Tensor) -> Iterate:
 
 
 def iterates(problem: Problem, method: type[ProximalSlimming], alpha: float) -> Iterator[Iterate]:
-    """Z¹, Z², ...: what ``method`` and plain SGD make of ``problem``, as the program runs them."""
-    slimming = method(
-        netslim.analyze(problem.model, problem.pictures), LAMBDA, BETA, xi_init=XI_INIT
-    )
+    """Yields Z¹, Z², ... of ``method`` with plain SGD."""
+    slimming = method(netslim.analyze(problem.model, problem.images), LAMBDA, BETA, xi_init=XI_INIT)
     optimizer = torch.optim.SGD(
         problem.model.parameters(), lr=1 / alpha, momentum=0, weight_decay=0
     )
     yield observe(problem, slimming.xi)
     for _ in range(STEPS):
         optimizer.zero_grad()
-        problem.loss(problem.model(problem.pictures)).backward()
+        problem.loss(problem.model(problem.images)).backward()
         slimming.before_step()
         optimizer.step()
         slimming.step(1 / alpha)
@@ -135,16 +130,16 @@ def iterates(problem: Problem, method: type[ProximalSlimming], alpha: float) -> 
 
 
 def curvature(problem: Problem, points: list[Tensor]) -> float:
-    """The largest |eigenvalue| of the loss's Hessian in (W, γ) over ``points``, by power iteration.
+    """Returns the gradient's Lipschitz constant over ``points`` (Assumption 1b).
 
-    That is the gradient's Lipschitz constant there (Assumption 1b).
+    It is the largest |eigenvalue| of the loss's Hessian in (W, γ), by power iteration.
     """
     largest = 0.0
     direction = torch.ones_like(points[0])
     for number, point in enumerate(points):
         weights = point.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(problem.loss_at(weights), weights, create_graph=True)
-        # A point's direction is almost its neighbour's, so only the first needs many rounds.
+        # The direction is almost that of the point before.
         for _ in range(4 if number else 100):
             direction = direction / direction.norm()
             (direction,) = torch.autograd.grad(gradient, weights, direction, retain_graph=True)
@@ -154,9 +149,9 @@ def curvature(problem: Problem, points: list[Tensor]) -> float:
 
 @pytest.fixture(scope="module")
 def steps() -> tuple[float, float]:
-    """α, and the L of the run that α makes, over its iterates and halfway between them."""
+    """Returns α, and L over the iterates of that run and halfway between them."""
     problem = Problem()
-    # Here the curvature is largest at the start, or almost.
+    # The curvature is largest at the start, or almost.
     alpha = 1.5 * MARGIN * curvature(problem, [problem.weights()])
     run = [iterate.weights for iterate in iterates(problem, ProximalSlimming, alpha)]
     points = [point for a, b in pairwise(run) for point in (a, (a + b) / 2)]
@@ -164,7 +159,7 @@ def steps() -> tuple[float, float]:
 
 
 def check(method: type[ProximalSlimming], alpha: float, lipschitz: float) -> None:
-    """Lemmas 3 and 4 at every iteration, and what they are for: F falls and ξ reaches zero."""
+    """Asserts lemmas 3 and 4 at every iteration, that F falls, and that ξ gets zeros."""
     for before, after in pairwise(iterates(Problem(), method, alpha)):
         change = after.objective - before.objective
         distance = after.distance(before)
@@ -193,17 +188,14 @@ class WrongSign(ProximalSlimming):
 
 
 def test_a_wrong_sign_in_step_2_fails(steps: tuple[float, float]) -> None:
-    # It is (10) that breaks, at the first or second iteration: γ is driven away from ξ, the
-    # quadratic penalty grows, and soon F does too. (19) was not seen to break.
+    # γ is driven away from ξ, so the quadratic penalty grows.
     with pytest.raises(AssertionError, match=r"\(10\)"):
         check(WrongSign, *steps)
 
 
 def test_too_small_an_alpha_fails(steps: tuple[float, float]) -> None:
-    # What breaks is the decrease of F: a step overshoots along the stiffest direction by more than
-    # it corrects. Just below L/2 the other directions hide this for long, L/4 shows it at once.
-    # (10) and (19) do not break: they hold for any α while L bounds the curvature, and for α < L
-    # (10)'s right-hand side is positive.
+    # A step overshoots along the stiffest direction. (10) and (19) still hold, but for α < L the
+    # right-hand side of (10) is positive.
     lipschitz = steps[1]
     with pytest.raises(AssertionError, match="F does not decrease"):
         check(ProximalSlimming, lipschitz / 4, lipschitz)

@@ -55,9 +55,7 @@ def test_another_width_is_noticed() -> None:
     model = plain_net()
     method = slimming(model)
     model[4] = nn.BatchNorm2d(5)
-    with pytest.raises(
-        RuntimeError, match="4 has 5 channels now, not 6: construct"
-    ):
+    with pytest.raises(RuntimeError, match="4 has 5 channels now, not 6: construct"):
         method.step(0.1)
 
 

@@ -1,7 +1,4 @@
-"""A CUDA runtime that does nothing: it shows all that the host does for a GPU, without one.
-
-PYTHONPATH=tests python -m no_gpu        says whether it can be built here
-"""
+"""A CUDA runtime that computes nothing and counts what the host asks of a GPU."""
 
 import os
 import shutil
@@ -15,16 +12,16 @@ HERE = Path(__file__).parent
 
 
 def includes() -> list[Path]:
-    """The folders of CUDA's headers, in torch's own packages or where CUDA is installed."""
+    """Returns the folders of CUDA's headers, of torch's packages or in /usr/local, or []."""
     packages = Path(torch.__file__).parents[1]
-    found = [*packages.glob("nvidia/cu*/include"), *Path("/usr/local").glob("cuda*/include")]
-    found += packages.glob("triton/backends/nvidia/include")
+    folders = [*packages.glob("nvidia/cu*/include"), *Path("/usr/local").glob("cuda*/include")]
+    folders += packages.glob("triton/backends/nvidia/include")
     headers = "driver_types.h", "crt/host_defines.h"
-    return found if all(any((x / h).exists() for x in found) for h in headers) else []
+    return folders if all(any((x / h).exists() for x in folders) for h in headers) else []
 
 
 def lacks() -> str:
-    """What is not here to build it; "" where nothing is lacking."""
+    """Returns what is missing to build the runtime, "" if nothing is."""
     if torch.version.cuda is None:
         return "torch is built without CUDA"
     if sys.platform != "linux" or shutil.which("gcc") is None:
@@ -33,11 +30,11 @@ def lacks() -> str:
 
 
 def build(folder: Path) -> dict[str, str]:
-    """Compile it into ``folder``; the environment in which a process runs over it."""
+    """Compiles the runtime into ``folder``; returns the environment of a process that uses it."""
     runtime, driver = folder / "libruntime.so", folder / "libcuda.so.1"
     compile_ = ["gcc", "-shared", "-fPIC", "-w", *(f"-I{path}" for path in includes())]
     subprocess.run([*compile_, "-o", runtime, HERE / "runtime.c"], check=True)
     subprocess.run([*compile_, f"-Wl,-soname,{driver.name}", "-o", driver, HERE / "driver.c"])
     path = os.pathsep.join(map(str, (HERE.parents[1], HERE)))
-    there = {"LD_PRELOAD": str(runtime), "LD_LIBRARY_PATH": str(folder), "PYTHONPATH": path}
-    return {**os.environ, **there, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "0"}
+    variables = {"LD_PRELOAD": str(runtime), "LD_LIBRARY_PATH": str(folder), "PYTHONPATH": path}
+    return {**os.environ, **variables, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "0"}

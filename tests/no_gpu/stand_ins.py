@@ -1,7 +1,7 @@
-"""What the runtime without a GPU lacks: cuDNN's and cuBLAS's operations, as kernels.
+"""Replacements of cuDNN's and cuBLAS's operations, which the fake runtime lacks.
 
-A convolution and a linear layer are one kernel forward and two backward, as DESIGN counts them; a
-batch norm that cuDNN would take (float32) is one and one.
+A convolution and a linear layer are one kernel forward and two backward; a batch norm in float32,
+which cuDNN would compute, is one and one.
 """
 
 import ctypes
@@ -19,40 +19,40 @@ KINDS = "kernels to_device to_host on_device fills waits graphs forbidden captur
 
 
 def counts() -> dict[str, int]:
-    """What happened since the last call."""
+    """Returns the counts since the last call."""
     into = (ctypes.c_long * len(KINDS))()
     runtime.gpu_counts(into)
     return dict(zip(KINDS, into, strict=True))
 
 
 def nodes_by_kernel(path: str) -> str:
-    """The kernels of the latest capture."""
+    """Returns the kernels of the latest capture."""
     runtime.gpu_print_nodes(path.encode())
     with open(path) as file:
         return file.read()
 
 
 def kernel(tensor: Tensor) -> Tensor:
-    """``tensor``, after one kernel."""
+    """Runs one kernel on ``tensor``."""
     return tensor.trunc_()
 
 
 def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
-    """As autocast has what goes into a convolution or a linear layer."""
+    """Casts the inputs of a convolution or a linear layer as autocast does."""
     if not torch.is_autocast_enabled("cuda"):
         return list(tensors)
     return [None if x is None else x.bfloat16() for x in tensors]
 
 
 def like(x: Tensor, *shape: int) -> Tensor:
-    """In the memory format of ``x``."""
+    """Returns an empty tensor in the memory format of ``x``."""
     last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     memory_format = torch.channels_last if last else torch.contiguous_format
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
 
 
 class Product(torch.autograd.Function):
-    """A convolution or a linear layer: what comes out has ``shape``."""
+    """A convolution or a linear layer, with outputs of ``shape``."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shape: tuple) -> Tensor:
@@ -107,7 +107,7 @@ def install() -> None:
 
 @contextmanager
 def torchs_own() -> Iterator[None]:
-    """Within, the CPU computes: a dependency graph is traced there."""
+    """Computes on the CPU within, as the tracing of a dependency graph needs."""
     F.conv2d, F.linear, F.batch_norm = own
     try:
         yield

@@ -1,11 +1,10 @@
-"""A ruined network is recognised by the classes that it tells apart, however many there are."""
+"""A collapsed model is recognised by its predictions per class."""
 
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 import main
 import vgg_prune
@@ -13,60 +12,70 @@ from runs import command, train
 from utils.training.classes import PerClass, class_counts
 
 NAMES = ("cat", "dog", "eel")
+DIGITS = tuple("0123456789")
 
 
-def by_class(*rows: list[int]) -> PerClass:
-    """From how often images of each class (a row) were called what (a column)."""
-    table = torch.tensor(rows)
-    labels, answers = table.nonzero().T
-    times = table[labels, answers]
-    each = (x.repeat_interleave(times) for x in (answers, labels))
-    return PerClass(*class_counts(*each, len(rows)).tolist())
+def per_class(*confusion: list[int]) -> PerClass:
+    """From a confusion matrix: rows are classes, columns predictions."""
+    table = torch.tensor(confusion)
+    labels, predictions = table.nonzero().T
+    times = table[labels, predictions]
+    samples = (x.repeat_interleave(times) for x in (predictions, labels))
+    return PerClass(*class_counts(*samples, len(confusion)).tolist())
 
 
-def test_each_number_belongs_to_its_class():
-    assert by_class([70, 7, 0], [20, 5, 5], [0, 15, 0]) == ([77, 30, 15], [90, 27, 5], [70, 5, 0])
+def test_counts_belong_to_their_classes():
+    counts = per_class([70, 7, 0], [20, 5, 5], [0, 15, 0])
+    assert counts == ([77, 30, 15], [90, 27, 5], [70, 5, 0])
 
 
-def test_the_largest_of_three_unbalanced_classes_is_not_enough():
-    found = by_class([77, 0, 0], [30, 0, 0], [15, 0, 0])
-    said = found.collapse(NAMES)
-    assert "63.11 %" in said and "all 122 test images are called cat" in said
-    assert found.accuracies(NAMES) == (
+@pytest.mark.parametrize(
+    ("confusion", "message"),
+    [
+        (
+            [[77, 0, 0], [30, 0, 0], [15, 0, 0]],
+            "63.11 %: all 122 test images are classified as cat",
+        ),
+        ([[70, 7, 0], [25, 5, 0], [13, 1, 1]], "62.30 %, no better than always predicting cat (63"),
+        ([[0, 50], [0, 50]], "all 100 test images are classified as dog"),
+        ([[25, 25], [26, 24]], "no better than always predicting cat (50.00 %)"),
+        ([[70, 7, 0], [10, 20, 0], [5, 3, 7]], ""),
+        ([[30, 20], [15, 35]], ""),  # 65 %
+        ([[800, 100], [0, 100]], ""),  # 90 %, and 94.4 % in the mean over classes
+        ([[5, 0], [0, 0]], ""),  # one class only
+    ],
+)
+def test_collapse_of_few_classes(confusion, message):
+    collapse = per_class(*confusion).collapse(NAMES[: len(confusion)])
+    assert message in collapse and bool(message) == bool(collapse)
+
+
+@pytest.mark.parametrize(("correct", "collapsed"), [(2, True), (5, True), (6, False), (10, False)])
+def test_two_of_ten_classes_predicted_is_a_collapse_up_to_one_and_a_half_times_chance(
+    correct, collapsed
+):
+    """Chance is 10 of 100 images, and 10 + ``correct`` are classified correctly."""
+    table = [[10] + [0] * 9 for _ in DIGITS]
+    table[1] = [10 - correct, correct] + [0] * 8
+    collapse = per_class(*table).collapse(DIGITS)
+    assert ("only 2 of 10 classes are ever predicted" in collapse) == collapsed
+
+
+@pytest.mark.parametrize(("rare", "collapsed"), [(6, True), (7, False)])
+def test_recognising_rare_classes_excuses_an_accuracy_below_the_most_frequent_class(
+    rare, collapsed
+):
+    """800 of 900 and ``rare`` of 10 are correct: 74.4 and 79.4 % in the mean over classes, where
+    1.5 times chance is 75 %."""
+    counts = PerClass([900, 10], [800 + 10 - rare, 100 + rare], [800, rare])
+    assert bool(counts.collapse(NAMES[:2])) == collapsed
+
+
+def test_the_accuracy_of_each_class_is_shown_if_classes_are_unbalanced():
+    assert per_class([77, 0, 0], [30, 0, 0], [15, 0, 0]).accuracies(NAMES) == (
         "accuracy by class: cat 100.0 % of 77, dog 0.0 % of 30, eel 0.0 % of 15"
     )
-    # Nor is what answers more, and is right less often than that.
-    said = by_class([70, 7, 0], [25, 5, 0], [13, 1, 1]).collapse(NAMES)
-    assert "62.30 %" in said and "cat gives 63.11 %" in said
-    assert by_class([70, 7, 0], [10, 20, 0], [5, 3, 7]).collapse(NAMES) == ""
-
-
-def test_two_classes_told_apart_in_part_are_no_ruin():
-    assert by_class([30, 20], [15, 35]).collapse(NAMES[:2]) == ""  # 65 %
-    assert by_class([41, 9], [20, 30]).collapse(NAMES[:2]) == ""  # 71 %
-    assert "called dog" in by_class([0, 50], [0, 50]).collapse(NAMES[:2])
-    assert "cat gives 50.00 %" in by_class([25, 25], [26, 24]).collapse(NAMES[:2])
-
-
-def test_rare_classes_may_cost_more_than_they_bring():
-    """94.4 % in the mean of two classes, though one answer always would be right more often."""
-    found = by_class([800, 100], [0, 100])
-    assert found.collapse(NAMES[:2]) == ""
-    assert found.accuracies(NAMES[:2]).endswith("cat 88.9 % of 900, dog 100.0 % of 100")
-
-
-def test_few_answers_of_many_classes():
-    names = [str(i) for i in range(10)]
-    table = [[10] + [0] * 9 for _ in names]
-    table[1] = [7, 3] + [0] * 8
-    assert "only 2 of 10 classes" in by_class(*table).collapse(names)  # 13 %
-    table[1] = [0, 10] + [0] * 8
-    assert by_class(*table).collapse(names) == ""  # 20 %: it has begun to learn
-    assert by_class(*[[1] * 10] * 9, [0] * 9 + [10]).collapse(names) == ""
-
-
-def test_where_there_is_one_class_nothing_is_told_apart():
-    assert by_class([5, 0], [0, 0]).collapse(NAMES[:2]) == ""
+    assert per_class([20, 5], [0, 25]).accuracies(NAMES[:2]) == ""
 
 
 @pytest.fixture(scope="module")
@@ -81,38 +90,37 @@ def unbalanced(tmp_path_factory) -> Path:
     return folder
 
 
-def ruin(path: Path) -> None:
-    """Have the network in this checkpoint answer cat, whatever it sees."""
+def always_cat(path: Path) -> None:
+    """Changes the last layer of a checkpoint's model such that it always predicts cat."""
     content = torch.load(path, weights_only=True)
-    last: list[Tensor] = list(content["state_dict"].values())[-2:]
-    for tensor, value in zip(last, (torch.zeros(3, 1), torch.eye(3)[0]), strict=True):
-        tensor.copy_(value.expand_as(tensor))
+    weight, bias = list(content["state_dict"].values())[-2:]
+    weight.zero_()
+    bias.copy_(torch.eye(3)[0])
     torch.save(content, path)
 
 
-def test_a_ruined_network_is_recognised_after_training_pruning_and_fine_tuning(
+def test_a_collapse_is_reported_after_training_pruning_and_fine_tuning(
     tmp_path, unbalanced, capsys
 ):
-    network = ["--arch", "vgg", "--depth", 11, "--name", "net", "--epochs", 1]
-    still = ["--lr", 1e-30, "--epochs", 1]
-    assert train(tmp_path, unbalanced, *network) == 0
+    model = ["--arch", "vgg", "--depth", 11, "--name", "net", "--epochs", 1]
+    frozen = ["--lr", 1e-30, "--epochs", 1]
+    assert train(tmp_path, unbalanced, *model) == 0
     (path,) = tmp_path.glob("*checkpoint.pth.tar")
-    ruin(path)
-    said = "all 32 test images are called cat"
-    by = "accuracy by class: cat 100.0 % of 20, dog 0.0 % of 8, eel 0.0 % of 4"
-    for more in (["--evaluate", path], ["--init", path, "--name", "b", *still]):
+    always_cat(path)
+    collapse = "all 32 test images are classified as cat"
+    by_class = "accuracy by class: cat 100.0 % of 20, dog 0.0 % of 8, eel 0.0 % of 4"
+    verdict = f"verdict: test accuracy 62.50 %: {collapse}"
+    for flags in (["--evaluate", path], ["--init", path, "--name", "b", *frozen]):
         capsys.readouterr()
-        assert train(tmp_path, unbalanced, *more) == 0
+        assert train(tmp_path, unbalanced, *flags) == 0
         out, err = capsys.readouterr()
-        assert said in out + err and by in out + err
-    assert f"verdict: test accuracy 62.50 %: {said}" in out
+        assert collapse in out + err and by_class in out + err
+    assert verdict in out
     finished = tmp_path / "b_vgg_11_foldercheckpoint.pth.tar"
-    assert train(tmp_path, unbalanced, "--resume", finished, *still) == 0
-    assert f"verdict: test accuracy 62.50 %: {said}" in capsys.readouterr().out
+    assert train(tmp_path, unbalanced, "--resume", finished, *frozen) == 0
+    assert verdict in capsys.readouterr().out
     assert command(vgg_prune, "--model", path, "--percent", 0.3, "--no-cuda") == 0
-    err = capsys.readouterr().err
-    assert f"warning: before pruning: test accuracy 62.50 %: {said}" in err
-    assert (
-        command(main, "--refine", next(tmp_path.glob("*_pruned.pth.tar")), *still, "--no-cuda") == 0
-    )
-    assert f"verdict: test accuracy 62.50 %: {said}" in capsys.readouterr().out
+    assert f"before pruning: test accuracy 62.50 %: {collapse}" in capsys.readouterr().err
+    (pruned,) = tmp_path.glob("*_pruned.pth.tar")
+    assert command(main, "--refine", pruned, *frozen, "--no-cuda") == 0
+    assert verdict in capsys.readouterr().out

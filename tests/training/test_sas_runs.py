@@ -1,4 +1,4 @@
-"""SAS-ADMM and masked retraining by the real commands: what is saved, records, files, kills."""
+"""SAS-ADMM and retraining with masks by the real commands."""
 
 import random
 import shutil
@@ -11,65 +11,64 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from models import build_model
 from netslim.weights import weights
-from runs import assert_same, assert_same_run, kill_and_resume, rows, train
-from utils import console, export
+from runs import assert_same, assert_same_run, command, kill_and_resume, rows, train
+from utils import export
 from utils.data.batches import Batches
 from utils.data.datasets import load_dataset
 from utils.files import checkpoint
+from utils.flags.config import Config
 from utils.flags.parser import parser, resolve
 from utils.methods.sas_admm import SasAdmm
 from utils.training import logs
 from utils.training.recalibrate import recalibrate_bn
 
 SAS = "-sr --method sas-admm --arch resnet-basic --depth 8 --batch-size 8 --inner 3 --k0 3".split()
+AVERAGED = [*SAS, "--outer", "6", "--average-from", "4"]
 NAME = "sas-admm_seed1_resnet-basic_8_folder"
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, pictures) -> Path:
-    """The checkpoint of a run of six outer iterations, averaged from the fourth."""
+    """The checkpoint of six outer iterations, averaged from the fourth on."""
     folder = tmp_path_factory.mktemp("sas")
-    assert train(folder, pictures, *SAS, "--outer", "6", "--average-from", "4") == 0
+    assert train(folder, pictures, *AVERAGED) == 0
     return folder / f"{NAME}checkpoint.pth.tar"
 
 
 def stop_at(epoch: int, patch: pytest.MonkeyPatch) -> None:
-    """Interrupt a training at the end of that epoch, before it is kept."""
+    """Interrupts a training at the end of an epoch, before it is saved."""
     log = logs.log
 
-    def stopping(run, *args):
-        if run.epoch == epoch:
+    def stop(trainer, *args):
+        if trainer.epoch == epoch:
             raise KeyboardInterrupt
-        return log(run, *args)
+        return log(trainer, *args)
 
-    patch.setattr(logs, "log", stopping)
+    patch.setattr(logs, "log", stop)
 
 
 def statistics(model: nn.Module) -> dict[str, Tensor]:
     return {k: v for k, v in model.state_dict().items() if "running" in k}
 
 
-def test_the_average_is_saved_with_statistics_of_its_own(trained, pictures):
-    content = torch.load(trained, weights_only=True)
-    model, kept = checkpoint.load(trained).network.model, content["method"]
-    assert torch.equal(parameters_to_vector(weights(model).values()), kept["average"])
-    assert not torch.equal(kept["average"], kept["W"])
+def test_the_average_is_saved_with_recalibrated_statistics(trained, pictures):
+    state = torch.load(trained, weights_only=True)["method"]
+    model = checkpoint.load(trained).network.model
+    assert torch.equal(parameters_to_vector(weights(model).values()), state["average"])
+    assert not torch.equal(state["average"], state["W"])
     saved = {key: value.clone() for key, value in statistics(model).items()}
-    data = load_dataset("folder", pictures)
-    batches = Batches(data, "train", 8, torch.device("cpu"), 1)
+    batches = Batches(load_dataset("folder", pictures), "train", 8, torch.device("cpu"), 1)
     recalibrate_bn(model, batches)
     assert_same(statistics(model), saved)
-    # and not what training at Ŵ left, nor what other weights give
-    vector_to_parameters(kept["W"], weights(model).values())
+    vector_to_parameters(state["W"], weights(model).values())  # other weights, other statistics
     recalibrate_bn(model, batches)
     assert not torch.equal(statistics(model)["bn1.running_mean"], saved["bn1.running_mean"])
 
 
-def test_its_epochs_are_outer_iterations(trained):
+def test_epochs_are_outer_iterations_of_growing_length(trained):
     log = rows(trained.with_name(f"{NAME}log.csv"))
-    assert len(log) == 6
     inner = [float(row["inner_steps"]) for row in log]
-    assert inner == [3, 6, 9, 14, 20, 27]  # M_i = 3 · (i/3)^1.1, rounded up, from the third on
+    assert inner == [3, 6, 9, 14, 20, 27]  # M_i = ⌈3 · (i/3)^1.1⌉ from the third on, summed up
     for row in log:
         assert float(row["penalised_loss"]) > float(row["train_loss"])
         assert float(row["primal_gap"]) > 0
@@ -77,92 +76,86 @@ def test_its_epochs_are_outer_iterations(trained):
     assert (row["epochs"], row["outer"], row["growth_from"], row["s"]) == ("6", "6", "3", "0.0001")
 
 
-def test_scaling_factors_and_biases_keep_their_initial_values(trained):
+def test_scaling_factors_and_biases_are_not_trained(trained):
     for name, value in checkpoint.load(trained).network.model.named_parameters():
         if "bn" in name:
             assert (value == (1 if name.endswith("weight") else 0)).all()
 
 
-def told(*flags: str):
+def config(*flags: str) -> Config:
     return resolve(vars(parser().parse_args(flags)), None, {})
 
 
 def test_the_papers_settings_are_the_defaults():
-    s = told(*SAS[:5])
-    assert (s.epochs, s.batch_size) == (190, 256)
-    assert s.options == {
+    training = config(*SAS[:5])
+    assert (training.epochs, training.batch_size) == (190, 256)
+    assert training.options == {
         "s": 1e-4, "sas_beta": 0.04, "outer": 190, "inner": 50, "growth_from": 50, "q": 1.1,
         "v": 25.0, "average_from": 170,
     }  # fmt: skip
-    a = told("--refine", "x", "--prune-ratio", "0.85")
-    assert (a.epochs, a.batch_size, a.lr, a.momentum, a.nesterov) == (200, 128, 0.1, 0.9, False)
-    b = told(*SAS[:3], "--refine", "x", "--prune-ratio", "0.85")
-    assert (b.epochs, b.batch_size, b.options["s"], b.options["average_from"]) == (190, 256, 0, 151)
-    assert told(*SAS[:3], "--epochs", "7", "--lr", "3").epochs == 190
-    assert told("--epochs", "7").epochs == 7
-    for settings in (s, a, b):  # what a recipe would type
-        assert told(*settings.argv()) == settings
+    refine = ["--refine", "x", "--prune-ratio", "0.85"]
+    by_sgd, by_sas = config(*refine), config(*SAS[:3], *refine)
+    assert (by_sgd.epochs, by_sgd.batch_size, by_sgd.nesterov) == (200, 128, False)
+    assert (by_sgd.lr, by_sgd.momentum) == (0.1, 0.9)
+    assert (by_sas.epochs, by_sas.batch_size) == (190, 256)
+    assert (by_sas.options["s"], by_sas.options["average_from"]) == (0, 151)
+    assert config(*SAS[:3], "--epochs", "7", "--lr", "3").epochs == 190
+    for each in (training, by_sgd, by_sas):
+        assert config(*each.argv()) == each
 
 
-def test_a_killed_run_is_the_uninterrupted_one(tmp_path, pictures):
+def test_a_killed_run_resumes_with_the_same_bits(tmp_path, pictures):
     flags = [*SAS, "--outer", "30", "--q", "0.5", "--average-from", "9"]
     kill_and_resume(tmp_path, pictures, flags, 2, random.Random(1))
 
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory, pictures) -> Path:
-    """The run of ``trained``, stopped in its sixth iteration: averaging has begun."""
+    """The run of ``trained``, stopped in its sixth iteration, while it averages."""
     folder = tmp_path_factory.mktemp("stopped")
     with pytest.MonkeyPatch.context() as patch:
         stop_at(6, patch)
-        flags = [*SAS, "--outer", "6", "--average-from", "4"]
-        assert train(folder, pictures, *flags) == 130
+        assert train(folder, pictures, *AVERAGED) == 130
     return folder
 
 
-def test_a_run_that_goes_on_while_it_averages_is_the_uninterrupted_one(
-    stopped, trained, tmp_path, pictures
+@pytest.mark.parametrize("lost", [None, "breve", "Z", "U"])
+def test_resuming_while_it_averages_needs_every_tensor(
+    lost, stopped, trained, tmp_path, pictures, monkeypatch
 ):
-    parts = tmp_path / "parts"
-    shutil.copytree(stopped, parts)
-    assert train(parts, pictures, "--resume", parts / trained.name) == 0
-    assert_same_run(trained.parent, parts)
-
-
-@pytest.mark.parametrize("name", ["W", "breve", "Z", "U"])
-def test_it_takes_every_tensor_to_go_on(name, stopped, trained, tmp_path, pictures, monkeypatch):
-    """But for Wᵃ, which is the network. An iteration begins at W̆, so W is in the log only."""
-    parts = tmp_path / "parts"
-    shutil.copytree(stopped, parts)
-    whole = SasAdmm.state_dict
+    shutil.copytree(stopped, tmp_path / "parts")
+    state_dict = SasAdmm.state_dict
     monkeypatch.setattr(
-        SasAdmm, "state_dict", lambda self: {k: x for k, x in whole(self).items() if k != name}
+        SasAdmm, "state_dict", lambda self: {k: x for k, x in state_dict(self).items() if k != lost}
     )
+    parts = tmp_path / "parts"
     assert train(parts, pictures, "--resume", parts / trained.name) == 0
-    folders = trained.parent, parts
-    last = [rows(folder / f"{NAME}log.csv")[-1] for folder in folders]
-    assert last[0]["w_change"] != last[1]["w_change"]
-    one, other = (torch.load(f / trained.name, weights_only=True)["state_dict"] for f in folders)
-    same = torch.equal(one["layer1.0.conv1.weight"], other["layer1.0.conv1.weight"])
-    assert same == (name == "W")
+    if lost is None:
+        assert_same_run(trained.parent, parts)
+        return
+    one, other = (
+        torch.load(folder / trained.name, weights_only=True)["state_dict"]
+        for folder in (trained.parent, parts)
+    )
+    assert not torch.equal(one["layer1.0.conv1.weight"], other["layer1.0.conv1.weight"])
 
 
-def test_what_diverges_is_told_of_a_flag_that_it_uses(tmp_path, pictures, monkeypatch, capsys):
+def test_advice_and_notes_name_flags_that_it_uses(tmp_path, pictures, monkeypatch, capsys):
+    unused = ["--epochs", "7", "--lr", "3"]
     monkeypatch.setattr(SasAdmm, "_mean", lambda self: self.w * torch.nan)
-    assert train(tmp_path, pictures, *SAS, "--outer", "2") == 3
-    said = capsys.readouterr().err.splitlines()
-    assert said[-1].startswith("error: ") and said[-1].endswith("try a larger --v than 25")
-    assert any("no γ is trained here and no channel dies" in line for line in said)
+    assert train(tmp_path, pictures, *SAS, "--outer", "2", *unused) == 3
+    err = capsys.readouterr().err
+    assert err.count("does not use --epochs, --lr") == 1
+    assert "γ is not trained" in err
+    assert err.splitlines()[-1].endswith("try a larger --v than 25")
 
 
-RETRAINING = {
-    "SGD": ["--epochs", "4"],
-    "SAS-ADMM": ["-sr", "--method", "sas-admm", "--outer", "4", "--inner", "2"],
-}
-
-
-@pytest.mark.parametrize("flags", RETRAINING.values(), ids=RETRAINING)
-def test_masked_retraining_goes_on_bit_for_bit_and_zeros_stay(
+@pytest.mark.parametrize(
+    "flags",
+    [["--epochs", "4"], ["-sr", "--method", "sas-admm", "--outer", "4", "--inner", "2"]],
+    ids=["SGD", "SAS-ADMM"],
+)
+def test_masked_retraining_resumes_with_the_same_bits_and_zeros_stay(
     flags, trained, tmp_path, pictures, monkeypatch
 ):
     flags = ["--refine", trained, "--prune-ratio", "0.85", "--batch-size", "8", *flags]
@@ -175,50 +168,43 @@ def test_masked_retraining_goes_on_bit_for_bit_and_zeros_stay(
     assert_same_run(whole, parts)
 
     content = torch.load(next(whole.glob("*checkpoint.pth.tar")), weights_only=True)
-    own = weights(build_model("resnet-basic", 8, 2))
-    flat = torch.cat([content["state_dict"][name].flatten() for name in own])
-    assert torch.equal(flat != 0, content["method"]["mask"])
-    assert int((flat == 0).sum()) == 63_033
     before = torch.load(trained, weights_only=True)["state_dict"]
-    moved = torch.cat([before[name].flatten() for name in own])
-    assert not torch.equal(flat[flat != 0], moved[flat != 0]), "nothing was trained"
+    names = weights(build_model("resnet-basic", 8, 2))
+    after, start = (
+        torch.cat([state[name].flatten() for name in names])
+        for state in (content["state_dict"], before)
+    )
+    assert torch.equal(after != 0, content["method"]["mask"])
+    assert int((after == 0).sum()) == 63_033
+    assert not torch.equal(after[after != 0], start[after != 0])  # they are trained
 
 
 @pytest.mark.parametrize(
-    ("depth", "ratio", "left", "factor"),
+    ("depth", "ratio", "kept", "factor"),
     [(32, "0.85", 69_839, "6.6134"), (56, "0.9", 85_500, "9.9292")],
 )
-def test_the_papers_factors_are_in_the_record_and_in_the_files(
-    depth, ratio, left, factor, tmp_path, pictures, capsys
+def test_the_published_factors_are_in_the_record_and_in_the_files(
+    depth, ratio, kept, factor, tmp_path, pictures, capsys
 ):
     torch.manual_seed(0)
     torch.save(build_model("resnet-basic", depth, 10).state_dict(), tmp_path / "trained.pth")
     flags = ["--refine", tmp_path / "trained.pth", "--prune-ratio", ratio, "--epochs", "1"]
     flags += ["--dataset", "shapes", "--subset", "8", "--test-subset", "8"]
     assert train(tmp_path, pictures, *flags) == 0
+    assert f"{factor} times fewer" in capsys.readouterr().out
     (row,) = rows(tmp_path / "refine_record.csv")
-    assert row["compression"] == factor
-    assert int(row["weights_kept"]) == left
+    assert (row["compression"], int(row["weights_kept"])) == (factor, kept)
     path = tmp_path / row["checkpoint"]
     state = torch.load(path, weights_only=True)["state_dict"]
     names = [k for k in state if ("conv" in k or "linear" in k) and k.endswith("weight")]
     total = sum(state[k].numel() for k in names)
-    kept = sum(int(state[k].count_nonzero()) for k in names)
-    assert f"{total / kept:.4f}" == factor
-    assert f"{factor} times fewer" in capsys.readouterr().out
+    assert f"{total / sum(int(state[k].count_nonzero()) for k in names):.4f}" == factor
 
     sparse = tmp_path / "small.sparse"
-    argv = ["--format", "sparse", "--model", str(path), "--output", str(sparse)]
-    assert console.run(export.main, argv) == 0
+    assert command(export, "--format", "sparse", "--model", path, "--output", sparse) == 0
     assert f"{sparse.stat().st_size:,} bytes" in capsys.readouterr().out
     read = checkpoint.load(sparse).network.model.state_dict()
     assert read.keys() == state.keys()
     assert all(torch.equal(read[key], state[key]) for key in read)
-    assert 4 * left + total // 8 < int(row["bytes_sparse"]) <= sparse.stat().st_size
+    assert 4 * kept + total // 8 < int(row["bytes_sparse"]) <= sparse.stat().st_size
     assert sparse.stat().st_size < path.stat().st_size / 4
-
-
-def test_what_it_makes_no_use_of_is_said_once(tmp_path, pictures, capsys):
-    idle = ["--epochs", "7", "--lr", "3", "--resume", "auto"]
-    assert train(tmp_path, pictures, *SAS, "--outer", "1", *idle) == 0
-    assert capsys.readouterr().err.count("does not use --epochs, --lr") == 1

@@ -124,16 +124,17 @@ class Training:
         be_deterministic(False)
         precision = fastest_precision(network, images, labels, device, graphs)
         self.execution = build_execution(network, precision, device)
-        parts = network, data, batches, self.execution, SINGLE_PROCESS, train_step, graphs
+        parts = network, data, batches, self.execution, SINGLE_PROCESS, graphs
         self.trainer = Trainer(config, RunPaths(Path(), "bench"), *parts)
+        self.run_step = self.trainer.compile(train_step)
 
     def epoch(self) -> None:
         trainer, step = self.trainer, self.trainer.step
-        step.begin(trainer.lr(0))
+        step.start_epoch(trainer.lr(0))
         step.method.begin(trainer.epoch)
         indices = step.batches.epoch_indices(trainer.epoch)
         for batch in indices:
-            step.launch(batch)
+            self.run_step(batch)
         step.metrics(indices)
         trainer.epoch += 1
 

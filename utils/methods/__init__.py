@@ -1,4 +1,4 @@
-"""The mathematics: one file a method, and the list of them."""
+"""Training methods: one file each, and their registry."""
 
 from utils.arguments import Flag
 from utils.methods.base import Method
@@ -14,21 +14,21 @@ METHODS: dict[str, type[Method]] = {
 
 
 def method_of(name: str, prune_ratio: float | None) -> type[Method]:
-    """A method, and of a network whose weights are to be cut, of what is left of them."""
+    """Returns the method; with a ``prune_ratio``, one that keeps pruned weights at 0."""
     return METHODS[name] if prune_ratio is None else masking(METHODS[name], prune_ratio)
 
 
 def flags_of_all() -> dict[str, Flag]:
-    """Every method's flags by name, each once: methods may share one and differ in its default."""
+    """Returns all methods' flags by name; methods may share one with other defaults."""
     return {flag.name: flag for m in reversed(METHODS.values()) for flag in m.flags}
 
 
 def defaults_of(name: str) -> str:
-    """The defaults of a flag that depend on method and network, to be read; '' where none do."""
-    said = []
+    """Returns a flag's defaults by method and architecture as text, "" if they do not vary."""
+    texts = []
     for method in METHODS.values():
         for flag in (f for f in method.flags if f.name == name and callable(f.default)):
             values = [f"{flag.default(*network):g}" for network in NETWORKS.values()]
             each = [f"{title} {value}" for title, value in zip(NETWORKS, values, strict=True)]
-            said.append(f"{method.name}: {', '.join(each if len({*values}) > 1 else values[:1])}")
-    return "; ".join(said)
+            texts.append(f"{method.name}: {', '.join(each if len({*values}) > 1 else values[:1])}")
+    return "; ".join(texts)

@@ -1,7 +1,7 @@
-"""What the program knows of every method, and plain training, which is the least of them.
+"""The base class of the program's methods, which is also plain training.
 
-The mathematics is in :mod:`netslim.methods`. Here a method is one class, too: its flags, what it
-adds to the log, what it says before and after a training, and what the prune commands may mask by.
+The mathematics is in :mod:`netslim.methods`. A method here adds its flags, its columns of the log,
+its warnings before a training and its verdict after it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,81 +19,82 @@ from utils.paper.settings import Schedule
 
 
 def count_of(share: float, count: int) -> int:
-    """⌊share · count⌋, exactly: 0.29 of 100 is 29 and not 28."""
+    """Returns ⌊share · count⌋ exactly: 0.29 of 100 is 29, not 28."""
     return int(Decimal(repr(share)) * count)
 
 
 class Method(methods.Method):
-    """No penalty on γ: plain training."""
+    """Plain training, without a penalty on γ."""
 
-    name, title, help = "baseline", "Baseline", ""  # typed, in tables, in -h
+    name, title, help = "baseline", "Baseline", ""  # on command lines, in tables, in -h
     flags: tuple[Flag, ...] = ()
-    columns: tuple[str, ...] = ()  # what :meth:`figures` adds to a line of the log
-    # What a prune command is given: None where nothing is to be pruned.
+    columns: tuple[str, ...] = ()  # keys of log_metrics()
+    # Flags of the prune command that comes next, and of the fine-tuning; None: none comes next.
     prune_flags: tuple[str, ...] | None = None
-    # And fine-tuning of the trained network, where that is what comes next.
     refine_flags: tuple[str, ...] | None = None
-    unused_flags: tuple[str, ...] = ()  # the flags of all runs that it makes no use of
+    unused_flags: tuple[str, ...] = ()  # flags of all runs that it does not use
 
     @classmethod
     def from_options(cls, graph: Graph, model: nn.Module, options: Mapping[str, Any]) -> Self:
-        """For ``model``, what is left of ``graph.model``, with its flags' values in ``options``.
+        """Returns the method for ``model``, which is what is left of ``graph.model``.
 
-        There, too: the ``steps`` and the first ``lr`` of the training.
+        Args:
+            options: values of its flags, and ``steps`` and first ``lr`` of the training.
         """
-        own = {flag.constructor_name or flag.name: options[flag.name] for flag in cls.flags}
-        return cls(graph, model=model, **own)
+        arguments = {flag.constructor_name or flag.name: options[flag.name] for flag in cls.flags}
+        return cls(graph, model=model, **arguments)
 
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> None:
-        """Raise ValueError where ``options``, those that were given, contradict one another."""
+        """Raises ValueError if the given ``options`` contradict one another."""
 
     @classmethod
     def presets(cls, known: Mapping[str, Any]) -> dict[str, Any]:
-        """Defaults of flags where they are not the flags' own, given what is ``known``."""
+        """Returns defaults that differ from the flags' own, for the values given."""
         return {}
 
     @classmethod
     def initialise(cls, model: nn.Module) -> None:
-        """Give a new ``model`` other initial values than section 5.1's."""
+        """Changes the initial values of a new ``model`` if they are not those of section 5.1."""
 
     @classmethod
     def prunes(cls) -> bool:
-        """Whether it trains towards channels that can go."""
+        """Returns whether the training is followed by channel pruning."""
         return cls.prune_flags is not None
 
     def reset_state(self) -> str:
-        """Start :meth:`state_dict` again from the weights, for a file has none; say how."""
+        """Resets :meth:`state_dict` for a checkpoint without it; returns a note on how."""
         return ""
 
     def zero_counts(self) -> dict[str, Tensor]:
-        """How many of each of the ``factors`` are zero: to be read, they wait for the device."""
+        """Returns the number of zeros of each factor, on the device."""
         return {name: is_zero(self.factor(name)).sum() for name in self.factors}
 
     def log_metrics(self, loss: float) -> dict[str, float]:
-        """Its ``columns`` at the end of an epoch whose mean training loss is ``loss``."""
+        """Returns the values of ``columns``, for an epoch of mean training loss ``loss``."""
         return {}
 
     def trained_parameters(self, model: nn.Module) -> list[nn.Parameter]:
-        """The parameters that SGD trains."""
+        """Returns the parameters that the optimizer trains."""
         return list(model.parameters())
 
     def warnings(
         self, schedule: Schedule, arch: str, depth: int, optimizer: torch.optim.SGD
     ) -> Iterable[str]:
-        """What to say before ``optimizer`` trains such a network with this ``schedule``."""
+        """Yields what to print before the training."""
         return ()
 
     def verdict(
         self, zeros: Mapping[str, int], collapse: str, schedule: Schedule, arch: str, depth: int
     ) -> str:
-        """What to say, of its λ too, after a training with this ``schedule``; '' if all is well.
+        """Returns what to print after the training, "" if all is well.
 
-        ``zeros`` counts the factors that are 0, of all channels that the run began with;
-        ``collapse`` says how the network is ruined, if it is.
+        Args:
+            zeros: number of zeros by factor, removed channels included.
+            collapse: in what way the model has collapsed, "" if it has not.
         """
         return collapse
 
     def divergence_hint(self, lr: float) -> str:
-        """What to try where a training with learning rate ``lr`` diverged."""
+        """Returns advice for a training that diverged at learning rate ``lr``."""
         return f"try a smaller --lr than {lr:g}"

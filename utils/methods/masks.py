@@ -1,4 +1,4 @@
-"""Retraining of a network whose smallest weights were cut: they stay exactly 0."""
+"""Unstructured pruning: zeroes the smallest weights, then trains with zeros that stay exactly 0."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,31 +14,32 @@ from utils.paper.settings import RETRAINING, Schedule
 
 @torch.no_grad()
 def zero_smallest(model: nn.Module, ratio: float) -> Tensor:
-    """Set the ⌊``ratio`` · n⌋ smallest of each convolution's n weights to 0; bool: which are left.
+    """Sets the ⌊``ratio`` · n⌋ smallest of each convolution's n weights to 0.
 
-    Linear layers stay whole, as in the ResNets that SAS-ADMM's program cuts, unless they have most
-    of the weights: of an AlexNet's, convolutions alone would leave 1.04 times fewer at best. The
-    mask is over all of :func:`weights`.
+    Linear layers stay dense, as in SAS-ADMM's program, unless they have most of the weights: in an
+    AlexNet, pruning convolutions alone would leave 1.04 times fewer weights at best.
+
+    Returns:
+        bool, flat over all of :func:`weights`: which ones are kept.
     """
-    named, mask = weights(model), []
+    named, masks = weights(model), []
     layers = {name: model.get_submodule(name.removesuffix(".weight")) for name in named}
-    convolved = sum(w.numel() for n, w in named.items() if isinstance(layers[n], Convolution))
-    all_are_cut = 2 * convolved < sum(w.numel() for w in named.values())
+    in_convolutions = sum(w.numel() for n, w in named.items() if isinstance(layers[n], Convolution))
+    prune_linear = 2 * in_convolutions < sum(w.numel() for w in named.values())
     for name, weight in named.items():
-        kept = torch.ones(weight.numel(), dtype=torch.bool, device=weight.device)
-        if all_are_cut or isinstance(layers[name], Convolution):
+        mask = torch.ones(weight.numel(), dtype=torch.bool, device=weight.device)
+        if prune_linear or isinstance(layers[name], Convolution):
             order = weight.abs().flatten().argsort(stable=True)
-            kept[order[: count_of(ratio, len(kept))]] = False
-            weight.masked_fill_(~kept.view_as(weight), 0)
-        mask.append(kept)
-    return torch.cat(mask)
+            mask[order[: count_of(ratio, len(mask))]] = False
+            weight.masked_fill_(~mask.view_as(weight), 0)
+        masks.append(mask)
+    return torch.cat(masks)
 
 
 def masking(kind: type[Method], ratio: float) -> type[Method]:
-    """That method for a network that it cuts first, the share ``ratio`` of each convolution.
+    """Returns a subclass of ``kind`` that zeroes the share ``ratio`` of each convolution first.
 
-    Weights that are 0 stay 0: their gradients are set to 0, and whatever the method or the
-    optimiser keeps of them starts at 0, momentum too. Weight decay of 0 is 0.
+    The gradients of these weights are set to 0, and so are all states that start from the weights.
     """
 
     class Masked(kind):  # type: ignore[valid-type, misc]
@@ -66,13 +67,13 @@ def masking(kind: type[Method], ratio: float) -> type[Method]:
                     weight.grad.masked_fill_(~part.view_as(weight), 0)
 
         def dead(self, optimizer: torch.optim.Optimizer, lr: float) -> Tensor:
-            return Method.dead(self, optimizer, lr)  # the mask would not follow
+            return Method.dead(self, optimizer, lr)  # none: the mask is of full width
 
         def warnings(
             self, schedule: Schedule, arch: str, depth: int, optimizer: torch.optim.SGD
         ) -> Iterable[str]:
-            left = int(self.mask.sum())
-            yield f"note: of {len(self.mask):,} weights {left:,} are left, and the others stay 0"
+            kept = int(self.mask.sum())
+            yield f"note: {kept:,} of {len(self.mask):,} weights are kept, the others stay 0"
             yield from super().warnings(schedule, arch, depth, optimizer)
 
     return Masked

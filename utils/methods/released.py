@@ -1,4 +1,4 @@
-"""Algorithm 1's proximal steps as the released program makes them: the benchmark's comparison."""
+"""The released program's proximal steps, for the benchmark."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from utils.paper.settings import Recipe
 
 
 class LayerByLayer:
-    """Steps (8b) and (9) for each batch norm by itself, with a round trip through the host."""
+    """Steps (8b) and (9), one batch norm at a time, with a round trip through the host."""
 
     def __init__(self, norms: Sequence[AnyBatchNorm], paper: Recipe) -> None:
         self.norms, self.paper = norms, paper

@@ -1,4 +1,4 @@
-"""SAS-ADMM in the program: its flags, initial values, and what it says."""
+"""SAS-ADMM: flags, initial values, log."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -10,41 +10,44 @@ from torch import Tensor, nn
 from netslim import methods
 from netslim.graph import AnyBatchNorm
 from netslim.weights import weights
-from utils import arguments
-from utils.arguments import Flag
+from utils.arguments import Flag, epochs, not_negative, positive, positive_int
 from utils.methods.base import Method
 from utils.methods.slimming import lambda_flag
 from utils.paper.settings import SAS, SAS_RETRAINING, Schedule
 
-MOST = 10**6  # mini-batches of an outer iteration: all that it sees is drawn at once
+MOST_STEPS = 10**6  # of an outer iteration, whose batches are drawn at once
 
 
 class SasAdmm(Method, methods.SASADMM):
     """ADMM on all weights, for unstructured pruning."""
 
-    name = "sas-admm"
-    title = "SAS-ADMM"
-    help = "ADMM on all weights, single ones of which --prune-ratio then cuts"
+    name, title = "sas-admm", "SAS-ADMM"
+    help = "ADMM for unstructured weight sparsity, to be followed by --refine with --prune-ratio"
     unused_flags = ("epochs", "lr", "momentum", "nesterov", "weight_decay", "schedule", "warmup")
     flags = (
         lambda_flag(lambda arch, depth: SAS.lambda_),
-        Flag("sas_beta", "β of SAS-ADMM", arguments.positive, SAS.beta, constructor_name="beta"),
-        Flag("outer", "outer iterations: its epochs", arguments.epochs, SAS.outer),
-        Flag("inner", "M: mini-batches of the first ones", arguments.positive_int, SAS.inner),
+        Flag("sas_beta", f"β (default {SAS.beta})", positive, SAS.beta, constructor_name="beta"),
+        Flag("outer", f"outer iterations, its epochs (default {SAS.outer})", epochs, SAS.outer),
+        Flag(
+            "inner",
+            f"M, mini-batches of an outer iteration before the k0-th (default {SAS.inner})",
+            positive_int,
+            SAS.inner,
+        ),
         Flag(
             "growth_from",
-            "k0: the outer iteration from which on M grows",
-            arguments.positive_int,
+            f"k0, the outer iteration from which M grows (default {SAS.k0})",
+            positive_int,
             SAS.k0,
             custom_options=("--k0",),
             constructor_name="k0",
         ),
-        Flag("q", "and by which power", arguments.not_negative, SAS.q),
-        Flag("v", "reciprocal of the first step size", arguments.positive, SAS.v),
+        Flag("q", f"exponent of the growth of M (default {SAS.q})", not_negative, SAS.q),
+        Flag("v", f"reciprocal of the first step size (default {SAS.v:g})", positive, SAS.v),
         Flag(
             "average_from",
-            "the outer iteration from which on weights are averaged",
-            arguments.positive_int,
+            f"outer iteration from which weights are averaged (default {SAS.average_from})",
+            positive_int,
             SAS.average_from,
         ),
     )
@@ -55,22 +58,22 @@ class SasAdmm(Method, methods.SASADMM):
     def check(cls, options: Mapping[str, Any]) -> None:
         inner, outer = options.get("inner", SAS.inner), options.get("outer", SAS.outer)
         k0, q = options.get("growth_from", SAS.k0), options.get("q", SAS.q)
-        # Of the last iteration, which has the most; its own logarithm may be beyond all numbers.
-        if math.log(inner) + q * max(math.log(outer / k0), 0) > math.log(MOST):
+        # Logarithms: the last iteration's number of mini-batches may overflow.
+        if math.log(inner) + q * max(math.log(outer / k0), 0) > math.log(MOST_STEPS):
             raise ValueError(
-                f"--inner {inner} grows beyond {MOST:,} mini-batches in {outer} outer iterations:"
-                " take a smaller --inner or --q, or a larger --k0"
+                f"--inner {inner} grows beyond {MOST_STEPS:,} mini-batches in {outer} outer"
+                " iterations: take a smaller --inner or --q, or a larger --k0"
             )
 
     @classmethod
     def presets(cls, known: Mapping[str, Any]) -> dict[str, Any]:
         retraining = {} if known.get("prune_ratio") is None else SAS_RETRAINING
-        epochs = known.get("outer", SAS.outer)
-        return {"epochs": epochs, "batch_size": SAS.batch_size, **retraining}
+        outer = known.get("outer", SAS.outer)
+        return {"epochs": outer, "batch_size": SAS.batch_size, **retraining}
 
     @classmethod
     def initialise(cls, model: nn.Module) -> None:
-        """Kaiming's normal values; and γ = 1, which stays so."""
+        """Draws weights from Kaiming's normal distribution; sets γ = 1, which is not trained."""
         for weight in weights(model).values():
             nn.init.kaiming_normal_(weight)
         for module in model.modules():
@@ -78,7 +81,7 @@ class SasAdmm(Method, methods.SASADMM):
                 nn.init.ones_(module.weight)
 
     def reset_state(self) -> str:
-        return "W, Z and U start again from its weights"
+        return "W, Z and U restart from its weights"
 
     def divergence_hint(self, lr: float) -> str:
         return f"try a larger --v than {self.v:g}"
@@ -102,9 +105,9 @@ class SasAdmm(Method, methods.SASADMM):
     def warnings(
         self, schedule: Schedule, arch: str, depth: int, optimizer: torch.optim.SGD
     ) -> Iterable[str]:
-        yield "note: no γ is trained here and no channel dies, so all train to the end"
+        yield "note: γ is not trained: no channel is removed during training"
         if self.average_from > self.outer:
             yield (
-                f"note: there are {self.outer} outer iterations, and averaging would begin at the"
-                f" {self.average_from}th: the last weights are what is tested and saved"
+                f"note: --average-from {self.average_from} is beyond --outer {self.outer}: the last"
+                " weights are evaluated and saved, not an average"
             )

@@ -1,9 +1,8 @@
-"""Proximal and original network slimming in the program: flags, log, and advice on λ."""
+"""Proximal and original network slimming: flags, log, and advice on λ."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from itertools import accumulate
 from typing import Any, Self
 
 import torch
@@ -13,50 +12,36 @@ from netslim import methods
 from netslim.graph import Graph
 from netslim.methods.base import TINY
 from netslim.methods.penalties import PENALTIES
-from netslim.methods.slimming import bias_eigenvalue
 from utils.arguments import Flag, not_negative, number, percent, positive
 from utils.console import note
 from utils.methods import penalties
 from utils.methods.base import Method
 from utils.paper.settings import XI_INIT, Schedule, recipe
 
-# What -h says of the flags.
-LAMBDA = "λ, the weight of the penalty φ"
-BETA = "β, the weight of the quadratic penalty"
-EVERY = "update ξ after every mini-batch (default), or as Algorithm 1 is printed"
-INIT = "ξ starts uniform in this range (default 0.47 0.50; fine-tuning: ξ = γ)"
-KEEP = "train on channels that have died: the same but for rounding, later (default: cut them)"
-
-BUDGETS = {f"budget_{what}": what for what in ("flops", "params", "channels")}  # of what, by flag
-WHAT = {"flops": "flops", "params": "parameters", "channels": "channels"}
+BUDGETS = {f"budget_{kind}": kind for kind in ("flops", "params", "channels")}  # by flag
+BUDGET_WHAT = {"flops": "flops", "params": "parameters", "channels": "channels"}
+LARGEST = 20  # times the paper's λ is the largest λ that is advised
+AMPLE = 2  # times the way to 0: γ then has half of the training to follow ξ
 
 
-def budget_flag(name: str, what: str) -> Flag:
-    text = f"percent of the {WHAT[what]} to remove; λ and β are found, and released once it is met"
-    return Flag(name, text, percent, metavar="P", custom_options=(f"--target-{what}",))
+def budget_flag(name: str, kind: str) -> Flag:
+    text = f"percent of the {BUDGET_WHAT[kind]} to remove (1 to 99); determines λ and β"
+    return Flag(name, text, percent, metavar="P", custom_options=(f"--target-{kind}",))
 
 
 def lambda_flag(default: Callable[[str, int], float]) -> Flag:
+    text = "λ, the weight of the penalty φ"
     names: dict[str, Any] = {"custom_options": ("--lambda", "--s"), "constructor_name": "lambda_"}
-    return Flag("s", LAMBDA, not_negative, default, metavar="LAMBDA", **names)
-
-
-MOST = 20  # times the paper's λ is the most that is advised
-AMPLE = 2  # times as far as 0 is: γ has the other half of the training to follow
+    return Flag("s", text, not_negative, default, metavar="LAMBDA", **names)
 
 
 def shrinkage(lambda_: float, beta: float, schedule: Schedule) -> float:
-    """How far the penalty alone moves a coupled (γ, ξ) pair that drifts together: Σ λ/(2α + β).
+    """Returns Σ λ/(2α + β), by which the penalty alone moves a coupled pair (γ, ξ).
 
-    ``schedule`` lists how many alternations there are at which learning rate 1/α.
+    Args:
+        schedule: number of alternations and learning rate 1/α of each epoch.
     """
     return lambda_ * sum(count / (2 / lr + beta) for count, lr in schedule)
-
-
-def rounded_down(x: float) -> str:
-    """To two digits, not above it."""
-    unit = 10.0 ** (math.floor(math.log10(x)) - 1)
-    return f"{math.floor(x / unit) * unit:.2g}"
 
 
 def too_large(lambda_: float, collapse: str, advice: str = "try a smaller --s") -> str:
@@ -66,11 +51,10 @@ def too_large(lambda_: float, collapse: str, advice: str = "try a smaller --s") 
 class Subgradient(Method, methods.Subgradient):
     """Original network slimming (Liu et al., 2017): subgradient descent on eq. (2)."""
 
-    name, title = "subgradient", "Original NS"
-    help = "original network slimming, eq. (3b)"
+    name, title, help = "subgradient", "Original NS", "original network slimming, eq. (3b)"
     flags = (
         lambda_flag(lambda arch, depth: recipe(arch, depth).subgradient_lambda),
-        # What is steep at 0 has no subgradient there.
+        # A penalty of infinite slope at 0 has no subgradient there.
         replace(
             penalties.FLAG,
             choices=tuple(n for n, phi in PENALTIES.items() if not phi.infinite_slope_at_zero),
@@ -78,7 +62,7 @@ class Subgradient(Method, methods.Subgradient):
         penalties.SHAPE,
     )
     columns = ("ns_objective",)
-    prune_flags = ("--percent", "0.5")  # its factors come near zero only: choose a share
+    prune_flags = ("--percent", "0.5")  # γ is only near zero, so pruning needs a share
 
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> None:
@@ -90,9 +74,8 @@ class Subgradient(Method, methods.Subgradient):
         return too_large(self.lambda_, collapse) if collapse else ""
 
     def log_metrics(self, loss: float) -> dict[str, float]:
-        return {
-            "ns_objective": loss + self.lambda_ * self.phi.value(self.read().abs()).item()
-        }  # (2)
+        penalty = self.lambda_ * self.phi.value(self.read().abs()).item()
+        return {"ns_objective": loss + penalty}  # (2)
 
 
 class ProximalSlimming(Method, methods.ProximalSlimming):
@@ -101,37 +84,60 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
     name, title, help = "proximal", "Proximal NS", "the paper's algorithm"
     flags = (
         lambda_flag(lambda arch, depth: recipe(arch, depth).lambda_),
-        Flag("beta", BETA, positive, lambda arch, depth: recipe(arch, depth).beta),
+        Flag(
+            "beta",
+            "β, the weight of the quadratic penalty",
+            positive,
+            lambda arch, depth: recipe(arch, depth).beta,
+        ),
         penalties.FLAG,
         penalties.SHAPE,
-        Flag("prox_every", EVERY, default="step", choices=("step", "epoch")),
         Flag(
-            "xi_init", INIT, number, XI_INIT, metavar=("LOW", "HIGH"), nargs=2, only_untrained=True
+            "prox_every",
+            "update ξ after every mini-batch (default) or epoch (Algorithm 1 as printed)",
+            default="step",
+            choices=("step", "epoch"),
         ),
-        Flag("keep_dead", KEEP, default=False, in_experiment_key=False),
-        *(budget_flag(name, what) for name, what in BUDGETS.items()),
+        Flag(
+            "xi_init",
+            "range of the uniform initial ξ (default 0.47 0.50; fine-tuning: ξ = γ)",
+            number,
+            XI_INIT,
+            metavar=("LOW", "HIGH"),
+            nargs=2,
+            only_untrained=True,
+        ),
+        Flag(
+            "keep_dead",
+            "do not remove dead channels during training: the same result up to rounding, slower",
+            default=False,
+            in_experiment_key=False,
+        ),
+        *(budget_flag(name, kind) for name, kind in BUDGETS.items()),
     )
     columns = ("objective", "ns_objective")
     prune_flags = ()
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.ways = self.phi.path_length(self.xi.abs())  # from where each ξ starts to 0, at slope 1
+        self.ways = self.phi.path_length(self.xi.abs())  # from each initial ξ to 0, at slope 1
 
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> None:
         low, high = options.get("xi_init") or XI_INIT
         if low > high:
-            raise ValueError("--xi-init takes LOW HIGH, the lower one first")
+            raise ValueError(f"--xi-init takes LOW HIGH with LOW ≤ HIGH, not {low:g} {high:g}")
         penalties.check(options)
         targets = [f"--target-{BUDGETS[n]}" for n in BUDGETS if options.get(n) is not None]
         if len(targets) > 1:
             raise ValueError(f"{' and '.join(targets)} exclude one another")
-        usual = {"s": None, "beta": None, "penalty": "l1", "prox_every": "step"}
-        other = [n for n, value in usual.items() if options.get(n, value) not in (None, value)]
-        if targets and other:
-            given = ", ".join("--" + name.replace("_", "-") for name in other)
-            raise ValueError(f"{targets[0]} finds λ and β of the ℓ1 penalty: leave out {given}")
+        defaults = {"s": None, "beta": None, "penalty": "l1", "prox_every": "step"}
+        changed = [n for n, value in defaults.items() if options.get(n, value) not in (None, value)]
+        if targets and changed:
+            flags = ", ".join("--" + name.replace("_", "-") for name in changed)
+            raise ValueError(
+                f"{targets[0]} determines λ and β of the ℓ1 penalty: leave out {flags}"
+            )
 
     @classmethod
     def presets(cls, known: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,34 +145,30 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
 
     @classmethod
     def from_options(cls, graph: Graph, model: nn.Module, options: Mapping[str, Any]) -> Self:
-        own = {
-            f.constructor_name or f.name: options[f.name]
-            for f in cls.flags
-            if f.name not in BUDGETS
-        }
-        for name, what in BUDGETS.items():
+        flags = (flag for flag in cls.flags if flag.name not in BUDGETS)
+        arguments = {flag.constructor_name or flag.name: options[flag.name] for flag in flags}
+        for name, kind in BUDGETS.items():
             if (share := options[name]) is not None:
-                budget = WHAT[what], share / 100, options["steps"], options["lr"]
-                own["target"] = methods.Budget(*budget)
-        return cls(graph, model=model, **own)
+                budget = BUDGET_WHAT[kind], share / 100, options["steps"], options["lr"]
+                arguments["target"] = methods.Budget(*budget)
+        return cls(graph, model=model, **arguments)
 
     def end_epoch(self, lr: float) -> None:
         before = self.landed
         super().end_epoch(lr)
         if self.target is not None and self.landed and not before:
-            zeros = int((self.xi == 0).sum())
             note(
-                f"the budget is met: without the {zeros} channels whose ξ is 0 now,"
-                f" {100 * self.removed:.1f} % of the {self.target.what} are gone; the others train"
-                " on without a penalty"
+                f"the budget is met: {int((self.xi == 0).sum())} channels with ξ = 0 make"
+                f" {100 * self.removed:.1f} % of the {self.target.what}; the others are trained"
+                " without penalty from here on"
             )
 
     def reset_state(self) -> str:
         self.xi.copy_(self.read())
-        return "ξ starts again at ξ = γ"
+        return "ξ restarts at ξ = γ"
 
     def log_metrics(self, loss: float) -> dict[str, float]:
-        # F of eq. (5), and eq. (2), where φ is the ℓ1 norm; read at once.
+        # F of eq. (5), and eq. (2) if φ is the ℓ1 norm; read at once.
         values = torch.stack((self.penalty(), self.phi.value(self.read().abs())))
         penalty, size = values.tolist()
         return {"objective": loss + penalty, "ns_objective": loss + self.lambda_ * size}
@@ -174,108 +176,89 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
     def warnings(
         self, schedule: Schedule, arch: str, depth: int, optimizer: torch.optim.SGD
     ) -> Iterable[str]:
-        """Say so when the penalty alone cannot bring a factor to zero, or when no channel dies."""
+        """Warns if no ξ or no γ can reach zero in time, or if λ is far too large."""
         if self.target is not None:
             return
         momentum = optimizer.param_groups[0]["momentum"]
-        reach = shrinkage(self.lambda_, self.beta, self._of_xi(schedule))
+        reach = shrinkage(self.lambda_, self.beta, self._xi_schedule(schedule))
         way = self.ways.min().item()
         if flat := int(self.ways.isinf().sum()):
             yield (
-                f"warning: {self.phi.name} is flat from {self.phi.shape:g}, and"
-                f" {flat} of {len(self.ways)} ξ start beyond: nothing draws them to zero. Take a"
-                " larger --shape"
+                f"warning: {self.phi.name} is flat from {self.phi.shape:g} on, where {flat} of"
+                f" {len(self.ways)} ξ start: they stay there. Take a larger --shape"
             )
         elif reach < way:
-            measured = "" if self.phi.name == "l1" else ", measured by ∫dξ/φ'(ξ)"
+            measure = "" if self.phi.name == "l1" else " (by ∫dξ/φ'(ξ))"
             yield (
-                f"warning: in {len(schedule)} epochs the penalty alone moves ξ by {reach:.2g}, and"
-                f" it starts at {way:.2g} or more{measured}: zeros may not appear;"
+                f"warning: in {len(schedule)} epochs the penalty alone moves ξ by {reach:.2g}, but"
+                f" ξ starts at {way:.2g} or more{measure}: there may be no zeros;"
                 f" {self._advice(schedule, arch, depth)}"
             )
-        elif self.lambda_ > MOST * recipe(arch, depth).lambda_:
+        elif self.lambda_ > LARGEST * recipe(arch, depth).lambda_:
             yield (
-                f"warning: --s {self.lambda_:g} is more than {MOST} times the paper's: all ξ may"
-                f" become 0 at once; {self._advice(schedule, arch, depth, larger=False)}"
+                f"warning: --s {self.lambda_:g} is more than {LARGEST} times the paper's, and all ξ"
+                f" may become 0 at once; {self._advice(schedule, arch, depth, larger=False)}"
             )
         elif not self._gamma_can_follow(schedule, momentum):
             yield (
-                "warning: the steps are too few for γ = 0. Behind ξ = 0 a step multiplies γ by"
-                f" α/(α + β), or by the momentum {momentum:g} if that is more: prune with --mask"
-                " xi, or take more epochs, a larger --beta or a smaller --momentum"
+                "warning: there are too few steps for γ = 0: where ξ = 0, a step multiplies γ by"
+                f" max(α/(α + β), momentum {momentum:g}). Prune with --mask xi, or take more"
+                " epochs, a larger --beta or a smaller --momentum"
             )
-        if not self.keep_dead:
-            yield from self._of_swinging_biases(schedule, optimizer)
 
-    def _of_xi(self, schedule: Schedule) -> Schedule:
-        """How many updates of ξ there are at which learning rate."""
+    def _xi_schedule(self, schedule: Schedule) -> Schedule:
+        """Returns the number of updates of ξ and the learning rate of every epoch."""
         return [(1, lr) for _, lr in schedule] if self.prox_every == "epoch" else schedule
 
     def _gamma_can_follow(self, schedule: Schedule, momentum: float) -> bool:
-        """Whether γ can shrink to 0, were every ξ 0 from the first step on."""
+        """Returns whether γ could become 0 if ξ were 0 from the first step on."""
         smallest = max(self.read().abs().min().item(), TINY)
         rates = [(steps, max(momentum, 1 / (1 + lr * self.beta))) for steps, lr in schedule]
         return sum(steps * math.log(rate) for steps, rate in rates) <= math.log(TINY / smallest)
 
-    def _of_swinging_biases(self, schedule: Schedule, optimizer: torch.optim.SGD) -> Iterable[str]:
-        """Say so when :meth:`dead` calls no channel dead, or none before a later epoch."""
-        group = optimizer.param_groups[0]
-        mu, n, decay = group["momentum"], int(group["nesterov"]), group["weight_decay"]
-        to_come = accumulate((lr for _, lr in reversed(schedule)), max)  # the highest, from the end
-        bad = [lr for lr in to_come if bias_eigenvalue(mu, n, lr * decay) is None]
-        if bad:
-            epochs = (
-                f"the first {len(bad)} of {len(schedule)}" if len(bad) < len(schedule) else "all"
-            )
-            # Where the equation of bias_eigenvalue has a double root.
-            root = (1 - mu) / (1 + mu) if n else 1 - math.sqrt(mu)
-            yield (
-                f"warning: no channel is called dead in {epochs} epochs, so all train on: with"
-                f" --momentum {mu:g} and --weight-decay {decay:g} the bias of a dead channel swings"
-                f" about 0. It does not up to --weight-decay {rounded_down(root * root / max(bad))}"
-            )
-
     def _advice(self, schedule: Schedule, arch: str, depth: int, larger: bool = True) -> str:
-        """The λ with which the penalty alone moves ξ ``AMPLE`` times as far as 0 is, or else what.
+        """Returns the λ that moves ξ twice the way to 0, or other advice if that is no remedy.
 
-        It is ``larger`` than the run's, or smaller. Many times the paper's λ is too large for every
-        channel, and all ξ are 0 at once.
+        A λ above 20 times the paper's is never advised: it makes all ξ 0 at once.
+
+        Args:
+            larger: whether λ should be larger than it is, or smaller.
         """
-        most, way = MOST * recipe(arch, depth).lambda_, self.ways.min().item()
-        enough = AMPLE * way / shrinkage(1, self.beta, self._of_xi(schedule))
+        largest, way = LARGEST * recipe(arch, depth).lambda_, self.ways.min().item()
+        enough = AMPLE * way / shrinkage(1, self.beta, self._xi_schedule(schedule))
         if math.isinf(enough):
             return "take a larger --shape"
-        if enough <= most and (enough > self.lambda_) == larger:
-            return f"with --s {enough:.2g} the penalty moves ξ {AMPLE} times as far as 0 is"
-        if enough > most and (larger or self.lambda_ > most):
+        if enough <= largest and (enough > self.lambda_) == larger:
+            return f"try --s {enough:.2g}, which moves ξ {AMPLE} times the way to 0"
+        if enough > largest and (larger or self.lambda_ > largest):
             return (
-                f"so few steps take more than --s {most:g}, {MOST} times the paper's, and that is"
-                f" too large: train for {math.ceil(enough / most)} times as many epochs"
+                f"so few steps need a λ above {largest:g}, {LARGEST} times the paper's, which is"
+                f" too large: train for {math.ceil(enough / largest)} times as many epochs"
             )
         return "train for more epochs" if larger else "try a smaller --s"
 
     def verdict(
         self, zeros: Mapping[str, int], collapse: str, schedule: Schedule, arch: str, depth: int
     ) -> str:
-        """By this rule: where no ξ is 0, λ was too small; where the network is ruined, too large.
+        """Returns "λ too small" if no ξ is 0, "λ too large" after a collapse.
 
-        Where γ is 0 for fewer than half of the channels for which ξ is, γ is still on its way.
+        If fewer γ than half of the ξ are 0, γ has not followed yet.
         """
         if self.target is not None:
-            advice = "take a smaller budget or more epochs"
-            return f"{collapse}: the training does not bear its budget; {advice}" * bool(collapse)
+            advice = "the budget is too large for this training: take a smaller one or more epochs"
+            return f"{collapse}: {advice}" if collapse else ""
         if not zeros["xi"]:
-            also = f"{collapse}; " if collapse else ""
-            small = f"λ = {self.lambda_:g} was too small for so short a run"
-            if self.lambda_ > MOST * recipe(arch, depth).lambda_:
-                small = "the run was too short"
-            return f"{also}no ξ is 0: {small}; {self._advice(schedule, arch, depth)}"
+            prefix = f"{collapse}; " if collapse else ""
+            reason = f"λ = {self.lambda_:g} was too small for so short a training"
+            if self.lambda_ > LARGEST * recipe(arch, depth).lambda_:
+                reason = "the training was too short"
+            return f"{prefix}no ξ is 0: {reason}; {self._advice(schedule, arch, depth)}"
         if collapse:
             advice = self._advice(schedule, arch, depth, larger=False)
             return too_large(self.lambda_, collapse, advice)
         if 2 * zeros["gamma"] < zeros["xi"]:
             return (
-                f"ξ is 0 for {zeros['xi']} channels, but γ for {zeros['gamma']} only: it is still"
-                " on its way, more epochs or a larger --beta bring it there"
+                f"{zeros['xi']} ξ are 0, but only {zeros['gamma']} γ yet: train for more epochs,"
+                " raise --beta, or prune by ξ now: add --mask xi to the next command"
             )
         return ""

@@ -1,1 +1,1 @@
-"""What the paper says: its settings, its numbers."""
+"""The papers' settings and published numbers."""

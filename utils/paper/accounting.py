@@ -1,4 +1,4 @@
-"""What a network costs, in torch's accounting and in the released program's."""
+"""Parameters and FLOPs, as torch and as the released program count them."""
 
 from dataclasses import dataclass
 
@@ -9,28 +9,28 @@ from models import SIZE
 from netslim import cost as netslim_cost
 from netslim.selection import ChannelSelection
 
-# The batch norms in front of which the released programs have a selection layer, by architecture.
+# Last name part of the batch norms that the released program puts a selection layer in front of.
 SELECTING = {"resnet": ("bn1", "bn"), "densenet": ("bn1", "bn")}
 
 
 def selecting_norms(arch: str, model: nn.Module) -> dict[str, nn.Module]:
-    """By name, the batch norms in front of which the released program has a selection layer.
+    """Returns the batch norms that follow a selection layer in the released program, by name.
 
-    In a slim ``model``, what selects and normalises is in the place of some of them.
+    In a pruned model, some of them are a module that selects and normalises.
     """
-    wanted = SELECTING.get(arch, ())
-    return {n: m for n, m in model.named_modules() if n.rpartition(".")[2] in wanted}
+    names = SELECTING.get(arch, ())
+    return {n: m for n, m in model.named_modules() if n.rpartition(".")[2] in names}
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Numbers of parameters, and FLOPs for one image.
+    """Numbers of parameters, and FLOPs per image.
 
     ``parameters`` and ``flops`` are torch's (2 × multiply-adds of convolutions and linear layers).
-    The ``paper_`` ones are what the released program counts. It also counts linear biases, 2 FLOPs
-    an input element of a batch norm, 1 an element of a ReLU, k² an output element of a pooling
-    module; and it keeps the batch norm before a selection at full width, with an index vector of
-    that width counted as parameters, so its savings come out about a point lower.
+    The ``paper_`` ones are the released program's, which adds linear biases, 2 FLOPs per input
+    element of a batch norm, 1 per element of a ReLU and k² per output element of a pooling module.
+    It also keeps the batch norm before a selection at full width and counts its index vector as
+    parameters, so its savings are about a point lower.
     """
 
     parameters: int
@@ -40,10 +40,7 @@ class Cost:
 
 
 def cost(model: nn.Module, size: int = SIZE, arch: str = "") -> Cost:
-    """Cost of ``model``, of architecture ``arch``, for one [3, size, size] image.
-
-    Nothing is computed.
-    """
+    """Returns the cost of ``model`` for one [3, size, size] image, without computing anything."""
     extra_parameters = extra_flops = 0
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -60,13 +57,9 @@ def cost(model: nn.Module, size: int = SIZE, arch: str = "") -> Cost:
                 extra_flops += 2 * (inputs[0].numel() - output.numel())
                 extra_parameters += inputs[0].shape[1] + 2 * removed
 
-    found = netslim_cost.cost(model, torch.empty(1, 3, size, size, device="meta"), count)
+    total = netslim_cost.cost(model, torch.empty(1, 3, size, size, device="meta"), count)
     for norm in selecting_norms(arch, model).values():
-        if isinstance(norm, nn.BatchNorm2d):  # all channels are kept: no selection is here
+        if isinstance(norm, nn.BatchNorm2d):  # all channels are kept: there is no selection
             extra_parameters += norm.num_features
-    return Cost(
-        found.parameters,
-        found.flops,
-        found.parameters + extra_parameters,
-        found.flops + extra_flops,
-    )
+    paper = total.parameters + extra_parameters, total.flops + extra_flops
+    return Cost(total.parameters, total.flops, *paper)

@@ -1,35 +1,34 @@
-"""What Lp slimming's authors report (Ji et al.): their own rows, and how they tune.
+"""The published results of Lp slimming (Ji et al.), and their fine-tuning.
 
-Read off the pictures of tables that their program is published with. Their FLOPs are multiply-adds
+From the images of tables in their repository. Their FLOPs are multiply-adds
 with linear biases, 2 per input element of a batch norm, and pooling modules.
 """
 
 from typing import Any, NamedTuple
 
 METHOD = "lp-admm"
-# Architecture, depth and data set. Their ResNets for CIFAR are of basic blocks.
+# Architecture, depth, data set. Their CIFAR ResNets have basic blocks.
 NETWORKS = {
     "VGG-16": ("vgg", 16, "cifar10"),
     "ResNet-56": ("resnet-basic", 56, "cifar10"),
     "ResNet-110": ("resnet-basic", 110, "cifar10"),
     "ResNet-50": ("resnet50", 50, "imagenet"),
 }
-BASE = {"VGG-16": 93.96}  # accuracy of the unpruned network, where they say it
-# Fine-tuning but for schedule and epochs, as their program does it.
+BASE = {"VGG-16": 93.96}  # accuracy of the unpruned model, if published
+# Their program's fine-tuning, except schedule and epochs.
 TUNING: dict[str, Any] = {"lr": 0.01, "warmup": 5, "label_smoothing": 0.1, "batch_size": 256,
                           "weight_decay": 5e-4}  # fmt: skip
 
 
-# Our choice where they do not say it, as for ImageNet: the training, and how long and by which
-# schedule it is fine-tuned.
+# Our choice where nothing is published, as for ImageNet.
 TRAINING = {"ResNet-50": {"epochs": 90, "batch_size": 256}}
 SCHEDULE, EPOCHS = "cosine", 100
 
 
 class Claim(NamedTuple):
-    """A row: top-1 accuracy, percent of FLOPs and of parameters pruned, how it was fine-tuned.
+    """A published row: top-1 accuracy, percent of FLOPs and parameters pruned, fine-tuning.
 
-    Of the ResNet-50 they tell top-5 accuracy as well, and neither parameters nor fine-tuning.
+    For ResNet-50, top-5 accuracy is published, but neither parameters nor fine-tuning.
     """
 
     accuracy: float
@@ -77,7 +76,7 @@ CLAIMS = {
         Claim(73.26, 63.7, top5=91.27),
     ],
 }
-# The row of each network that a recipe is about: on CIFAR tuned by a cosine of 350 epochs.
+# The row that each recipe reproduces: on CIFAR, fine-tuned by a cosine of 350 epochs.
 RECIPES = {
     "lp16": ("VGG-16", CLAIMS["VGG-16"][4]),
     "lp56": ("ResNet-56", CLAIMS["ResNet-56"][4]),

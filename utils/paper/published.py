@@ -1,10 +1,10 @@
-"""Tables 1, 2a, 2b and 3 of the paper, cell by cell as printed (but for bold type)."""
+"""Tables 1, 2a, 2b and 3 of the paper, cell by cell as printed (without bold type)."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# The paper's words for networks and methods, and ours. "ours" in a method's name is the paper's.
+# The paper's names of models and methods, and this program's.
 NETWORKS = {
     "VGG-19": ("vgg", 19),
     "DenseNet-40": ("densenet", 40),
@@ -21,9 +21,9 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Column:
-    """A column's heading, what the numbers in its cells are (two with a / between), of which data.
+    """A column: heading, what its numbers are (two if separated by /), and of which data set.
 
-    ``quantities`` are keys of :data:`utils.reports.results.QUANTITIES`, none in a column of words.
+    ``quantities`` are keys of :data:`utils.reports.results.QUANTITIES`, none in a text column.
     """
 
     heading: str
@@ -44,12 +44,12 @@ class Table:
         return row[1] if self.columns[1].heading == "Method" else "Proximal NS (ours)"
 
     def method(self, row: Sequence[str]) -> str | None:
-        """Which of our methods the ``row`` is about, None for those of others."""
+        """Returns the name of the ``row``'s method here, None if this program lacks it."""
         return METHODS.get(self.method_as_printed(row))
 
     def share(self, row: Sequence[str]) -> float | None:
-        """Percent of the channels to prune for the ``row``: none but zeros for proximal slimming,
-        else what its network lost. None where it does not say."""
+        """Returns the percent of channels to prune: 0 (zeros only) for proximal slimming, else the
+        published share, None if there is none."""
         if self.method(row) == "proximal":
             return 0.0
         cells = zip(self.columns, row, strict=True)
@@ -57,7 +57,7 @@ class Table:
 
 
 def numbers(cell: str) -> list[float | None]:
-    """The numbers of a cell, None where it has none: ``93.83/—``, ``74.00*``, ``N/A``."""
+    """Returns the numbers of a cell such as ``93.83/—``, ``74.00*`` or ``N/A``, None for none."""
     parts = [part.rstrip("*") for part in cell.split("/")]
     return [float(part) if re.fullmatch(r"[\d.]+", part) else None for part in parts]
 

@@ -9,21 +9,21 @@ LEARNING_RATE = 0.1
 BATCH_SIZE = 64
 MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4
-STEPS = 782  # mini-batches of 64 in the 50,000 pictures of CIFAR
+STEPS = 782  # mini-batches of 64 per epoch of CIFAR's 50,000 images
 XI_INIT = (0.47, 0.50)
 
-# Retraining of what SAS-ADMM's program cut, by SGD and by SAS-ADMM itself.
+# Retraining after SAS-ADMM's pruning of weights, by SGD and by SAS-ADMM.
 RETRAINING: dict[str, Any] = {"epochs": 200, "batch_size": 128, "nesterov": False}
 SAS_RETRAINING: dict[str, Any] = {"s": 0.0, "average_from": 151}
 
-Schedule = list[tuple[int, float]]  # mini-batches and learning rate of every epoch
+Schedule = list[tuple[int, float]]  # (mini-batches, learning rate) of every epoch
 
 
 def drops(epochs: int, warmup: int = 0) -> tuple[int, int]:
-    """The epochs, counted from 0, from which the learning rate is a tenth, and a hundredth.
+    """Returns the epochs, from 0, at which the learning rate drops to a tenth and a hundredth.
 
-    ⌊epochs/2⌋ and ⌊3·epochs/4⌋, as in the paper; later, maybe never, where these would leave no
-    epoch at the full rate behind the ``warmup``, or none at a tenth of it.
+    ⌊epochs/2⌋ and ⌊3·epochs/4⌋ as in the paper, but later, maybe beyond the last epoch, if that
+    leaves no epoch at the full rate after the ``warmup``, or none at a tenth.
     """
     first = max(epochs // 2, warmup + 1)
     return first, max(3 * epochs // 4, first + 1)
@@ -36,11 +36,11 @@ def learning_rate(
     shape: str = "step",
     warmup: int = 0,
 ) -> float:
-    """Of an epoch, counted from 0.
+    """Returns the learning rate of an epoch, counted from 0.
 
-    ``"step"``: ``initial``, ×0.1 at the first of :func:`drops` and ×0.1 again at the second.
-    ``"cosine"``: half a cosine from ``initial`` behind the ``warmup`` towards 0 at the end.
-    The first ``warmup`` epochs rise to ``initial`` in equal steps.
+    Args:
+        shape: "step": ×0.1 at each of :func:`drops`; "cosine": from ``initial`` towards 0.
+        warmup: number of first epochs in which the rate rises to ``initial`` in equal steps.
     """
     if epoch < warmup:
         initial *= (epoch + 1) / (warmup + 1)
@@ -51,13 +51,13 @@ def learning_rate(
 
 
 def schedule(epochs: int = EPOCHS, steps: int = STEPS) -> Schedule:
-    """The paper's, in a training of so many epochs of so many mini-batches."""
+    """Returns the paper's schedule for ``epochs`` of ``steps`` mini-batches each."""
     return [(steps, learning_rate(epoch, epochs)) for epoch in range(epochs)]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """λ and β of proximal slimming, and λ of original network slimming (from its own paper)."""
+    """λ and β of proximal slimming, and λ of original slimming (from its own paper)."""
 
     lambda_: float
     beta: float
@@ -65,7 +65,7 @@ class Recipe:
 
 
 def recipe(arch: str, depth: int) -> Recipe:
-    """The paper's settings for this network, or for the nearest one it trains."""
+    """Returns the paper's settings for the architecture, or for the nearest one it has."""
     if arch.startswith("vgg"):
         return Recipe(lambda_=0.0045, beta=100.0, subgradient_lambda=1e-4)
     if arch == "densenet":
@@ -76,7 +76,7 @@ def recipe(arch: str, depth: int) -> Recipe:
 
 @dataclass(frozen=True)
 class SasRecipe:
-    """SAS-ADMM's settings for ResNet-32 on CIFAR-10, the only ones that its program gives."""
+    """SAS-ADMM's settings for ResNet-32 on CIFAR-10, the only ones in its program."""
 
     lambda_: float = 1e-4
     beta: float = 0.04

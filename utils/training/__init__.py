@@ -1,1 +1,1 @@
-"""A step, an epoch, a run."""
+"""Training: step, trainer, evaluation, logging."""

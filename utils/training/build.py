@@ -1,20 +1,19 @@
-"""How a run begins: its pictures, its network, the precision and the processes that train it."""
+"""Builds a trainer from flags and checkpoint: data, model, precision, processes."""
 
-import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from models import family
 from netslim.graph import AnyBatchNorm
-from utils.console import ONE_VALUE, InputError, note
+from utils.console import InputError, note
 from utils.data.batches import Batches
 from utils.data.datasets import Dataset, load
 from utils.data.streaming import WORKERS, batches_of
 from utils.device import Execution, be_deterministic, build_execution, fastest_precision
+from utils.files.checkpoint import Checkpoint
 from utils.files.init_from import InitFrom, check_not_overwriting
 from utils.flags.config import Config
 from utils.flags.parser import unused_flags
@@ -22,179 +21,166 @@ from utils.methods import METHODS, penalties
 from utils.network import Network, empty, fresh
 from utils.paper.settings import drops
 from utils.training.distributed import ProcessGroup
-from utils.training.step import Step
 from utils.training.trainer import Trainer
 
 
 def build_trainer(
-    start: InitFrom,
-    given: Mapping[str, Any],
-    device: torch.device,
-    group: ProcessGroup,
-    alternate: Callable[[Step, Tensor], None],
+    init_from: InitFrom, args: Mapping[str, Any], device: torch.device, group: ProcessGroup
 ) -> Trainer:
-    """The run that ``given`` tells, from where it ``start``s; ``alternate`` makes its steps.
+    """Returns the trainer of the run that ``args`` describe, started or resumed.
 
-    Raises InputError where these flags, this file and these pictures do not go together.
+    Raises:
+        InputError: flags, checkpoint and data contradict one another.
     """
-    settings = start.config(given)
-    if idle := unused_flags(given, settings):
-        note(f"note: {settings.method} training does not use {', '.join(idle)}")
-    chosen = start.checkpoint.precision if start.resumes and start.checkpoint else None
-    if "tf32" in (settings.precision, chosen) and device.type == "cpu":
-        raise InputError("only a GPU computes in tf32: choose another --precision for a new run")
-    try:
-        model = empty(settings.arch, settings.depth, 1)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    norms = [m for m in model.modules() if isinstance(m, AnyBatchNorm) and m.affine]
-    if METHODS[settings.method].prunes() and not norms:
-        raise InputError(
-            f"{settings.arch} has no batch norm, so --method {settings.method} finds no channels:"
-            " take --method sas-admm"
-        )
-    files = start.paths(given, settings)
-    check_not_overwriting(files, start.path if start.resumes else None)
+    config = init_from.config(args)
+    if unused := unused_flags(args, config):
+        note(f"note: {config.method} training does not use {', '.join(unused)}")
+    resumed = init_from.checkpoint if init_from.resumes else None
+    check_config(config, resumed.precision if resumed else None, device)
+    paths = init_from.paths(args, config)
+    check_not_overwriting(paths, init_from.path if resumed else None)
 
     if group.rank > 0:
-        group.barrier()  # the first process downloads and decodes for all
-    data = load(settings.to_dict(), start.norm(settings))
+        group.barrier()  # rank 0 downloads and decodes first
+    data = load(config.to_dict(), init_from.norm(config))
     if group.rank == 0:
         group.barrier()
-    torch.manual_seed(settings.seed)
-    be_deterministic(settings.deterministic)
-    if start.checkpoint is None or start.path is None:
-        network = build_network(settings, data)
+    torch.manual_seed(config.seed)
+    be_deterministic(config.deterministic)
+    if init_from.checkpoint is None:
+        network = build_network(config, data)
     else:
-        network = start.checkpoint.network
-        if network.coupled != (coupled := penalties.grouped(settings.options)):
-            network = replace(network, coupled=coupled)
-        begins = settings.init is not None and not start.resumes
-        if begins and not start.checkpoint.has_classes(data.classes):
-            count = network.num_classes
-            network = network.with_classes(len(data.classes))
-            note(f"note: the last layer, of {count} classes, is a fresh one of {len(data.classes)}")
-        else:
-            start.checkpoint.check_classes(data, start.path)
-    workers = given.get("workers", WORKERS)
+        network = load_network(init_from, config, data)
+    workers = args.get("workers", WORKERS)
     batches = batches_of(
-        data, "train", settings.batch_size, device, settings.seed, workers, group.local_part
+        data, "train", config.batch_size, device, config.seed, workers, group.local_part
     )
-    graphs = device.type == "cuda" and group.size == 1 and "no_graph" not in given
-    if graphs and settings.stream:  # a graph takes its pictures from the device
-        note("note: pictures that are streamed are trained on without CUDA graphs")
-        graphs = False
-    execution = choose_execution(start, settings, network, batches, group, graphs)
-    group.barrier()  # all have loaded, and are on time from here on
-    group = group.with_timeout()
-    found = start.checkpoint if start.resumes else None
-    how = execution, group, alternate, graphs, found, settings.start_epoch, start.init_checksum()
+    use_cuda_graphs = device.type == "cuda" and group.size == 1 and "no_graph" not in args
+    if use_cuda_graphs and config.stream:
+        note("note: training without CUDA graphs: they need the images on the device, not --stream")
+        use_cuda_graphs = False
+    execution = choose_execution(resumed, config, network, batches, group, use_cuda_graphs)
+    group.barrier()  # everything is loaded: from here on, nobody waits long
     try:
-        run = Trainer(settings, files, network, data, batches, *how)
-    except ValueError as error:
-        what = f"{start.path} cannot be resumed" if found else settings.arch
-        raise InputError(f"{what}: {error}") from None
-    check_smallest_batch(run)
-    for line in (*data.describe(), *start.notes(data)):
-        note(line)
-    if run.step.method.prunes():
-        for line in notes(network):
-            note(line)
-    if found is None:
-        if line := of_short_schedule(settings):
-            note(line)
-        trained = settings.arch, settings.depth, run.step.optimizer
-        for line in run.step.method.warnings(run.schedule(), *trained):
-            note(line)
-    elif start.path is not None and start.path.resolve() != files.checkpoint.resolve():
-        run.snapshot()  # its own checkpoint is elsewhere or damaged, and there may be no epoch left
-    return run
-
-
-def choose_execution(
-    start: InitFrom,
-    settings: Config,
-    network: Network,
-    batches: Batches,
-    group: ProcessGroup,
-    graphs: bool,
-) -> Execution:
-    """Precision and memory format: as the run that is resumed, else as told, or measured."""
-    device = batches.labels.device
-    before = start.checkpoint if start.resumes else None
-    if before is not None and before.precision is not None:
-        if settings.precision not in ("auto", before.precision):
-            raise InputError(f"this run was started with --precision {before.precision}")
-        return Execution(device, before.precision, before.channels_last)
-    precision = settings.precision
-    if precision == "auto":
-        first = batches.get_batch(group.local_part(batches.epoch_indices(0)[0]))
-        precision = group.broadcast_object(
-            lambda: fastest_precision(network, *first, device, graphs)
+        trainer = Trainer(
+            config,
+            paths,
+            network,
+            data,
+            batches,
+            execution,
+            group.with_timeout(),
+            use_cuda_graphs,
+            resumed,
+            config.start_epoch,
+            init_from.init_checksum(),
         )
-        note(f"fastest here: {precision}")
-    return build_execution(network, precision, device)
+    except ValueError as error:
+        subject = f"{init_from.path} cannot be resumed" if resumed else config.arch
+        raise InputError(f"{subject}: {error}") from None
+    for line in (*data.describe(), *init_from.notes(data), *notes(trainer)):
+        note(line)
+    if resumed is None:
+        training = trainer.schedule(), config.arch, config.depth, trainer.step.optimizer
+        for line in (*short_schedule_warning(config), *trainer.step.method.warnings(*training)):
+            note(line)
+    elif init_from.path is not None and init_from.path.resolve() != paths.checkpoint.resolve():
+        paths.folder.mkdir(parents=True, exist_ok=True)
+        trainer.save()  # its own checkpoint is elsewhere or damaged
+    return trainer
 
 
-def build_network(settings: Config, data: Dataset) -> Network:
-    """The network of ``settings``, with its initial values."""
-    s = settings
-    network = fresh(s.arch, s.depth, len(data.classes), s.size, penalties.grouped(s.options))
-    METHODS[s.method].initialise(network.model)
+def check_config(config: Config, resumed_precision: str | None, device: torch.device) -> None:
+    """Raises InputError if ``device`` lacks the precision, or the architecture any batch norm."""
+    if "tf32" in (config.precision, resumed_precision) and device.type == "cpu":
+        raise InputError(
+            "--precision tf32 needs a GPU: start a new run with --precision fp32 or bf16"
+        )
+    try:
+        model = empty(config.arch, config.depth, 1)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    has_norms = any(isinstance(m, AnyBatchNorm) and m.affine for m in model.modules())
+    if METHODS[config.method].prunes() and not has_norms:
+        raise InputError(
+            f"--method {config.method} prunes channels of batch norms, and {config.arch} has none:"
+            " use --method sas-admm"
+        )
+
+
+def build_network(config: Config, data: Dataset) -> Network:
+    """Returns a new network with the method's initial values."""
+    coupled = penalties.grouped(config.options)
+    network = fresh(config.arch, config.depth, len(data.classes), config.size, coupled)
+    METHODS[config.method].initialise(network.model)
     return network
 
 
-def check_smallest_batch(run: Trainer) -> None:
-    """Raise InputError where a process's part of a batch is one image that batch norm cannot take.
-
-    That is where its map of the image is one pixel: a variance takes two values or more.
-    """
-    size, images = run.config.batch_size, len(run.data.train)
-    batches = {size} if run.step.method.steps(0) else {min(size, images), images % size or size}
-    processes = run.group.size
-    if all((count if count < processes else count // processes) > 1 for count in batches):
-        return
-    model = copy.deepcopy(run.step.model).to("meta").float().train()
-    image = torch.empty(1, 3, run.config.size, run.config.size, device="meta")
-    try:
-        model(image)
-    except ValueError as error:
-        if ONE_VALUE not in str(error):
-            raise
-    else:
-        return
-    shared = f" over {processes} processes" if processes > 1 else ""
-    raise InputError(
-        f"a batch of one image cannot be normalised where batch norm sees one pixel of it, and"
-        f" --batch-size {size} leaves one of {images:,} images{shared}: choose another"
-        " --batch-size, or a larger --size"
-    )
+def load_network(init_from: InitFrom, config: Config, data: Dataset) -> Network:
+    """Returns the network of the checkpoint; for --init, with a new head if classes differ."""
+    assert init_from.checkpoint is not None and init_from.path is not None
+    network, coupled = init_from.checkpoint.network, penalties.grouped(config.options)
+    if network.coupled != coupled:
+        network = replace(network, coupled=coupled)
+    is_init = config.init is not None and not init_from.resumes
+    if not is_init or init_from.checkpoint.has_classes(data.classes):
+        init_from.checkpoint.check_classes(data, init_from.path)
+        return network
+    before, after = network.num_classes, len(data.classes)
+    note(f"note: the last layer, of {before} classes, is replaced by a new one of {after}")
+    return network.with_classes(after)
 
 
-def of_short_schedule(settings: Config) -> str:
-    """What to say before a training too short for the paper's drops of the learning rate, or ''."""
-    s, usual = settings, (settings.epochs // 2, 3 * settings.epochs // 4)
-    found = drops(s.epochs, s.warmup)
-    if "lr" in METHODS[s.method].unused_flags or s.schedule != "step" or found == usual:
-        return ""
-    after = [f"after epoch {epoch}" for epoch in found if epoch < s.epochs]
-    behind = f" behind --warmup {s.warmup}" if s.warmup else ""
-    return (
-        f"warning: --epochs {s.epochs} is too short to drop the learning rate after half and after"
-        f" three quarters{behind}: it drops {' and '.join(after) or 'never'}"
-    )
-
-
-def notes(network: Network) -> Iterator[str]:
-    """What to say before a training of what of ``network`` cannot be removed, or not at once."""
-    channels, every = sum(network.widths), network.all_channels
-    if channels < every and not family(network.arch):  # of the paper's networks it is known
-        yield (
-            f"note: {channels} of {every} channels of batch norms can go, and are penalised; of the"
-            " others, the prune command says why they stay"
+def choose_execution(
+    resumed: Checkpoint | None,
+    config: Config,
+    network: Network,
+    batches: Batches,
+    group: ProcessGroup,
+    use_cuda_graphs: bool,
+) -> Execution:
+    """Returns precision and memory format: of the resumed run, else as configured or measured."""
+    device, precision = batches.labels.device, config.precision
+    if resumed is not None and resumed.precision is not None:
+        if precision not in ("auto", resumed.precision):
+            raise InputError(f"this run was started with --precision {resumed.precision}")
+        return Execution(device, resumed.precision, resumed.channels_last)
+    if precision == "auto":
+        batch = batches.get_batch(group.local_part(batches.epoch_indices(0)[0]))
+        precision = group.broadcast_object(
+            lambda: fastest_precision(network, *batch, device, use_cuda_graphs)
         )
-    if kept := [name for name in network.norms if name in network.graph.drawn_for]:
+        note(f"fastest here: --precision {precision}")
+    return build_execution(network, precision, device)
+
+
+def short_schedule_warning(config: Config) -> Iterator[str]:
+    """Yields a warning if the training is too short for the paper's learning-rate drops."""
+    epochs, warmup = config.epochs, config.warmup
+    actual = drops(epochs, warmup)
+    uses_lr = "lr" not in METHODS[config.method].unused_flags
+    if uses_lr and config.schedule == "step" and actual != (epochs // 2, 3 * epochs // 4):
+        after = [f"after epoch {epoch}" for epoch in actual if epoch < epochs]
+        behind = f" with --warmup {warmup}" if warmup else ""
         yield (
-            f"note: no channel of {', '.join(kept)} is cut while training: dropout behind it would"
-            " draw other numbers"
+            f"warning: --epochs {epochs} is too short to drop the learning rate at half and at"
+            f" three quarters{behind}: it drops {' and '.join(after) or 'never'}"
+        )
+
+
+def notes(trainer: Trainer) -> Iterator[str]:
+    """Yields which channels cannot be removed, or not during training."""
+    network = trainer.network
+    if not trainer.step.method.prunes():
+        return
+    channels, total = sum(network.widths), network.all_channels
+    if channels < total and not family(network.arch):  # documented for the paper's architectures
+        yield (
+            f"note: {channels} of {total} batch-norm channels can be removed and are penalised; the"
+            " prune command lists the reasons for the others"
+        )
+    if fixed := [name for name in network.norms if name in network.graph.drawn_for]:
+        yield (
+            f"note: no channel of {', '.join(fixed)} is removed during training: dropout behind it"
+            " would draw other numbers"
         )

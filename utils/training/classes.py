@@ -1,4 +1,4 @@
-"""What a test says of each class, and whether a network is ruined by it."""
+"""Accuracy per class, and whether a model has collapsed."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -6,63 +6,64 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-SHOWN = 10  # of more classes than these, the worst are told
+MOST_SHOWN = 10  # with more classes, only the 10 of lowest accuracy are listed
+CHANCE = 1.5  # times chance: accuracy up to this counts as collapsed
 
 
-def class_counts(answers: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """The rows of :class:`ByClass`, int64 [3, ``classes``], from int64 [n] each."""
-    each = torch.arange(classes, device=labels.device)  # compared, not counted: a GPU need not wait
-    is_label, is_answer = labels[:, None] == each, answers[:, None] == each
-    return torch.stack([x.sum(0) for x in (is_label, is_answer, is_label & is_answer)])
+def class_counts(predictions: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Returns the rows of :class:`PerClass`, int64 [3, ``classes``], from int64 [n] each."""
+    each = torch.arange(classes, device=labels.device)  # bincount would wait for a GPU
+    is_label, is_prediction = labels[:, None] == each, predictions[:, None] == each
+    return torch.stack([x.sum(0) for x in (is_label, is_prediction, is_label & is_prediction)])
 
 
 class PerClass(NamedTuple):
-    """Numbers by class: its test images, the answers that name it, the right ones of these."""
+    """Counts per class: test images of it, predictions of it, and correct ones."""
 
     images: list[int]
-    answers: list[int]
-    right: list[int]
+    predictions: list[int]
+    correct: list[int]
 
     def collapse(self, names: Sequence[str]) -> str:
-        """How the network is ruined, '' if it is not; ``names`` are the classes'.
+        """Returns in what way the model has collapsed, "" if it has not.
 
-        It is ruined if its answer is always the same; if it is right no more often than the most
-        frequent class is there, unless it is right in the mean over the classes, as one that knows
-        the rare ones is; or if it is hardly right more often, and a fifth of the classes at most
-        are ever its answer.
+        It has if all predictions are one class; if its accuracy is no better than that of always
+        predicting the most frequent class and its mean over classes is at most 1.5 times chance;
+        or if its accuracy is at most 1.5 times the former and at most a fifth of the classes are
+        ever predicted.
         """
-        total, most, there = sum(self.images), max(self.images), sum(map(bool, self.images))
-        if there < 2:  # nothing is told apart
+        total, present = sum(self.images), sum(map(bool, self.images))
+        if present < 2:
             return ""
-        share, accuracy = most / total, sum(self.right) / total
-        given = [name for name, count in zip(names, self.answers, strict=True) if count]
-        found = f"test accuracy {100 * accuracy:.2f} %"
-        if len(given) == 1:
-            return f"{found}: all {total:,} test images are called {given[0]}"
-        mean = sum(r / n for r, n in zip(self.right, self.images, strict=True) if n) / there
-        if accuracy <= share and mean <= 1.5 / there:
-            largest = names[self.images.index(most)]
-            return f"{found}: to call all test images {largest} gives {100 * share:.2f} %"
-        if accuracy <= 1.5 * share and 5 * len(given) <= there:
-            return f"{found}: only {len(given)} of {there} classes are ever the answer"
+        most_frequent, accuracy = max(self.images) / total, sum(self.correct) / total
+        predicted = [n for n, count in zip(names, self.predictions, strict=True) if count]
+        text = f"test accuracy {100 * accuracy:.2f} %"
+        if len(predicted) == 1:
+            return f"{text}: all {total:,} test images are classified as {predicted[0]}"
+        recalls = [r / n for r, n in zip(self.correct, self.images, strict=True) if n]
+        if accuracy <= most_frequent and sum(recalls) / present <= CHANCE / present:
+            largest = names[self.images.index(max(self.images))]
+            return (
+                f"{text}, no better than always predicting {largest} ({100 * most_frequent:.2f} %)"
+            )
+        if accuracy <= CHANCE * most_frequent and 5 * len(predicted) <= present:
+            return f"{text}: only {len(predicted)} of {present} classes are ever predicted"
         return ""
 
     def accuracies(self, names: Sequence[str]) -> str:
-        """Of each class, or of the worst of many, where one has more than twice another's images
-        or the network is ruined; '' else: the accuracy of all says enough."""
+        """Returns the accuracy per class if classes are unbalanced (1:2) or the model collapsed."""
         if max(self.images) <= 2 * min(self.images) and not self.collapse(names):
             return ""
-        each = zip(names, self.images, self.right, strict=True)
-        found = [
-            (right / n, f"{name} {100 * right / n:.1f} % of {n:,}") for name, n, right in each if n
-        ]
-        many = f", the lowest of {len(found)}" if len(found) > SHOWN else ""
-        shown = sorted(found)[:SHOWN] if many else found
-        return f"accuracy by class{many}: {', '.join(text for _, text in shown)}"
+        counts = zip(names, self.images, self.correct, strict=True)
+        lines = [(r / n, f"{name} {100 * r / n:.1f} % of {n:,}") for name, n, r in counts if n]
+        label = "accuracy by class"
+        if len(lines) > MOST_SHOWN:
+            label, lines = f"{label}, the lowest of {len(lines)}", sorted(lines)[:MOST_SHOWN]
+        return f"{label}: {', '.join(text for _, text in lines)}"
 
-    def remarks(self, names: Sequence[str], when: str = "") -> Iterator[str]:
-        """Lines to print beside the accuracy, where there is something to say."""
+    def remarks(self, names: Sequence[str], prefix: str = "") -> Iterator[str]:
+        """Yields the lines to print beside the accuracy, if any."""
         if collapse := self.collapse(names):
-            yield f"warning: {when}{collapse}"
+            yield f"warning: {prefix}{collapse}"
         if accuracies := self.accuracies(names):
-            yield f"{when}{accuracies}"
+            yield f"{prefix}{accuracies}"

@@ -1,6 +1,6 @@
-"""A training step captured as CUDA graphs: one launch instead of some thousands of kernels."""
+"""Training steps captured as CUDA graphs: one launch instead of thousands of kernels."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -13,7 +13,7 @@ from utils.training.step import Step
 
 @contextmanager
 def preserved(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Whatever happens within, the tensors hold afterwards what they held before."""
+    """Restores the values of ``tensors`` on exit."""
     before = [x.clone() for x in tensors]
     try:
         yield
@@ -23,39 +23,40 @@ def preserved(tensors: Sequence[Tensor]) -> Iterator[None]:
 
 
 class CapturedSteps:
-    """Replays ``step``, captured once for each batch size and again when the learning rate changes.
+    """Replays ``train_step(step, ·)``, captured for each batch size and learning rate.
 
-    Where capture fails, the step runs as it is from then on.
+    If a capture fails, ``failed`` is set and all later steps run without graphs.
     """
 
-    def __init__(self, step: Step) -> None:
-        self.step, self.alpha = step, 0.0
+    def __init__(self, train_step: Callable[[Step, Tensor], None], step: Step) -> None:
+        self.train_step, self.step = train_step, step
+        self.lr, self.failed = 0.0, False
         self.captured: dict[int, tuple[Tensor, torch.cuda.CUDAGraph]] = {}
 
-    def __call__(self, where: Tensor) -> None:
-        if self.alpha != self.step.alpha:  # the learning rate is a number inside the graph
-            self.captured, self.alpha = {}, self.step.alpha
-        size = where.shape[1]
-        if size not in self.captured:
-            self._capture(where)
-        if size not in self.captured:  # here, where the memory of what failed is free again
-            self.step.eager(where)
+    def __call__(self, batch_index: Tensor) -> None:
+        if self.lr != self.step.lr:  # the graph contains the learning rate as a number
+            self.captured, self.lr = {}, self.step.lr
+        size = batch_index.shape[1]
+        if size not in self.captured and not self.failed:
+            self._capture(batch_index)
+        if self.failed:
+            self.train_step(self.step, batch_index)
             return
-        static, graph = self.captured[size]
-        static.copy_(where)
+        static_index, graph = self.captured[size]
+        static_index.copy_(batch_index)
         graph.replay()
 
-    def _capture(self, where: Tensor) -> None:
-        static = where.clone()
-        # What is drawn on the device (dropout) is the same whether a step was captured or not.
-        devices = [where.device] if where.is_cuda else []
+    def _capture(self, batch_index: Tensor) -> None:
+        static_index = batch_index.clone()
+        # Dropout draws the same numbers whether a step was captured or not.
+        devices = [batch_index.device] if batch_index.is_cuda else []
         try:
             with torch.random.fork_rng(devices), preserved(self.step.state()):
-                graph = capture_cuda_graph(lambda: self.step.eager(static))
-        except Exception as error:  # of any kind: the plain step needs no graph
+                graph = capture_cuda_graph(lambda: self.train_step(self.step, static_index))
+        except Exception as error:  # whatever it is, the step runs without a graph
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            note(f"note: the step could not be captured as a graph ({reason}): going on without")
-            self.captured, self.step.launch = {}, self.step.eager
-            self.step.model.zero_grad()  # what was recorded halfway was never computed
+            note(f"note: the step cannot be captured as a CUDA graph ({reason}): training without")
+            self.captured, self.failed = {}, True
+            self.step.model.zero_grad()  # a half-recorded gradient was never computed
         else:
-            self.captured[where.shape[1]] = static, graph
+            self.captured[batch_index.shape[1]] = static_index, graph

@@ -1,4 +1,4 @@
-"""The processes that train one network together."""
+"""The processes that train one model together, as torchrun starts them."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -11,100 +11,98 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 T = TypeVar("T")
-LOADING, TRAINING = timedelta(minutes=30), timedelta(seconds=45)  # the longest wait for another
+LOADING_TIMEOUT, TRAINING_TIMEOUT = timedelta(minutes=30), timedelta(seconds=45)
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes that train one network together: one, unless torchrun started more."""
+    """A process group of torch, or a single process. Collectives do nothing in the latter."""
 
     rank: int = 0
     size: int = 1
-    processes: dist.ProcessGroup | None = None  # torch's; None: the first one made
+    processes: dist.ProcessGroup | None = None  # None: the default group
 
     @classmethod
     def join(cls, device: torch.device) -> "ProcessGroup":
-        """Meet the other processes that torchrun started, if it did: waits until all are here."""
-        size = int(os.environ.get("WORLD_SIZE", 1))
-        if size == 1:
+        """Joins the processes that torchrun started, if it did; waits for all of them."""
+        if int(os.environ.get("WORLD_SIZE", 1)) == 1:
             return SINGLE_PROCESS
         on_gpu = device.type == "cuda"
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
-            timeout=LOADING,
+            timeout=LOADING_TIMEOUT,
             device_id=device if on_gpu else None,
         )
-        group = cls(dist.get_rank(), size)
+        group = cls(dist.get_rank(), dist.get_world_size())
         group.barrier()
         return group
 
     def with_timeout(self) -> "ProcessGroup":
-        """For training, when all is loaded: one that is not where the others are is soon lost."""
+        """Returns a group with a 45 s timeout for training: a stalled rank fails fast."""
         if self.size == 1:
             return self
-        return replace(self, processes=cast(dist.ProcessGroup, dist.new_group(timeout=TRAINING)))
+        processes = cast(dist.ProcessGroup, dist.new_group(timeout=TRAINING_TIMEOUT))
+        return replace(self, processes=processes)
 
     def destroy(self) -> None:
-        """When all is done: an error must not wait for the others, who may be gone."""
+        """Leaves the group; not after an error, which must not wait for other processes."""
         if self.size > 1:
             dist.destroy_process_group()
 
     def replicate(self, model: nn.Module) -> nn.Module:
-        """``model``, with its gradients averaged over the processes in every backward pass."""
+        """Returns ``model`` such that backward averages its gradients over the processes."""
         if self.size == 1:
             return model
-        # Buffers are the first process's after an epoch; nothing reads them before.
+        # Rank 0's buffers are broadcast after an epoch; nothing reads them earlier.
         return nn.parallel.DistributedDataParallel(
             model, process_group=self.processes, broadcast_buffers=False
         )
 
-    def local_shard(self, where: Tensor) -> tuple[Tensor, float]:
-        """This process's part of a batch [..., n], and the weight of its mean loss.
+    def local_shard(self, batch_index: Tensor) -> tuple[Tensor, float]:
+        """Returns this process's part of a batch [..., n], and the weight of its mean loss.
 
-        With these weights the average of the processes' gradients is the gradient of the whole
-        batch's mean loss. A batch too small to be shared is everybody's.
+        The average of the weighted losses over the processes is the mean loss of the batch.
         """
-        count, part = where.shape[-1], self.local_part(where)
-        return part, 1 if part is where else part.shape[-1] * self.size / count
+        part, count = self.local_part(batch_index), batch_index.shape[-1]
+        return part, 1 if part is batch_index else part.shape[-1] * self.size / count
 
-    def local_part(self, where: Tensor) -> Tensor:
-        """This process's part of a batch [..., n], which is all where it is too small."""
-        if self.size == 1 or where.shape[-1] < self.size:
-            return where
-        return where.tensor_split(self.size, dim=-1)[self.rank]
+    def local_part(self, batch_index: Tensor) -> Tensor:
+        """Returns this process's part of a batch [..., n]; all of it if n is below the size."""
+        if self.size == 1 or batch_index.shape[-1] < self.size:
+            return batch_index
+        return batch_index.tensor_split(self.size, dim=-1)[self.rank]
 
     def all_reduce_(self, tensor: Tensor) -> None:
-        """Add up ``tensor`` over the processes, in place."""
+        """Sums ``tensor`` over the processes, in place."""
         if self.size > 1:
             dist.all_reduce(tensor, group=self.processes)
 
     def barrier(self) -> None:
-        """Until all processes are here."""
         if self.size > 1:
             dist.barrier(self.processes)
 
     def broadcast_object(self, value: Callable[[], T]) -> T:
-        """What the first process makes of ``value``, in all processes."""
+        """Returns rank 0's ``value()`` in all processes; only rank 0 calls it."""
         if self.size == 1:
             return value()
-        said = [value() if self.rank == 0 else None]
-        dist.broadcast_object_list(said, group=self.processes)
-        return cast(T, said[0])
+        values = [value() if self.rank == 0 else None]
+        dist.broadcast_object_list(values, group=self.processes)
+        return cast(T, values[0])
 
     def broadcast_(self, tensors: Sequence[Tensor]) -> None:
-        """Set ``tensors`` to what the first process has, in place."""
+        """Sets ``tensors`` to rank 0's values, in place."""
         for tensor in tensors if self.size > 1 else ():
             dist.broadcast(tensor, 0, self.processes)
 
     def all_equal(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether all processes hold the same ``tensors``, bit for bit."""
+        """Returns whether all processes hold the same ``tensors``, bit for bit."""
         if self.size == 1:
             return True
         mine = [x.detach().cpu() for x in tensors]
-        everybodys: list[list[Tensor]] = [[]] * self.size
-        dist.all_gather_object(everybodys, mine, self.processes)
+        gathered: list[list[Tensor]] = [[]] * self.size
+        dist.all_gather_object(gathered, mine, self.processes)
         return all(
-            torch.equal(x, y) for other in everybodys for x, y in zip(mine, other, strict=True)
+            torch.equal(x, y) for others in gathered for x, y in zip(mine, others, strict=True)
         )
 
 

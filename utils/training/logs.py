@@ -1,4 +1,4 @@
-"""What a run says of itself: in its log, in the record, and when it ends."""
+"""A run's log, its record, and its summary."""
 
 import os
 import platform
@@ -24,177 +24,184 @@ from utils.training.trainer import Trainer
 TOP_FIVE = "test_top_five"  # a column
 
 
-def keep_log(run: Trainer) -> list[records.Row]:
-    """The log's lines of the finished epochs; what is beyond them is dropped."""
-    if run.group.rank > 0:
+def keep_log(trainer: Trainer) -> list[records.Row]:
+    """Returns the log of the finished epochs; deletes later lines from the file."""
+    if trainer.group.rank > 0:
         return []
-    run.paths.folder.mkdir(parents=True, exist_ok=True)
-    return records.keep_epochs(run.paths.log, run.epoch)
+    trainer.paths.folder.mkdir(parents=True, exist_ok=True)
+    return records.keep_epochs(trainer.paths.log, trainer.epoch)
 
 
 def log(
-    run: Trainer,
-    reading: TrainMetrics,
-    score: EvalMetrics,
+    trainer: Trainer,
+    train_metrics: TrainMetrics,
+    test_metrics: EvalMetrics,
     seconds: tuple[float, float],
     change: float,
     accuracy_cut: str,
 ) -> records.Row:
-    """Append the line of the epoch just finished to the log.
+    """Appends the epoch just finished to the log, and returns its row.
 
-    ``seconds`` are those of training and test; ``accuracy_cut`` is the test accuracy of a network
-    just cut, "" of all others.
+    Args:
+        seconds: of training and evaluation.
+        change: ‖Zᵗ⁺¹ − Zᵗ‖².
+        accuracy_cut: test accuracy after weights were zeroed, before training; "" if none were.
     """
-    figures = run.step.method.log_metrics(reading.loss)
+    step = trainer.step
+    columns = step.method.log_metrics(train_metrics.loss)
     row = {
-        "epoch": run.epoch,
-        "lr": f"{run.step.lr:.6g}",
-        "alpha": f"{run.step.alpha:.6g}",
-        "train_loss": f"{reading.loss:.6f}",
-        **{name: f"{value:.6f}" for name, value in figures.items()},
-        "test_loss": f"{score.loss:.6f}",
-        "test_accuracy": f"{score.accuracy:.4f}",
-        **({} if score.top_five is None else {TOP_FIVE: f"{score.top_five:.4f}"}),
-        **{f"{name}_zeros": count for name, count in reading.zeros.items()},
+        "epoch": trainer.epoch,
+        "lr": f"{step.lr:.6g}",
+        "alpha": f"{step.alpha:.6g}",
+        "train_loss": f"{train_metrics.loss:.6f}",
+        **{name: f"{value:.6f}" for name, value in columns.items()},
+        "test_loss": f"{test_metrics.loss:.6f}",
+        "test_accuracy": f"{test_metrics.accuracy:.4f}",
+    }
+    if test_metrics.top_five is not None:
+        row[TOP_FIVE] = f"{test_metrics.top_five:.4f}"
+    row |= {f"{name}_zeros": count for name, count in train_metrics.zeros.items()}
+    row |= {
         "train_seconds": f"{seconds[0]:.3f}",
         "test_seconds": f"{seconds[1]:.3f}",
         "change": f"{change:.6g}",
-        "channels": len(run.step.method.gamma),
-        "flops": run.flops,
-        **({} if run.config.prune_ratio is None else {"accuracy_cut": accuracy_cut}),
+        "channels": len(step.method.gamma),
+        "flops": trainer.flops,
     }
-    if run.group.rank == 0:
-        records.append(run.paths.log, row)
+    if trainer.config.prune_ratio is not None:
+        row["accuracy_cut"] = accuracy_cut
+    if trainer.group.rank == 0:
+        records.append(trainer.paths.log, row)
     return {key: str(value) for key, value in row.items()}
 
 
-def compression(run: Trainer) -> dict[str, object]:
-    """Of a network whose weights were cut: what is left of them, and bytes in a file."""
-    if run.config.prune_ratio is None:
+def compression(trainer: Trainer) -> dict[str, object]:
+    """Returns weights left and file sizes in bytes, for --prune-ratio only."""
+    if trainer.config.prune_ratio is None:
         return {}
-    model = run.step.model
-    found, (dense, packed) = Compression.of(model), sparse.bytes_of(model)
+    model = trainer.step.model
+    found, (dense_bytes, sparse_bytes) = Compression.of(model), sparse.bytes_of(model)
     return {
         "weights": found.weights,
         "weights_kept": found.kept,
         "compression": f"{found.factor:.4f}",
         "compression_all": f"{found.factor_all:.4f}",
-        "bytes": dense,
-        "bytes_sparse": packed,
+        "bytes": dense_bytes,
+        "bytes_sparse": sparse_bytes,
     }
 
 
-def is_recorded(run: Trainer) -> bool:
-    return any(row["run"] == run.paths.run for row in records.read(run.paths.record))
+def is_recorded(trainer: Trainer) -> bool:
+    return any(row["run"] == trainer.paths.run for row in records.read(trainer.paths.record))
 
 
-def record(run: Trainer, log: Sequence[records.Row], argv: Sequence[str]) -> None:
-    """Append the finished run's row to the record. ``log`` has its epochs' lines."""
-    run.flush()
+def record(trainer: Trainer, log: Sequence[records.Row], argv: Sequence[str]) -> None:
+    """Appends the finished run to the record. ``log`` has all of its epochs."""
+    config, paths, execution = trainer.config, trainer.paths, trainer.execution
     seconds = [float(row["train_seconds"]) for row in log]
-    device = run.execution.device
-    on_cpu = device.type == "cpu"
+    device, on_cpu = execution.device, execution.device.type == "cpu"
     row = {
-        "run": run.paths.run,
-        **replace(run.config, precision=run.execution.precision).to_row(),
-        "channels": len(run.removed),
-        "batch_norm_channels": run.network.all_channels,
-        **{f"{name}_zeros": count for name, count in run.zeros().items()},
+        "run": paths.run,
+        **replace(config, precision=execution.precision).to_row(),
+        "channels": len(trainer.removed),
+        "batch_norm_channels": trainer.network.all_channels,
+        **{f"{name}_zeros": count for name, count in trainer.zeros().items()},
         **{key: log[-1][key] for key in ("test_accuracy", TOP_FIVE) if key in log[-1]},
-        "best_accuracy": f"{run.best:.4f}",
-        **compression(run),
+        "best_accuracy": f"{trainer.best:.4f}",
+        **compression(trainer),
         "accuracy_cut": log[0].get("accuracy_cut"),
         "seconds_per_epoch": f"{sum(seconds) / len(seconds):.3f}",
         "train_seconds": f"{sum(seconds):.3f}",
-        "memory_format": run.execution.layout,
-        "checkpoint": run.paths.checkpoint.name,
-        "checksum": checkpoint.checksum(run.paths.checkpoint),
-        "pictures": f"{run.images_checksum:08x}",
-        "test_pictures": f"{run.data.test.checksum():08x}",
+        "memory_format": execution.layout,
+        "checkpoint": paths.checkpoint.name,
+        "checksum": checkpoint.checksum(paths.checkpoint),
+        "pictures": f"{trainer.images_checksum:08x}",
+        "test_pictures": f"{trainer.data.test.checksum():08x}",
         "command": shlex.join(["python", "main.py", *argv]),
         "commit": commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": platform.machine() if on_cpu else torch.cuda.get_device_name(device),
         "threads": torch.get_num_threads(),
-        "processes": run.group.size,
-        "source": run.data.source,
-        "init_checksum": run.init_checksum,
+        "processes": trainer.group.size,
+        "source": trainer.data.source,
+        "init_checksum": trainer.init_checksum,
     }
-    records.append(run.paths.record, row)
+    records.append(paths.record, row)
 
 
-def zeros(run: Trainer, counts: Mapping[str, int]) -> str:
-    symbols = run.step.method.factors
+def format_zeros(trainer: Trainer, counts: Mapping[str, int]) -> str:
+    """Returns for example "γ = 0: 12, ξ = 0: 15"."""
+    symbols = trainer.step.method.factors
     return ", ".join(f"{symbols.get(name, name)} = 0: {count}" for name, count in counts.items())
 
 
-def summary(run: Trainer, accuracy: float, by_class: PerClass, said: Sequence[str]) -> str:
-    """Zeros per layer, the final ``accuracy`` in percent, and the command that comes next.
+def summary(
+    trainer: Trainer, accuracy: float, per_class: PerClass, runtime_flags: Sequence[str]
+) -> str:
+    """Returns zeros per layer, the final ``accuracy`` in percent, and the next command.
 
-    ``said`` are flags that it needs as this one did.
+    Args:
+        runtime_flags: for the next command, such as --no-cuda.
     """
-    checkpoint = path_argument(run.paths.checkpoint)
-    factors, symbols = run.factors(), run.step.method.factors
+    method, config = trainer.step.method, trainer.config
+    checkpoint = path_argument(trainer.paths.checkpoint)
+    factors, symbols = trainer.factors(), method.factors
     lines = [f"{'layer':<24}channels" + "".join(f"  {symbols[name]} = 0" for name in factors)]
-    for name, *parts in zip(run.network.layers, *factors.values(), strict=True):
+    for name, *parts in zip(trainer.network.layers, *factors.values(), strict=True):
         counts = "".join(f"{int(is_zero(part).sum()):7}" for part in parts)
         lines.append(f"{name:<24}{len(parts[0]):8}{counts}")
-    totals = [f"{symbols[name]} = 0: {run.zeros()[name]}" for name in factors]
+    zeros = trainer.zeros()
     lines.append(
-        f"test accuracy {accuracy:.2f} % (best {run.best:.2f} %),"
-        f" {', '.join(totals)} of {len(run.removed)}; checkpoint {run.paths.checkpoint}"
+        f"test accuracy {accuracy:.2f} % (best {trainer.best:.2f} %),"
+        f" {format_zeros(trainer, {name: zeros[name] for name in factors})} of"
+        f" {len(trainer.removed)}; checkpoint {trainer.paths.checkpoint}"
     )
-    if found := compression(run):
+    if weights := compression(trainer):
         lines.append(
-            f"weights: {found['weights']:,} -> {found['weights_kept']:,}, {found['compression']}"
-            f" times fewer; of all parameters {found['compression_all']} times;"
-            f" {found['bytes']:,} bytes dense, {found['bytes_sparse']:,} sparse"
+            f"weights: {weights['weights']:,} -> {weights['weights_kept']:,},"
+            f" {weights['compression']} times fewer; of all parameters"
+            f" {weights['compression_all']} times; {weights['bytes']:,} bytes dense,"
+            f" {weights['bytes_sparse']:,} sparse"
         )
-        words = ["-m", "utils.export", "--format", "sparse", "--model", checkpoint]
-        lines.append(f"to keep it small: {format_command(*words)}")
-    if accuracies := by_class.accuracies(run.data.classes):
+        export = "-m", "utils.export", "--format", "sparse", "--model", checkpoint
+        lines.append(f"sparse file: {format_command(*export)}")
+    if accuracies := per_class.accuracies(trainer.data.classes):
         lines.append(accuracies)
-    if verdict := run.verdict(by_class):
+    if verdict := trainer.verdict(per_class):
         lines.append(f"verdict: {verdict}")
-    flags = run.step.method.prune_flags
-    if flags is not None:
-        words = [*pruner(run.config.arch), "--model", checkpoint]
-        lines.append(f"next: {format_command(*words, *flags, *said)}")
-    if (flags := run.step.method.refine_flags) is not None:
-        kept = replace(run.config, precision=run.execution.precision).finetuning_argv(cuts=True)
-        lines.append(
-            f"next: {format_command('main.py', '--refine', checkpoint, *flags, *kept, *said)}"
-        )
+    if (flags := method.prune_flags) is not None:
+        prune = *pruner(config.arch), "--model", checkpoint, *flags
+        lines.append(f"next: {format_command(*prune, *runtime_flags)}")
+    if (flags := method.refine_flags) is not None:
+        precision = trainer.execution.precision
+        shared = replace(config, precision=precision).finetuning_argv(cuts=True)
+        refine = "main.py", "--refine", checkpoint, *flags, *shared
+        lines.append(f"next: {format_command(*refine, *runtime_flags)}")
     return "\n".join(lines)
 
 
-def resume_command(run: Trainer, given: Mapping[str, Any]) -> str:
-    """The command that goes on with ``run``, on as many processes."""
-    words = ["--resume", path_argument(run.paths.checkpoint), *runtime_argv(given)]
-    if run.group.size == 1:
+def resume_command(trainer: Trainer, args: Mapping[str, Any]) -> str:
+    """Returns the command that resumes the run, with as many processes."""
+    words = ["--resume", path_argument(trainer.paths.checkpoint), *runtime_argv(args)]
+    if trainer.group.size == 1:
         return format_command("main.py", *words)
-    here = os.environ.get("LOCAL_WORLD_SIZE", str(run.group.size))
-    several = ["-m", "torch.distributed.run", "--nproc-per-node", here]
-    return format_command(*several, "--", path_argument(relative_path(ROOT / "main.py")), *words)
+    processes = os.environ.get("LOCAL_WORLD_SIZE", str(trainer.group.size))
+    torchrun = "-m", "torch.distributed.run", "--nproc-per-node", processes
+    return format_command(*torchrun, "--", path_argument(relative_path(ROOT / "main.py")), *words)
 
 
 def commit() -> str | None:
-    """The commit of this program, with a ``+`` where files differ from it; None if not known.
+    """Returns the commit of this program, with ``+`` if files differ from it.
 
-    It is known where the program's own folder is a repository that has its files: one further up,
-    or one that this program was copied into, is somebody else's.
+    None if this file is not tracked: then the repository around it, if any, is another program's.
     """
-    own = ["git", "--git-dir", str(ROOT / ".git"), "--work-tree", str(ROOT)]
-    tracked = ["ls-files", "--error-unmatch", str(Path(__file__).resolve())]
-    described = ["describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-    said = ""
-    for words in (tracked, described):
-        try:
-            done = subprocess.run(
-                [*own, *words], cwd=ROOT, capture_output=True, text=True, timeout=10, check=True
-            )
-        except (OSError, subprocess.SubprocessError):
-            return None
-        said = done.stdout.strip()
-    return said or None
+    git = ["git", "--git-dir", str(ROOT / ".git"), "--work-tree", str(ROOT)]
+    tracked = [*git, "ls-files", "--error-unmatch", str(Path(__file__).resolve())]
+    describe = [*git, "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+    options: dict[str, Any] = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 10}
+    try:
+        subprocess.run(tracked, check=True, **options)
+        return subprocess.run(describe, check=True, **options).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None

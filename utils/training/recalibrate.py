@@ -1,4 +1,4 @@
-"""Batch norms' running statistics for weights that they were not gathered with."""
+"""Recalibration of batch-norm statistics."""
 
 import torch
 from torch import nn
@@ -10,10 +10,9 @@ IMAGES = 2000
 
 
 def recalibrate_bn(model: nn.Module, batches: Batches) -> None:
-    """Set the statistics to their means over IMAGES training images at random, not augmented.
+    """Recomputes the running statistics from IMAGES random training images, not augmented.
 
-    The images are a function of the seed alone: in every process, epoch and after a resume the
-    same. In float32, whatever the training's precision. ``model`` ends in the mode it was in.
+    The images depend on the seed alone. Computes in float32; ``model`` keeps its mode.
     """
     with torch.no_grad():
         update_bn(batches.sample(IMAGES), model)

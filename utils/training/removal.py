@@ -1,48 +1,46 @@
-"""When channels that died are removed from a network in training."""
+"""Which dead channels to remove during training."""
 
 import torch
 from torch import Tensor
 
 from utils.network import Network
 
-# Both are measured on a CPU. Building the step anew is not worth less than this share of channels;
+# Measured on a CPU: rebuilding the step for fewer channels than this share does not pay;
 LEAST = 0.01
-# and a selection costs about what half of the width behind it saves.
+# a new ChannelSelection costs about what removing half of the layer saves.
 LEAST_SELECTED = 0.5
 
 
-def select_removable(network: Network, cut: Tensor, dead: Tensor) -> Tensor:
-    """Which channels of ``network`` to remove now, bool [channels].
+def select_removable(network: Network, removed: Tensor, dead: Tensor) -> Tensor:
+    """Returns the channels to remove now, a pure function of the arguments and the biases.
 
-    ``cut`` says which are removed already, and ``dead`` which of the others have died; both are
-    over the channels of all its batch norms, on the CPU. A pure function of these and of the
-    biases: a run that is interrupted removes what the uninterrupted one does. Channels that can
-    only be removed together are removed when all of them have died. A layer in which all have died
-    keeps that of the largest bias, and one for which a selection would have to be made waits until
-    half of it is dead; what no other reader needs either goes from the stream, and needs no
-    selection.
+    Coupled channels are removed once all of them are dead. An all-dead layer keeps the channel of
+    the largest bias. A layer that would need a new ChannelSelection is pruned once half of it is
+    dead, except for stream channels that no layer reads any more.
+
+    Args:
+        network: of full width.
+        removed, dead: bool [channels] on the CPU: already removed, and dead of the others.
     """
     if not dead.any():
         return dead
     graph, widths = network.graph, network.widths
-    before = dict(zip(network.norms, cut.split(widths), strict=True))
-    gone = {name: part.clone() for name, part in zip(before, dead.split(widths), strict=True)}
-    for tie in graph.ties:  # one tensor for all of a tie
-        gone |= dict.fromkeys(tie, torch.stack([gone[name] for name in tie]).all(0))
-    # Where γ = 0 and a bias of at most 0 do not give 0, or where dropout draws by width.
-    never = gone.keys() - graph.rectified | graph.drawn_for
-    for name, bn in network.norms.items():
-        if name in never:
-            gone[name].zero_()
-        if (gone[name] | before[name]).all():
-            left = bn.bias.detach().cpu().masked_fill(before[name], -torch.inf)
-            gone[name][int(left.argmax())] = False
-    removal = network.plan([~(gone[name] | before[name]) for name in gone])
-    selects = network.plan([~part for part in before.values()]).selects if cut.any() else {}
-    for name in gone.keys() & (removal.selects.keys() - selects.keys()):
-        if gone[name].sum() < LEAST_SELECTED * (~before[name]).sum():
-            gone[name] &= removal.gone[graph.read_by(name)]
-    everything = torch.cat(list(gone.values()))
-    if everything.sum() <= LEAST * (~cut).sum():
-        return torch.zeros_like(everything)
-    return everything
+    before = dict(zip(network.norms, removed.split(widths), strict=True))
+    masks = {name: part.clone() for name, part in zip(before, dead.split(widths), strict=True)}
+    for names in graph.ties:
+        masks |= dict.fromkeys(names, torch.stack([masks[name] for name in names]).all(0))
+    # γ = 0 and bias ≤ 0 do not silence these, or dropout behind them draws by width.
+    fixed = masks.keys() - graph.rectified | graph.drawn_for
+    for name, norm in network.norms.items():
+        if name in fixed:
+            masks[name].zero_()
+        if (masks[name] | before[name]).all():
+            bias = norm.bias.detach().cpu().masked_fill(before[name], -torch.inf)
+            masks[name][int(bias.argmax())] = False
+    plan = network.plan([~(masks[name] | before[name]) for name in masks])
+    selects = network.plan([~part for part in before.values()]).selects if removed.any() else {}
+    for name in masks.keys() & (plan.selects.keys() - selects.keys()):
+        if masks[name].sum() < LEAST_SELECTED * (~before[name]).sum():
+            masks[name] &= plan.gone[graph.read_by(name)]
+    selected = torch.cat(list(masks.values()))
+    return selected if selected.sum() > LEAST * (~removed).sum() else torch.zeros_like(selected)

@@ -1,0 +1,104 @@
+"""torchvision's models: trained, pruned during training, resumed, pruned, fine-tuned, refused."""
+
+import signal
+
+import pytest
+import torch
+from torchvision.models import get_model
+
+import main
+import netslim
+from runs import assert_same_run, command, rows, train
+from utils import prune
+from utils.console import Interrupted
+from utils.files import checkpoint
+
+
+def test_from_training_to_the_fine_tuned_pruned_model(tmp_path, pictures, capsys):
+    flags = ["--arch", "resnet18", "--size", 32, "-sr", "--s", 10, "--beta", 200, "--momentum", 0]
+    assert train(tmp_path, pictures, *flags, "--epochs", 10, "--batch-size", 4) == 0
+    out, err = capsys.readouterr()
+    assert "1920 of 4800 batch-norm channels can be removed" in err
+    assert " -m utils.prune --model" in out
+    run = tmp_path / "proximal_seed1_resnet18_folder"
+    log = rows(tmp_path / f"{run.name}log.csv")
+    assert int(log[-1]["channels"]) < 1920 and int(log[-1]["flops"]) < int(log[0]["flops"])
+    (row,) = rows(tmp_path / "train_record.csv")
+    assert (row["channels"], row["batch_norm_channels"]) == ("1920", "4800")
+    path = tmp_path / f"{run.name}checkpoint.pth.tar"
+    full = checkpoint.load(path).network
+    assert full.is_full
+    assert full.model.state_dict().keys() == get_model("resnet18").state_dict().keys()
+    assert command(prune, "--model", path, "--no-cuda") == 0
+    (row,) = rows(tmp_path / "pruned_record.csv")
+    removed = int(row["channels"]) - int(row["channels_kept"])
+    share = float(row["batch_norm_channels_pruned_percent"])
+    assert removed > 0 and share == pytest.approx(100 * removed / 4800, abs=0.006)
+    pruned_path = tmp_path / f"{run.name}_pruned.pth.tar"
+    pruned = checkpoint.load(pruned_path).network
+    assert (pruned.arch, pruned.is_full) == ("resnet18", False)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        one, other = (network.model.eval()(x) for network in (pruned, full))
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+    assert train(tmp_path, pictures, "--refine", pruned_path, "--epochs", 1) == 0
+    tuned = checkpoint.load(tmp_path / f"{run.name}_refinecheckpoint.pth.tar")
+    assert tuned.network.cfg == pruned.cfg
+
+
+def test_dropout_draws_the_same_after_resuming(tmp_path, pictures, monkeypatch, capsys):
+    flags = ["--arch", "mobilenet_v2", "--size", 32, "-sr", "--epochs", 2]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train(whole, pictures, *flags) == 0
+    assert "no channel of features.18.1 is removed during training" in capsys.readouterr().err
+    calls, evaluate = [], main.evaluate
+
+    def stop(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise Interrupted(signal.SIGTERM)
+        return evaluate(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(main, "evaluate", stop)
+        assert train(parts, pictures, *flags) == 128 + signal.SIGTERM
+    assert train(parts, pictures, *flags, "--resume", "auto") == 0
+    assert_same_run(whole, parts)
+
+
+def test_torchvisions_weights_start_a_run_with_a_new_head(tmp_path, pictures, capsys):
+    torch.manual_seed(0)
+    model = get_model("resnet18", num_classes=7)
+    for bn in netslim.analyze(model, torch.zeros(1, 3, 32, 32)).norms.values():
+        torch.nn.init.uniform_(bn.weight)
+    state = {k: v for k, v in model.state_dict().items() if "num_batches" not in k}
+    path = tmp_path / "resnet18-5c106cde.pth"
+    torch.save(state, path)
+    flags = ["--init", path, "--size", 32, "--epochs", 1, "-sr", "--lr", 1e-30, "--s", 0]
+    assert train(tmp_path, pictures, *flags, "--arch", "resnet18") == 0
+    assert "the last layer, of 7 classes, is replaced" in capsys.readouterr().err
+    (checkpoint_path,) = tmp_path.glob("*checkpoint.pth.tar")
+    new = checkpoint.load(checkpoint_path)
+    assert new.network.model.fc.weight.shape == (2, 512)
+    for name, value in model.named_parameters():
+        if not name.startswith("fc."):
+            torch.testing.assert_close(new.network.model.get_parameter(name), value)
+    torch.testing.assert_close(new.scaling_factors["xi"], new.scaling_factors["gamma"])
+    assert train(tmp_path / "other", pictures, *flags) == 2  # --arch is needed
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--arch", "resnet18", "--depth", 50], ["resnet18", "depth 50"]),
+        (["--arch", "alexnet", "--size", 62], ["alexnet", "63×63", "62×62"]),
+        (["--arch", "alexnet", "-sr"], ["--method proximal", "use --method sas-admm"]),
+        (["--arch", "vgg11_bn", "--size", 31], ["vgg11_bn", "32×32", "31×31"]),
+    ],
+)
+def test_impossible_models_are_refused(flags, words, tmp_path, pictures, capsys):
+    assert train(tmp_path / "new", pictures, *flags) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert all(word in error for word in words)
+    assert not (tmp_path / "new").exists()
