@@ -1,4 +1,7 @@
-"""Remove channels with zero scaling factors: ``python densenet_prune.py --model CHECKPOINT``."""
+"""Prunes a DenseNet: ``python -m utils.prune`` under its old name.
+
+python densenet_prune.py --model logs/proximal_seed1_densenet_40_cifar10checkpoint.pth.tar
+"""
 
 if __name__ == "__main__":
     from utils import startup as startup  # before all other imports

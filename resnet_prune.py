@@ -1,4 +1,7 @@
-"""Remove channels with zero scaling factors: ``python resnet_prune.py --model CHECKPOINT``."""
+"""Prunes a ResNet: ``python -m utils.prune`` under its old name.
+
+python resnet_prune.py --model logs/proximal_seed1_resnet_164_cifar10checkpoint.pth.tar
+"""
 
 if __name__ == "__main__":
     from utils import startup as startup  # before all other imports

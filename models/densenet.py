@@ -12,7 +12,7 @@ DEPTHS = "3n + 4 (7, 10, 22, 40, ..., 250)"
 
 
 class DenseLayer(nn.Module):
-    """Append ``out`` channels to the ``width`` ones that it reads."""
+    """Batch norm, ReLU, convolution; ``out`` channels are appended to the ``width`` input ones."""
 
     def __init__(self, width: int, out: int = GROWTH, kernel: int = 3) -> None:
         super().__init__()
@@ -20,26 +20,26 @@ class DenseLayer(nn.Module):
         self.conv1 = nn.Conv2d(width, out, kernel, padding=kernel // 2, bias=False)
         self.relu = nn.ReLU(inplace=True)
 
-    def computed(self, x: Tensor) -> Tensor:
+    def new_channels(self, x: Tensor) -> Tensor:
         return self.conv1(self.relu(self.bn1(x)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat((x, self.computed(x)), 1)
+        return torch.cat((x, self.new_channels(x)), 1)
 
 
 class Transition(DenseLayer):
-    """1×1 convolution, and a 2×2 mean."""
+    """Batch norm, ReLU, 1×1 convolution, 2×2 average pooling."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(self.computed(x), 2)
+        return F.avg_pool2d(self.new_channels(x), 2)
 
 
 @register("densenet", depth=40, depths=DEPTHS, family="densenet")
 class DenseNet(nn.Module):
-    """Three dense blocks of n layers, with a transition between them."""
+    """Three dense blocks of n layers with transitions between them."""
 
     def __init__(self, num_classes: int, depth: int) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
-"""Architectures by name: a class with ``@register`` in a file of this folder is a new one.
+"""Registry of architectures: ``@register`` on a class in a file of this folder adds one.
 
-It is an ordinary ``nn.Module`` made by ``(num_classes, depth)``, from [n, 3, size, size] images to
-[n, num_classes] logits, and raises ValueError for a depth that it does not come in.
+The class is an ordinary ``nn.Module`` built from ``(num_classes, depth)``. It maps
+[n, 3, size, size] images to [n, num_classes] logits, and raises ValueError for a depth that does
+not exist.
 """
 
 from collections.abc import Callable
@@ -10,21 +11,20 @@ from typing import TypeVar
 
 from torch import nn
 
-SIZE = 32  # pixels of an image's side, CIFAR's
+SIZE = 32  # side of a CIFAR image in pixels
 Class = TypeVar("Class", bound=type[nn.Module])
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """How a network is built, and what it takes.
+    """How a model is built, and which images it takes.
 
     Attributes:
-        build: (num_classes, depth) to a freshly initialised module.
-        depth: the default one.
-        depths: which there are, in words.
-        any_size: whether images may have another side than ``SIZE`` pixels.
-        family: what its prune command ``<family>_prune.py`` is called after, "" where it is
-            ``-m utils.prune``.
+        build: maps (num_classes, depth) to an initialised model.
+        depth: default depth.
+        depths: possible depths, as text.
+        any_size: whether an image may have another side than ``SIZE`` pixels.
+        family: prefix of its prune command ``<family>_prune.py``; "" for ``-m utils.prune``.
     """
 
     build: Callable[[int, int], nn.Module]
@@ -40,7 +40,7 @@ ARCHITECTURES: dict[str, Architecture] = {}
 def register(
     name: str, *, depth: int, depths: str, any_size: bool = False, family: str = ""
 ) -> Callable[[Class], Class]:
-    """Have ``--arch name`` build the decorated class; the rest is :class:`Architecture`'s."""
+    """Registers the decorated class as ``--arch name``, see :class:`Architecture`."""
 
     def add(cls: Class) -> Class:
         ARCHITECTURES[name] = Architecture(cls, depth, depths, any_size, family)

@@ -10,7 +10,7 @@ DEPTHS = "9n + 2 (11, 20, 56, 110, 164, ..., 1001)"
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3, 1×1 convolutions, a batch norm and a ReLU before each, and a shortcut.
+    """1×1, 3×3, 1×1 convolutions, each after a batch norm and a ReLU, and a shortcut.
 
     The first block of a stage projects the shortcut to ``EXPANSION * planes`` channels.
     """

@@ -10,7 +10,7 @@ DEPTHS = "6n + 2 (8, 20, 32, 44, 56, 110, ..., 1202)"
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions, a batch norm behind each, and a shortcut without parameters."""
+    """Two 3×3 convolutions with batch norms, and a shortcut without parameters."""
 
     def __init__(self, width: int, planes: int, stride: int) -> None:
         super().__init__()
@@ -19,14 +19,15 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
         self.relu = nn.ReLU(inplace=True)
-        self.stride, self.more = stride, planes - width
+        self.stride, self.new_channels = stride, planes - width
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        if self.stride > 1 or self.more:  # option A: every other pixel, zeros for more channels
+        if self.stride > 1 or self.new_channels:  # option A: subsampled, padded with zero channels
             x = x[:, :, :: self.stride, :: self.stride]
-            x = F.pad(x, (0, 0, 0, 0, self.more // 2, self.more - self.more // 2))
+            before = self.new_channels // 2
+            x = F.pad(x, (0, 0, 0, 0, before, self.new_channels - before))
         return self.relu(out + x)
 
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from models.registry import register
 
-M = "M"  # a 2×2 max-pool
+M = "M"  # 2×2 max-pooling
 WIDTHS: dict[int, tuple[int | str, ...]] = {
     11: (64, M, 128, M, 256, 256, M, 512, 512, M, 512, 512),
     13: (64, 64, M, 128, 128, M, 256, 256, M, 512, 512, M, 512, 512),
@@ -16,7 +16,7 @@ WIDTHS: dict[int, tuple[int | str, ...]] = {
 
 @register("vgg", depth=19, depths="11, 13, 16 or 19", family="vgg")
 class VGG(nn.Module):
-    """Convolution, batch norm, ReLU."""
+    """3×3 convolutions with batch norm and ReLU, 2×2 max-pooling, and a linear classifier."""
 
     def __init__(self, num_classes: int, depth: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A network of this program: its module, the words that build it again, its dependency graph."""
+"""A model of this program with its architecture, its widths and its dependency graph."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -8,8 +8,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor, nn
 
-from models import SIZE, build_model, display_name, size_of
-from models import torchvision_models as theirs
+from models import SIZE, build_model, display_name, size_of, torchvision_models
 from netslim.files import take
 from netslim.graph import AnyBatchNorm, Graph, analyze
 from netslim.selection import selections
@@ -18,9 +17,13 @@ from netslim.surgery import Removal, apply_removal, plan_removal
 
 @dataclass(frozen=True)
 class Network:
-    """``model``, of architecture ``arch`` and ``depth``, for images of ``size`` pixels a side.
+    """A model and what builds it again.
 
-    ``coupled``: whether channels count as removable that only go together, those of streams.
+    Attributes:
+        model: full or pruned, from [n, 3, size, size] images to [n, classes] logits.
+        arch, depth: its architecture.
+        size: side of an image in pixels.
+        coupled: whether channels of residual streams, which several layers write, can be removed.
     """
 
     model: nn.Module
@@ -31,61 +34,50 @@ class Network:
 
     @cached_property
     def graph(self) -> Graph:
-        """What can be removed of it."""
+        """The dependency graph."""
         return analyze(self.model, torch.zeros(1, 3, self.size, self.size))
 
     @property
-    def all_widths(self) -> list[int]:
-        """Channels of every batch norm with scaling factors, removable or not: not analyzed."""
-        norms = (m for m in self.model.modules() if isinstance(m, AnyBatchNorm) and m.affine)
-        return [bn.num_features for bn in norms]
-
-    @property
     def norms(self) -> dict[str, AnyBatchNorm]:
-        """The batch norms whose channels can be removed, by name, in module order."""
+        """The batch norms with removable channels by name, in module order."""
         names, modules = self.graph.prunable(self.coupled), self.model.named_modules()
         return {n: m for n, m in modules if isinstance(m, AnyBatchNorm) and n in names}
 
     @property
     def layers(self) -> list[str]:
-        """What :attr:`norms` are called in the full network: one that selects got another name."""
-        selecting = {f"{name}.norm": name for name, _ in selections(self.model)}
-        return [selecting.get(name, name) for name in self.norms]
-
-    @property
-    def all_channels(self) -> int:
-        """Channels of all batch norms with scaling factors, also of those that stay."""
-        return sum(self.all_widths)
+        """The names of :attr:`norms` in the full model, where none has a channel selection."""
+        full_names = {f"{name}.norm": name for name, _ in selections(self.model)}
+        return [full_names.get(name, name) for name in self.norms]
 
     @property
     def widths(self) -> list[int]:
-        """Channels of each of :attr:`norms`."""
+        """Numbers of channels of :attr:`norms`."""
         return [bn.num_features for bn in self.norms.values()]
 
     @property
+    def all_widths(self) -> list[int]:
+        """Numbers of channels of all batch norms with γ; needs no dependency graph."""
+        norms = (m for m in self.model.modules() if isinstance(m, AnyBatchNorm) and m.affine)
+        return [bn.num_features for bn in norms]
+
+    @property
+    def all_channels(self) -> int:
+        """The sum of :attr:`all_widths`."""
+        return sum(self.all_widths)
+
+    @property
     def cfg(self) -> list[int | str]:
-        """The :attr:`widths`, and ``'M'`` for VGG's max-pools, as in the earlier programs."""
+        """The :attr:`widths`, with ``'M'`` for max-pooling in a VGG, as the earlier programs save
+        them."""
         if self.arch != "vgg":
             return list(self.widths)
-        kept, cfg = iter(self.widths), list[int | str]()
+        widths, cfg = iter(self.widths), list[int | str]()
         for layer in self.model.get_submodule("feature").children():
             if isinstance(layer, nn.MaxPool2d):
                 cfg.append("M")
             elif isinstance(layer, AnyBatchNorm):
-                cfg.append(next(kept))
+                cfg.append(next(widths))
         return cfg
-
-    def keep(self, masks: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Masks of all :attr:`norms`, in their order, by name."""
-        return dict(zip(self.norms, masks, strict=True))
-
-    def plan(self, masks: Sequence[Tensor], streams: bool = True) -> Removal:
-        """What it takes to remove the channels that ``masks`` do not keep: see ``plan_removal``."""
-        return plan_removal(self.graph, self.keep(masks), self.model, streams)
-
-    def remove(self, removal: Removal) -> "Network":
-        """The network without these channels; this one stays as it is."""
-        return replace(self, model=apply_removal(self.graph, self.model, removal))
 
     @property
     def num_classes(self) -> int:
@@ -93,19 +85,36 @@ class Network:
 
     @cached_property
     def is_full(self) -> bool:
-        """Whether nothing is pruned."""
+        """Whether the model is unpruned."""
         full, own = (n.model.state_dict().items() for n in (self.full(), self))
         return {name: x.shape for name, x in full} == {name: x.shape for name, x in own}
 
     def full(self) -> "Network":
-        """The unpruned one, without content, on the meta device."""
+        """Returns the unpruned network, on the meta device."""
         return replace(self, model=empty(self.arch, self.depth, self.num_classes))
 
     def with_classes(self, count: int) -> "Network":
-        """The same with a fresh last layer, for ``count`` classes."""
+        """Returns a copy with a newly initialised last layer for ``count`` classes."""
         model = copy.deepcopy(self.model)
         _set_classes(model, count)
         return replace(self, model=model)
+
+    def keep(self, masks: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Returns the ``masks`` of all :attr:`norms`, in their order, by name."""
+        return dict(zip(self.norms, masks, strict=True))
+
+    def plan(self, masks: Sequence[Tensor], streams: bool = True) -> Removal:
+        """Returns what removes the channels that ``masks`` do not keep.
+
+        Args:
+            masks: bool [channels] for each of :attr:`norms`.
+            streams: whether unused channels of residual and dense streams are removed as well.
+        """
+        return plan_removal(self.graph, self.keep(masks), self.model, streams)
+
+    def remove(self, removal: Removal) -> "Network":
+        """Returns a pruned copy."""
+        return replace(self, model=apply_removal(self.graph, self.model, removal))
 
 
 def _head(model: nn.Module) -> tuple[str, nn.Linear]:
@@ -118,22 +127,22 @@ def _set_classes(model: nn.Module, count: int) -> None:
 
 
 def with_weights(network: Network, model: nn.Module) -> Network:
-    """``network`` with other weights of the same shapes: its graph serves for both."""
+    """Returns ``network`` with a ``model`` of the same shapes; they share the dependency graph."""
     other = replace(network, model=model)
     other.__dict__["graph"] = network.graph
     return other
 
 
 def empty(arch: str, depth: int, num_classes: int) -> nn.Module:
-    """An unpruned network without content: it takes no memory, however wide."""
+    """Builds an unpruned model on the meta device."""
     with torch.device("meta"):
         return build_model(arch, depth, num_classes)
 
 
 def fresh(arch: str, depth: int, num_classes: int, size: int, coupled: bool = False) -> Network:
-    """A network with its initial values; of torchvision's, removable channels have γ = 0.5."""
+    """Builds an initialised network; γ of removable channels is 0.5."""
     network = Network(build_model(arch, depth, num_classes), arch, depth, size, coupled)
-    if arch in theirs.DEPTHS:
+    if arch in torchvision_models.DEPTHS:
         for bn in network.norms.values():
             nn.init.constant_(bn.weight, 0.5)
     return network
@@ -145,47 +154,52 @@ def restore(
     size: int | None = None,
     depth: int | None = None,
 ) -> Network:
-    """The network whose state dict (compact layout) this is; everything follows from its shapes.
+    """Builds the network of a state dict in the compact layout, with the widths of its tensors.
 
-    But for networks other than the paper's: ``name`` says which one it is, ``depth`` how deep, and
-    ``size`` what images it is for.
+    Args:
+        state: of a full or a pruned model.
+        name, depth: the architecture; by default they follow from the names in ``state``, which
+            is possible for the paper's.
+        size: side of an image in pixels, by default the architecture's.
 
     Raises:
-        ValueError: names the first thing that does not fit.
+        ValueError: names the first entry that does not fit.
     """
-    arch, depth = (name, depth or theirs.DEPTHS[name]) if name else _identify(state)
-    size, network = size or size_of(arch), display_name(arch, depth)
+    arch, depth = (name, depth or torchvision_models.DEPTHS[name]) if name else _identify(state)
+    size, title = size or size_of(arch), display_name(arch, depth)
     model = empty(arch, depth, 1)
     key = f"{_head(model)[0]}.weight"
     if key not in state or state[key].dim() == 0 or state[key].numel() == 0:
         raise ValueError(f"{key} is missing or has no length")
     with torch.device("meta"):
         _set_classes(model, len(state[key]))
-    try:  # as torch's networks have them, whatever they were saved as
+    try:  # in torch's own types, whatever the file has
         take(model, {k: x.float() if x.is_floating_point() else x.long() for k, x in state.items()})
     except ValueError as error:
-        raise ValueError(f"{error} in {network}") from None
-    least = theirs.SMALLEST.get(arch, SIZE) if arch in theirs.DEPTHS else size
-    _check_widths(model, least, network)
+        raise ValueError(f"{error} in {title}") from None
+    smallest = size
+    if arch in torchvision_models.DEPTHS:
+        smallest = torchvision_models.SMALLEST.get(arch, SIZE)
+    _check_widths(model, smallest, title)
     return Network(model, arch, depth, size)
 
 
 @torch.no_grad()
-def _check_widths(model: nn.Module, size: int, network: str) -> None:
-    """Run ``model``; raise ValueError with the first layer that cannot take what it is given."""
+def _check_widths(model: nn.Module, size: int, title: str) -> None:
+    """Runs ``model``; raises ValueError with the first layer whose input does not fit."""
     at = ""
 
     def enter(name: str, *_: object) -> None:
         nonlocal at
         at = name
 
-    named, training = dict(model.named_modules()), model.training
-    hooks = [m.register_forward_pre_hook(partial(enter, name)) for name, m in named.items()]
+    training = model.training
+    hooks = [m.register_forward_pre_hook(partial(enter, n)) for n, m in model.named_modules()]
     try:
         model.eval()(torch.zeros(1, 3, size, size))
     except (RuntimeError, IndexError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{at} of {network} does not fit what is before it: {reason}") from None
+        raise ValueError(f"{at} of {title} does not fit what is before it: {reason}") from None
     finally:
         model.train(training)
         for hook in hooks:
@@ -193,7 +207,7 @@ def _check_widths(model: nn.Module, size: int, network: str) -> None:
 
 
 def _identify(state: Mapping[str, Tensor]) -> tuple[str, int]:
-    """Architecture and depth, by the names of the layers."""
+    """Returns architecture and depth, from the names of the layers."""
 
     def count(prefix: str) -> int:
         return sum(key.startswith(prefix) and key.endswith(".conv1.weight") for key in state)
@@ -205,4 +219,4 @@ def _identify(state: Mapping[str, Tensor]) -> tuple[str, int]:
         return ("resnet", 9 * blocks + 2) if bottleneck else ("resnet-basic", 6 * blocks + 2)
     if layers := count("dense1."):
         return "densenet", 3 * layers + 4
-    raise ValueError("no layer of a vgg, resnet or densenet is in it")
+    raise ValueError("it has no layer of a vgg, resnet or densenet")

@@ -1,4 +1,4 @@
-"""Remove channels from a model of any architecture: ``python -m utils.prune --model FILE``."""
+"""Prunes any model: ``python -m utils.prune --model FILE``."""
 
 if __name__ == "__main__":
     from utils import startup as startup  # before all other imports

@@ -1,3 +1,5 @@
+"""The paper's models: costs, names, initial values, and reading them from state dicts."""
+
 import math
 
 import pytest
@@ -11,42 +13,32 @@ from utils.network import fresh, restore
 from utils.paper.accounting import Cost, cost
 
 SMALL = [("vgg", 11), ("resnet", 11), ("densenet", 10), ("resnet-basic", 8)]
-PAPER = {
-    # (arch, depth): channels, then torch's and the paper's parameters and FLOPs
+COSTS = {
+    # (arch, depth): prunable channels; parameters and FLOPs by torch, and as the paper counts
     ("vgg", 19): (5504, Cost(20_035_018, 796_272_640, 20_035_018, 797_304_842)),
     ("densenet", 40): (9360, Cost(1_059_298, 565_834_656, 1_068_658, 573_052_330)),
     ("resnet", 110): (8080, Cost(1_146_842, 334_861_312, 1_152_234, 341_230_602)),
     ("resnet", 164): (12112, Cost(1_703_258, 495_293_440, 1_711_338, 504_759_306)),
-}
-# ResNets with basic blocks: channels that can go, parameters, FLOPs.
-BASIC = {
-    20: (336, 269_722, 81_102_080),
-    32: (560, 464_154, 137_725_184),
-    44: (784, 658_586, 194_348_288),
-    56: (1008, 853_018, 250_971_392),
-    110: (2016, 1_727_962, 505_775_360),
+    ("resnet-basic", 20): (336, (269_722, 81_102_080)),
+    ("resnet-basic", 32): (560, (464_154, 137_725_184)),
+    ("resnet-basic", 44): (784, (658_586, 194_348_288)),
+    ("resnet-basic", 56): (1008, (853_018, 250_971_392)),
+    ("resnet-basic", 110): (2016, (1_727_962, 505_775_360)),
 }
 
 
-@pytest.mark.parametrize(("network", "numbers"), PAPER.items())
-def test_the_papers_networks_come_out_to_the_last_digit(network, numbers):
-    model = build_model(*network, num_classes=10)
+@pytest.mark.parametrize(("name", "numbers"), COSTS.items())
+def test_the_papers_models_have_the_published_costs(name, numbers):
+    model = build_model(*name, num_classes=10)
     channels, expected = numbers
     assert sum(bn.num_features for bn in batch_norms(model)) == channels
-    assert cost(model, arch=network[0]) == expected
-
-
-@pytest.mark.parametrize(("depth", "numbers"), BASIC.items())
-def test_resnets_with_basic_blocks_come_out_to_the_last_digit(depth, numbers):
-    model = build_model("resnet-basic", depth, num_classes=10)
-    costs = cost(model)
-    channels = sum(bn.num_features for bn in batch_norms(model))
-    assert (channels, costs.parameters, costs.flops) == numbers
+    costs = cost(model, arch=name[0])
+    assert expected in (costs, (costs.parameters, costs.flops))
 
 
 @torch.no_grad()
-def test_a_shortcut_takes_every_other_pixel_and_puts_zeros_around_the_channels():
-    """Option A of He et al.: what a block adds to it is taken away here."""
+def test_a_basic_shortcut_subsamples_and_pads_the_channels_with_zeros():
+    """Option A of He et al."""
     block = build_model("resnet-basic", 8, 10).layer2[0].eval()
     block.bn2.weight.zero_()
     x = torch.rand(2, 16, 8, 8)
@@ -55,25 +47,25 @@ def test_a_shortcut_takes_every_other_pixel_and_puts_zeros_around_the_channels()
     assert not y[:, :8].any() and not y[:, 24:].any()
 
 
-def test_slim_networks_cost_the_papers_way_keeps_full_width_batch_norms():
-    """One channel of bn1 less: the paper saves conv1's input only, not the batch norm's."""
+def test_the_paper_counts_the_full_batch_norm_before_a_selection():
+    """One channel of bn1 less: the paper saves conv1's input only."""
     network = fresh("resnet", 11, 10, 32)
     masks = [torch.ones(width, dtype=torch.bool) for width in network.widths]
     masks[0][3] = False
     small = network.remove(network.plan(masks, streams=False))
-    full, slim = (cost(each.model, arch="resnet") for each in (network, small))
+    full, pruned = (cost(each.model, arch="resnet") for each in (network, small))
     pixels, conv1_out = 32 * 32, 16
-    assert full.parameters - slim.parameters == conv1_out + 2
-    assert full.paper_parameters - slim.paper_parameters == conv1_out
-    # its ReLU stands behind the selection, so that one is saved
-    assert full.paper_flops - slim.paper_flops == 2 * conv1_out * pixels + pixels
+    assert full.parameters - pruned.parameters == conv1_out + 2
+    assert full.paper_parameters - pruned.paper_parameters == conv1_out
+    # the ReLU after the selection is saved
+    assert full.paper_flops - pruned.paper_flops == 2 * conv1_out * pixels + pixels
 
 
 @pytest.mark.parametrize(("arch", "depths"), [("vgg", (11, 13, 16, 19)), ("resnet", (11, 20, 56)),
                                               ("densenet", (7, 22)),
                                               ("resnet-basic", (8, 20, 110))])  # fmt: skip
 @torch.no_grad()
-def test_every_depth_maps_pictures_to_logits(arch, depths):
+def test_every_depth_maps_images_to_logits(arch, depths):
     for depth in depths:
         model = build_model(arch, depth, num_classes=7).eval()
         assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
@@ -90,7 +82,7 @@ def test_depths_that_do_not_exist_are_refused(arch, depth):
 
 
 @pytest.mark.parametrize(("arch", "depth"), SMALL)
-def test_initial_values_are_section_5_1s(arch, depth):
+def test_initial_values_are_those_of_section_5_1(arch, depth):
     torch.manual_seed(0)
     model = build_model(arch, depth, 10)
     for bn in batch_norms(model):
@@ -124,14 +116,8 @@ def test_names_are_those_of_the_released_program(network, names):
     assert set(names.split()) <= set(build_model(*network, 10).state_dict())
 
 
-def test_a_selection_passes_on_its_channels():
-    x = torch.randn(2, 5, 3, 3)
-    some = ChannelSelection(torch.tensor([1, 4]))
-    assert torch.equal(some(x), x[:, [1, 4]])
-
-
 @pytest.mark.parametrize(("arch", "depth"), SMALL)
-def test_restore_rebuilds_a_network_from_its_state_dict_alone(arch, depth):
+def test_restore_rebuilds_a_pruned_model_from_its_state_dict(arch, depth):
     full = fresh(arch, depth, 4, 32)
     cfg = [w if w == "M" else max(1, w // 3) for w in full.cfg]
     masks = [torch.arange(width) < max(1, width // 3) for width in full.widths]
@@ -143,7 +129,7 @@ def test_restore_rebuilds_a_network_from_its_state_dict_alone(arch, depth):
     assert torch.equal(network.model.eval()(x), model(x))
 
 
-def test_restored_networks_compute_in_float32_whatever_the_file_has():
+def test_restored_models_are_float32():
     state = build_model("vgg", 11, 4).state_dict()
     state["feature.1.weight"] = state["feature.1.weight"].bfloat16()
     model = restore(state).model
@@ -154,7 +140,7 @@ def test_restored_networks_compute_in_float32_whatever_the_file_has():
 @pytest.mark.parametrize(("arch", "depth"), SMALL)
 def test_restore_names_what_does_not_fit(arch, depth):
     state = build_model(arch, depth, 4).state_dict()
-    for key, value in [*state.items()][::5]:  # of six entries of a layer and its batch norm
+    for key, value in [*state.items()][::5]:
         if value.dim() > 0:
             with pytest.raises(ValueError, match=r"in the full model|not fit"):
                 restore({**state, key: torch.cat((value, value), value.dim() - 1)})
@@ -168,13 +154,14 @@ def test_restore_names_what_does_not_fit(arch, depth):
 
 
 @pytest.mark.parametrize("size", [1, 4])
-def test_a_selection_is_the_same_in_both_memory_formats_and_keeps_them(size):
+def test_a_selection_is_the_same_in_both_memory_formats(size):
     select = ChannelSelection(torch.tensor([0, 3, 4]))
     results = []
     for memory_format in (torch.contiguous_format, torch.channels_last):
         x = torch.arange(6.0 * 2 * size**2).reshape(2, 6, size, size)
         x = x.contiguous(memory_format=memory_format).requires_grad_()
         y = select(x)
+        assert torch.equal(y, x[:, [0, 3, 4]])
         assert y.is_contiguous(memory_format=memory_format)
         (y**2).sum().backward()
         results.append((y, x.grad))

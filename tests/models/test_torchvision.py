@@ -1,4 +1,4 @@
-"""torchvision's networks: what can go of them, and Torch-Pruning, which cuts the same."""
+"""torchvision's models: removable channels, smallest images, agreement with Torch-Pruning."""
 
 from pathlib import Path
 
@@ -6,15 +6,14 @@ import pytest
 import torch
 import torch_pruning as tp
 from checks import disturb, random_keep, silence
-from torch import nn
 
 from models import build_model, check_size
-from models import torchvision_models as theirs
+from models.torchvision_models import DEPTHS, SMALLEST
 from netslim.surgery import apply_removal, plan_removal
 from utils.files import checkpoint
 from utils.network import Network, fresh
 
-NAMED = {  # how many channels can go, of all that batch norms have
+CHANNELS = {  # removable, and of all batch norms
     "resnet18": (1_920, 4_800),
     "resnet50": (7_616, 26_560),
     "vgg16_bn": (4_224, 4_224),
@@ -22,54 +21,52 @@ NAMED = {  # how many channels can go, of all that batch norms have
 }
 
 
-def cut_by_torch_pruning(network: Network, keep: dict[str, torch.Tensor], x: torch.Tensor) -> None:
+def prune_with_torch_pruning(network: Network, keep: dict[str, torch.Tensor], x: torch.Tensor):
+    """Prunes in place."""
     graph = tp.DependencyGraph().build_dependency(network.model, x)
-    behind = {name for tie in network.graph.ties for name in tie[1:]}
+    followers = {name for tie in network.graph.ties for name in tie[1:]}
     for name, mask in keep.items():
-        if name not in behind and not mask.all():
-            gone, bn = (~mask).nonzero().flatten().tolist(), network.norms[name]
-            graph.get_pruning_group(bn, tp.prune_batchnorm_out_channels, gone).prune()
+        if name not in followers and not mask.all():
+            removed, bn = (~mask).nonzero().flatten().tolist(), network.norms[name]
+            graph.get_pruning_group(bn, tp.prune_batchnorm_out_channels, removed).prune()
 
 
-@pytest.mark.parametrize("name", sorted(NAMED))
-def test_pruned_networks_are_masked_ones_and_what_torch_pruning_cuts(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(CHANNELS))
+def test_pruned_models_equal_masked_ones_and_torch_prunings(name: str) -> None:
     torch.manual_seed(0)
-    network = fresh(name, theirs.DEPTHS[name], 10, 64)
-    assert (sum(network.widths), network.all_channels) == NAMED[name]
-    whole, x = network.model.eval(), torch.randn(2, 3, 64, 64)
-    disturb(whole)
+    network = fresh(name, DEPTHS[name], 10, 64)
+    assert (sum(network.widths), network.all_channels) == CHANNELS[name]
+    full, x = network.model.eval(), torch.randn(2, 3, 64, 64)
+    disturb(full)
     keep = plan_removal(network.graph, random_keep(network.graph)).keep
     silence(network.graph, keep)  # Torch-Pruning folds no constants
-    removal = plan_removal(network.graph, keep)
-    small = apply_removal(network.graph, whole, removal)
+    small = apply_removal(network.graph, full, plan_removal(network.graph, keep))
     with torch.no_grad():
-        expected = whole(x)
+        expected = full(x)
         torch.testing.assert_close(small(x), expected, rtol=1e-5, atol=1e-5)
-    cut_by_torch_pruning(network, keep, x)  # in place
-    with torch.no_grad():
-        torch.testing.assert_close(whole(x), expected, rtol=1e-5, atol=1e-5)
-    ours, others = small.state_dict(), whole.state_dict()
-    assert ours.keys() == others.keys()
-    for key, value in others.items():
+    prune_with_torch_pruning(network, keep, x)
+    ours, theirs = small.state_dict(), full.state_dict()
+    assert ours.keys() == theirs.keys()
+    for key, value in theirs.items():
         torch.testing.assert_close(ours[key], value)
 
 
-@pytest.mark.parametrize("name", theirs.DEPTHS)
-def test_the_smallest_images_are_those_that_a_network_takes(name: str) -> None:
-    least = theirs.SMALLEST.get(name, 32)
-    check_size(name, least)
+@pytest.mark.parametrize("name", DEPTHS)
+def test_the_smallest_images_that_a_model_takes(name: str) -> None:
+    smallest = SMALLEST.get(name, 32)
+    check_size(name, smallest)
     with pytest.raises(ValueError, match="pixels or more"):
-        check_size(name, least - 1)
+        check_size(name, smallest - 1)
     with torch.device("meta"):
-        model = build_model(name, theirs.DEPTHS[name], 10).eval()
-        model(torch.empty(1, 3, least, least))
+        model = build_model(name, DEPTHS[name], 10).eval()
+        model(torch.empty(1, 3, smallest, smallest))
         if name.startswith(("vgg", "alex")):  # the others take images of any size
             with pytest.raises(RuntimeError):
-                model(torch.empty(1, 3, least - 1, least - 1))
-    assert any(isinstance(m, nn.BatchNorm2d) for m in model.modules()) == (name != "alexnet")
+                model(torch.empty(1, 3, smallest - 1, smallest - 1))
 
 
-def test_a_file_of_when_channels_could_only_go_in_front_of_a_relu_is_read(tmp_path: Path) -> None:
+def test_a_checkpoint_with_fewer_removable_channels_is_read(tmp_path: Path) -> None:
+    """Earlier versions removed channels in front of a ReLU only."""
     network = fresh("mobilenet_v2", 53, 2, 32)
     later = [name == "features.1.conv.2" or name.endswith("17.conv.3") for name in network.norms]
     cfg = [width for width, new in zip(network.widths, later, strict=True) if not new]

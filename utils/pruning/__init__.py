@@ -1,1 +1,1 @@
-"""Which channels go, what that wins, and the command that does it."""
+"""The prune command: chooses channels, removes them, verifies and reports the result."""

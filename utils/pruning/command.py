@@ -1,20 +1,17 @@
-"""The prune command: arguments, plan, tests, report, checkpoint, record."""
+"""The prune command: reads a checkpoint, prunes, evaluates, reports, writes."""
 
 import argparse
 import copy
 import sys
-from bisect import bisect_left
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from models import family
-from netslim.surgery import Removal
 from utils import arguments
 from utils.atomic import check_writable
 from utils.console import InputError, note
@@ -28,226 +25,237 @@ from utils.files.legacy_formats import EARLIER, State, to_released, widened
 from utils.files.paths import PRUNED, RunPaths, run_name_of
 from utils.flags.config import FLAGS
 from utils.flags.parser import RUNTIME_FLAGS, runtime_argv
-from utils.methods.base import count_of, is_zero
-from utils.network import Network, with_weights
-from utils.pruning.plan import apply_plan, filter_sizes, plan
-from utils.pruning.report import (
-    accuracy,
-    cost_of,
-    differences,
-    kinds,
-    of_all,
-    of_original,
-    print_comparison,
-    print_report,
-    sizes,
-    told_apart,
-    unread,
-)
+from utils.methods.base import is_zero
+from utils.network import Network
+from utils.pruning import report
+from utils.pruning.external import prune_state_dict
+from utils.pruning.selector import TARGETS, Pruning, Selector
 from utils.shell import format_command, path_argument
 from utils.training.classes import PerClass, class_counts
 
-TARGETS = {"flops": "flops", "params": "parameters"}  # flags, and entries of a Cost
+
+def layer_share(text: str) -> tuple[str, float]:
+    """Parses LAYER=SHARE."""
+    layer, separator, share = text.rpartition("=")
+    if not (separator and layer):
+        raise argparse.ArgumentTypeError(f"{text!r} is not LAYER=SHARE, as conv1*=0.5")
+    return layer, arguments.fraction(share)
 
 
 def parser(kind: str | None) -> argparse.ArgumentParser:
-    # Defaults are suppressed: what is not given is what the checkpoint knows.
+    # Defaults of settings that a checkpoint has, too, are suppressed.
     p = arguments.Parser(
         prog=f"{kind}_prune.py" if kind else "python -m utils.prune",
-        description=f"Cut the channels with zero scaling factors out of a {kind or 'network'}.",
+        description="Remove the channels with zero or small scaling factors from a model.",
         argument_default=argparse.SUPPRESS,
     )
-    p.add_argument("--model", required=True, metavar="CHECKPOINT", help="what to prune")
-    other = "another that the checkpoint has, as xi: more, and not always for free"
-    usual = "(default: what its method makes zero)"
-    p.add_argument("--mask", default=None, help=f"prune where gamma is 0, or {other} {usual}")
-    share, fraction = p.add_mutually_exclusive_group(), arguments.fraction
-    smallest = "share of channels to prune, smallest |γ| first; zeros go in any case (default 0)"
-    share.add_argument("--percent", "--ratio", type=fraction, default=0.0, help=smallest)
-    for flag, what in TARGETS.items():
-        text = f"share of the {what} to remove, from 0 to 1"
+    add, fraction, count = p.add_argument, arguments.fraction, arguments.positive_int
+    text = "checkpoint of main.py or, with --arch, state dict of any model"
+    add("--model", required=True, metavar="FILE", help=text)
+    text = "of a state dict: torchvision model, or package:function that returns the model"
+    add("--arch", default=None, metavar="NAME", help=text)
+    text = "with --arch: side of an image in pixels (default: torchvision's, or 224)"
+    add("--size", type=arguments.size, metavar="N", help=text)
+    share = p.add_mutually_exclusive_group()
+    text = "share of all channels to remove, smallest |γ| first, always those of γ = 0 (default 0)"
+    share.add_argument("--percent", "--ratio", type=fraction, default=0.0, metavar="P", help=text)
+    for flag, unit in TARGETS.items():
+        text = f"share of the {unit} to remove, from 0 to 1"
         share.add_argument(f"--target-{flag}", type=fraction, default=None, metavar="P", help=text)
-    criteria = "what is small: |γ| (default), or the filters' ℓ1 norms, from 0 to 1 in every layer"
-    choices = ("gamma", "filters")
-    p.add_argument("--criterion", choices=choices, default="gamma", help=criteria)
-    floor = "share of its channels that every layer keeps, whatever is zero or small (default 0)"
-    p.add_argument("--adjust", type=fraction, default=0.0, metavar="A", help=floor)
-    p.add_argument("--save", metavar="DIR", help="where to write (default: the folder of --model)")
-    slim_name = "the slim checkpoint is NAMEpruned.pth.tar (default: the run and _)"
-    p.add_argument("--name", type=arguments.file_name, help=slim_name)
-    layouts = "of the slim checkpoint: kept channels only (default), or as earlier programs read it"
-    names = ("compact", "released")
-    p.add_argument("--layout", choices=names, default="compact", help=layouts)
-    p.add_argument("--dataset", choices=DATASETS, help="default: the checkpoint's")
-    p.add_argument("--data", metavar="DIR", help="where it is (default: the checkpoint's)")
-    count = arguments.positive_int
-    p.add_argument("--test-subset", type=count, metavar="N", help="test pictures")
-    p.add_argument("--depth", type=count, help="default: the checkpoint's")
-    for of_process in RUNTIME_FLAGS:
-        if of_process.name in ("test_batch_size", "workers"):
-            of_process.add_to(p)
-    p.add_argument("--no-cuda", action="store_true", default=False, help="test on the CPU")
+    text = "size of a channel: |γ| (default), or the ℓ1 norm of its filter, scaled by layer"
+    add("--criterion", choices=("gamma", "filters"), default="gamma", help=text)
+    text = "factor whose zeros are removed, one of the checkpoint's (default: by method)"
+    add("--mask", default=None, help=text)
+    text = "smallest share of its channels that every layer keeps, from 0 to 1 (default 0)"
+    add("--adjust", type=fraction, default=0.0, metavar="A", help=text)
+    text = "smallest share of their channels that the layers LAYER (a pattern) keep; repeatable"
+    layers: dict[str, Any] = {"action": "append", "default": []}
+    add("--keep", type=layer_share, metavar="LAYER=SHARE", help=text, **layers)
+    text = "layers (a pattern) that keep all channels; repeatable"
+    add("--skip", metavar="LAYER", help=text, **layers)
+    text = "round widths up to a multiple of N (default 1)"
+    add("--round-to", type=count, default=1, metavar="N", help=text)
+    add("--save", metavar="DIR", help="output folder (default: that of --model)")
+    text = "the output is NAMEpruned.pth.tar (default: the run or file, and _)"
+    add("--name", type=arguments.file_name, help=text)
+    text = "names of the output's tensors: of netslim (default), or of the earlier programs"
+    add("--layout", choices=("compact", "released"), default="compact", help=text)
+    add("--dataset", choices=DATASETS, help="default: the checkpoint's")
+    add("--data", metavar="DIR", help="its folder (default: the checkpoint's)")
+    add("--test-subset", type=count, metavar="N", help="number of test images")
+    add("--depth", type=count, help="default: the checkpoint's")
+    for runtime in RUNTIME_FLAGS:
+        if runtime.name in ("test_batch_size", "workers"):
+            runtime.add_to(p)
+    add("--no-cuda", action="store_true", default=False, help="evaluate on the CPU")
     return p
 
 
 def prune(kind: str | None, argv: list[str] | None = None) -> None:
-    """Prune, test and write one network, of any kind or of an architecture of this family."""
+    """Runs the command; a ``kind`` as "vgg" only prunes checkpoints of this family."""
     argv = sys.argv[1:] if argv is None else argv
     args = parser(kind).parse_args(argv)
+    if args.arch is not None:
+        prune_state_dict(args)
+    elif hasattr(args, "size"):
+        raise InputError("--size is for --arch: a checkpoint has the size of its images")
+    else:
+        prune_checkpoint(kind, args, argv)
+
+
+def prune_checkpoint(kind: str | None, args: argparse.Namespace, argv: list[str]) -> None:
+    """Prunes a checkpoint of this program or of an earlier one, and evaluates the pruned model."""
     path = Path(args.model)
-    given = checkpoint.load(path)
-    arch = given.network.arch
-    if kind is not None and family(arch) != kind:
-        arch = kind  # which it is refused for
-    known = config_from_checkpoint(given, {**vars(args), "arch": arch}, path)
+    loaded = checkpoint.load(path)
+    network, config, arch = loaded.network, loaded.config, loaded.network.arch
+    wanted = arch if kind in (None, family(arch)) else kind  # another one is refused
+    known = config_from_checkpoint(loaded, {**vars(args), "arch": wanted}, path)
     folder = Path(getattr(args, "save", path.parent))
-    out = RunPaths(folder, run_name_of(path)).pruned(getattr(args, "name", None))
+    output = RunPaths(folder, run_name_of(path)).pruned(getattr(args, "name", None))
     check_writable(folder)
     records.read(folder / PRUNED, ("run",))
 
-    network = given.network
     network.model.eval()
-    if args.layout == "released":
+    released = args.layout == "released"
+    if released:
         if arch not in EARLIER:
             raise InputError(f"--layout released: the earlier programs know no {arch}")
-        network = widened(network)  # all that those programs know
-    layers, factors = list(network.norms.values()), given.scaling_factors
-    if not layers:
-        why = next(iter(network.graph.reasons.values()), "it has no batch norm")
-        raise InputError(f"{path} is of {arch}, no channel of which can be removed: {why}")
-    mask = args.mask or given.default_mask
+        network = widened(network)  # streams at full width: the only ones that they read
+    selector, factors = Selector(network, args), loaded.scaling_factors
+    mask = args.mask or loaded.default_mask
     if mask not in factors:
         has = ", ".join(factors)
         raise InputError(f"{path} has no {mask}: --mask takes what it has, {has}")
-    zeros, by = is_zero(factors[mask]), factors["gamma"].abs()
-    if args.criterion == "filters":
-        by = filter_sizes(network)
-        if by.isinf().all():
-            raise InputError(f"--criterion filters: no channel of a {arch} has its own filter")
-    names = list(network.norms)
-    ties = [[names.index(name) for name in tie] for tie in network.graph.ties]
-    choose = partial(plan, layers, sizes=by, floor=args.adjust, ties=ties)
-
-    def cut(zeros: Tensor, count: int) -> tuple[Removal, Network, Network, Network]:
-        """What is removed, the masked network, what is left of it, and what is written of that."""
-        masks = choose(zeros, count)
-        masked = with_weights(network, copy.deepcopy(network.model))
-        apply_plan(list(masked.norms.values()), masks, zeros)
-        removal = masked.plan(masks, streams=args.layout != "released")
-        return removal, masked, masked.remove(masked.plan(masks, False)), masked.remove(removal)
-
-    def enough(zeros: Tensor) -> int:
-        channels = int(by.isfinite().sum())
-        return channels_to_prune(args, network, channels, lambda count: cut(zeros, count)[3])
-
-    count = enough(zeros)
-    removal, masked, small, written = cut(zeros, count)
-    masks = list(removal.keep.values())
-    # A file of the network as it was, which nothing was cut out of, has nothing to lose.
-    if out.exists() and (out.samefile(path) or not holds(out, written.model, network.model)):
-        raise InputError(f"{out} is there already: move it away, or choose another --name")
-    data = load({**known, **vars(args)}, given.norm)
-    given.check_classes(data, path)
-    device = pick_device(args.no_cuda)
-    tests = test_batches(data, vars(args), device)
-    labels, full_cost = tests.labels.cpu(), cost_of(network)
-    networks = network, masked, written
-    before, of_masked, of_slim = (predict(each.model, tests) for each in networks)
-    settings, targeted = given.config, (args.target_flops, args.target_params) != (None, None)
-    row = {
-        "model": out.name,
-        "run": given.run_name or run_name_of(path),
+    zeros = is_zero(factors[mask])
+    pruning = selector.select(zeros)
+    written = pruning.pruned
+    # A file with the unpruned model may be overwritten.
+    if output.exists() and (
+        output.samefile(path) or not holds(output, written.model, network.model)
+    ):
+        raise InputError(f"{output} is there already: move it away, or choose another --name")
+    data = load({**known, **vars(args)}, loaded.norm)
+    loaded.check_classes(data, path)
+    batches = test_batches(data, vars(args), pick_device(args.no_cuda))
+    labels = batches.labels.cpu()
+    predictions = [predict(n.model, batches) for n in (network, pruning.masked, written)]
+    targeted = (args.target_flops, args.target_params) != (None, None)
+    row: dict[str, Any] = {
+        "model": output.name,
+        "run": loaded.run_name or run_name_of(path),
         "checkpoint": path.name,
-        "epoch": given.epoch,
+        "epoch": loaded.epoch,
         "checksum": checkpoint.checksum(path),
         "test_pictures": f"{data.test.checksum():08x}",
-        **({} if settings is None else settings.to_row()),
+        **({} if config is None else config.to_row()),
         "arch": arch,
-        "depth": given.network.depth,
+        "depth": network.depth,
         "dataset": data.name,
         "percent": None if targeted else args.percent,
-        **sizes(masks, full_cost, cost_of(small)),
-        **unread(network, small, written, removal),
-        "accuracy_before": accuracy(before, labels),
-        "accuracy_masked": accuracy(of_masked, labels),
-        "accuracy_slim": accuracy(of_slim, labels),
+        **figures(network, pruning, predictions, labels),
         "mask": mask,
-        **kinds(network, removal, masks),
-        **differences(before, of_masked, of_slim),
-        "target_flops": args.target_flops,
-        "target_params": args.target_params,
-        "criterion": args.criterion,
-        "adjust": args.adjust,
+        **{
+            key: getattr(args, key) for key in "target_flops target_params criterion adjust".split()
+        },
+        "keep": " ".join(f"{layer}={share:g}" for layer, share in args.keep),
+        "skip": " ".join(args.skip),
+        "round_to": args.round_to if args.round_to > 1 else None,
     }
-    row |= of_original(given.network, small) | of_all(network, row)
-    print_report(row, network, masks)
-    of_before, of_after = (
-        PerClass(*class_counts(answers.argmax(1), labels, network.num_classes).tolist())
-        for answers in (before, of_slim)
-    )
-    if of_before.collapse(data.classes):
-        remarks = of_before.remarks(data.classes, "before pruning: ")
-    else:
-        remarks = of_after.remarks(data.classes, "pruned: ")
-    for line in remarks:
-        note(line)
-    if said := told_apart(by, zeros, torch.cat(choose(zeros, count))):
-        note(f"note: {said}")
+    row |= report.of_original(loaded.network, pruning.with_whole_streams)
+    report.print_layers(network, pruning.masks)
+    report.print_sizes(row, network, pruning.masks, pruning.rounded)
+    report.print_report(row, network)
+    print_remarks(predictions, labels, data.classes)
+    if text := report.told_apart(selector.scores, zeros, torch.cat(pruning.chosen)):
+        note(f"note: {text}")
     if mask != "gamma":
-        zeros_of_gamma = is_zero(factors["gamma"])
-        with suppress(InputError):  # a target may be out of its reach
-            fewer, _, other, _ = cut(zeros_of_gamma, enough(zeros_of_gamma))
-            by_gamma = sizes(list(fewer.keep.values()), full_cost, cost_of(other))
-            answers = predict(other.model, tests)
-            print_comparison(row, {**by_gamma, "accuracy_slim": accuracy(answers, labels)})
-    released = args.layout == "released"
+        with suppress(InputError):  # the target may be out of reach
+            other = selector.select(is_zero(factors["gamma"]))
+            small = other.with_whole_streams
+            row_gamma = report.sizes(other.masks, report.cost_of(network), report.cost_of(small))
+            row_gamma["accuracy_slim"] = report.accuracy(predict(small.model, batches), labels)
+            report.print_comparison(row, row_gamma)
     content = {
         "cfg": written.cfg,
         "state_dict": to_released(written) if released else written.model.state_dict(),
         "layout": args.layout,
-        "classes": given.classes,
-        "mean": given.mean,
-        "std": given.std,
-        "settings": None if settings is None else settings.to_dict(),
+        "classes": loaded.classes,
+        "mean": loaded.mean,
+        "std": loaded.std,
+        "settings": None if config is None else config.to_dict(),
         **{key: row[key] for key in ("run", "percent", "mask")},
     }
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.save(out, content)
-    records.append(folder / PRUNED, row | {"slim_checksum": checkpoint.sha256(out)})
+    checkpoint.save(output, content)
+    records.append(folder / PRUNED, row | {"slim_checksum": checkpoint.sha256(output)})
     if row["channels_kept"] == row["channels"]:
-        advise([*program(kind), *argv], args, factors, mask, given.network.is_full)
-        if given.network.is_full:
-            print(f"{out} is the network as it was; another pruning may overwrite it")
+        program = [f"{kind}_prune.py"] if kind else ["-m", "utils.prune"]
+        advise([*program, *argv], args, factors, mask, loaded.network.is_full)
+        if loaded.network.is_full:
+            print(f"{output} is the unpruned model; another pruning may overwrite it")
             return
-    print(f"slim network: {out}")
-    words = ["main.py", "--refine", path_argument(out)]
-    if settings is not None:  # section 5.2: as the training went, but for the penalty
-        precision = given.precision or settings.precision
-        words += replace(settings, precision=precision).finetuning_argv()
-    told = {name: x for name, x in vars(args).items() if x is not None and x is not False}
-    for name in [name for name in ("dataset", "data") if name in told]:
-        words += FLAGS[name].to_argv(told[name])
-    print(f"to fine-tune it: {format_command(*words, *runtime_argv(told))}")
+    print(f"pruned model: {output}")
+    print(f"to fine-tune it: {finetuning_command(output, args, loaded)}")
 
 
-def program(kind: str | None) -> list[str]:
-    """The words that start the prune command of this ``kind``."""
-    return [f"{kind}_prune.py"] if kind else ["-m", "utils.prune"]
+def figures(
+    network: Network, pruning: Pruning, predictions: list[Tensor], labels: Tensor
+) -> dict[str, Any]:
+    """Returns the columns of the record that say what was pruned and what changed.
+
+    Args:
+        predictions: logits [n, classes] of the model, masked and pruned.
+        labels: int64 [n].
+    """
+    small, masks = pruning.with_whole_streams, pruning.masks
+    row: dict[str, Any] = report.sizes(masks, report.cost_of(network), report.cost_of(small))
+    row |= report.of_all(network, row)
+    row |= report.unread(network, small, pruning.pruned, pruning.removal)
+    for name, logits in zip(("before", "masked", "slim"), predictions, strict=True):
+        row[f"accuracy_{name}"] = report.accuracy(logits, labels)
+    return row | report.kinds(network, pruning.removal, masks) | report.differences(*predictions)
+
+
+def print_remarks(predictions: list[Tensor], labels: Tensor, classes: tuple[str, ...]) -> None:
+    """Notes classes that the model, or else the pruned one, hardly predicts."""
+    before, _, after = (
+        PerClass(*class_counts(logits.argmax(1), labels, len(classes)).tolist())
+        for logits in predictions
+    )
+    collapsed = before.collapse(classes)
+    counts, title = (before, "before pruning: ") if collapsed else (after, "pruned: ")
+    for line in counts.remarks(classes, title):
+        note(line)
+
+
+def finetuning_command(
+    output: Path, args: argparse.Namespace, loaded: checkpoint.Checkpoint
+) -> str:
+    """Returns the command that fine-tunes as the training went, without penalty (section 5.2)."""
+    words = ["main.py", "--refine", path_argument(output)]
+    if (config := loaded.config) is not None:
+        words += replace(config, precision=loaded.precision or config.precision).finetuning_argv()
+    flags = {name: x for name, x in vars(args).items() if x is not None and x is not False}
+    for name in [name for name in ("dataset", "data") if name in flags]:
+        words += FLAGS[name].to_argv(flags[name])
+    return format_command(*words, *runtime_argv(flags))
 
 
 def advise(
     words: list[str], args: argparse.Namespace, factors: State, mask: str, is_full: bool
 ) -> None:
-    """Say why the command of these ``words`` pruned nothing, and print which ones would."""
+    """Says why the command of these ``words`` removed nothing, and prints commands that would."""
     zeros = {name: int(is_zero(factor).sum()) for name, factor in factors.items()}
     targeted = (args.target_flops, args.target_params) != (None, None)
     if zeros[mask] or args.percent or args.target_flops or args.target_params:
-        floor = f"--adjust {args.adjust:g} keeps" if args.adjust else "every layer keeps a channel:"
-        note(f"nothing was pruned: {floor} all that is zero or small, or the share is too small")
+        limited = args.keep or args.skip or args.round_to > 1
+        limits = "the limits keep" if limited else "every layer keeps a channel:"
+        limits = f"--adjust {args.adjust:g} keeps" if args.adjust else limits
+        note(f"nothing was pruned: {limits} all that is zero or small, or the share is too small")
         return
     ways = ["train with -sr and a larger --s or more epochs"] if is_full else []
     other = max(zeros, key=zeros.__getitem__)
-    if zeros[other]:  # the penalty has done its work, and a larger one would ruin the network
+    if zeros[other]:  # a larger penalty would ruin a model that has zeros already
         ways = ["train for more epochs"] if is_full else []
         ways.append(f"prune the {zeros[other]} channels whose {other} is zero")
         print(f"next, where {other} is zero: {format_command(*words, '--mask', other)}")
@@ -259,48 +267,19 @@ def advise(
 
 
 def holds(path: Path, *models: nn.Module) -> bool:
-    """Whether the file has just one of these networks."""
+    """Returns whether the checkpoint at ``path`` has one of these models, bit by bit."""
     try:
-        there = checkpoint.load(path).network.model.state_dict()
+        state = checkpoint.load(path).network.model.state_dict()
     except InputError:
         return False
     return any(
-        there.keys() == state.keys() and all(torch.equal(there[k], x) for k, x in state.items())
-        for state in (model.state_dict() for model in models)
+        state.keys() == own.keys() and all(torch.equal(state[key], x) for key, x in own.items())
+        for own in (model.state_dict() for model in models)
     )
 
 
-def channels_to_prune(
-    args: argparse.Namespace,
-    network: Network,
-    channels: int,
-    pruned: Callable[[int], Network],
-) -> int:
-    """How many of the smallest go: as --percent says, or the fewest that reach the target.
-
-    ``pruned`` gives what is left when so many of the ``channels`` go.
-    """
-    flag = next((flag for flag in TARGETS if getattr(args, f"target_{flag}") is not None), None)
-    if flag is None:
-        return count_of(args.percent, channels)
-    target, what = getattr(args, f"target_{flag}"), TARGETS[flag]
-    full = getattr(cost_of(network), what)
-
-    def saved(count: int) -> float:
-        return 1 - getattr(cost_of(pruned(count)), what) / full
-
-    # Pruning more never costs more, so this is a binary search.
-    count = bisect_left(range(channels + 1), target, key=saved)
-    if count > channels:
-        raise InputError(
-            f"--target-{flag} {target:g} is out of reach: with as few channels as may be left in"
-            f" every layer {saved(channels):.4f} of the {what} are gone"
-        )
-    return count
-
-
 @torch.no_grad()
-def predict(model: nn.Module, tests: Batches) -> Tensor:
-    """Logits [n, classes] of all test pictures in eval mode and float32, on the CPU."""
-    model = copy.deepcopy(model).to(tests.labels.device).eval()
-    return torch.cat([model(images).cpu() for images, _ in tests.iter_eval()])
+def predict(model: nn.Module, batches: Batches) -> Tensor:
+    """Returns the logits [n, classes] of all test images, in eval mode and float32, on the CPU."""
+    model = copy.deepcopy(model).to(batches.labels.device).eval()
+    return torch.cat([model(images).cpu() for images, _ in batches.iter_eval()])

@@ -1,4 +1,4 @@
-"""Which channels go, by their scaling factors."""
+"""Chooses the channels to keep, by scaling factors or filter norms."""
 
 import math
 from collections.abc import Sequence
@@ -16,58 +16,65 @@ def plan(
     norms: Sequence[AnyBatchNorm],
     zeros: Tensor,
     count: int = 0,
-    sizes: Tensor | None = None,
+    scores: Tensor | None = None,
     floor: float = 0.0,
     ties: Sequence[Sequence[int]] = (),
 ) -> list[Tensor]:
-    """Masks: a bool tensor for each of the batch ``norms``, True where a channel is kept.
+    """Chooses the channels to keep.
 
-    Prunes all ``zeros`` (bool, over all channels), and the ``count`` smallest |γ| over all layers,
-    or smallest of other ``sizes``, zeros being the first; never more than ``count`` where the zeros
-    are not more. Of equally large ones the one of the smaller bias goes first, whose ReLU is silent
-    more often; if these are equal too, the one further behind in its layer. A layer keeps the share
-    ``floor`` of its channels, and one, whatever that says: of those that should go, the largest
-    ones or, if all γ are zero, the ones of the largest bias.
+    All ``zeros`` are removed and, counting these, the ``count`` channels of the smallest scores
+    over all layers; never more than ``count`` unless more are zero. Of equal scores the smaller
+    bias is removed first, whose ReLU is silent more often, then the larger position relative to
+    the layer's width.
 
-    ``ties`` are the numbers of batch norms whose channels go together, in the order in which a
-    picture meets them: the smallest counts for all, the last one's bias too, and what a layer
-    keeps, all of them keep. Those that go together count as many as they are, and go whole.
+    Args:
+        norms: batch norms.
+        zeros: bool [channels of all norms].
+        count: number of channels.
+        scores: float [channels of all norms], by default |γ|; infinite for channels that are
+            removed only as zeros.
+        floor: every layer keeps ⌊floor · width⌋ channels and at least one: after those that are
+            not to be removed, the largest scores or, if all γ of the layer are 0, biases.
+        ties: groups of positions in ``norms`` that lose the same channels, in forward order. Their
+            channels have the smallest score and the last bias of the group, count once for each
+            batch norm, and are kept or removed together.
+
+    Returns:
+        bool [channels] for each batch norm, True where a channel is kept.
     """
     gamma = torch.cat([bn.weight for bn in norms]).abs()
-    sizes = gamma if sizes is None else sizes
+    scores = gamma if scores is None else scores
     widths = [len(bn.weight) for bn in norms]
-    by = torch.where(sizes.isfinite(), sizes, gamma).split(widths)  # to choose what stays
-    own = sizes.masked_fill(zeros, -1).split(widths)
-    alone = ([i] for i in range(len(norms)) if not any(i in tie for tie in ties))
-    layers = [*ties, *alone]
-    biases: list[Tensor] = [norms[tie[-1]].bias for tie in layers]
-    places = [torch.arange(len(bias), device=bias.device) for bias in biases]
-    smallest = torch.cat([torch.stack([own[i] for i in tie]).amin(0) for tie in layers])
-    relative = torch.cat([-place / len(place) for place in places])
-    order = by_magnitude(smallest, torch.cat(biases), relative)
-    together = torch.cat([torch.full_like(p, len(t)) for p, t in zip(places, layers, strict=True)])
-    first = order[together[order].cumsum(0) <= count]
-    goes = torch.zeros_like(smallest, dtype=torch.bool)
-    goes[first] = True
-    largest = smallest[first].amax() if len(first) else -math.inf
+    finite_scores = torch.where(scores.isfinite(), scores, gamma).split(widths)
+    ranks = scores.masked_fill(zeros, -1).split(widths)
+    untied = ([i] for i in range(len(norms)) if not any(i in tie for tie in ties))
+    layers = [*ties, *untied]
+    biases: list[Tensor] = [norms[layer[-1]].bias for layer in layers]
+    positions = [torch.arange(len(bias), device=bias.device) for bias in biases]
+    rank = torch.cat([torch.stack([ranks[i] for i in layer]).amin(0) for layer in layers])
+    order = sort_by(rank, torch.cat(biases), torch.cat([-p / len(p) for p in positions]))
+    sizes = torch.cat([torch.full_like(p, len(x)) for p, x in zip(positions, layers, strict=True)])
+    first = order[sizes[order].cumsum(0) <= count]
+    removed = torch.zeros_like(rank, dtype=torch.bool)
+    removed[first] = True
+    threshold = rank[first].amax() if len(first) else -math.inf
     masks = list((~zeros).split(widths))
-    for tie, go, bias, place in zip(
-        layers, goes.split([*map(len, biases)]), biases, places, strict=True
-    ):
-        for i in tie:  # what only goes along is not masked itself: what it emits then is folded
-            masks[i] = masks[i] & ~(go & (own[i] <= largest))
-        keep = torch.stack([masks[i] for i in tie]).all(0)
-        if (least := max(1, count_of(floor, len(keep)))) > keep.sum():
-            gammas = torch.stack([norms[i].weight for i in tie]).abs().amin(0)
-            size = torch.stack([by[i] for i in tie]).amin(0)
-            size = torch.zeros_like(size) if is_zero(gammas).all() else size
-            for i in tie:
-                masks[i][by_magnitude(keep.int(), size, bias, -place)[-least:]] = True
+    parts = removed.split([*map(len, biases)])
+    for layer, chosen, bias, position in zip(layers, parts, biases, positions, strict=True):
+        for i in layer:  # a larger γ of the group stays: the constant behind it is then folded
+            masks[i] = masks[i] & ~(chosen & (ranks[i] <= threshold))
+        kept = torch.stack([masks[i] for i in layer]).all(0)
+        if (least := max(1, count_of(floor, len(kept)))) > kept.sum():
+            gammas = torch.stack([norms[i].weight for i in layer]).abs().amin(0)
+            score = torch.stack([finite_scores[i] for i in layer]).amin(0)
+            score = torch.zeros_like(score) if is_zero(gammas).all() else score
+            for i in layer:
+                masks[i][sort_by(kept.int(), score, bias, -position)[-least:]] = True
     return masks
 
 
-def by_magnitude(*keys: Tensor) -> Tensor:
-    """The indices that sort by the first of ``keys``; what is equal there, by the next."""
+def sort_by(*keys: Tensor) -> Tensor:
+    """Returns the indices that sort by the first of ``keys``, equal values by the next one."""
     order = torch.arange(len(keys[0]), device=keys[0].device)
     for key in reversed(keys):
         order = order[key[order].argsort(stable=True)]
@@ -76,10 +83,10 @@ def by_magnitude(*keys: Tensor) -> Tensor:
 
 @torch.no_grad()
 def filter_sizes(network: Network) -> Tensor:
-    """ℓ1 norms of the filters that make the channels, scaled from 0 to 1 in every layer.
+    """Returns the ℓ1 norms of the filters that write the channels, scaled to [0, 1] in every layer.
 
-    As in Lp slimming's released program. Infinite where channels have no filter of their own:
-    those of a stream, which many layers write.
+    As in the released program of Lp slimming. Infinite for channels of streams, which several
+    layers write.
     """
     sizes = []
     for name, bn in network.norms.items():
@@ -94,9 +101,9 @@ def filter_sizes(network: Network) -> Tensor:
 
 @torch.no_grad()
 def apply_plan(norms: Sequence[AnyBatchNorm], masks: Sequence[Tensor], zeros: Tensor) -> None:
-    """Mask in place: γ = 0 for removed channels, and no bias for those dropped while alive.
+    """Sets γ of removed channels to 0 in place, and their bias if they are not among ``zeros``.
 
-    Those of ``zeros``, where γ (or ξ) is zero, keep their bias: they emit a constant.
+    A channel of ``zeros`` keeps its bias, since it emits a constant.
     """
     parts = zeros.split([len(mask) for mask in masks])
     for bn, mask, zero in zip(norms, masks, parts, strict=True):

@@ -1,4 +1,4 @@
-"""What a pruning won and what it cost: the record's figures, and their printing."""
+"""Figures of a pruning: what was removed, what was saved, what changed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,13 +13,13 @@ from utils.methods.base import is_zero
 from utils.network import Network
 from utils.paper.accounting import Cost, cost
 
-# Below this share of the largest logit, a difference is rounding.
-ROUNDING = 1e-4
+ROUNDING = 1e-4  # differences below this share of the largest logit are rounding
 COUNTED = ("channels", "parameters", "flops")
+Row = Mapping[str, Any]
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> str:
-    """In percent, as it stands in the record."""
+    """Returns the top-1 accuracy in percent."""
     return f"{100 * (logits.argmax(1) == labels).double().mean().item():.4f}"
 
 
@@ -27,28 +27,32 @@ def _percent_less(before: int, after: int) -> str:
     return f"{100 * (1 - after / before):.2f}"
 
 
-def sizes(masks: list[Tensor], before: Cost, after: Cost) -> dict[str, int | str]:
-    """Channels, parameters and FLOPs, and what share of them is pruned."""
+def cost_of(network: Network) -> Cost:
+    return cost(network.model, network.size, network.arch)
+
+
+def sizes(masks: Sequence[Tensor], before: Cost, after: Cost) -> dict[str, int | str]:
+    """Returns channels, parameters and FLOPs before and after, and the pruned shares in percent."""
     full = {"channels": sum(map(len, masks)), **asdict(before)}
-    kept = {"channels": int(torch.cat(masks).sum()), **asdict(after)}
+    kept = {"channels": int(torch.cat([*masks]).sum()), **asdict(after)}
     row: dict[str, int | str] = {}
-    for what in full:
-        if not what.startswith("paper_"):
-            row |= {what: full[what], f"{what}_kept": kept[what]}
-        row[f"{what}_pruned_percent"] = _percent_less(full[what], kept[what])
+    for key in full:
+        if not key.startswith("paper_"):
+            row |= {key: full[key], f"{key}_kept": kept[key]}
+        row[f"{key}_pruned_percent"] = _percent_less(full[key], kept[key])
     return row
 
 
-def of_all(network: Network, row: Mapping[str, Any]) -> dict[str, int | str]:
-    """Channels of all batch norms of ``network``, and what share is gone by the ``row``."""
-    gone, every = row["channels"] - row["channels_kept"], network.all_channels
-    share = _percent_less(every, every - gone)
-    return {"batch_norm_channels": every, "batch_norm_channels_pruned_percent": share}
+def of_all(network: Network, row: Row) -> dict[str, int | str]:
+    """Returns the channels of all batch norms, prunable or not, and the pruned share of these."""
+    total, removed = network.all_channels, row["channels"] - row["channels_kept"]
+    share = _percent_less(total, total - removed)
+    return {"batch_norm_channels": total, "batch_norm_channels_pruned_percent": share}
 
 
-def unread(network: Network, small: Network, written: Network, removal: Removal) -> dict[str, int]:
-    """What goes with stream channels that nobody reads, from ``small`` to ``written``."""
-    before, after = cost_of(small), cost_of(written)
+def unread(network: Network, small: Network, pruned: Network, removal: Removal) -> dict[str, int]:
+    """Returns what the unused stream channels cost, which ``small`` has and ``pruned`` lacks."""
+    before, after = cost_of(small), cost_of(pruned)
     return {
         "unread_channels": int(network.graph.stream_channels(removal.gone, removal.keep)),
         "unread_parameters": before.parameters - after.parameters,
@@ -56,133 +60,137 @@ def unread(network: Network, small: Network, written: Network, removal: Removal)
     }
 
 
-def cost_of(network: Network) -> Cost:
-    return cost(network.model, network.size, network.arch)
-
-
 def of_original(network: Network, small: Network) -> dict[str, str]:
-    """What share is gone of the network that all began with, where ``small`` is left.
+    """Returns the shares pruned of the full network, which may have been pruned before.
 
-    The same as of ``network``, which was pruned, unless that one was slim already. Its streams
-    count whole, as in all figures but :func:`unread`'s: an earlier pruning may have narrowed them.
+    Streams count at full width, as in all figures but those of :func:`unread`: an earlier pruning
+    may have narrowed them.
     """
-    whole = widened(small) if small.arch in EARLIER else small
+    small = widened(small) if small.arch in EARLIER else small
     full = network.full()
-    before, after = (
-        {"channels": channels, **asdict(cost_of(each))}
-        for each, channels in ((full, sum(full.widths)), (whole, sum(small.widths)))
-    )
-    return {
-        f"original_{what}_pruned_percent": _percent_less(before[what], after[what])
-        for what in COUNTED
-    }
+    before, after = ({"channels": sum(n.widths), **asdict(cost_of(n))} for n in (full, small))
+    return {f"original_{x}_pruned_percent": _percent_less(before[x], after[x]) for x in COUNTED}
 
 
-def told_apart(sizes: Tensor, zeros: Tensor, kept: Tensor) -> str:
-    """How the smallest channels were chosen among equally large ones, "" where none had to be.
+def told_apart(scores: Tensor, zeros: Tensor, kept: Tensor) -> str:
+    """Says how many channels of the largest removed score are kept; "" if none is.
 
-    All are over the channels: what was pruned by, which of them go in any case, and which stay.
+    Args:
+        scores: [channels].
+        zeros: bool [channels], removed in any case.
+        kept: bool [channels].
     """
     small = ~(kept | zeros)
     if not small.any():
         return ""
-    last = sizes[small].max()
-    same = (sizes == last) & ~zeros
-    if not (stay := int((same & kept).sum())):
+    threshold = scores[small].max()
+    equal = (scores == threshold) & ~zeros
+    if not (stay := int((equal & kept).sum())):
         return ""
     return (
-        f"of {int(same.sum())} channels that are equally large, {last:g}, {stay} stay: those of the"
-        " larger bias and, where that is equal too, further in front in their layer"
+        f"of {int(equal.sum())} channels of equal size {threshold:g}, {stay} are kept: those of"
+        " larger bias or, where that is equal too, of lower position in their layer"
     )
 
 
 @torch.no_grad()
 def kinds(network: Network, removal: Removal, masks: Sequence[Tensor]) -> dict[str, int]:
-    """How many of the removed channels were silent, gave a constant, or were alive.
+    """Counts the removed channels that were silent, constant and alive.
 
-    ``masks`` are what stays. Channels that go together are dead if one of them is, and it counts
-    what the last one gives.
+    Of batch norms that lose the same channels, a channel is dead if γ is 0 in one of them, and the
+    last one's output counts.
+
+    Args:
+        masks: bool [channels] for each batch norm, True where a channel is kept.
     """
     graph = network.graph
     zeros = {name: is_zero(bn.weight.detach().cpu()) for name, bn in network.norms.items()}
-    gives = {name: graph.behind(name, removal.constants) for name in network.norms}
+    outputs = {name: graph.behind(name, removal.constants) for name in network.norms}
     for tie in graph.ties:
         zeros |= dict.fromkeys(tie, torch.stack([zeros[name] for name in tie]).any(0))
-        gives |= dict.fromkeys(tie, gives[tie[-1]])
+        outputs |= dict.fromkeys(tie, outputs[tie[-1]])
     removed, dead = ~torch.cat(list(masks)), torch.cat(list(zeros.values()))
-    silent = dead & (torch.cat(list(gives.values())) == 0)
-    found = {"silent": silent, "constant": dead & ~silent, "alive": ~dead}
-    return {kind: int((removed & which).sum()) for kind, which in found.items()}
+    silent = dead & (torch.cat(list(outputs.values())) == 0)
+    split = {"silent": silent, "constant": dead & ~silent, "alive": ~dead}
+    return {kind: int((removed & channels).sum()) for kind, channels in split.items()}
 
 
-def differences(before: Tensor, masked: Tensor, slim: Tensor) -> dict[str, int | str]:
-    """Largest difference of an output, and predictions changed, from logits to logits.
+def differences(before: Tensor, masked: Tensor, pruned: Tensor) -> dict[str, int | str]:
+    """Compares logits [n, classes] of the three models: largest difference, changed predictions.
 
-    A prediction between two logits that are equal to rounding counts as a near-tie, not as changed.
+    A changed prediction between two logits that were equal to rounding counts as a near-tie.
     """
-    values: dict[str, int | str] = {}
-    for step, old, new in (("masked", before, masked), ("slim", masked, slim)):
+    row: dict[str, int | str] = {}
+    for step, old, new in (("masked", before, masked), ("slim", masked, pruned)):
         changed = old.argmax(1) != new.argmax(1)
         best = old.topk(2).values if old.shape[1] > 1 else old.expand(-1, 2)
         near_tie = best[:, 0] - best[:, 1] <= ROUNDING * old.abs().max()
-        values[f"difference_{step}"] = f"{(old - new).abs().max().item():.3g}"
-        values[f"changed_{step}"] = int((changed & ~near_tie).sum())
-        values[f"near_ties_{step}"] = int((changed & near_tie).sum())
-    return values | {"largest_logit": f"{before.abs().max().item():.4g}"}
+        row[f"difference_{step}"] = f"{(old - new).abs().max().item():.3g}"
+        row[f"changed_{step}"] = int((changed & ~near_tie).sum())
+        row[f"near_ties_{step}"] = int((changed & near_tie).sum())
+    return row | {"largest_logit": f"{before.abs().max().item():.4g}"}
 
 
-def print_report(row: Mapping[str, Any], network: Network, masks: Sequence[Tensor]) -> None:
-    """Print the record's ``row`` for a person, after the channels of every layer."""
-    print(f"{'layer':<24}channels  kept")
+def print_layers(network: Network, masks: Sequence[Tensor]) -> None:
+    """Prints the kept channels of every layer, and why the other layers cannot be pruned."""
+    width = max(24, 2 + max(map(len, network.layers)))
+    print(f"{'layer':<{width}}channels  kept")
     for name, mask in zip(network.layers, masks, strict=True):
-        print(f"{name:<24}{len(mask):8}{int(mask.sum()):6}")
+        print(f"{name:<{width}}{len(mask):8}{int(mask.sum()):6}")
     graph = network.graph
-    for name, why in graph.reasons.items():
+    for name, reason in graph.reasons.items():
         if name not in graph.coupled:
-            print(f"{name:<24}stays: {why}")
+            print(f"{name:<{width}}not prunable: {reason}")
     if graph.coupled and not network.coupled:
         channels = sum(int(mask.sum()) for mask in graph.coupled.values())
         print(
-            f"{channels:,} channels of {len(graph.coupled)} batch norms are those of streams, which"
-            " several layers write: --penalty group makes them 0 together"
+            f"{channels:,} channels of {len(graph.coupled)} batch norms belong to streams that"
+            " several layers write: training with --penalty group makes them 0 together"
         )
-    for what in COUNTED:
-        kept, share = row[f"{what}_kept"], row[f"{what}_pruned_percent"]
-        print(f"{what}: {row[what]:,} -> {kept:,}, {share} % pruned")
+
+
+def print_sizes(row: Row, network: Network, masks: Sequence[Tensor], rounded: int) -> None:
+    """Prints the figures of :func:`sizes`, and the channels that are kept though they are 0."""
+    for key in COUNTED:
+        kept, share = row[f"{key}_kept"], row[f"{key}_pruned_percent"]
+        print(f"{key}: {row[key]:,} -> {kept:,}, {share} % pruned")
     if row["batch_norm_channels"] != row["channels"]:
         share = row["batch_norm_channels_pruned_percent"]
-        print(f"of all {row['batch_norm_channels']:,} channels of batch norms {share} % are gone")
+        print(f"of all {row['batch_norm_channels']:,} channels of batch norms: {share} % pruned")
+    if rounded:
+        print(f"kept for --round-to: {rounded} channels")
     zeros = [is_zero(bn.weight.detach().cpu()) for bn in network.norms.values()]
     if kept := sum(int((zero & mask).sum()) for zero, mask in zip(zeros, masks, strict=True)):
-        print(f"of those kept {kept} have γ = 0: they carry constants to borders, or are the last")
+        print(f"kept with γ = 0: {kept} channels, as carriers of constants or by a limit")
+
+
+def print_report(row: Row, network: Network) -> None:
+    """Prints what else a record's ``row`` has: stream channels, targets, and what changed."""
+    kept = {key: row[f"{key}_kept"] - row[f"unread_{key}"] for key in COUNTED[1:]}
+    pruned = {key: _percent_less(row[key], number) for key, number in kept.items()}
     if row["unread_channels"]:
         parameters, flops = row["unread_parameters"], row["unread_flops"]
+        both = (f"{kept[key]:,} {key}, {share} % pruned" for key, share in pruned.items())
         print(
-            f"and {row['unread_channels']} channels of streams that nothing reads any more: "
+            f"and {row['unread_channels']} unused stream channels: "
             f"{parameters:,} parameters ({100 * parameters / row['parameters']:.2f} %),"
-            f" {flops:,} flops ({100 * flops / row['flops']:.2f} %)"
+            f" {flops:,} flops ({100 * flops / row['flops']:.2f} %)\n"
+            f"so the pruned model has {' and '.join(both)}"
         )
-    written = {what: row[f"{what}_kept"] - row[f"unread_{what}"] for what in COUNTED[1:]}
-    pruned = {what: _percent_less(row[what], left) for what, left in written.items()}
-    if row["unread_channels"]:
-        said = (f"{written[what]:,} {what}, {share} % pruned" for what, share in pruned.items())
-        print(f"so the slim network has {' and '.join(said)}")
-    for what in COUNTED[1:]:
-        flag = "flops" if what == "flops" else "params"
+    for key, flag in (("parameters", "params"), ("flops", "flops")):
         if (target := row[f"target_{flag}"]) is not None:
-            print(f"--target-{flag} {target:g}: {pruned[what]} % of the {what} are pruned")
-    original = [row[f"original_{what}_pruned_percent"] for what in COUNTED]
-    if original != [row[f"{what}_pruned_percent"] for what in COUNTED]:
-        shares = (f"{share} % of the {what}" for what, share in zip(COUNTED, original, strict=True))
-        whole = ", its streams whole" * (network.arch in EARLIER[1:])
-        print(f"of the network that was trained first{whole}, gone are {', '.join(shares)}")
+            print(f"--target-{flag} {target:g}: {pruned[key]} % of the {key} are pruned")
+    original = [row[f"original_{key}_pruned_percent"] for key in COUNTED]
+    if original != [row[f"{key}_pruned_percent"] for key in COUNTED]:
+        shares = (f"{share} % of the {key}" for key, share in zip(COUNTED, original, strict=True))
+        streams = ", streams at full width" * (network.arch in EARLIER[1:])
+        print(f"pruned of the full model{streams}: {', '.join(shares)}")
+    print_kinds(row)
     print(
-        f"removed channels: {row['silent']} silent, {row['constant']} emitting a constant (folded),"
-        f" {row['alive']} alive\n"
         f"test accuracy: {row['accuracy_before']} % before, {row['accuracy_masked']} % masked,"
-        f" {row['accuracy_slim']} % slim"
+        f" {row['accuracy_slim']} % pruned"
     )
-    for step, title in (("masked", "before -> masked"), ("slim", "masked -> slim")):
+    for step, title in (("masked", "before -> masked"), ("slim", "masked -> pruned")):
         ties = row[f"near_ties_{step}"]
         print(
             f"{title}: outputs differ by {row[f'difference_{step}']} at most"
@@ -195,10 +203,16 @@ def print_report(row: Mapping[str, Any], network: Network, masks: Sequence[Tenso
         print("lossless: every removed channel was silent" if same else "NOT LOSSLESS: report this")
 
 
-def print_comparison(chosen: Mapping[str, Any], gamma: Mapping[str, Any]) -> None:
-    """What another --mask wins over --mask gamma, and what it costs."""
+def print_kinds(row: Row) -> None:
+    print(
+        f"removed channels: {row['silent']} silent, {row['constant']} emitting a constant (folded),"
+        f" {row['alive']} alive"
+    )
+
+
+def print_comparison(chosen: Row, gamma: Row) -> None:
+    """Prints what the chosen --mask and --mask gamma prune, and the accuracies."""
     print("mask    channels  parameters  flops    accuracy")
     for label, row in (("gamma", gamma), (chosen["mask"], chosen)):
-        shares = [row[f"{what}_pruned_percent"] for what in COUNTED]
-        channels, parameters, flops = (f"{share} %" for share in shares)
+        channels, parameters, flops = (f"{row[f'{key}_pruned_percent']} %" for key in COUNTED)
         print(f"{label:<8}{channels:<10}{parameters:<12}{flops:<9}{row['accuracy_slim']} %")

@@ -1,0 +1,179 @@
+"""Pruning the state dict of a torchvision model, or of one that a function returns."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import netslim
+from utils import console, prune
+
+README = Path(prune.__file__).parent / "pruning" / "README.md"
+MODULE = '''
+from torch import nn
+
+
+def build():
+    return nn.Sequential(
+        nn.Conv2d(3, 20, 3, padding=1), nn.BatchNorm2d(20), nn.ReLU(),
+        nn.Conv2d(20, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 5),
+    )
+
+
+def broken():
+    raise RuntimeError("no such width")
+
+
+number = int
+'''  # fmt: skip
+
+
+@torch.no_grad()
+def trained(model: nn.Module) -> nn.Module:
+    """Random factors, biases and statistics."""
+    for bn in model.modules():
+        if isinstance(bn, nn.BatchNorm2d):
+            bn.weight.uniform_(0.1, 1)
+            bn.bias.normal_(0, 0.3)
+            bn.running_mean.normal_(0, 0.1)
+    return model.eval()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "widget.py").write_text(MODULE)
+    namespace: dict = {}
+    exec(MODULE, namespace)
+    torch.manual_seed(0)
+    torch.save(trained(namespace["build"]()).state_dict(), "widget.pth")
+    return tmp_path
+
+
+def run(*flags: object) -> int:
+    return console.run(prune.main, list(map(str, flags)))
+
+
+def masked(full: nn.Module, small: nn.Module) -> nn.Module:
+    """``full`` with γ = 0 where ``small`` has lost a channel, by the values that are left."""
+    for name, bn in full.named_modules():
+        if isinstance(bn, nn.BatchNorm2d):
+            left = small.get_submodule(name).weight
+            bn.weight.data[~torch.isin(bn.weight, left)] = 0
+    return full
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
+def test_a_torchvision_model_is_pruned_verified_and_loaded(name, tmp_path, capsys):
+    torch.manual_seed(0)
+    full = trained(torchvision.models.get_model(name, num_classes=7))
+    path = tmp_path / "theirs.pth"
+    state = {f"module.{key}": value for key, value in full.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3}, path)
+    assert run("--model", path, "--arch", name, "--ratio", 0.5, "--size", 64) == 0
+    printed = capsys.readouterr().out
+    assert float(re.search(r"differ by (\S+) at most", printed)[1]) < 1e-3
+    load = re.search(r"^to load it: (netslim.load.*)$", printed, re.M)[1]
+    assert "num_classes=7" in load
+    small = eval(load, {"netslim": netslim, "torchvision": torchvision}).eval()
+    counts = [sum(p.numel() for p in m.parameters()) for m in (full, small)]
+    assert f"parameters: {counts[0]:,} -> {counts[1]:,}, " in printed and counts[1] < counts[0]
+    if name == "resnet18":  # without depthwise pairs, of which one γ may stay
+        x = torch.randn(2, 3, 64, 64)
+        with torch.no_grad():
+            expected = masked(full, small)(x)
+            torch.testing.assert_close(small(x), expected, rtol=1e-4, atol=1e-5)
+            assert expected.abs().max() > 1e-2
+
+
+def example_lines() -> list[list[str]]:
+    """The README's commands that prune the model of a function."""
+    lines = re.findall(
+        r"^python -m utils.prune (.*widget.*?)(?:  +#.*)?$", README.read_text(), re.M
+    )
+    return [shlex.split(line) for line in lines]
+
+
+@pytest.mark.parametrize("words", example_lines(), ids=" ".join)
+def test_the_readmes_examples_keep_their_promises(words, folder, capsys):
+    full = torch.load("widget.pth", weights_only=True)
+    assert run(*words) == 0
+    printed = capsys.readouterr().out
+    small = torch.load("widget_pruned.pth.tar", weights_only=True)
+    widths = [len(small[key]) for key in ("1.weight", "4.weight")]
+    assert widths != [20, 24]
+    if "--round-to" in words:
+        rounded = int(re.search(r"kept for --round-to: (\d+) ch", printed)[1])
+        assert [width % 8 for width in widths] == [0, 0] and rounded > 0
+    if "--skip" in words:
+        assert widths[0] == 20
+    if "--keep" in words:
+        kept = full["4.weight"].abs().sort(descending=True).values[: widths[1]]
+        assert widths[1] >= 0.9 * 24
+        assert torch.equal(small["4.weight"].abs().sort(descending=True).values, kept)
+
+
+def test_the_readme_has_an_example_of_each_limit():
+    flags = {word for words in example_lines() for word in words}
+    assert flags >= {"--arch", "--ratio", "--round-to", "--keep", "--skip"}
+
+
+def test_a_pruned_file_is_pruned_again(folder):
+    assert run("--model", "widget.pth", "--arch", "widget:build", "--ratio", 0.3) == 0
+    again = ("--arch", "widget:build", "--ratio", 0.5, "--name", "again_")
+    assert run("--model", "widget_pruned.pth.tar", *again) == 0
+    sizes = [
+        Path(name).stat().st_size for name in ("widget_pruned.pth.tar", "again_pruned.pth.tar")
+    ]
+    assert sizes[1] < sizes[0]
+
+
+BAD = {
+    "--arch resnet19": "is neither a classification model of torchvision (resnet1",
+    "--arch squeezenet1_0": "has no batch norm",
+    "--arch resnet18": "widget.pth does not fit --arch resnet18: ",
+    "--arch nowhere:build": "cannot be built: ModuleNotFoundError",
+    "--arch widget:absent": "cannot be built: AttributeError",
+    "--arch widget:broken": "cannot be built: RuntimeError: no such width",
+    "--arch widget:number": "returns int, not a torch.nn.Module",
+    "--arch widget:build --ratio 0": "nothing of widget.pth is to be pruned",
+    "--arch widget:build --skip conv*": "no layer that can be pruned is called conv*: there are",
+    "--arch widget:build --keep 9=0.5": "no layer that can be pruned is called 9: there are 1, 4",
+    "--arch widget:build --keep 1": "'1' is not LAYER=SHARE",
+    "--arch widget:build --keep 1=2": "--keep: '2' is not a fraction",
+    "--arch widget:build --round-to 0": "--round-to: '0' is not",
+    "--arch widget:build --mask xi": "--mask is for checkpoints of this program",
+    "--arch widget:build --data .": "--data is for checkpoints of this program",
+    "--arch widget:build --model absent.pth": "there is no checkpoint absent.pth",
+    "--arch widget:build --model nan.pth": "nan.pth has values that are not finite in 1.weight",
+    "--arch widget:build --model list.pth": "list.pth holds no state dict",
+    "--arch widget:build --save widget.py": "widget.py is not a folder",
+}
+
+
+@pytest.mark.parametrize("flags", BAD)
+def test_bad_input_ends_with_status_2_and_one_line(flags, folder, capsys):
+    state = torch.load("widget.pth", weights_only=True)
+    torch.save(state | {"1.weight": torch.tensor([torch.nan])}, "nan.pth")
+    torch.save([1, 2], "list.pth")
+    before = sorted(folder.rglob("*"))
+    argv = ["--model", "widget.pth", "--ratio", "0.5", *flags.split()]
+    try:
+        status = run(*argv)
+    except SystemExit as stop:  # argparse
+        status = stop.code
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert status == 2 and "error: " in last and BAD[flags] in last
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_an_existing_file_is_not_overwritten(folder, capsys):
+    Path("widget_pruned.pth.tar").write_text("mine")
+    assert run("--model", "widget.pth", "--arch", "widget:build", "--ratio", 0.5) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert Path("widget_pruned.pth.tar").read_text() == "mine"

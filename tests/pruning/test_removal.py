@@ -1,0 +1,344 @@
+"""A pruned model computes what the masked one does, with and without unused stream channels."""
+
+import copy
+import csv
+import importlib
+from functools import cache
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import main
+import netslim
+import released
+from models import build_model
+from runs import train
+from utils import console
+from utils.files import checkpoint
+from utils.files.legacy_formats import to_compact, to_released, widened
+from utils.methods.base import is_zero
+from utils.network import Network, fresh, restore, with_weights
+from utils.paper.accounting import cost
+from utils.pruning.plan import apply_plan, plan
+
+MODELS = [("vgg", 11), ("resnet", 20), ("densenet", 10), ("resnet-basic", 8)]
+DEPTHS = {"vgg": (11, 13), "resnet": (11, 20), "densenet": (7, 10, 13), "resnet-basic": (8, 20)}
+STREAMS = ("resnet", "densenet")
+each_model = pytest.mark.parametrize(("arch", "depth"), MODELS)
+each_stream = pytest.mark.parametrize(("arch", "depth"), MODELS[1:3])
+analyzed = cache(lambda arch, depth: fresh(arch, depth, 3, 32))
+
+
+def randomise(network: Network) -> Network:
+    for module in network.model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, -1, 1)
+            nn.init.normal_(module.bias)
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return network
+
+
+def random_network(arch: str, depth: int, seed: int = 0) -> Network:
+    torch.manual_seed(seed)
+    model = build_model(arch, depth, 3).double().eval()
+    return randomise(with_weights(analyzed(arch, depth), model))
+
+
+def random_masks(network: Network, share: float, of_streams: float = 1.0) -> list[Tensor]:
+    """Keeps a ``share`` of the channels, and reads a share ``of_streams`` of a stream's at most."""
+    graph = network.graph
+    in_use = torch.rand(len(graph.classes)) < of_streams
+    masks = []
+    for name, width in zip(network.norms, network.widths, strict=True):
+        mask, read = torch.rand(width) < share, graph.read_by(name)
+        if not torch.equal(read, graph.norm_classes(name)):  # it reads a stream
+            mask &= in_use[read]
+        mask[torch.randint(width, ())] |= not mask.any()
+        masks.append(mask)
+    return masks
+
+
+def masked(network: Network, masks: list[Tensor], constant: bool = False) -> Network:
+    """γ = 0 in the removed channels, and bias 0 if they are not ``constant``."""
+    other = with_weights(network, copy.deepcopy(network.model))
+    folded = torch.full_like(torch.cat(masks), constant)
+    apply_plan(list(other.norms.values()), masks, folded)
+    return other
+
+
+def pruned(network: Network, masks: list[Tensor], streams: bool = True) -> Network:
+    return network.remove(network.plan(masks, streams))
+
+
+def logits(network: Network) -> Tensor:
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return network.model(x.to(next(network.model.parameters())))
+
+
+def shapes(network: Network) -> dict[str, torch.Size]:
+    return {name: x.shape for name, x in network.model.state_dict().items()}
+
+
+@st.composite
+def cases(draw, archs: tuple[str, ...] = tuple(DEPTHS)) -> tuple[Network, list[Tensor]]:
+    """A random network, maybe pruned before, and masks."""
+    arch = draw(st.sampled_from(archs))
+    network = random_network(arch, draw(st.sampled_from(DEPTHS[arch])), draw(st.integers(0, 2**31)))
+    shares = st.sampled_from((0.02, 0.3, 0.7, 1.0))
+    if draw(st.booleans()):
+        masks = random_masks(network, draw(shares))
+        network = randomise(pruned(network, masks, draw(st.booleans())))
+    return network, random_masks(network, draw(shares), draw(shares))
+
+
+@settings(max_examples=30, deadline=None)
+@given(cases(), st.booleans(), st.booleans())
+def test_a_pruned_model_computes_what_the_masked_one_does(case, constant, streams):
+    network, masks = case
+    before = copy.deepcopy(network.model.state_dict())
+    full = masked(network, masks, constant)
+    small = pruned(full, masks, streams)
+    torch.testing.assert_close(logits(small), logits(full), rtol=1e-9, atol=1e-9)
+    assert all(torch.equal(before[k], v) for k, v in network.model.state_dict().items())
+    if not constant:  # no carriers
+        kept = iter(int(mask.sum()) for mask in masks)
+        assert small.cfg == [w if w == "M" else next(kept) for w in network.cfg]
+    state, again = small.model.state_dict(), restore(small.model.state_dict())
+    assert str(again.model) == str(small.model)
+    assert (again.arch, again.depth, again.num_classes) == (network.arch, network.depth, 3)
+    assert all(torch.equal(x, state[key].to(x)) for key, x in again.model.state_dict().items())
+
+
+@settings(max_examples=10, deadline=None)
+@given(cases(STREAMS))
+def test_narrow_streams_are_converted_to_the_released_layout_and_back(case):
+    network, masks = case
+    full = masked(network, masks)
+    expected, wide = logits(full), widened(pruned(full, masks))
+    torch.testing.assert_close(logits(wide), expected, rtol=1e-9, atol=1e-9)
+    state = to_released(wide)
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)).double()
+    with torch.no_grad():
+        torch.testing.assert_close(getattr(released, network.arch)(state, x), expected)
+    back = restore(to_compact(state))
+    back.model.double().eval()
+    torch.testing.assert_close(logits(back), expected, rtol=1e-3, atol=1e-3)
+
+
+@settings(max_examples=15, deadline=None)
+@given(cases(), st.sampled_from((0.2, 0.6)), st.booleans())
+def test_pruning_twice_is_pruning_once(case, share, streams):
+    network, masks = case
+    once = pruned(masked(network, masks), masks, streams)
+    second = random_masks(once, share, share)
+    both = [mask.clone() for mask in masks]
+    for mask, chosen in zip(both, second, strict=True):
+        mask[mask.clone()] = chosen
+    twice = pruned(masked(once, second), second, streams)
+    at_once = pruned(masked(network, both), both, streams)
+    torch.testing.assert_close(logits(twice), logits(at_once), rtol=1e-9, atol=1e-9)
+    assert shapes(twice) == shapes(at_once)
+
+
+@each_model
+def test_masking_silent_channels_changes_no_bit(arch, depth):
+    network = random_network(arch, depth)
+    network.model.float()
+    norms = list(network.norms.values())
+    with torch.no_grad():
+        for bn in norms:
+            dead = torch.rand(bn.num_features) < 0.5
+            bn.weight.masked_fill_(dead, 0)
+            bn.bias[dead] = -bn.bias[dead].abs()
+    zeros = is_zero(torch.cat([bn.weight for bn in norms]))
+    masks = plan(norms, zeros)
+    assert torch.equal(logits(network), logits(masked(network, masks)))
+    assert int((~torch.cat(masks)).sum()) > 0.4 * len(zeros)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@each_model
+def test_gradients_of_kept_weights_agree(arch, depth, streams):
+    network = random_network(arch, depth)
+    full = masked(network, masks := random_masks(network, 0.6, 0.5))
+    removal = full.plan(masks, streams)
+    small = full.remove(removal)
+    x, labels = torch.randn(4, 3, 32, 32).double(), torch.tensor([0, 1, 2, 0])
+    for each in (full, small):
+        F.cross_entropy(each.model(x), labels).backward()
+    parameters = dict(full.model.named_parameters())
+    for name, parameter in small.model.named_parameters():
+        gradient = parameters[removal.full_name(name)].grad
+        kept = removal.part(removal.full_name(name), gradient)
+        torch.testing.assert_close(parameter.grad, kept, msg=name)
+    counts = [sum(p.numel() for p in n.model.parameters()) for n in (small, full)]
+    assert counts[0] < 0.9 * counts[1]
+
+
+@each_model
+def test_removed_values_can_be_put_back(arch, depth):
+    network = random_network(arch, depth)
+    before = copy.deepcopy(network.model.state_dict())
+    removal = network.plan(random_masks(network, 0.5), streams=False)
+    small = network.remove(removal).model.state_dict()
+    names = {key: removal.full_name(key) for key in small if not key.endswith("select.index")}
+    assert set(names.values()) == before.keys()
+    part = {key: removal.part(full, before[full]) + 1 for key, full in names.items()}
+    assert all(part[key].shape == small[key].shape for key in part)
+    removal.put_back(part, network.model.state_dict())
+    for key, value in network.model.state_dict().items():
+        kept = torch.ones_like(value, dtype=torch.bool)
+        for axis, index in enumerate(removal.index.get(key, ())):
+            stays = torch.zeros(value.shape[axis], dtype=torch.bool).index_fill(0, index, True)
+            kept &= stays.view(-1, *[1] * (value.dim() - 1 - axis))
+        assert torch.equal(value, torch.where(kept, before[key] + 1, before[key]))
+
+
+def test_constants_are_folded_exactly_at_every_border():
+    torch.manual_seed(0)
+    for padding, stride, dilation, size in product(range(3), (1, 2, 3), (1, 2), (2, 3, 5, 8)):
+        if size + 2 * padding < 2 * dilation + 1:
+            continue  # there is no output
+        conv = nn.Conv2d(4, 4, 3, stride, padding, dilation, bias=False)
+        model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), conv)
+        model.append(nn.BatchNorm2d(4)).double().eval()
+        with torch.no_grad():
+            model[1].weight[:3] = 0
+            model[1].bias.copy_(torch.tensor([1.0, 1, 1, 0]) * torch.rand(4))
+        x, mask = torch.randn(2, 3, size, size).double(), torch.arange(4) == 3
+        small, report = netslim.prune(model, {"1": mask}, x)
+        assert report.carriers == (padding > 0) and report.removed == 3 - report.carriers
+        torch.testing.assert_close(small(x), model(x), rtol=1e-12, atol=1e-12)
+
+
+@each_stream
+def test_a_stream_channel_that_one_layer_reads_is_kept(arch, depth):
+    network = random_network(arch, depth, 2)
+    masks = random_masks(network, 0.5, 0.5)
+    network = masked(network, masks)
+    stream = network.graph.read_by("bn")
+    without = [*masks[:-1], torch.arange(len(masks[-1])) == int(masks[-1].nonzero()[0])]
+    last = masks[-1].nonzero().flatten()[1:]
+    channel = next(int(i) for i in last if network.plan(without).gone[stream[i]])
+    network.model.bn.bias.data[channel] = 1
+    expected = logits(network)
+    torch.testing.assert_close(logits(pruned(network, masks)), expected, rtol=0, atol=1e-9)
+    masks[-1][channel] = False
+    network.model.bn.bias.data[channel] = 0
+    assert network.plan(masks).gone[stream[channel]]
+    assert (logits(pruned(network, masks)) - expected).abs().max() > 1e-6
+
+
+def test_a_layer_whose_channels_are_unused_keeps_one():
+    network = random_network("densenet", 7, 3)
+    masks = [torch.arange(width) < 1 for width in network.widths]
+    full = masked(network, masks)
+    small = pruned(full, masks)
+    layers = [m for m in small.model.modules() if isinstance(m, nn.Conv2d)]
+    assert [len(layer.weight) for layer in layers] == [1] * 6
+    torch.testing.assert_close(logits(small), logits(full))
+
+
+def test_a_stage_as_narrow_as_the_one_before_keeps_its_downsampling():
+    network = random_network("resnet", 20, 4)
+    masks = [torch.ones(width).bool() for width in network.widths]
+    for mask in masks[-4], masks[-1]:  # all that read the last stage's stream
+        mask[128:] = False
+    full = masked(network, masks)
+    small = pruned(full, masks)
+    assert small.model.layer3[0].conv3.out_channels == 128
+    assert restore(small.model.state_dict()).model.layer3[0].downsample is not None
+    torch.testing.assert_close(logits(small), logits(full))
+
+
+@pytest.mark.parametrize("change", [lambda m: m[1:], lambda m: [m[0][:1], *m[1:]]])
+def test_masks_of_other_batch_norms_are_refused_in_one_line(change):
+    network = random_network("resnet", 11)
+    masks = [torch.ones(width, dtype=torch.bool) for width in network.widths]
+    with pytest.raises(ValueError, match=r"\A.*(shorter|the mask of layer1.0.bn1 is).*\Z"):
+        network.plan(change(masks))
+
+
+DAMAGE = {
+    "beyond the stream": lambda x: x + 1000,
+    "negative": lambda x: x - 1000,
+    "out of order": lambda x: x.flip(0),
+    "twice": lambda x: x.sort().values[[0, *range(len(x) - 1)]],
+    "fractions": lambda x: x.double(),
+    "bool": lambda x: x.bool(),
+    "2-d": lambda x: x[None],
+    "0-d": lambda x: x[0],
+    "empty": lambda x: x[:0],
+    "too few": lambda x: x[:-1],
+    "too many": lambda x: torch.arange(10_000),
+    "overflowing": lambda x: torch.cat((x[:-2], torch.tensor([2**62, -(2**62) - 1]))),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_selections_are_refused_in_one_line(damage, tmp_path, capsys):
+    network = random_network("densenet", 10, 5)
+    network.model.float()
+    masks = random_masks(network, 0.5, 0.5)
+    state = pruned(masked(network, masks), masks).model.state_dict()
+    key, path = "trans1.bn1.select.index", tmp_path / "x.pth.tar"
+    torch.save({"state_dict": {**state, key: damage(state[key])}}, path)
+    assert console.run(main.main, ["--evaluate", str(path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "does not fit a network of this program" in line
+    torch.save({"state_dict": state}, path)
+    assert checkpoint.load(path).network.cfg == [int(mask.sum()) for mask in masks]
+
+
+@pytest.mark.parametrize(("arch", "depth"), [("resnet", 11), ("densenet", 7)])
+def test_unused_stream_channels_are_counted_and_the_pruned_model_trains(
+    arch, depth, tmp_path, pictures, capsys
+):
+    def prune(path: Path, *flags: str) -> dict[str, str]:
+        argv = ["--model", path, "--dataset", "folder", "--data", pictures, "--no-cuda", *flags]
+        assert console.run(importlib.import_module(f"{arch}_prune").main, [*map(str, argv)]) == 0
+        with (path.parent / "pruned_record.csv").open(newline="") as file:
+            return list(csv.DictReader(file))[-1]
+
+    def read(name: str) -> Network:
+        network = checkpoint.load(tmp_path / f"{name}pruned.pth.tar").network
+        network.model.eval()
+        return network
+
+    torch.manual_seed(0)
+    network = fresh(arch, depth, 2, 32)
+    for bn in network.norms.values():
+        nn.init.uniform_(bn.weight)
+    content = {"epoch": 1, "best_prec1": torch.tensor(0.5), "state_dict": to_released(network)}
+    torch.save(content, path := tmp_path / "net.pth.tar")
+    row = prune(path, "--percent", "0.8", "--name", "a")
+    assert f"and {row['unread_channels']} unused stream channels" in capsys.readouterr().out
+    old = prune(path, "--percent", "0.8", "--name", "b", "--layout", "released")
+    narrow, wide = read("a"), read("b")
+    new = {"unread_channels", "unread_parameters", "unread_flops"}
+    same = row.keys() - new - {"model", "slim_checksum", "difference_slim"}
+    assert {k: row[k] for k in same} == {k: old[k] for k in same}
+    assert {old[k] for k in new} == {"0"} and min(int(row[k]) for k in new) > 0
+    for unit in ("parameters", "flops"):
+        kept = int(row[f"{unit}_kept"])
+        assert getattr(cost(narrow.model), unit) == kept - int(row[f"unread_{unit}"])
+        assert getattr(cost(wide.model), unit) == kept
+    torch.testing.assert_close(logits(narrow), logits(wide), rtol=1e-4, atol=1e-5)
+
+    prune(tmp_path / "apruned.pth.tar", "--name", "c", "--layout", "released")
+    assert shapes(read("c")) == shapes(wide)
+    torch.testing.assert_close(logits(read("c")), logits(narrow), rtol=1e-4, atol=1e-5)
+
+    run = tmp_path / f"a_{arch}_{depth}_folder_refinecheckpoint.pth.tar"
+    data = ["--dataset", "folder", "--data", pictures]
+    for flags in (["--refine", tmp_path / "apruned.pth.tar", *data], ["--resume", run]):
+        assert train(tmp_path, pictures, *flags, "--epochs", 1) == 0
+    assert shapes(checkpoint.load(run).network) == shapes(narrow)

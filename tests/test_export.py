@@ -1,0 +1,194 @@
+"""Pruned models in other engines: export, torch's own tools, the bench, Torch-Pruning."""
+
+import copy
+import json
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch.ao.quantization import fuse_modules
+from torch.fx.experimental.optimization import fuse
+from torchvision.models import resnet18, vgg11_bn
+
+import netslim
+from utils import console, export
+from utils.bench import __main__ as bench
+from utils.network import Network, fresh
+
+MODELS = [("vgg", 11), ("resnet", 11), ("densenet", 7), ("resnet-basic", 8)]
+ROOT = Path(__file__).parents[1]
+
+
+def prune(network: Network, share: float = 1 / 3) -> Network:
+    masks = [torch.arange(width) < max(1, share * width) for width in network.widths]
+    small = network.remove(network.plan(masks))
+    small.model.eval()
+    return small
+
+
+@pytest.fixture(params=MODELS, ids=lambda model: model[0])
+def checkpoint(request, tmp_path):
+    """A pruned checkpoint: path, model, content."""
+    torch.manual_seed(0)
+    arch, depth = request.param
+    small = prune(fresh(arch, depth, 3, 32))
+    content = {"cfg": small.cfg, "state_dict": small.model.state_dict(), "classes": ["ä", "b", "c"],
+               "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}  # fmt: skip
+    path = tmp_path / "net_pruned.pth.tar"
+    torch.save(content, path)
+    return path, small.model, content
+
+
+def run(*argv: object) -> int:
+    return console.run(export.main, list(map(str, argv)))
+
+
+def onnx_logits(path: Path, images: torch.Tensor) -> np.ndarray:
+    (logits,) = onnxruntime.InferenceSession(path).run(None, {"images": images.numpy()})
+    return logits
+
+
+@torch.no_grad()
+def test_onnx_has_the_checkpoints_logits_and_metadata(checkpoint):
+    path, model, content = checkpoint
+    assert run("--model", path) == 0
+    written = path.with_name("net_pruned.onnx")
+    metadata = {p.key: json.loads(p.value) for p in onnx.load(written).metadata_props}
+    assert all(metadata[key] == content[key] for key in ("classes", "mean", "std"))
+    mean, std = (torch.tensor(content[key])[:, None, None] for key in ("mean", "std"))
+    for n in (1, 5):
+        images = torch.rand(n, 3, 32, 32)
+        expected = model((images - mean) / std).numpy()
+        np.testing.assert_allclose(onnx_logits(written, images), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_pt2_has_the_checkpoints_logits_and_metadata(checkpoint):
+    path, model, content = checkpoint
+    assert run("--model", path, "--format", "pt2", "--normalised") == 0
+    extra = {"classes": ""}
+    program = torch.export.load(path.with_name("net_pruned.pt2"), extra_files=extra).module()
+    assert json.loads(extra["classes"]) == content["classes"]
+    x = torch.rand(3, 3, 32, 32)
+    torch.testing.assert_close(program(x), model(x))
+
+
+@torch.no_grad()
+def test_a_pruned_resnet50_is_exported_with_its_constants(tmp_path):
+    torch.manual_seed(0)
+    full = fresh("resnet50", 50, 3, 40)
+    for bn in full.norms.values():
+        bn.bias.normal_()
+    small = prune(full).model
+    settings = {"arch": "resnet50", "depth": 50, "dataset": "folder", "size": 40}
+    torch.save({"state_dict": small.state_dict(), "settings": settings}, tmp_path / "net.pth.tar")
+    assert run("--model", tmp_path / "net.pth.tar", "--normalised") == 0
+    images = torch.randn(5, 3, 40, 40)
+    logits = onnx_logits(tmp_path / "net.onnx", images)
+    np.testing.assert_allclose(logits, small(images).numpy(), rtol=1e-4, atol=1e-5)
+    assert np.abs(logits[0] - logits[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "has no normalisation: export it with --normalised"),
+        (["--format", "sparse", "--normalised"], "--normalised is for programs"),
+        (["--output", "net_pruned.pth.tar"], "is the checkpoint itself"),
+    ],
+)
+def test_bad_flags_are_refused(flags, message, checkpoint, tmp_path, monkeypatch, capsys):
+    path, _, content = checkpoint
+    torch.save({key: content[key] for key in ("cfg", "state_dict")}, path)
+    before = path.read_bytes()
+    monkeypatch.chdir(tmp_path)
+    assert run("--model", path.name, *flags) == 2
+    assert message in capsys.readouterr().err
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [before]
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, about its own tools
+@torch.no_grad()
+def test_torchs_own_tools_take_pruned_models(checkpoint):
+    _, model, _ = checkpoint
+    types = {type(m) for m in model.modules() if type(m).__module__.startswith("netslim")}
+    assert types <= {netslim.ChannelSelection}
+    x = torch.randn(2, 3, 32, 32)
+    expected = model(x)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(copied(x), expected)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    fused = fuse(model)  # all batch norms but those of a stream, which follow no convolution
+    left = {"VGG": 0, "ResNet": 4, "DenseNet": 6, "ResNetBasic": 0}[type(model).__name__]
+    assert len(batch_norms(fused)) == left
+    for tool in (torch.jit.script(model), torch.jit.trace(model, x), compiled, fused):
+        torch.testing.assert_close(tool(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@torch.no_grad()
+def test_a_pruned_vgg_is_fused_by_name():
+    full = fresh("vgg", 11, 3, 32)
+    small = prune(full).model
+    triples = [[f"feature.{int(n.split('.')[1]) + i}" for i in (-1, 0, 1)] for n in full.norms]
+    fused, x = fuse_modules(small, triples), torch.randn(2, 3, 32, 32)
+    assert not batch_norms(fused)
+    torch.testing.assert_close(fused(x), small(x), rtol=1e-4, atol=1e-5)
+
+
+def test_bench_prints_speed_beside_flops(checkpoint, capsys):
+    path, *_ = checkpoint
+    argv = ["--compare", str(path), str(path), "--batch-size", "2", "--repeats", "2", "--no-cuda"]
+    assert console.run(bench.main, argv) == 0
+    assert re.search(r"ratio 1\.00\nbatch 2: .* speed-up [\d.]+", capsys.readouterr().out)
+
+
+def batch_norms(model: torch.nn.Module) -> list[torch.nn.BatchNorm2d]:
+    return [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+
+
+def run_readme_example(model: torch.nn.Module) -> None:
+    """Prunes in place with Torch-Pruning."""
+    text = (ROOT / "models/README.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(example, {"model": model, "torch": torch})
+
+
+def test_torch_pruning_removes_zeros():
+    torch.manual_seed(0)
+    model, images = vgg11_bn(), torch.randn(4, 3, 32, 32)
+    model.avgpool, model.classifier = torch.nn.AdaptiveAvgPool2d(1), torch.nn.Linear(512, 10)
+    with torch.no_grad():
+        for bn in batch_norms(model):
+            bn.weight[::2] = 0
+            bn.bias[::2] = -0.1
+        expected = model.eval()(images)
+    run_readme_example(model)
+    assert model.features[0].out_channels == 32
+    torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_torch_pruning_keeps_stream_channels_that_one_layer_needs():
+    torch.manual_seed(0)
+    model, images = resnet18(num_classes=10), torch.randn(4, 3, 32, 32)
+    norms = batch_norms(model)
+    with torch.no_grad():
+        for bn in norms:
+            dead = torch.rand(bn.num_features) < 0.6
+            dead[:4], dead[4:6], dead[6:8] = True, False, True  # 0 to 3 are dead in all layers
+            bn.weight[dead] = 0
+            bn.bias.uniform_(-0.2, 0.2)
+            bn.bias[dead] = -0.1
+            bn.bias[6:8] = 0.1  # zero, but constant
+            bn.running_mean.normal_(0, 0.1)
+        alive = sum(int((bn.weight != 0).sum()) for bn in norms)
+        expected = model.eval()(images)
+    run_readme_example(model)
+    assert sum(int((bn.weight != 0).sum()) for bn in batch_norms(model)) == alive
+    assert model.conv1.out_channels < 64
+    torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-6)

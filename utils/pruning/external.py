@@ -1,0 +1,211 @@
+"""Prunes the state dict of any model: one of torchvision's, or one that a function returns."""
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+from functools import partial
+from importlib import import_module
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+import netslim
+from netslim.files import take
+from netslim.graph import AnyBatchNorm
+from utils.atomic import atomic_write, check_writable
+from utils.console import InputError
+from utils.files import safe_load
+from utils.files.legacy_formats import State, find_state_dict, unwrap
+from utils.files.paths import RunPaths
+from utils.methods.base import is_zero
+from utils.network import Network
+from utils.pruning.report import (
+    cost_of,
+    kinds,
+    of_all,
+    print_kinds,
+    print_layers,
+    print_sizes,
+    sizes,
+)
+from utils.pruning.selector import Selector
+
+TOLERANCE = 1e-3  # of the largest output: above it the pruned model is not written
+# Flags of checkpoints, by destination.
+OTHERS = "mask dataset data depth test_subset test_batch_size workers".split()
+AUXILIARY = {"googlenet": "aux", "inception_v3": "AuxLogits"}  # heads that a file may lack
+
+
+def prune_state_dict(args: argparse.Namespace) -> None:
+    """Prunes the model of ``args.arch`` with the state dict in ``args.model``, and writes it.
+
+    Channels are removed by |γ|; the constants that they emit with γ = 0 are folded.
+
+    Raises:
+        InputError: names the flag or the file that cannot be used; nothing is written.
+    """
+    flags = vars(args)
+    unused = [name for name in OTHERS if flags.get(name) is not None]
+    unused += ["layout"] if args.layout == "released" else []
+    if unused:
+        flag = "--" + unused[0].replace("_", "-")
+        raise InputError(f"{flag} is for checkpoints of this program: leave it out with --arch")
+    path = Path(args.model)
+    folder = Path(getattr(args, "save", path.parent))
+    output = RunPaths(folder, path.name.partition(".")[0]).pruned(getattr(args, "name", None))
+    check_writable(folder)
+    if output.exists():
+        raise InputError(f"{output} is there already: move it away, or choose another --name")
+    state = read_state_dict(path)
+    build, size, code = find_model(args.arch, state)
+    size = getattr(args, "size", size)
+    network = load_network(build, state, args, size)
+
+    gamma = torch.cat([torch.empty(0), *(bn.weight.detach() for bn in network.norms.values())])
+    pruning = Selector(network, args, fold=True).select(is_zero(gamma))
+    if all(mask.all() for mask in pruning.masks):
+        raise InputError(
+            f"nothing of {path} is to be pruned: choose a larger --ratio, or fewer limits"
+            " (--keep, --skip, --adjust, --round-to)"
+        )
+    row = sizes(pruning.masks, cost_of(network), cost_of(pruning.pruned))
+    row |= of_all(network, row) | kinds(network, pruning.removal, pruning.masks)
+    print_layers(network, pruning.masks)
+    print_sizes(row, network, pruning.masks, pruning.rounded)
+    print_kinds(row)
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    masked = outputs(pruning.masked.model, images)
+    try:
+        pruned = outputs(pruning.pruned.model, images)
+    except Exception as error:  # of any kind: it is the model's code
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"the pruned model does not run, --skip such layers: {reason}") from None
+    changes = [float((a - b).abs().max()) for a, b in zip(masked, pruned, strict=True)]
+    difference = max(changes, default=math.nan)
+    largest = max((float(x.abs().max()) for x in masked), default=math.nan)
+    print(
+        f"masked -> pruned: outputs on random images differ by {difference:.3g} at most"
+        f" (largest output {largest:.4g})"
+    )
+    if not difference <= TOLERANCE * largest:
+        raise InputError("the outputs of the pruned and the masked model differ: not written")
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(output) as new:
+        netslim.save(pruning.pruned.model, new)
+        read = netslim.load(build(), new).state_dict()
+        written = pruning.pruned.model.state_dict().items()
+        if not all(torch.equal(read[name].cpu(), x) for name, x in written):
+            raise InputError(f"{output} does not read back as written: the disk may be faulty")
+    print(f"pruned model: {output}\nto load it: netslim.load({code}, {str(output)!r})")
+
+
+def read_state_dict(path: Path) -> State:
+    """Returns the tensors in ``path``, a state dict or a dict that holds one, in float32.
+
+    Raises:
+        InputError: the file is missing or damaged, or holds no state dict of finite tensors.
+    """
+    state, _ = find_state_dict(safe_load.read(path))
+    if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
+        raise InputError(f"{path} holds no state dict: save model.state_dict() with torch.save")
+    if bad := [name for name, x in state.items() if not x.isfinite().all()]:
+        raise InputError(f"{path} has values that are not finite in {bad[0]}")
+    try:
+        state = unwrap(state)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+    return {name: x.float() if x.is_floating_point() else x for name, x in state.items()}
+
+
+def load_network(
+    build: Callable[[], nn.Module], state: State, args: argparse.Namespace, size: int
+) -> Network:
+    """Returns the analyzed network of ``state``.
+
+    Raises:
+        InputError: ``state`` does not fit the model, or the model does not take such images.
+    """
+    try:
+        model = take(build(), state).cpu().float().eval()
+    except ValueError as error:
+        raise InputError(f"{args.model} does not fit --arch {args.arch}: {error}") from None
+    network = Network(model, args.arch, 0, size)
+    try:
+        if not network.graph.all_norms:
+            raise InputError(f"--arch {args.arch} has no batch norm: its channels have no γ")
+    except ValueError as error:
+        raise InputError(
+            f"--arch {args.arch} does not run on {size}×{size} images, see --size: {error}"
+        ) from None
+    return network
+
+
+def find_model(arch: str, state: State) -> tuple[Callable[[], nn.Module], int, str]:
+    """Returns a function that builds the full model, an image's side in pixels, and the code.
+
+    Args:
+        arch: the name of one of torchvision's classification models, or ``package:function``.
+        state: says how many classes one of torchvision's has.
+
+    Raises:
+        InputError: there is no such model, or the function fails.
+    """
+    if ":" in arch:
+        return partial(_call, arch), 224, f"{arch.replace(':', '.')}()"
+    from torchvision import models  # here: importing it takes longer than all the rest
+
+    names = models.list_models(module=models)
+    if arch not in names:
+        near = ", ".join(get_close_matches(arch, names)) or "resnet50, densenet121, ..."
+        raise InputError(
+            f"--arch {arch} is neither a classification model of torchvision ({near})"
+            " nor package:function"
+        )
+
+    build = partial(models.get_model, arch, weights=None)
+    options: dict[str, Any] = {}
+    if arch in AUXILIARY:
+        has_heads = any(name.startswith(AUXILIARY[arch]) for name in state)
+        options = {"aux_logits": has_heads, "init_weights": False}
+    model = build(**options)
+    if not any(isinstance(m, AnyBatchNorm) for m in model.modules()):
+        raise InputError(f"--arch {arch} has no batch norm: its channels have no γ")
+    head = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
+    weight = state.get(f"{head}.weight", torch.empty(0))
+    if weight.dim() == 2 and len(weight) != len(model.get_parameter(f"{head}.weight")):
+        options["num_classes"] = len(weight)
+    size = models.get_model_weights(arch).DEFAULT.transforms.keywords["crop_size"]
+    words = ", ".join([repr(arch), *(f"{name}={value}" for name, value in options.items())])
+    return partial(build, **options), size, f"torchvision.models.get_model({words})"
+
+
+def _call(arch: str) -> nn.Module:
+    """Returns what ``package:function`` returns, imported from the current directory as well."""
+    package, _, function = arch.partition(":")
+    writes_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    sys.path.insert(0, os.getcwd())
+    try:
+        model = attrgetter(function)(import_module(package))()
+    except Exception as error:  # of any kind: it is the user's code
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise InputError(f"--arch {arch} cannot be built: {reason}") from None
+    finally:
+        sys.path.pop(0)
+        sys.dont_write_bytecode = writes_bytecode
+    if not isinstance(model, nn.Module):
+        raise InputError(f"--arch {arch} returns {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, images: Tensor) -> list[Tensor]:
+    """Returns the floating-point tensors among the outputs in eval mode."""
+    leaves = tree_leaves(model.eval()(images))
+    return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
