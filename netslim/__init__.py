@@ -1,6 +1,7 @@
 """Channel pruning of PyTorch models: find removable channels, train their scaling factors to exact
 zero, remove the channels, and report by how much the outputs change."""
 
+from netslim.choice import limit
 from netslim.files import load, save
 from netslim.graph import Graph, analyze
 from netslim.methods import SASADMM, Budget, LpADMM, ProximalSlimming, Subgradient
@@ -18,6 +19,7 @@ __all__ = [
     "Report",
     "Subgradient",
     "analyze",
+    "limit",
     "load",
     "prune",
     "save",
