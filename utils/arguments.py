@@ -119,7 +119,12 @@ seed = _number(int, "an integer from 0 to 2**63 - 1", lambda x: 0 <= x < 2**63)
 positive = _number(float, "a number from 1e-30 to 1e30", lambda x: 1e-30 <= x <= 1e30)
 not_negative = _number(float, "a number from 0 to 1e30", lambda x: 0 <= x <= 1e30)
 number = _number(float, "a number from -1e30 to 1e30", lambda x: abs(x) <= 1e30)
-percent = _number(float, "a percentage from 1 to 99 (a half is 50)", lambda x: 1 <= x <= 99)
+# A half is 0.5 or 50.
+share = _number(
+    lambda text: float(text) / 100 if float(text) >= 1 else float(text),
+    "a share above 0 and below 1, or a percentage from 1 to 99",
+    lambda x: 0 < x <= 0.99,
+)
 fraction = _number(float, "a fraction from 0 to 1", lambda x: 0 <= x <= 1)
 momentum = _number(float, "a number in [0, 1)", lambda x: 0 <= x < 1)
 

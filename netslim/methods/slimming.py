@@ -111,7 +111,9 @@ class ProximalSlimming(Method):
             phi.group(self.stream_numbers())
         if target is not None:
             if (lambda_, beta, prox_every, penalty) != (None, None, "step", "l1"):
-                raise ValueError("a target goes with the ℓ1 penalty, and finds λ and β itself")
+                raise ValueError(
+                    "a target determines λ and β of the ℓ1 penalty: leave out the others"
+                )
             lambda_, beta = 0.0, 1 / target.lr
         if lambda_ is None or beta is None:
             raise ValueError("proximal slimming takes λ and β, or a target")
@@ -130,9 +132,9 @@ class ProximalSlimming(Method):
         self.start = float(self.xi.abs().min())
         self.target = target
         if target is not None:
-            # The channels that are to go. Then λ; whether the budget is met; steps so far, and up
-            # to this epoch; the largest |ξ| that is to go. A captured step reads them.
-            self.goes = torch.zeros_like(self.gamma, dtype=torch.bool)
+            # budget: λ; whether the budget is met; steps so far; steps up to this epoch; largest |ξ|
+            # to remove. Tensors, because a captured step reads them.
+            self.to_remove = torch.zeros_like(self.gamma, dtype=torch.bool)
             self.budget = torch.zeros(1, 5, device=self.gamma.device)
             self.a_step = torch.tensor([[0.0, 0, 1, 0, 0]], device=self.gamma.device)
             if self.widths == [len(mask) for mask in graph.removable.values()]:  # nothing is cut
@@ -140,12 +142,12 @@ class ProximalSlimming(Method):
                 self._choose()
 
     @property
-    def landed(self) -> bool:
+    def budget_met(self) -> bool:
         """Whether the budget is met; waits for the device."""
         return self.target is not None and bool(self.budget[0, 1])
 
     def state_dict(self) -> dict[str, Tensor]:
-        own = {} if self.target is None else {"goes": self.goes, "budget": self.budget}
+        own = {} if self.target is None else {"to_remove": self.to_remove, "budget": self.budget}
         return {"xi": self.xi, **own}
 
     @torch.no_grad()
@@ -155,7 +157,7 @@ class ProximalSlimming(Method):
         # (8b), for a γ that SGD has stepped: (α(γ − ∇L/α) + βξ)/(α + β) is its right-hand side.
         gamma = (before * alpha).add_(self.xi, alpha=self.beta).div_(alpha + self.beta)
         if self.target is not None:
-            gamma = torch.where(self.budget[0, 1] > 0, before.masked_fill(self.goes, 0), gamma)
+            gamma = torch.where(self.budget[0, 1] > 0, before.masked_fill(self.to_remove, 0), gamma)
             self.update(self.budget, self.budget + self.a_step)
         # A dead channel's γ is halved and halved but never arrives: rounding has a fixed point
         # among the subnormals.
@@ -170,7 +172,7 @@ class ProximalSlimming(Method):
     def end_epoch(self, lr: float) -> None:
         if self.prox_every == "epoch":
             self._update_xi(1 / lr)
-        if self.target is not None and not (self.landed or self.found_inf):
+        if self.target is not None and not (self.budget_met or self.found_inf):
             self._steer(lr)
 
     def _biases(self) -> list[Tensor]:
@@ -178,8 +180,8 @@ class ProximalSlimming(Method):
 
     @torch.no_grad()
     def _silence(self) -> None:
-        """Set the biases of the channels that are gone to 0, once the budget is met."""
-        stays = self.split(~(self.goes & (self.budget[0, 1] > 0)))
+        """Sets the biases of the removed channels to 0, once the budget is met."""
+        stays = self.split(~(self.to_remove & (self.budget[0, 1] > 0)))
         biases: list[Any] = [self.model.get_submodule(p).bias for p in self.names.values()]
         pairs = [*zip(biases, stays, strict=True)]
         pairs = [(b, part.to(b)) for b, part in pairs if b is not None and b.requires_grad]
@@ -188,39 +190,39 @@ class ProximalSlimming(Method):
             torch._foreach_mul_(own, factors)
 
     def _choose(self) -> Tensor:
-        """The channels that are to go."""
+        """Returns the channels to remove, bool [channels]."""
         trains = [weight.requires_grad for weight in self._weights()]
         order, most = self.planner.order(self.xi.cpu(), self.read().cpu(), trains)
         count, self.removed = self.planner.needed(order, most)
-        goes = torch.zeros(len(order), dtype=torch.bool)
-        goes[order[:count]] = True
-        return goes.to(self.goes.device)
+        chosen = torch.zeros(len(order), dtype=torch.bool)
+        chosen[order[:count]] = True
+        return chosen.to(self.to_remove.device)
 
     def _steer(self, lr: float) -> None:
-        """Choose the channels that are to go, and λ; or set them to 0 for good if it is time."""
+        """Chooses the channels to remove and λ, or sets these channels to 0 once they are due."""
         assert self.target is not None
         lambda_, _, done, before, way = self.budget[0].tolist()
         if not self.read().isfinite().all() or done == before:
             return
-        self.goes.copy_(self._choose())
-        left = float(self.xi.abs()[self.goes].max())
-        landed = not left or done >= budgets.DEADLINE * self.target.steps
-        if landed:
-            self.write(self.gamma.masked_fill(self.goes, 0))
+        self.to_remove.copy_(self._choose())
+        left = float(self.xi.abs()[self.to_remove].max())
+        budget_met = not left or done >= budgets.DEADLINE * self.target.steps
+        if budget_met:
+            self.write(self.gamma.masked_fill(self.to_remove, 0))
             self.xi.copy_(self.gamma)
         per_step, since = 1 / (2 / lr + self.beta), done - before
         falls = left / max(budgets.AIM * self.target.steps - done, since)  # a step
         self.lambda_ = (
-            0.0 if landed else budgets.steered(lambda_, (way - left) / since, falls, per_step)
+            0.0 if budget_met else budgets.steered(lambda_, (way - left) / since, falls, per_step)
         )
-        self.budget.copy_(torch.tensor([[self.lambda_, landed, done, done, left]]))
+        self.budget.copy_(torch.tensor([[self.lambda_, budget_met, done, done, left]]))
         self._silence()
 
     def _update_xi(self, alpha: float) -> None:
         # (9), in closed form: line 4 of Algorithm 1.
         if self.target is not None:
             mean = (self.xi * alpha).add_(self.gamma, alpha=self.beta).div_(alpha + self.beta)
-            t = self.goes * (self.budget[0, 0] / (alpha + self.beta))
+            t = self.to_remove * (self.budget[0, 0] / (alpha + self.beta))
             new = torch.where(self.budget[0, 1] > 0, self.gamma, mean - mean.clamp(-t, t))
             self.update(self.xi, self.unless_frozen(new, self.xi))
             return
@@ -230,9 +232,9 @@ class ProximalSlimming(Method):
         self.update(self.xi, self.unless_frozen(new.to(self.xi), self.xi))
 
     def zeros(self, factor: str | None = None) -> dict[str, Tensor]:
-        """As :meth:`Method.zeros`, of γ or of ``"xi"``; warns where none is zero.
+        """Extends :meth:`Method.zeros`, for γ or ``"xi"``: warns if no factor is zero.
 
-        γ is pulled to 0 behind each ξ = 0, but slowly with momentum: pruning by ξ does not wait.
+        γ follows each ξ = 0, but slowly with momentum; pruning by ξ does not have to wait.
         """
         zeros = super().zeros(factor)
         if any(zero.any() for zero in zeros.values()):
@@ -254,9 +256,9 @@ class ProximalSlimming(Method):
 
     @torch.no_grad()
     def dead(self, optimizer: torch.optim.Optimizer, lr: float) -> Tensor:
-        """As :meth:`Method.dead`: γ and ξ stay 0, and the bias stays ≤ 0, whatever comes.
+        """Mask of the channels whose γ and ξ stay 0 and whose bias stays ≤ 0, bool [channels].
 
-        The ReLU behind then gives 0 on every image, so the gradients of γ, of the bias, of the
+        The following ReLU then outputs 0 for every image, so the gradients of γ, of the bias, of the
         filter before and of the weights behind are 0. What could still move γ and bias is momentum
         and weight decay; the conditions here rule that out, at this learning rate and below it.
         """
@@ -266,7 +268,9 @@ class ProximalSlimming(Method):
             return nothing
         if self.target is not None:  # step() sets them to 0 whatever momentum does
             bias = torch.cat([b.detach() for b in self._biases()])
-            return self.goes & self.landed & (self.read() == 0) & (self.xi == 0) & (bias <= 0)
+            return (
+                self.to_remove & self.budget_met & (self.read() == 0) & (self.xi == 0) & (bias <= 0)
+            )
         mu, n, decay = group["momentum"], int(group["nesterov"]), lr * group["weight_decay"]
         biases = self._biases()
         gamma_v, bias_v = (momentum_of(optimizer, x) for x in (self._weights(), biases))
@@ -288,7 +292,7 @@ class ProximalSlimming(Method):
 
 
 def bias_eigenvalue(mu: float, n: int, decay: float) -> float | None:
-    """The larger eigenvalue of what momentum and weight decay do to a bias without a gradient.
+    """Larger eigenvalue of the recursion of a bias without gradient (momentum and weight decay).
 
     The bias b and its buffer v follow a linear recursion, whose eigenvalues solve
     z² − (1 + μ − ε(1 + nμ))z + μ(1 − nε) = 0, where ε is lr · weight decay and n is 1 with
@@ -302,7 +306,7 @@ def bias_eigenvalue(mu: float, n: int, decay: float) -> float | None:
 
 
 def momentum_of(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> Tensor:
-    """The momentum buffers of ``parameters`` in one vector, 0 where there are none."""
+    """Momentum buffers of ``parameters`` in one vector, 0 where there is none."""
     buffers = [optimizer.state[p].get("momentum_buffer") for p in parameters]
     return torch.cat(
         [torch.zeros_like(p) if b is None else b for p, b in zip(parameters, buffers, strict=True)]

@@ -89,9 +89,9 @@ def test_it_is_met_by_half_of_the_steps_and_then_nothing_draws_on_the_others() -
     run = Training()
     for number in range(STEPS // EPOCH):
         run.epoch(number)
-        if landed := run.method.landed:
+        if budget_met := run.method.budget_met:
             break
-    assert landed and number <= STEPS // EPOCH // 2
+    assert budget_met and number <= STEPS // EPOCH // 2
     zero = run.method.xi == 0
     run.epoch(100)
     assert torch.equal(run.method.xi == 0, zero) and torch.equal(run.method.xi, run.method.read())
@@ -134,7 +134,7 @@ def test_what_a_target_does_not_go_with_is_refused() -> None:
     graph = netslim.analyze(plain_net(), example())
     budget = netslim.Budget("flops", 0.5, STEPS, LR)
     for options in ({"lambda_": 1.0}, {"beta": 1.0}, {"penalty": "mcp"}, {"prox_every": "epoch"}):
-        with pytest.raises(ValueError, match="a target goes with"):
+        with pytest.raises(ValueError, match="a target determines"):
             netslim.ProximalSlimming(graph, target=budget, **options)
     with pytest.raises(ValueError, match="takes λ and β, or a target"):
         netslim.ProximalSlimming(graph, beta=1.0)

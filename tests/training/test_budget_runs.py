@@ -55,7 +55,7 @@ def test_the_budget_is_met_and_pruned_without_loss(
     assert (row["constant"], row["alive"]) == ("0", "0")
     removed = re.findall(r"(?i)flops.*, ([\d.]+) % pruned", capsys.readouterr().out)[-1]
     assert 40 <= float(removed) < 42
-    assert row["s"] == row["beta"] == "" and row["budget_flops"] == "40.0"
+    assert row["s"] == row["beta"] == "" and row["budget_flops"] == "0.4"
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_the_budget_is_met_and_pruned_without_loss(
         ("--target-params 30 --beta 1 --penalty mcp", "leave out --beta, --penalty"),
         ("--target-flops 30 --target-channels 30", "exclude one another"),
         ("--target-channels 99", "99 % of the channels cannot be removed"),
-        ("--target-flops 0.3", "not a percentage from 1 to 99"),
+        ("--target-flops 0", "not a share above 0 and below 1, or a percentage"),
     ],
 )
 def test_an_impossible_budget_is_refused(flags, message, pictures, tmp_path, capsys) -> None:

@@ -12,7 +12,7 @@ from netslim import methods
 from netslim.graph import Graph
 from netslim.methods.base import TINY
 from netslim.methods.penalties import PENALTIES
-from utils.arguments import Flag, not_negative, number, percent, positive
+from utils.arguments import Flag, not_negative, number, positive, share
 from utils.console import note
 from utils.methods import penalties
 from utils.methods.base import Method
@@ -25,8 +25,8 @@ AMPLE = 2  # times the way to 0: γ then has half of the training to follow ξ
 
 
 def budget_flag(name: str, kind: str) -> Flag:
-    text = f"percent of the {BUDGET_WHAT[kind]} to remove (1 to 99); determines λ and β"
-    return Flag(name, text, percent, metavar="P", custom_options=(f"--target-{kind}",))
+    text = f"share of the {BUDGET_WHAT[kind]} to remove (0.3 or 30: 30 %%); determines λ and β"
+    return Flag(name, text, share, metavar="P", custom_options=(f"--target-{kind}",))
 
 
 def lambda_flag(default: Callable[[str, int], float]) -> Flag:
@@ -148,15 +148,15 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
         flags = (flag for flag in cls.flags if flag.name not in BUDGETS)
         arguments = {flag.constructor_name or flag.name: options[flag.name] for flag in flags}
         for name, kind in BUDGETS.items():
-            if (share := options[name]) is not None:
-                budget = BUDGET_WHAT[kind], share / 100, options["steps"], options["lr"]
+            if options[name] is not None:
+                budget = BUDGET_WHAT[kind], options[name], options["steps"], options["lr"]
                 arguments["target"] = methods.Budget(*budget)
         return cls(graph, model=model, **arguments)
 
     def end_epoch(self, lr: float) -> None:
-        before = self.landed
+        before = self.budget_met
         super().end_epoch(lr)
-        if self.target is not None and self.landed and not before:
+        if self.target is not None and self.budget_met and not before:
             note(
                 f"the budget is met: {int((self.xi == 0).sum())} channels with ξ = 0 make"
                 f" {100 * self.removed:.1f} % of the {self.target.what}; the others are trained"

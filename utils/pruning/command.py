@@ -60,8 +60,10 @@ def parser(kind: str | None) -> argparse.ArgumentParser:
     text = "share of all channels to remove, smallest |γ| first, always those of γ = 0 (default 0)"
     share.add_argument("--percent", "--ratio", type=fraction, default=0.0, metavar="P", help=text)
     for flag, unit in TARGETS.items():
-        text = f"share of the {unit} to remove, from 0 to 1"
-        share.add_argument(f"--target-{flag}", type=fraction, default=None, metavar="P", help=text)
+        text = f"share of the {unit} to remove (0.3 or 30: 30 %%)"
+        share.add_argument(
+            f"--target-{flag}", type=arguments.share, default=None, metavar="P", help=text
+        )
     text = "size of a channel: |γ| (default), or the ℓ1 norm of its filter, scaled by layer"
     add("--criterion", choices=("gamma", "filters"), default="gamma", help=text)
     text = "factor whose zeros are removed, one of the checkpoint's (default: by method)"
