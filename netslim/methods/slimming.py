@@ -132,8 +132,8 @@ class ProximalSlimming(Method):
         self.start = float(self.xi.abs().min())
         self.target = target
         if target is not None:
-            # budget: λ; whether the budget is met; steps so far; steps up to this epoch; largest |ξ|
-            # to remove. Tensors, because a captured step reads them.
+            # budget: λ; whether it is met; steps so far; steps up to this epoch; the largest |ξ| to
+            # remove. Tensors, because a captured step reads them.
             self.to_remove = torch.zeros_like(self.gamma, dtype=torch.bool)
             self.budget = torch.zeros(1, 5, device=self.gamma.device)
             self.a_step = torch.tensor([[0.0, 0, 1, 0, 0]], device=self.gamma.device)
@@ -258,8 +258,8 @@ class ProximalSlimming(Method):
     def dead(self, optimizer: torch.optim.Optimizer, lr: float) -> Tensor:
         """Mask of the channels whose γ and ξ stay 0 and whose bias stays ≤ 0, bool [channels].
 
-        The following ReLU then outputs 0 for every image, so the gradients of γ, of the bias, of the
-        filter before and of the weights behind are 0. What could still move γ and bias is momentum
+        The following ReLU then outputs 0 for every image, so the gradients of γ, of the bias, of
+        the filter before and of the weights behind are 0. What could still move γ and bias is momentum
         and weight decay; the conditions here rule that out, at this learning rate and below it.
         """
         nothing = super().dead(optimizer, lr)
