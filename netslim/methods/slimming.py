@@ -259,8 +259,8 @@ class ProximalSlimming(Method):
         """Mask of the channels whose γ and ξ stay 0 and whose bias stays ≤ 0, bool [channels].
 
         The following ReLU then outputs 0 for every image, so the gradients of γ, of the bias, of
-        the filter before and of the weights behind are 0. What could still move γ and bias is momentum
-        and weight decay; the conditions here rule that out, at this learning rate and below it.
+        the filter before and of the weights behind are 0. Only momentum and weight decay could
+        still move γ and bias; the conditions rule that out at learning rates up to ``lr``.
         """
         nothing = super().dead(optimizer, lr)
         group = optimizer.param_groups[0]
