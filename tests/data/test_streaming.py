@@ -254,23 +254,27 @@ def test_a_killed_worker_ends_the_command_with_one_line(
 
 
 def test_workers_ignore_ctrl_c_and_end_with_their_last_batch(varied: Path) -> None:
+    others = {*multiprocessing.active_children()}
+
+    def workers() -> set[multiprocessing.process.BaseProcess]:
+        return {*multiprocessing.active_children()} - others
+
     data = load(varied)
     batches = streamed(data, 1, workers=2)
     indices = batches.epoch_indices(0)
     first: Iterator[tuple[Tensor, Tensor]] = iter([batches.get_batch(x) for x in indices[:2]])
-    workers = multiprocessing.active_children()
-    assert len(workers) == 2
-    for worker in workers:
+    assert len(workers()) == 2
+    for worker in workers():
         os.kill(worker.pid, signal.SIGINT)
     rest = [batches.get_batch(x) for x in indices[2:]]
     assert_equal([*first, *rest], epoch_of(streamed(data, 1), 0))
-    assert not multiprocessing.active_children()
+    assert not workers()
     evaluation = streamed(data, workers=2, part="test")
     next(evaluation.iter_eval())
     batches.get_batch(batches.epoch_indices(1)[0])
-    assert len(multiprocessing.active_children()) == 4
+    assert len(workers()) == 4
     del evaluation, batches
-    assert not multiprocessing.active_children()
+    assert not workers()
 
 
 LOCK_AND_FORK = """
