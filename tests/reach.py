@@ -1,3 +1,4 @@
+# ruff: noqa: E402  # the repository comes first on the path, before tests/netslim
 """Which channels of public networks can be removed, and whether what is left is equal.
 
     python tests/reach.py [NAME ...] > reach.csv
@@ -19,6 +20,9 @@ import sys
 import time
 import warnings
 from contextlib import suppress
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1])]
 
 import timm
 import torch
