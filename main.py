@@ -84,7 +84,7 @@ def train(trainer: Trainer, args: Mapping[str, Any], argv: Sequence[str]) -> Non
             progress = Progress(len(order), title, interval, progress_text, epochs_left)
             start, iterate = time.perf_counter(), step.iterate()
             step.start_epoch(trainer.lr(epoch))
-            step.method.begin(epoch)
+            step.method.begin_epoch(epoch)
             with progress.bar:
                 for batch_index in order:
                     run_step(batch_index)  # lines 2 to 4

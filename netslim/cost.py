@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of a model, and of what pruning would leave of it."""
+"""Parameters and FLOPs of a model, and of the model that a pruning would leave."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
 @dataclass(frozen=True)
 class Cost:
     """Number of parameters, and FLOPs for the example: 2 × multiply-adds of convolutions and
-    linear layers. ``channels`` are told where they were counted."""
+    linear layers. ``channels`` is 0 if they were not counted."""
 
     parameters: int
     flops: int
@@ -30,9 +30,9 @@ class Cost:
 
 @torch.no_grad()  # FlopCounterMode sees nothing under inference_mode
 def cost(model: nn.Module, example: Any, hook: Hook | None = None) -> Cost:
-    """Cost of ``model`` for ``example``, as its forward pass takes it. Nothing is computed.
+    """Returns the cost of ``model`` for ``example``; runs on the meta device.
 
-    ``hook`` is called after each module as a forward hook is, on the meta device.
+    ``hook`` is registered as a forward hook of each module.
     """
     model, example = _on_meta(model, example)
     if hook is not None:
@@ -44,7 +44,7 @@ def cost(model: nn.Module, example: Any, hook: Hook | None = None) -> Cost:
 
 
 def _on_meta(model: nn.Module, example: Any) -> tuple[nn.Module, Any]:
-    """Copies of both without values, in float32 and evaluation mode."""
+    """Copies of both on the meta device, in float32 and evaluation mode."""
 
     def move(x: Any) -> Any:
         x = x.to("meta") if isinstance(x, Tensor) else x
@@ -54,11 +54,10 @@ def _on_meta(model: nn.Module, example: Any) -> tuple[nn.Module, Any]:
 
 
 class PrunedCost:
-    """What would be left of a graph's model, counted without making the smaller model.
+    """Costs of pruned models, computed without making them.
 
-    A convolution and a linear layer take as many FLOPs as positions times elements of their
-    weight, so the model runs only once, at full width. Channels that go are taken as silent: γ and
-    bias 0.
+    The FLOPs of a convolution or linear layer are proportional to the elements of its weight, so
+    the model runs only once, at full width. Removed channels count as silent: γ and bias 0.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -69,14 +68,13 @@ class PrunedCost:
                 nn.init.zeros_(bias)
         model, example = _on_meta(graph.model, graph.example)
         self.flops = dict.fromkeys((n for n, _ in model.named_parameters()), 0)
-        self.other_flops = 0  # of products without a weight
+        self.other_flops = 0  # of products without a parameter
         with torch.no_grad(), _FlopsByWeight(self, model):
             call(model, example)
         self.full = self({})
 
     def __call__(self, keep: Mapping[str, Tensor]) -> Cost:
-        """Cost of what ``prune`` leaves with ``keep``; its ``channels`` are those of
-        ``graph.norms``."""
+        """Returns the cost after ``prune`` with ``keep``, with the channels of ``graph.norms``."""
         removal = plan_removal(self.graph, keep, self.silent)
         parameters, flops = 0, self.other_flops
         shapes = {n: p.shape for n, p in self.graph.model.named_parameters()}
@@ -85,7 +83,7 @@ class PrunedCost:
             left = prod((*kept, *shape[len(kept) :]))
             parameters += left
             flops += self.flops[name] // max(shape.numel(), 1) * left
-        for name in removal.added.keys() - shapes.keys():  # a bias that is made
+        for name in removal.added.keys() - shapes.keys():  # a bias that is created
             if name.endswith("bias"):
                 index = removal.index.get(f"{name.removesuffix('bias')}weight", ())
                 parameters += len(index[0]) if index else len(removal.added[name])
@@ -93,7 +91,7 @@ class PrunedCost:
 
 
 class _FlopsByWeight(TorchFunctionMode):
-    """Within, FLOPs are added to ``costs`` by the parameter that they are made with."""
+    """Mode that adds FLOPs to ``costs`` by the parameter of the product."""
 
     def __init__(self, costs: PrunedCost, model: nn.Module) -> None:
         super().__init__()
@@ -106,8 +104,8 @@ class _FlopsByWeight(TorchFunctionMode):
         with FlopCounterMode(display=False) as counter:
             out = func(*args, **(kwargs or {}))
         if flops := counter.get_total_flops():
-            given = map(id, (*args, *(kwargs or {}).values()))
-            name = next((self.names[i] for i in given if i in self.names), None)
+            ids = map(id, (*args, *(kwargs or {}).values()))
+            name = next((self.names[i] for i in ids if i in self.names), None)
             if name is None:
                 self.costs.other_flops += flops
             else:

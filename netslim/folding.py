@@ -1,4 +1,4 @@
-"""The constants that removed channels gave, and how what read them still feels them."""
+"""Constant outputs of removed channels, and their folding into the layers that read them."""
 
 import math
 from collections import Counter
@@ -11,15 +11,19 @@ from netslim.graph import Graph
 from netslim.signals import ZERO, Step
 
 LAYERS = ("convolution", "grouped", "linear")
-ADDING = {"add", "radd", "iadd"}  # they hand on a constant that is missing in their inputs
-PLAIN = {m.forward for m in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}  # they add their bias
+ADDING = {"add", "radd", "iadd"}  # additions pass a missing constant on
+PLAIN = {
+    m.forward for m in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+}  # forward passes that add the bias
 
 
 def constants_of(
     graph: Graph, tensors: Mapping[str, Tensor], masked: Mapping[str, Tensor]
 ) -> Tensor:
-    """By signal: its value on every input where γ = 0 in the ``masked`` channels; NaN if it
-    varies."""
+    """Returns each signal's value for γ = 0 in the ``masked`` channels, NaN where it varies.
+
+    Float64 [signals].
+    """
     constants = torch.full((len(graph._atoms),), math.nan, dtype=torch.float64)
     constants[ZERO] = 0
     for step in graph.steps:
@@ -52,7 +56,7 @@ def double(x: Tensor) -> Tensor:
 
 
 def _normalised(step: Step, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """What a batch norm makes of the constants ``x``, [channels]."""
+    """Returns the outputs of a batch norm for constant inputs ``x``, [channels]."""
     if not step.mean:
         return torch.full_like(x, math.nan)
     assert step.call is not None
@@ -63,37 +67,37 @@ def _normalised(step: Step, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
 
 
 def _response(tensors: Mapping[str, Tensor], step: Step, constants: Tensor) -> Tensor:
-    """What constant inputs add to each output of a layer, where it sees nothing else: [outputs]."""
+    """Returns the outputs of a layer without bias for constant inputs, [outputs]."""
     weight = double(tensors[step.weight])
     if step.kind == "linear":
         return weight @ constants
     groups = step.options.groups
-    if step.transposed:  # of one channel each; other than 0, the outputs differ by place
+    if step.transposed:  # outputs for constants other than 0 depend on the position
         return constants.repeat_interleave(weight.shape[1] * groups // len(constants))
     inside = weight.flatten(2).sum(2)  # [outputs, inputs of a group]
     return (inside.view(groups, -1, inside.shape[1]) @ constants.view(groups, -1, 1)).flatten()
 
 
 class Folding:
-    """How the constants of removed channels are still felt by what read them.
+    """Folds the constants of removed channels into the layers that read them.
 
-    What a layer without a bias lacks then is handed on, through sums, to the running means of the
-    batch norms that read it; where something else reads it, the layer gets a bias. Where the layer
-    pads its input with zeros, a constant is none at the border: there one of the removed channels
-    stays with γ = 0 as the *carrier* of the others' constants, which are folded into the weights
-    that read it, and it is padded as they were.
+    A layer's bias takes up the missing constant. Without a bias, the running means of the batch
+    norms behind it take it up, through sums; if another layer reads it, the layer gets a bias. A
+    layer that pads its input with zeros sees no constant at the border: one of the removed
+    channels stays with γ = 0 as the *carrier* of the others' constants, which are folded into the
+    weights that read it, and it is padded as they were.
 
     Attributes:
-        steps: those of the evaluation mode.
-        absorbs: for each of them, whether what its output lacks is made up for behind it.
-        folds: weights of the layers that can do without inputs of constants other than 0.
-        carried: those of ``folds`` that need a carrier.
+        steps: the steps in evaluation mode.
+        absorbs: for each step, whether the layers behind take up a constant missing in its output.
+        folds: weights of layers that can lose inputs with constants other than 0.
+        carried: weights in ``folds`` that need a carrier.
     """
 
     def __init__(self, graph: Graph, model: nn.Module) -> None:
         self.graph, self.model = graph, model
         self.steps = [s for s in graph.steps if not s.training]
-        # A parameter that several calls share cannot make up for what each of them lacks.
+        # A parameter shared by several calls cannot correct each of them.
         self.calls = Counter(
             name for s in self.steps for name in {s.weight, s.bias, s.mean} if name
         )
@@ -104,10 +108,10 @@ class Folding:
         consumers: dict[int, set[int]] = {}
         for i, step in enumerate(self.steps):
             for x in step.inputs:
-                for maker in made_by[x].unique().tolist():
-                    consumers.setdefault(maker, set()).add(i)
+                for producer in made_by[x].unique().tolist():
+                    consumers.setdefault(producer, set()).add(i)
         self.absorbs = [False] * len(self.steps)
-        for i in reversed(range(len(self.steps))):  # what nobody reads lacks nothing
+        for i in reversed(range(len(self.steps))):  # an output without readers needs no correction
             followed = self.steps[i].output is not None
             self.absorbs[i] = followed and all(self._hands_on(j) for j in consumers.get(i, ()))
         self.folds, self.carried = set(), set()
@@ -119,8 +123,7 @@ class Folding:
                     self.carried.add(step.weight)
 
     def _hands_on(self, i: int) -> bool:
-        """Whether a constant that step ``i`` lacks in its input is made up for, there or behind
-        it."""
+        """Whether step ``i`` or the steps behind it take up a constant missing in its input."""
         step = self.steps[i]
         if step.kind == "norm":
             return self.calls[step.mean] == 1
@@ -130,26 +133,35 @@ class Folding:
         return self.absorbs[i] and (step.kind == "select" or _adds(step))
 
     def _takes_bias(self, step: Step) -> bool:
-        """Whether a layer without a bias adds one that it is given."""
+        """Whether a layer without a bias adds one if it gets one."""
         module = self.model.get_submodule(step.name)
         own = step.call is not None and step.call.module == step.name
         plain = type(module).forward in PLAIN and module._parameters.get("bias", step) is None
         return own and plain
 
-    def more_carriers(self, gone: Tensor, constants: Tensor, carriers: Tensor) -> bool:
-        """Add those that are missing to ``carriers``, the largest constants."""
+    def more_carriers(self, removed_classes: Tensor, constants: Tensor, carriers: Tensor) -> bool:
+        """Adds missing carriers, those of the largest constants, to ``carriers`` (bool [classes]).
+
+        Returns whether there were any.
+        """
         before = carriers.clone()
         for step in (s for s in self.steps if s.weight in self.carried):
             classes, seen = self.graph.classes_of(step.inputs[0]), constants[step.inputs[0]]
             seen = seen.nan_to_num(0).abs()
-            if (gone[classes] & (seen > 0)).any() and not (carriers[classes] & (seen > 0)).any():
-                carriers[classes[(seen * gone[classes]).argmax()]] = True
+            if (removed_classes[classes] & (seen > 0)).any() and not (
+                carriers[classes] & (seen > 0)
+            ).any():
+                carriers[classes[(seen * removed_classes[classes]).argmax()]] = True
         return not torch.equal(before, carriers)
 
     def corrections(
-        self, tensors: Mapping[str, Tensor], gone: Tensor, constants: Tensor, carriers: Tensor
+        self,
+        tensors: Mapping[str, Tensor],
+        removed_classes: Tensor,
+        constants: Tensor,
+        carriers: Tensor,
     ) -> dict[str, Tensor]:
-        """What to add, by entry of the state dict."""
+        """Returns {entry of the state dict: correction to add}."""
         lacking = torch.zeros(len(constants), dtype=torch.float64)
         added: dict[str, Tensor] = {}
         for step, absorbs in zip(self.steps, self.absorbs, strict=True):
@@ -157,7 +169,7 @@ class Folding:
                 continue
             if step.weight in self.carried:
                 classes, seen = self.graph.classes_of(step.inputs[0]), constants[step.inputs[0]]
-                removed, seen = gone[classes] & (seen != 0), seen.nan_to_num(0)
+                removed, seen = removed_classes[classes] & (seen != 0), seen.nan_to_num(0)
                 if removed.any():
                     carrier = int((seen.abs() * carriers[classes]).argmax())
                     weight = tensors[step.weight].detach().cpu().transpose(0, 1 - step.transposed)
@@ -167,7 +179,7 @@ class Folding:
                     added[step.weight] = change.transpose(0, 1 - step.transposed)
             elif step.kind in LAYERS and not step.bordered:
                 reads = step.inputs[0]
-                removed = gone[self.graph.classes_of(reads)]
+                removed = removed_classes[self.graph.classes_of(reads)]
                 missing = torch.where(removed, constants[reads], lacking[reads]).nan_to_num(0)
                 if not (missing.any() or removed.any()):  # whatever the values are
                     continue

@@ -1,14 +1,15 @@
-"""The dependency graph of a model: which channels can be removed, and what has to follow.
+"""Dependency graph of a model: which channels can be removed, and which only together.
 
 :func:`analyze` runs the model on an example (:mod:`netslim.trace`), follows its channels
 (:mod:`netslim.rules`), and divides the indices along all axes of all parameters into *classes*
-that can only be removed together. A class can be removed where every layer that reads it sees a
-constant, or does not need it: a batch norm whose scaling factor γ is 0 gives its bias, whatever it
-reads, and activations, sums and pools keep constants.
+that can only be removed together. A class can be removed if every layer that reads it sees a
+constant or does not need it: a batch norm with scaling factor γ = 0 outputs its bias for any
+input, and activations, sums and pools map constants to constants.
 
-A batch norm that alone reads what a layer writes is *tied* to it: they lose the same channels. One
-that reads a stream, which several layers write or read (a pre-activation ResNet, a DenseNet),
-*selects*: it loses channels of its own, and the stream keeps them as long as somebody reads them.
+A batch norm that is the only reader of a layer's output is *tied* to the layer: they lose the same
+channels. A batch norm that reads a stream, which several layers write or read (pre-activation
+ResNet, DenseNet), *selects*: it loses channels of its own, and the stream keeps a channel as long
+as another layer reads it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,21 +29,20 @@ TERMINAL = ("convolution", "linear", "norm", "select")
 
 
 class Graph:
-    """Which batch norms of a model have channels that can be removed; made by :func:`analyze`.
+    """Batch norms whose channels can be removed, and the dependencies; made by :func:`analyze`.
 
     Attributes:
-        model: the model that was analyzed.
-        example: what it was analyzed with.
-        norms: {name: batch norm} whose channels can be removed, in module order.
-        reasons: {name: why not} of the other batch norms that have scaling factors.
-        removable: {name: bool [channels]} of the ``norms``; most are all True.
-        coupled: {name: bool [channels]} that can be removed where γ = 0 in all batch norms that
-            write their stream: those of a residual network, say.
-        drawn_for: the ``norms`` behind which dropout draws a number for each channel.
-        rectified: the ``norms`` behind which a ReLU or ReLU6 comes first: γ = 0 and a bias of at
-            most 0 give 0.
-        training: whether it was also seen in training mode. Where it could not be run so, parts
-            that only training uses stay as they are.
+        model: the analyzed model.
+        example: the example it was run on.
+        norms: {name: batch norm} with channels that can be removed, in module order.
+        reasons: {name: reason} of the other batch norms that have scaling factors.
+        removable: {name: bool [channels]}, the removable channels of the ``norms``.
+        coupled: {name: bool [channels]}, channels that can be removed if γ = 0 in all batch norms
+            that write their stream, as in residual networks.
+        drawn_for: the ``norms`` followed by a dropout, which draws one number per channel.
+        rectified: the ``norms`` directly followed by a ReLU or ReLU6: γ = 0 and a bias ≤ 0 give 0.
+        training: whether the model was also run in training mode. If it could not be, parts that
+            only training uses stay unchanged.
     """
 
     def __init__(self, model: nn.Module, example: Any) -> None:
@@ -54,7 +54,7 @@ class Graph:
             self.training = True
         except ValueError:
             self.training = False
-            seen.fixed |= {*seen.widths}  # what its code does with them in training is not seen
+            seen.fixed |= {*seen.widths}  # their use in training mode is unknown
         seen.join_widths()
         self.steps, self._axes = seen.steps, seen.axes
         self._atoms = seen.table[: seen.count]
@@ -77,19 +77,19 @@ class Graph:
         self.classes = _components(seen.atom_count, edges)
         self._why = self._pinned(seen, used)
         self._readers = self._read()
-        # Ints of modules that split channels: the classes of those that they count.
+        # For each int attribute that splits channels, the classes of the channels that it counts.
         self.widths = {s: self.classes[x[0]] for s, x in seen.widths.items() if s not in seen.fixed}
         self.parts = [*self.widths.values(), *(self.classes[x] for x in seen.parts)]
         self._decide()
         dropped = self.classes_of(torch.cat([NOTHING, *seen.dropped]))
-        # Behind these a number is drawn for each channel: without some, others would be drawn.
+        # Dropout draws one number per channel: removing channels changes the numbers.
         self.drawn_for = {
             n for n in self.norms if bool(torch.isin(self.norm_classes(n), dropped).any())
         }
         self.rectified = self._rectified()
 
     def _ties(self, edges: Tensor, seen: Signals) -> frozenset[str]:
-        """The batch norms that are the only readers of what one layer writes."""
+        """Names of the batch norms that are the only readers of one layer's output."""
         classes = _components(seen.atom_count, edges)
         pinned = torch.zeros(seen.atom_count, dtype=torch.bool)
         pinned[classes[0]] = True
@@ -102,7 +102,10 @@ class Graph:
             ends = [(readers, step.inputs[0] if step.stream is None else step.stream)]
             if step.kind in ("convolution", "linear") and step.output is not None:
                 ends.append((writers, step.output))
-            for single, signals in ends:  # the number of the only one, 0 for none, -1 for several
+            for (
+                single,
+                signals,
+            ) in ends:  # number of the single reader or writer; 0: none, -1: several
                 of = classes[self._atoms[signals]]
                 only = (single[of] == 0) | (single[of] == number)
                 single[of] = torch.where(only, number, -1)
@@ -113,8 +116,8 @@ class Graph:
             read = classes[self._atoms[step.inputs[0]]]
             alone = bool((readers[read] == numbers[step.name]).all() and not pinned[read].any())
             alone = alone and not (writers[read] == -1).any()
-            # Without factors, or called by code that has no module to put a selection into, it
-            # cannot lose channels of its own.
+            # Without factors, or called by code without a module that a selection could replace,
+            # it cannot lose channels of its own.
             selects = step.weight and step.call is not None and step.call.module == step.name
             (apart if selects and not alone else tied).add(step.name)
             if step.name in apart and not torch.equal(reads.setdefault(step.name, read), read):
@@ -123,7 +126,7 @@ class Graph:
         return frozenset(tied - apart)
 
     def _pinned(self, seen: Signals, used: Tensor) -> dict[int, str]:
-        """The classes that stay, and why."""
+        """Maps each class that cannot be removed to the reason."""
         why: dict[int, str] = {}
         for atoms, reason in seen.pins:
             for c in self.classes[atoms].unique().tolist():
@@ -137,7 +140,7 @@ class Graph:
         return why
 
     def _read(self) -> list[tuple[Step, Tensor]]:
-        """The steps that end a class's way, and the classes that they read."""
+        """The layers that read channels, and the classes that they read."""
         ends = [
             s
             for s in self.steps
@@ -148,7 +151,7 @@ class Graph:
     def _constant(self, column: Mapping[str, int]) -> Tensor:
         """Whether γ = 0 makes each signal constant: bool [signals, batch norms + 1].
 
-        The last column has γ = 0 in all batch norms at once.
+        One column per batch norm with γ = 0 there; the last column has γ = 0 in all of them.
         """
         known = torch.zeros(len(self._atoms), dtype=torch.bool)
         known[self._known] = True
@@ -180,21 +183,21 @@ class Graph:
         return constant
 
     def _decide(self) -> None:
-        """By which batch norm alone, and whether by all together, each class can be removed."""
+        """Decides which channels can be removed by γ = 0 in one batch norm or in all writers."""
         column = {name: i for i, name in enumerate(self.all_norms)}
         constant = self._constant(column)
         by = torch.ones(len(self.classes), constant.shape[1], dtype=torch.uint8)
         self.reached = torch.zeros(len(self.classes), dtype=torch.bool)
         for step, classes in self._readers:
             rows = constant[step.inputs[0]]
-            if step.kind in ("norm", "select"):  # which may lose the channel itself
+            if step.kind in ("norm", "select"):  # they may lose the channel themselves
                 rows = torch.zeros_like(rows)
                 rows[:, -1] = True
             index = classes[:, None].expand_as(rows)
             by.scatter_reduce_(0, index, rows.to(torch.uint8), "amin")
             self.reached[classes] = True
         for step in self.steps:
-            if step.stream is not None:  # what no selection passes on is read by nobody
+            if step.stream is not None:  # channels that no selection passes on have no reader
                 self.reached[self.classes_of(step.stream)] = True
         by, reached = by.bool(), self.reached
         self.norms: dict[str, AnyBatchNorm] = {}
@@ -204,7 +207,7 @@ class Graph:
         called = {s.name for s in self.steps if s.kind == "norm"}
         for name, norm in self.all_norms.items():
             if name not in called:
-                self.reasons[name] = "it is not called, or computes in a way of its own"
+                self.reasons[name] = "it is not called, or does not use torch's batch_norm"
                 continue
             classes = self.norm_classes(name)
             free = reached[classes] & ~self._pins[classes]
@@ -230,7 +233,7 @@ class Graph:
                     else "what reads it needs it"
                 )
             else:
-                self.reasons[name] = "its channels are read before they pass a batch norm"
+                self.reasons[name] = "its channels are read before a batch norm"
 
     def _rectified(self) -> set[str]:
         made_by = torch.full((len(self._atoms),), -1)
@@ -248,14 +251,14 @@ class Graph:
         return {name for name in self.norms if name in names}
 
     def prunable(self, coupled: bool = True) -> dict[str, Tensor]:
-        """{name: bool [channels]}, which can be removed, in module order; ``coupled`` ones too."""
+        """Returns {name: bool [channels]} of removable channels; ``coupled`` ones, too, if set."""
         kinds = (self.removable, self.coupled) if coupled else (self.removable,)
         every = {n: [kind[n] for kind in kinds if n in kind] for n in self.all_norms}
         return {name: torch.stack(parts).any(0) for name, parts in every.items() if parts}
 
     @property
     def ties(self) -> list[list[str]]:
-        """The ``norms`` that lose the same channels, in the order of the forward pass."""
+        """Groups of ``norms`` that lose the same channels, in the order of the forward pass."""
         order = dict.fromkeys(
             s.name for s in self.steps if s.kind == "norm" and s.name in self.norms
         )
@@ -265,21 +268,21 @@ class Graph:
         return [names for names in groups.values() if len(names) > 1]
 
     def classes_of(self, signals: Tensor) -> Tensor:
-        """The classes of ``signals``, in their shape."""
+        """Returns the classes of ``signals``, in their shape."""
         return self.classes[self._atoms[signals]]
 
     def read_by(self, name: str) -> Tensor:
-        """The classes of what a batch norm reads."""
+        """Returns the classes of a batch norm's inputs, [channels]."""
         step = next(s for s in self.steps if s.kind == "norm" and s.name == name)
         return self.classes_of(step.inputs[0])
 
-    def stream_channels(self, gone: Tensor, norms: Iterable[str]) -> int:
-        """How many of the ``gone`` classes are channels of streams only, of none of ``norms``."""
+    def stream_channels(self, removed_classes: Tensor, norms: Iterable[str]) -> int:
+        """Returns the number of removed classes that are no channels of ``norms``."""
         own = torch.cat([NOTHING, *map(self.norm_classes, norms)])
-        return int(gone.sum()) - int(gone[own.unique()].sum())
+        return int(removed_classes.sum()) - int(removed_classes[own.unique()].sum())
 
     def behind(self, name: str, constants: Tensor) -> Tensor:
-        """The ``constants`` that a batch norm's channels give behind the activation, [channels]."""
+        """Returns the ``constants`` of a batch norm's channels after the activation, [channels]."""
         output = next(s.output for s in self.steps if s.kind == "norm" and s.name == name)
         assert output is not None
         for step in self.steps:
@@ -289,23 +292,23 @@ class Graph:
         return constants[output]
 
     def writer(self, name: str) -> str | None:
-        """The convolution or linear layer that alone writes what a batch norm reads."""
+        """Returns the layer whose output only this batch norm reads, or None."""
         step = next(s for s in self.steps if s.kind == "norm" and s.name == name)
         if name not in self._tied:
             return None
         layers = ("convolution", "grouped", "linear")
-        for maker in (s for s in self.steps if s.kind in layers):
-            if maker.output is not None and torch.equal(maker.output, step.inputs[0]):
-                return maker.name
+        for layer in (s for s in self.steps if s.kind in layers):
+            if layer.output is not None and torch.equal(layer.output, step.inputs[0]):
+                return layer.name
         return None
 
     def norm_classes(self, name: str) -> Tensor:
-        """The classes of the channels of a batch norm."""
+        """Returns the classes of a batch norm's channels, [channels]."""
         return self.classes[self._axes[f"{name}.weight" if name else "weight"][0]]
 
 
 def _rectifies(step: Step) -> bool:
-    """Whether it is a ReLU or a ReLU6, which is a hardtanh from 0 as a module."""
+    """Whether ``step`` is a ReLU or ReLU6 (nn.ReLU6 is a hardtanh from 0)."""
     if step.name == "hardtanh" and step.function is not None:
         return bool(step.function(torch.tensor([-1.0])) == 0)
     return step.name in ("relu", "relu6")
@@ -316,7 +319,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _components(count: int, edges: Tensor) -> Tensor:
-    """The smallest number that each of ``count`` nodes is connected with."""
+    """Connected components: for each of ``count`` nodes, its component's smallest number."""
     label = torch.arange(count)
     while edges.shape[1]:
         low = torch.minimum(edges[0], edges[1])
@@ -324,17 +327,17 @@ def _components(count: int, edges: Tensor) -> Tensor:
             label.scatter_reduce_(0, ends, low, "amin")
         while not torch.equal(new := label[label], label):
             label = new
-        edges = label[edges]  # between what is connected so far
+        edges = label[edges]  # between components found so far
         edges = edges[:, edges[0] != edges[1]]
     return label
 
 
 def analyze(model: nn.Module, example: Any) -> Graph:
-    """Find out which channels of ``model`` can be removed.
+    """Finds the channels of ``model`` that can be removed.
 
     Args:
-        model: any module; it is run in a copy and stays as it is.
-        example: what its forward pass takes: a tensor, a tuple of arguments, or a dict of keyword
+        model: any module; a copy of it is run.
+        example: arguments of its forward pass: a tensor, a tuple, or a dict of keyword
             arguments.
 
     Raises:

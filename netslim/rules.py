@@ -1,7 +1,7 @@
-"""What each operation does with channels: the rules by which :func:`read` follows a trace.
+"""Rules for the effect of each operation on channels; :func:`read` applies them to a trace.
 
 Operations that rearrange tensors (flatten, permute, chunk, cat, ...) are applied to the arrays of
-signals as they were to the tensors. What no rule proves keeps its channels, with the reason.
+signals. Channels for which no rule holds cannot be removed, with a reason.
 """
 
 import math
@@ -37,21 +37,21 @@ ELEMENTWISE = set(
     " floordiv nan_to_num type_as zeros_like ones_like full_like rand_like randn_like bernoulli"
     " softmax log_softmax".split()
 )
-PRODUCTS = {"mul", "rmul", "imul", "multiply"}  # 0 where one factor is
+PRODUCTS = {"mul", "rmul", "imul", "multiply"}  # 0 if one factor is 0
 RANDOM_OR_SOFT = set("full_like rand_like randn_like bernoulli softmax log_softmax rrelu".split())
-# The tensor itself, in another place, type or memory format.
+# Operations that return the same values.
 SAME = set(
     "contiguous clone detach to float double half bfloat16 type cuda cpu requires_grad data"
     " positive dropout dropout1d dropout2d dropout3d native_dropout alpha_dropout"
     " feature_alpha_dropout feature_dropout identity real".split()
 )
-# Pools and the like: channel by channel, and of a constant map they give the constant.
+# Pooling and resizing: channel by channel; a constant map stays constant.
 SPATIAL = {
     f"{kind}_pool{d}d" for kind in "max avg adaptive_max adaptive_avg lp".split() for d in (1, 2, 3)
 } | set("interpolate upsample upsample_nearest upsample_bilinear boolean_dispatch".split())
 SPATIAL |= {f"{k}max_pool{d}d_with_indices" for k in ("", "adaptive_") for d in (1, 2, 3)}
-MEANS = {"mean", "amax", "amin", "max", "min"}  # over axes without channels they keep constants
-SUMS = {"sum", "std", "var", "argmax", "argmin", "any", "all", "prod"}  # and these keep 0 only
+MEANS = {"mean", "amax", "amin", "max", "min"}  # keep constants over axes without channels
+SUMS = {"sum", "std", "var", "argmax", "argmin", "any", "all", "prod"}  # keep only 0
 REARRANGING = set(
     "flatten unflatten view reshape permute transpose swapaxes movedim t T squeeze unsqueeze chunk"
     " split split_with_sizes tensor_split unbind getitem expand expand_as reshape_as view_as narrow"
@@ -60,13 +60,13 @@ REARRANGING = set(
 )
 PARTS = {"chunk", "unsafe_chunk", "split", "split_with_sizes", "tensor_split", "unbind"}
 PICKING = {"pixel_shuffle", "narrow", "select", "repeat", "roll", "flip", "pixel_unshuffle"}
-NEW = {f"new_{kind}" for kind in "empty zeros ones full".split()}  # of the type of a tensor
+NEW = {f"new_{kind}" for kind in "empty zeros ones full".split()}  # new tensors of a tensor's dtype
 CONVOLUTIONS = {f"conv{t}{d}d" for d in (1, 2, 3) for t in ("", "_transpose")}
-STRICT = False  # whether tests want to see errors of the rules
+STRICT = False  # for tests: raise errors of the rules
 
 
 def read(signals: Signals, trace: Trace, training: bool) -> None:
-    """Follow the calls of one trace."""
+    """Adds the signals and steps of one trace to ``signals``."""
     reader = _Rules(signals, trace, training)
     for call in trace.calls:
         reader.follow(call)
@@ -82,7 +82,7 @@ def read(signals: Signals, trace: Trace, training: bool) -> None:
 
 
 class _Rules(Reader):
-    """Each rule returns the signals of the first output of a call, or a list of those of all."""
+    """The rules: each returns the signals of a call's first output, or a list for all outputs."""
 
     def follow(self, call: Call) -> None:
         try:
@@ -90,20 +90,20 @@ class _Rules(Reader):
                 axes, equal, divisor = call.args
                 return self.size(axes, equal, divisor, call.module)
             if not call.refs() or call.name in NEW:
-                return  # made of nothing: a constant tensor
+                return  # a constant tensor
             if call.name not in RULES:
                 raise NotPrunable("reads it")
             outputs, made = refs(call.outputs), RULES[call.name](self, call)
-            if not isinstance(made, list):  # other outputs say where values were found
+            if not isinstance(made, list):  # further outputs, such as indices of maxima
                 made = [made, *(self.made(call.name, [made], _varying) for _ in outputs[1:])]
             for value, signals in zip(outputs, made, strict=True):
                 self.give(value, signals)
         except NotPrunable as reason:
             self.stop(call, f"{_where(call)} {reason}")
-        except Exception:  # of an operation in a form that the rules do not foresee
+        except Exception:  # a form of the operation without a rule
             if STRICT:
                 raise
-            self.stop(call, f"{_where(call)} is called in a form that is not known")
+            self.stop(call, f"{_where(call)} is called in a form without a rule")
         if call.name in SPLITTING:
             widths = [n for x in leaves((call.args, call.kwargs)) for n in widths_in(x)]
             self.all.fixed |= {n.source for n in widths if id(n) not in self.counted}
@@ -115,27 +115,27 @@ class _Rules(Reader):
         return self.made(call.name, [signals], _varying) if _truncates(call) else signals
 
     def layer(self, call: Call) -> Tensor:
-        """A convolution or linear layer: reads channels, and writes new ones."""
+        """Convolutions and linear layers read channels and write new ones."""
         value, weight, bias = (
             call.argument(i, n) for i, n in enumerate(("input", "weight", "bias"))
         )
         value, name = ref(value), self.trace.names.get(ref(weight))
         if name is None:
-            raise NotPrunable("computes with weights that are no parameter")
+            raise NotPrunable("uses weights that are no parameter")
         axes, linear = self.all.axes[name], call.name == "linear"
         dims = len(self.trace.shapes[value])
         if not linear and dims != len(self.trace.shapes[ref(weight)]):
-            raise NotPrunable("takes one image without a batch")
+            raise NotPrunable("takes an image without a batch axis")
         axis = dims - 1 if linear else 1
         inputs = self.channels(value, axis)
         module, path, key = self.all.owner[name]
         own_bias = self.trace.names.get(bias.value) if isinstance(bias, Ref) else ""
         if own_bias is None:
-            raise NotPrunable("adds a bias that is no parameter")
+            raise NotPrunable("uses a bias that is no parameter")
         transposed = "transpose" in call.name
         groups = 1 if linear else options(call).groups
         if groups > 1 and not (key == "weight" and isinstance(module, nn.modules.conv._ConvNd)):
-            raise NotPrunable("computes in groups whose number its code says")
+            raise NotPrunable("has a number of groups that is written in the code")
         rows, columns = (axes[1], axes[0]) if transposed else (axes[0], axes[1])
         atoms = self.all.atom(inputs)
         if groups == 1:
@@ -145,7 +145,7 @@ class _Rules(Reader):
                 fresh = (self.all.fresh(len(axes[1]) * groups),)
                 rows = self.all.axes.setdefault(f"{name}:out", fresh)[0]
                 self.all.join(atoms, columns)
-                self.all.pin(axes[1], "it is counted within groups")
+                self.all.pin(axes[1], "it is indexed within groups")
             grouped = atoms.view(groups, -1)
             self.all.join(grouped[:, :1], grouped)
             self.all.join(grouped[:, :1], rows.view(groups, -1))
@@ -159,15 +159,14 @@ class _Rules(Reader):
         return output
 
     def norm(self, call: Call) -> Tensor:
-        """A batch norm: its own channels, which are joined to those it reads, or select them,
-        later."""
+        """Batch norms have channels of their own, later joined to their inputs or selecting."""
         value, *own = call.args[:5]  # running mean and variance, weight, bias
         keys = ("mean", "variance", "weight", "bias")
         names = [self.trace.names.get(x.value) if isinstance(x, Ref) else "" for x in own]
         of = dict(zip(keys, names, strict=True))
         first = of["weight"] or of["mean"]
         if not first or None in names:
-            raise NotPrunable("computes its scaling factors or its statistics")
+            raise NotPrunable("has scaling factors or statistics that are computed")
         inputs = self.channels(ref(value), 1)
         atoms = self.all.axes[first][0]
         for name in names:
@@ -185,8 +184,7 @@ class _Rules(Reader):
         divisor: int,
         module: str,
     ) -> None:
-        """Code computes with a size, which has to stay; or finds it equal to another, or a
-        multiple."""
+        """A size that code computes with is pinned, unless it is only compared or a multiple."""
         wide = [x for value, axis in sorted(axes) if len(x := self.along(self.of(value), axis)) > 1]
         other = [self.along(self.of(value), axis) for value, axis in sorted(equal or ())]
         for atoms in wide:
@@ -199,7 +197,7 @@ class _Rules(Reader):
                     self.all.pin(x, f"code of {module or 'the model'} computes with its width")
 
     def spatial(self, call: Call) -> Tensor:
-        """Pools and the like; of a constant map they give the constant, but see :func:`_blurs`."""
+        """Pooling and resizing keep a constant map constant, except :func:`_blurs`."""
         signals = self.of(ref(call.argument(0, "input")))
         if any(n > 1 for n in signals.shape[2:]) or signals.dim() < 3:
             raise NotPrunable("works along another axis")
@@ -208,8 +206,8 @@ class _Rules(Reader):
         return signals
 
     def reduce(self, call: Call) -> Tensor:
-        """Means, sums and extremes over axes without channels."""
-        if len(call.refs()) > 1:  # the larger one of two tensors, say
+        """Reductions over axes without channels."""
+        if len(call.refs()) > 1:  # such as torch.max(a, b)
             return self.elementwise(call)
         value = ref(call.argument(0, "input"))
         signals, dims = self.of(value), len(self.trace.shapes[value])
@@ -218,7 +216,7 @@ class _Rules(Reader):
         axes = sorted({axis % max(dims, 1) for axis in axes}, reverse=True)
         across = [axis for axis in axes if signals.shape[axis] > 1]
         several = len(across) == 1 and signals.numel() > signals.shape[across[0]]
-        if several and call.name in ("sum", "mean"):  # of parts that stay equally wide
+        if several and call.name in ("sum", "mean"):  # parts of equal width
             combine = torch.sum if call.name == "sum" else torch.mean
             parts = [*signals.split(1, across[0])]
             signals = self.made(call.name, parts, lambda *x: combine(torch.stack(x), 0))
@@ -247,7 +245,7 @@ class _Rules(Reader):
             axis = call.argument(1, "dim")
             if axis is None or wide == {axis % dims}:
                 raise NotPrunable("works over all channels")
-            if axis % dims in wide:  # over parts that stay equally wide
+            if axis % dims in wide:  # parts of equal width
                 soft, parts = getattr(torch, call.name), arrays[0].split(1, axis)
                 functions = [lambda *x, i=i: soft(torch.stack(x), 0)[i] for i in range(len(parts))]
                 made = [self.made(call.name, [*parts], function) for function in functions]
@@ -255,8 +253,8 @@ class _Rules(Reader):
         joined = torch.broadcast_shapes(*(x.shape for x in arrays)) if wide else (1,) * dims
         if any(n not in (1, shape[axis]) for axis, n in enumerate(joined)):
             raise NotPrunable("broadcasts its channels")
-        # What has one value for all channels broadcasts; what is as wide as they are without having
-        # any cannot follow when some are removed, and joins them to atom 0.
+        # A single value for all channels broadcasts. A tensor of their width without channels of
+        # its own cannot follow a removal and joins them to atom 0.
         output_atoms: Tensor | None = None
         for value, x in zip(values, arrays, strict=True):
             own = (1,) * (dims - len(self.trace.shapes[value])) + self.trace.shapes[value]
@@ -290,7 +288,7 @@ class _Rules(Reader):
                 [self.trace.shapes[v][axis] for v in values],
             )
         others = {a for x in arrays for a, n in enumerate(x.shape) if n > 1 and a != axis}
-        if others:  # channels lie along another axis: the same ones in all parts
+        if others:  # channels along another axis, the same in all parts
             if any(x.shape[axis] > 1 for x in arrays):
                 raise NotPrunable("joins channels along two axes")
             return self.made(call.name, arrays, _all_equal)
@@ -303,7 +301,7 @@ class _Rules(Reader):
         return torch.cat(wide, axis)
 
     def pad(self, call: Call) -> Tensor:
-        """Channels are padded by what stays; maps by a border, where a constant is one no more."""
+        """Padding of channels adds fixed ones; padding of maps makes constants vary."""
         value, widths = ref(call.argument(0, "input")), call.argument(1, "pad")
         mode, fill = call.argument(2, "mode", "constant"), call.argument(3, "value", 0) or 0
         signals, shape = self.of(value), self.trace.shapes[value]
@@ -326,15 +324,14 @@ class _Rules(Reader):
         return signals
 
     def select(self, call: Call) -> Tensor:
-        """Some channels of a tensor: an index of its own, which follows when channels are
-        removed."""
+        """A selection of channels by a buffer, which follows a removal of channels."""
         value, axis, index = (call.argument(i, n) for i, n in enumerate(("input", "dim", "index")))
         name = self.trace.names.get(ref(index))
         if name is None:
             raise NotPrunable("selects channels by a computed index")
         buffer = dict(self.all.model.named_buffers()).get(name)
         if buffer is None or buffer.is_meta:
-            raise NotPrunable("selects channels by an index without content")
+            raise NotPrunable("selects channels by an index that is not a buffer with values")
         stream = self.channels(ref(value), axis)
         inputs = stream[buffer.cpu()]
         own = self.all.axes[name][0]
@@ -345,7 +342,7 @@ class _Rules(Reader):
         return output
 
     def rearrange(self, call: Call) -> list[Tensor]:
-        """Do with the signals what is done with the tensor."""
+        """Applies the operation to the array of signals."""
         value = ref(call.args[0])
         signals, shape = self.of(value), self.trace.shapes[value]
         if signals.numel() == 1:
@@ -386,29 +383,29 @@ class _Rules(Reader):
         return arrays
 
     def plain(self, x: Any) -> Any:
-        """An argument without what the trace knows of it."""
+        """Returns a plain argument, a meta tensor for a Ref."""
         if isinstance(x, Ref):
             return torch.empty(self.trace.shapes[x.value], device="meta")
         return as_int(x)
 
     def check_like(self, call: Call, array: Tensor) -> None:
-        """The shape is another tensor's, whose channels follow."""
+        """Checks a shape taken from another tensor, and joins the channels."""
         other = self.of(ref(call.argument(1, "other")))
         for axis in (axis for axis, n in enumerate(array.shape) if n > 1):
             if other.dim() <= axis or other.shape[axis] != array.shape[axis]:
-                raise NotPrunable("takes a width that does not follow")
+                raise NotPrunable("uses a width that does not follow")
         self.all.join(self.all.atom(array), self.all.atom(other))
 
     def check_index(self, call: Call, signals: Tensor, shape: Sequence[int]) -> None:
-        """An index may not pick channels: it would pick others when some are removed."""
+        """Checks an index: it may not pick channels by number."""
         index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
         if any(isinstance(i, Ref | list) for i in index):
             raise NotPrunable("picks channels by a computed index")
-        given = sum(i is not None and i is not Ellipsis for i in index)
+        count = sum(i is not None and i is not Ellipsis for i in index)
         axis = 0
         for i in index:
             if i is Ellipsis:
-                axis += len(shape) - given
+                axis += len(shape) - count
             elif i is not None:
                 whole = isinstance(i, slice) and range(shape[axis])[_slice(i)] == range(shape[axis])
                 if signals.shape[axis] > 1 and not whole:
@@ -426,23 +423,22 @@ class _Rules(Reader):
                 axis += 1
 
     def check_parts(self, call: Call, arrays: list[Tensor], signals: Tensor) -> None:
-        """Parts of equal width must stay so; widths that are written in code must stay as they
-        are."""
+        """Checks a split: equal parts are joined, widths that follow are noted, others refused."""
         position = 1 if call.name == "unbind" else 2
         axis = call.argument(position, "dim", 0) % signals.dim()
         if signals.shape[axis] == 1:
             return
-        given = [*call.args[1:2], *call.kwargs.values()][0]
-        sizes = given if isinstance(given, tuple | list) else [given]
-        if sizes is given and all(isinstance(n, Width) for n in sizes):
+        size = [*call.args[1:2], *call.kwargs.values()][0]
+        sizes = size if isinstance(size, tuple | list) else [size]
+        if sizes is size and all(isinstance(n, Width) for n in sizes):
             for n, part in zip(sizes, arrays, strict=True):
                 self.count(n, part, axis)
             return
         by_count = "chunk" in call.name or call.name == "tensor_split"
-        by_count = by_count and sizes is not given and not isinstance(given, Dim)
-        known = by_count or all(isinstance(n, Width) or self.follows(n) for n in sizes)
-        if call.name == "unbind" or not known:
-            raise NotPrunable("splits it at widths that are written in the code")
+        by_count = by_count and sizes is not size and not isinstance(size, Dim)
+        follows = by_count or all(isinstance(n, Width) or self.follows(n) for n in sizes)
+        if call.name == "unbind" or not follows:
+            raise NotPrunable("splits it into widths that are written in the code")
         if len({x.shape[axis] for x in arrays}) > 1:
             raise NotPrunable("splits it into unequal parts")
         for x in arrays[1:]:
@@ -454,8 +450,7 @@ class _Rules(Reader):
                 self.tie(n, signals, arrays[0], axis)
 
     def check_view(self, call: Call, array: Tensor) -> None:
-        """A width that is written in code stays: what varies along that axis goes together or
-        not."""
+        """Checks a view: channels along an axis of literal width can only be removed together."""
         sizes: Sequence[Any] = call.args[1:]
         before = rest = 0  # axes that are not in sizes, and do not change
         if call.name == "unflatten":
@@ -483,7 +478,7 @@ class _Rules(Reader):
 
 
 def _evaluate(call: Call, *numbers: Tensor) -> Tensor:
-    """What an elementwise operation makes of constants, NaN where it varies or is not finite."""
+    """Returns an elementwise operation of constants, NaN where it varies or is not finite."""
     varies = torch.stack([x.isnan() for x in numbers]).any(0)
     if call.name == "prelu":
         result = torch.where(numbers[0] >= 0, numbers[0], numbers[0] * numbers[1])
@@ -496,7 +491,7 @@ def _evaluate(call: Call, *numbers: Tensor) -> Tensor:
         args = each(lambda x: next(rest) if isinstance(x, Ref) else x, (call.args, call.kwargs))
         try:
             result = _function(call.name, call.function, *args).to(numbers[0].dtype)
-        except Exception:  # of an argument that constants do not take
+        except Exception:  # an argument that constants do not accept
             return _varying(numbers[0])
     result = result.masked_fill(varies | ~result.isfinite(), math.nan)
     if call.name in PRODUCTS:
@@ -512,13 +507,13 @@ def _function(
     condition = {"where": 0, "masked_fill": 1}.get(name)
     if condition is not None:
         if name == "where" and not (isinstance(args[0], Tensor) and function is torch.where):
-            raise ValueError("a condition that is passed another way")
+            raise ValueError("a condition in another form")
         positional[condition] = args[condition] != 0
     return function(*positional, **kwargs)
 
 
 def _if_zero(x: Tensor) -> Tensor:
-    """Only the constant 0 stays one."""
+    """Keeps the constant 0 only."""
     return x.masked_fill(x != 0, math.nan)
 
 
@@ -527,14 +522,16 @@ def _varying(x: Tensor) -> Tensor:
 
 
 def _truncates(call: Call) -> bool:
-    """Whether a change of type is to one that does not hold every number."""
-    given = (*call.args[1:], *call.kwargs.values())
-    floating = all(x.is_floating_point for x in given if isinstance(x, torch.dtype))
-    return not floating or (call.name == "type" and any(isinstance(x, str | type) for x in given))
+    """Whether a change of dtype may round values."""
+    arguments = (*call.args[1:], *call.kwargs.values())
+    floating = all(x.is_floating_point for x in arguments if isinstance(x, torch.dtype))
+    return not floating or (
+        call.name == "type" and any(isinstance(x, str | type) for x in arguments)
+    )
 
 
 def _blurs(call: Call) -> bool:
-    """Whether a pool makes another number of a constant: at its padding, say."""
+    """Whether a pooling changes a constant, for example by padding."""
     if "lp_pool" in call.name:
         return True
     if "avg_pool" not in call.name or "adaptive" in call.name:
@@ -555,7 +552,7 @@ def _slice(s: slice) -> slice:
 
 
 def _compressed(signals: Tensor) -> Tensor:
-    """The same, with size 1 along every axis along which it is the same."""
+    """Reduces axes along which all signals are equal to size 1."""
     for axis in range(signals.dim()):
         if signals.shape[axis] > 1 and bool((signals == signals.narrow(axis, 0, 1)).all()):
             signals = signals.narrow(axis, 0, 1)
@@ -563,7 +560,7 @@ def _compressed(signals: Tensor) -> Tensor:
 
 
 def _where(call: Call) -> str:
-    """The operation and the module whose code calls it."""
+    """Names the operation and the module that calls it, for reasons."""
     return f"'{call.name}' in {call.module or 'the model'}"
 
 

@@ -1,7 +1,7 @@
-"""What a pruned model has that its full one has not.
+"""Parts that pruning adds to a model.
 
-A batch norm that reads a tensor with several readers selects its channels. A module whose code
-splits channels at an int attribute has that in a buffer, too, for the state dict to tell it.
+A batch norm that reads a tensor with several readers gets a ChannelSelection in front. A module
+that splits channels at an int attribute gets a buffer with its new value, for the state dict.
 """
 
 from collections import OrderedDict
@@ -11,12 +11,12 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-WIDTH = "_as_pruned"  # the buffer is called as the attribute is, with this behind it
+WIDTH = "_as_pruned"  # suffix of the buffer, behind the name of the attribute
 
 
 @torch.fx.wrap  # it asks for the memory format, which a symbolic trace cannot answer
 def select_channels(x: Tensor, index: Tensor) -> Tensor:
-    """The channels ``index`` of ``x``, in its memory format."""
+    """Returns the channels ``index`` of ``x``, in its memory format."""
     if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
         return x.index_select(1, index)
     # Channels last, where index_select is slower (torch 2.14: 5 times) and leaves the format.
@@ -27,7 +27,7 @@ def select_channels(x: Tensor, index: Tensor) -> Tensor:
 
 
 class ChannelSelection(nn.Module):
-    """Pass on the channels ``index`` (int64 [kept], sorted, a buffer) of [n, channels, ...]."""
+    """Selects the channels ``index`` (int64 [kept], sorted, a buffer) of [n, channels, ...]."""
 
     index: Tensor
 
@@ -40,13 +40,12 @@ class ChannelSelection(nn.Module):
 
 
 def selecting(index: Tensor, norm: nn.Module) -> nn.Sequential:
-    """``norm`` of the channels ``index``: its entries of the state dict get the prefix
-    ``norm.``."""
+    """Returns ``norm`` behind a selection of ``index``, as modules ``select`` and ``norm``."""
     return nn.Sequential(OrderedDict(select=ChannelSelection(index), norm=norm))
 
 
 def selections(model: nn.Module) -> Iterator[tuple[str, nn.Sequential]]:
-    """The batch norms of a pruned ``model`` that select, by the names of these in the full one."""
+    """Yields the selecting batch norms of a pruned model, with their names in the full model."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Sequential) and isinstance(
             getattr(module, "select", None), ChannelSelection
@@ -55,7 +54,7 @@ def selections(model: nn.Module) -> Iterator[tuple[str, nn.Sequential]]:
 
 
 def name_in(model: nn.Module, name: str) -> str:
-    """What a batch norm called ``name`` is called in ``model`` after channels were removed."""
+    """Returns the name of batch norm ``name`` in ``model``, from which channels may be removed."""
     module = model.get_submodule(name)
     selects = isinstance(module, nn.Sequential) and isinstance(
         getattr(module, "select", None), ChannelSelection

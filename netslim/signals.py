@@ -1,10 +1,10 @@
-"""What a model does with its channels, from which the dependency graph is made.
+"""Channels of a traced model as signals, from which the dependency graph is made.
 
 Every channel of a tensor is a *signal*; a tensor carries an integer array of them that broadcasts
 to its shape, [1, C, 1, 1] for most. Every signal belongs to an *atom*, an index along an axis of a
-parameter (row 3 of a convolution's weight, say). Atoms that an operation combines (the two sides
-of an addition, an input and an output of a depthwise convolution) are joined by an *edge*: they
-can only be removed together. Atom 0 is what can never be removed.
+parameter (such as row 3 of a convolution's weight). Atoms that an operation combines (the two
+sides of an addition, input and output of a depthwise convolution) are joined by an *edge*: they
+can only be removed together. Atom 0 can never be removed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,24 +17,23 @@ from torch import Tensor, nn
 from netslim.sizes import Dim, Source, Width
 from netslim.trace import Call, Ref, Trace
 
-FIXED, VARYING, ZERO = 0, 0, 1  # the atom that stays; the signal of unknown values; that of padding
+FIXED, VARYING, ZERO = 0, 0, 1  # atom 0; the signal of unknown values; the signal of padding
 
 
 @dataclass
 class Step:
-    """An operation that makes new signals of others, for the values that these can have.
+    """An operation that computes new signals from others.
 
     Attributes:
         kind: "convolution" (in one group), "grouped", "linear", "norm", "select", "elementwise",
             "known" (a parameter) or "other" (reads only).
-        name: of the operation, or of the layer.
-        inputs, output: signals.
-        call: the operation, with its arguments.
-        function: of an elementwise operation, on the values of its inputs (float64, NaN: varies).
-        weight, bias, mean, variance: parameters and buffers of a layer, by name in the state dict;
-            "" for none.
-        stream: all signals that a selection chooses from.
-        training: whether it is seen in training mode.
+        name: name of the operation or layer.
+        inputs, output: arrays of signals.
+        call: the recorded call with its arguments.
+        function: the elementwise operation on constants (float64, NaN: varies).
+        weight, bias, mean, variance: names of a layer's parameters and buffers, "" for none.
+        stream: the signals from which a selection chooses.
+        training: whether it was recorded in training mode.
     """
 
     kind: str
@@ -52,7 +51,7 @@ class Step:
 
     @property
     def options(self) -> "Options":
-        """How a convolution is computed."""
+        """The arguments of a convolution."""
         assert self.call is not None
         return options(self.call)
 
@@ -62,7 +61,7 @@ class Step:
 
     @property
     def bordered(self) -> bool:
-        """Whether a constant gives no constant: at zero padding, or between strides."""
+        """Whether a constant input gives no constant: because of zero padding or strides."""
         if self.kind == "linear":
             return False
         padding = self.options.padding
@@ -89,9 +88,9 @@ def options(call: Call) -> Options:
     transposed, axes = "transpose" in call.name, int(call.name[-2])
 
     def each(position: int, name: str, default: int) -> Any:
-        given = call.argument(position, name, default)
-        given = (given,) if isinstance(given, int) else given
-        return given if isinstance(given, str) else tuple(given) * (axes // len(given))
+        value = call.argument(position, name, default)
+        value = (value,) if isinstance(value, int) else value
+        return value if isinstance(value, str) else tuple(value) * (axes // len(value))
 
     stride, padding = each(3, "stride", 1), each(4, "padding", 0)
     dilation = each(7 if transposed else 5, "dilation", 1)
@@ -99,28 +98,32 @@ def options(call: Call) -> Options:
 
 
 class NotPrunable(Exception):
-    """Why channels cannot be removed: what an operation does with them."""
+    """The reason why an operation keeps channels from being removed."""
 
 
 @dataclass
 class Signals:
-    """All that was seen, for all traces of a model."""
+    """Signals, atoms and steps of all traces of a model."""
 
     model: nn.Module
-    # Atoms by signal, with room to grow.
+    # The atom of each signal, with spare capacity.
     table: Tensor = field(default_factory=lambda: torch.zeros(1024, dtype=torch.int64))
     count: int = 0
     atom_count: int = 1
     edges: list[Tensor] = field(default_factory=list)  # [2, n] pairs of atoms
-    pins: list[tuple[Tensor, str]] = field(default_factory=list)  # atoms that stay, and why
+    pins: list[tuple[Tensor, str]] = field(
+        default_factory=list
+    )  # atoms that cannot be removed, with the reason
     axes: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)  # atoms of parameters
     known: list[Tensor] = field(default_factory=list)  # signals of parameters
     steps: list[Step] = field(default_factory=list)
-    dropped: list[Tensor] = field(default_factory=list)  # signals that dropout draws numbers for
-    # The atoms that an int of a module counts, once for each place where it does.
+    dropped: list[Tensor] = field(default_factory=list)  # inputs of dropout
+    # For each int attribute of a module, the atoms that it counts, per use.
     widths: dict[Source, list[Tensor]] = field(default_factory=dict)
-    parts: list[Tensor] = field(default_factory=list)  # atoms of slices, which keep one of them
-    fixed: set[Source] = field(default_factory=set)  # ints of modules that code uses otherwise
+    parts: list[Tensor] = field(
+        default_factory=list
+    )  # atoms of slices, which keep at least one channel
+    fixed: set[Source] = field(default_factory=set)  # int attributes that code uses in other ways
 
     def __post_init__(self) -> None:
         self.new(torch.zeros(2, dtype=torch.int64))  # VARYING and ZERO
@@ -135,13 +138,13 @@ class Signals:
                     self.owner[name] = module, path, key
 
     def fresh(self, count: int) -> Tensor:
-        """New atoms."""
+        """Returns ``count`` new atoms."""
         atoms = torch.arange(self.atom_count, self.atom_count + count)
         self.atom_count += count
         return atoms
 
     def new(self, atoms: Tensor) -> Tensor:
-        """New signals, one for each of ``atoms``, in their shape."""
+        """Returns new signals of these atoms, in their shape."""
         start, self.count = self.count, self.count + atoms.numel()
         if self.count > len(self.table):
             self.table = torch.cat((self.table, torch.zeros(self.count, dtype=torch.int64)))
@@ -149,7 +152,7 @@ class Signals:
         return torch.arange(start, self.count).view(atoms.shape)
 
     def atom(self, signals: Tensor) -> Tensor:
-        """The atoms of ``signals``, in their shape."""
+        """Returns the atoms of ``signals``, in their shape."""
         return self.table[signals]
 
     def join(self, a: Tensor, b: Tensor) -> None:
@@ -160,23 +163,23 @@ class Signals:
         self.pins.append((atoms.flatten().unique(), reason))
 
     def join_widths(self) -> None:
-        """An int of a module counts the same channels wherever it is used, or stays."""
+        """Joins the channels that one int attribute counts in several places, or pins them."""
         for source, counted in self.widths.items():
             for atoms in counted[1:]:
                 self.join(counted[0], atoms)
             if source in self.fixed:
                 module, attribute, _ = source
                 name = f"{module}.{attribute}".lstrip(".")
-                self.pin(torch.cat(counted), f"code does not only split at {name}")
+                self.pin(torch.cat(counted), f"code uses {name} for more than splitting")
 
 
 class Reader:
-    """The signals of every value of one trace; :mod:`netslim.rules` says what operations do."""
+    """Signals of all values of one trace; the operations are in :mod:`netslim.rules`."""
 
     def __init__(self, all_: Signals, trace: Trace, training: bool) -> None:
         self.all, self.trace, self.training = all_, trace, training
         self.signals: dict[int, Tensor] = {}
-        self.counted: set[int] = set()  # ids of the widths of a call that are known to follow
+        self.counted: set[int] = set()  # ids of a call's widths that can follow a removal
 
     def step(
         self,
@@ -191,7 +194,7 @@ class Reader:
         self.all.steps.append(Step(kind, name, inputs, output, *more, **of))
 
     def of(self, value: int) -> Tensor:
-        """The signals of a value, [1, ..., C, ..., 1]."""
+        """Returns the signals of a value, [1, ..., C, ..., 1]."""
         if value not in self.signals:
             shape, name = self.trace.shapes[value], self.trace.names.get(value)
             flat = torch.full([1] * len(shape), VARYING)
@@ -208,13 +211,13 @@ class Reader:
         return self.signals[value]
 
     def give(self, value: int, signals: Tensor) -> None:
-        """Set the signals of a value that is made."""
+        """Sets the signals of a computed value."""
         if not fits(signals, self.trace.shapes[value]):
-            raise NotPrunable("gives another shape than expected")
+            raise NotPrunable("returns another shape than expected")
         self.signals[value] = signals
 
     def stop(self, call: Call, reason: str) -> None:
-        """Everything that ``call`` reads stays as it is."""
+        """Pins all channels that ``call`` reads."""
         inputs = [self.of(value) for value in call.refs()]
         for signals in inputs:
             self.all.pin(self.all.atom(signals), reason)
@@ -223,7 +226,7 @@ class Reader:
             self.signals[value] = torch.full([1] * len(self.trace.shapes[value]), VARYING)
 
     def made(self, name: str, inputs: list[Tensor], function: Callable[..., Tensor]) -> Tensor:
-        """New signals, each a function of the inputs' in its place; all of these are joined."""
+        """Returns new signals, elementwise functions of the inputs, and joins their atoms."""
         shape = torch.broadcast_shapes(*(x.shape for x in inputs))
         inputs = [x.expand(shape) for x in inputs]
         atoms = self.all.atom(inputs[0])
@@ -234,7 +237,7 @@ class Reader:
         return output
 
     def channels(self, value: int, axis: int) -> Tensor:
-        """The signals along the one axis that may have channels, [size]."""
+        """Returns the signals along ``axis``, [size]; no other axis may have channels."""
         signals, shape = self.of(value), self.trace.shapes[value]
         axis %= max(len(shape), 1)
         if any(n > 1 for i, n in enumerate(signals.shape) if i != axis):
@@ -242,7 +245,7 @@ class Reader:
         return signals.flatten().expand(shape[axis])
 
     def along(self, signals: Tensor, axis: int) -> Tensor:
-        """The atoms along an axis, one where all are the same."""
+        """Returns the atoms along an axis, one if all are equal."""
         if axis >= signals.dim() or signals.shape[axis] == 1:
             return torch.zeros(1, dtype=torch.int64)
         first = signals.movedim(axis, 0).flatten(1)
@@ -251,26 +254,26 @@ class Reader:
         return self.all.atom(first[:, 0])
 
     def counts(self, n: Dim) -> list[Tensor]:
-        """The atoms of the channels of which a size is read."""
+        """Returns the atoms of the channels that a size counts."""
         read = [self.along(self.of(value), axis) for value, axis in sorted(n.axes)]
         return [atoms for atoms in read if len(atoms) > 1]
 
     def follows(self, n: Any) -> bool:
-        """Whether a size is read from channels."""
+        """Whether ``n`` is a size that counts channels."""
         return isinstance(n, Dim) and bool(self.counts(n))
 
     def tie(self, n: Dim, whole: Tensor, signals: Tensor, axis: int) -> None:
-        """Channels along an axis, of those of ``whole``, stay as many as a size says."""
+        """Joins the channels along an axis of ``signals`` with those that the size ``n`` counts."""
         read = self.counts(n)
         if torch.equal(torch.cat(read).unique(), self.all.atom(whole).unique()):
             return  # its own size
         short, long = sorted((self.along(signals, axis), torch.cat(read)), key=len)
         if len(read) > 1 or len(long) % len(short):
-            raise NotPrunable("takes the width of others")
+            raise NotPrunable("uses the width of other channels")
         self.all.join(short, long.view(-1, len(short)))
 
     def count(self, width: Width, signals: Tensor, axis: int) -> None:
-        """An int of a module says how many channels there are along an axis."""
+        """Notes that an int attribute counts the channels along an axis."""
         shape = [int(width) if a == axis else n for a, n in enumerate(signals.shape)]
         atoms = self.along(signals.expand(shape), axis)
         self.all.widths.setdefault(width.source, []).append(atoms.repeat(width.times))

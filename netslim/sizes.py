@@ -1,19 +1,18 @@
-"""Ints that know where they come from: sizes of tensors, and attributes of modules.
+"""Ints that record their origin: sizes of tensors, and int attributes of modules.
 
-Both are ints for the code that is recorded. What it makes of them tells whether a width follows
-when channels are removed.
+Recorded code sees plain ints. Its use of them shows whether a width follows a removal of channels.
 """
 
 import operator
 from collections.abc import Callable
 from typing import Any
 
-# An int of a module: its name, the attribute, and the position in a list (0 where it is none).
+# An int attribute: name of the module, attribute, and position in a list (0 if it is no list).
 Source = tuple[str, str, int]
 
 
 class Width(int):
-    """An int of a module, its ``source``, or what is left of it when divided by ``times``."""
+    """The int attribute ``source``, divided by ``times``."""
 
     source: Source
     times: int
@@ -32,11 +31,10 @@ class Width(int):
 
 
 class Setting:
-    """A :class:`Width` that code cannot use without being noticed.
+    """A :class:`Width` that reports every use.
 
-    It passes for an int, and whatever asks for its value is told to ``used``, but for a division
-    that leaves no remainder. Functions that torch has in C take no such object: code that gives it
-    to one of them cannot be run with it.
+    It passes for an int. ``used`` is called with its source when its value is read, except by a
+    division without remainder. torch's C functions do not accept it.
     """
 
     width = Width()
@@ -58,7 +56,7 @@ class Setting:
 
 
 def as_plain(x: Any) -> Any:
-    """Without being an attribute of a module."""
+    """Returns ``x``, as a plain int if it is an attribute of a module."""
     return int(x) if type(x) is Setting or type(x) is Width else x
 
 
@@ -84,15 +82,15 @@ setattr(Setting, "__rdivmod__", _reflected(divmod))  # noqa: B010
 
 
 class Dim(int):
-    """A size that was read from tensors: ``axes`` names them, as (value, axis).
+    """A size read from tensors: ``axes`` are their (value, axis) pairs.
 
-    Sums and multiples keep them, so that a view to ``c // 2`` channels is told from one to a
-    literal 32. What else code does with a size (compares it, divides by it) is told to ``used``.
+    Sums and multiples keep the axes, which distinguishes a view to ``c // 2`` channels from one to
+    a literal 32. ``used`` is called for any other use (comparing, dividing by it).
     """
 
     axes: frozenset[tuple[int, int]] = frozenset()
     used: Callable[..., None] = staticmethod(lambda *_: None)
-    divisor = 0  # of a remainder
+    divisor = 0  # of the remainder that this is
 
     @classmethod
     def of(cls, size: int, axes: frozenset[tuple[int, int]], used: Callable[..., None]) -> "Dim":
@@ -102,7 +100,7 @@ class Dim(int):
 
 
 def _keeping(operation: str) -> Callable[..., Any]:
-    """Arithmetic that follows when channels are removed."""
+    """Wraps an operation whose result follows a removal of channels."""
     plain = getattr(int, operation)
 
     def method(self: Dim, other: Any) -> Any:
@@ -120,7 +118,7 @@ def _keeping(operation: str) -> Callable[..., Any]:
 
 
 def _using(operation: str) -> Callable[..., Any]:
-    """What does not follow."""
+    """Wraps an operation whose result does not follow."""
     plain = getattr(int, operation)
 
     def method(self: Dim, *others: Any) -> Any:
@@ -161,20 +159,20 @@ class Shape(tuple[int, ...]):
 
 
 def as_width(x: Any) -> Any:
-    """The same without a :class:`Setting`, which a slice may have, too."""
+    """Replaces a :class:`Setting`, also in a slice, by its :class:`Width`."""
     if type(x) is slice:
         return slice(as_width(x.start), as_width(x.stop), as_width(x.step))
     return x.width if type(x) is Setting else x
 
 
 def widths_in(x: Any) -> list[Width]:
-    """Those in an argument, which may be a slice."""
+    """Returns the :class:`Width`\ s in an argument or slice."""
     each = (x.start, x.stop, x.step) if type(x) is slice else (x,)
     return [n for n in each if type(n) is Width]
 
 
 def as_int(x: Any) -> Any:
-    """Without anything else than its value."""
+    """Replaces recording ints, also in a slice, by plain ones."""
     if type(x) is slice:
         return slice(as_int(x.start), as_int(x.stop), as_int(x.step))
     return int(x) if isinstance(x, Dim | Width) else x

@@ -1,4 +1,4 @@
-"""Removing channels from a model: :func:`prune`."""
+"""Removal of channels from a model: :func:`prune`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,21 +17,20 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @dataclass
 class Report:
-    """What :func:`prune` did.
+    """Result of :func:`prune`; printed as text.
 
     Attributes:
         channels: {name of the batch norm: (before, after)}.
-        silent: removed channels that gave 0 on every input; nothing is lost with them.
-        folded: removed channels that gave a constant other than 0, which is folded into what
-            follows.
-        alive: those of the two whose scaling factor was not 0: the outputs change with them.
-        staying: {name: channels that were to be removed and stay, because what reads them needs
-            them}.
-        carriers: channels that were to be removed and stay, with γ = 0, to carry the constants of
-            removed ones to where the zero padding of a convolution cuts them off.
-        reasons: {name: why none of its channels can be removed}.
+        silent: number of removed channels that were 0 for every input.
+        folded: number of removed channels with another constant, which is folded into the layers
+            behind.
+        alive: number of removed channels with γ ≠ 0: the outputs change.
+        staying: {name: number of channels that stay because other layers need them}.
+        carriers: number of channels that stay, with γ = 0, to carry the constants of removed ones
+            through zero padding.
+        reasons: {name: reason} of batch norms without removable channels.
         parameters: (before, after).
-        selections: batch norms that now select their channels from a stream.
+        selections: names of the batch norms that now select their channels from a stream.
         difference: the largest change of an output on the example, None if it was not measured.
         largest: the largest output on the example, for comparison.
     """
@@ -81,23 +80,21 @@ class Report:
 
 @dataclass
 class Removal:
-    """What has to be done to remove channels from a model.
+    """Plan of a removal, made by :func:`plan_removal` for :func:`apply_removal`.
 
     Attributes:
-        gone: bool by class of the graph.
-        constants: by signal: what it is on every input, NaN where it varies.
-        keep: {name of the batch norm: bool [channels]}, what stays of the prunable ones.
-        carriers: bool by class: they stay with γ = 0, see :meth:`Folding.carriers`.
-        index: {entry of the state dict: the indices that stay, by axis}, for all that gets smaller.
-        selects: {batch norm, or index of a selection: int64 indices of what it reads}, where it has
-            to select.
-        wholes: selections of all that is left of their stream, which are not needed any more.
-        widths: {attribute of a module: its new value}, of ints that split channels, see
-            :func:`set_width`.
-        added: {entry of the state dict: what is added to it}; a bias that is missing is made.
+        removed_classes: bool [classes of the graph].
+        constants: float64 [signals]: the value for every input, NaN where it varies.
+        keep: {name of a batch norm: bool [channels]}, True where a channel stays.
+        carriers: bool [classes]: channels that stay with γ = 0, see :class:`Folding`.
+        index: {entry of the state dict: kept indices along each axis}, for entries that shrink.
+        selects: {batch norm, or index of a selection: int64 indices into its input}.
+        wholes: selections of a whole stream, which are dropped.
+        widths: {int attribute of a module: new value}, see :func:`set_width`.
+        added: {entry of the state dict: correction to add}; missing biases are created.
     """
 
-    gone: Tensor
+    removed_classes: Tensor
     constants: Tensor
     keep: dict[str, Tensor]
     carriers: Tensor
@@ -108,7 +105,7 @@ class Removal:
     added: dict[str, Tensor] = field(default_factory=dict)
 
     def full_name(self, name: str) -> str:
-        """What an entry of the smaller model's state dict is called in the full one."""
+        """Returns the full model's name of an entry of the pruned model's state dict."""
         path, _, key = name.rpartition(".")
         if path in self.wholes:
             return f"{path}.norm.{key}"
@@ -116,16 +113,16 @@ class Removal:
         return f"{full}.{key}" if full in self.selects else name
 
     def part(self, name: str, x: Tensor) -> Tensor:
-        """What stays of ``x``, which has the shape of the full model's ``name``."""
+        """Returns the kept part of ``x``, which has the shape of the full model's ``name``."""
         for axis, kept in enumerate(self.index.get(name, ())[: x.dim()]):
             if len(kept) < x.shape[axis]:
                 x = x.index_select(axis, kept.to(x.device))
         return x
 
-    def put_back(self, part: Mapping[str, Tensor], full: Mapping[str, Tensor]) -> None:
-        """Write ``part``, entries of the smaller model, to where in ``full`` they came from.
+    def scatter_into(self, part: Mapping[str, Tensor], full: Mapping[str, Tensor]) -> None:
+        """Writes ``part``, entries of the pruned model, into their places in ``full``, in place.
 
-        What was removed stays as ``full`` has it, and so do the indices of selections.
+        Removed elements of ``full`` and the indices of selections keep their values.
         """
         for name, value in part.items():
             if name.endswith((".select.index", WIDTH)):
@@ -144,15 +141,19 @@ def plan_removal(
     model: nn.Module | None = None,
     streams: bool = True,
 ) -> Removal:
-    """What it takes to remove the channels that ``keep`` does not keep from ``model``.
+    """Plans the removal of the channels with False in ``keep``.
 
-    ``model`` is the graph's own, or one of the same code. Without ``streams``, a stream keeps
-    channels that nobody reads any more. A layer of which nothing would be left keeps its first
-    channel.
+    A layer that would lose all its channels keeps the first one.
+
+    Args:
+        graph: dependency graph.
+        keep: {name of a batch norm: bool [channels]}; unnamed batch norms keep all.
+        model: the graph's model (default), or one of the same code.
+        streams: whether stream channels that no layer reads any more are removed, too.
 
     Raises:
-        ValueError: ``keep`` names a batch norm that has no removable channels, or is of another
-            width.
+        ValueError: ``keep`` names a batch norm without removable channels, or a mask has another
+            length.
     """
     model, prunable = graph.model if model is None else model, graph.prunable()
     for name, mask in keep.items():
@@ -175,21 +176,23 @@ def plan_removal(
     folding = Folding(graph, model)
     constants = constants_of(graph, tensors, masked)
     while True:
-        gone = _gone(graph, constants, stays | carriers, folding)
-        left = {n: m & (gone | carriers)[graph.norm_classes(n)] for n, m in masked.items()}
+        removed_classes = _gone(graph, constants, stays | carriers, folding)
+        left = {
+            n: m & (removed_classes | carriers)[graph.norm_classes(n)] for n, m in masked.items()
+        }
         if any(not torch.equal(left[name], masked[name]) for name in masked):
             masked, constants = left, constants_of(graph, tensors, left)
-        elif folding.more_carriers(gone, constants, carriers):
+        elif folding.more_carriers(removed_classes, constants, carriers):
             continue
-        elif empty := [c for c in _written(graph) if gone[c].all()]:
-            for classes in empty:  # every layer keeps a channel
+        elif empty := [c for c in _written(graph) if removed_classes[c].all()]:
+            for classes in empty:  # a layer keeps at least one channel
                 stays[classes[0]] = True
         else:
             break
     names = [name for name in prunable if name in graph.norms or name in keep]
-    kept = {name: ~gone[graph.norm_classes(name)] for name in names}
-    index, selects, wholes = _indices(graph, gone)
-    added = folding.corrections(tensors, gone, constants, carriers)
+    kept = {name: ~removed_classes[graph.norm_classes(name)] for name in names}
+    index, selects, wholes = _indices(graph, removed_classes)
+    added = folding.corrections(tensors, removed_classes, constants, carriers)
     for name, mask in masked.items():
         carrying = mask & carriers[graph.norm_classes(name)]
         if carrying.any():
@@ -197,45 +200,47 @@ def plan_removal(
             added[weight] = -double(tensors[weight]) * carrying
     widths: dict[str, Tensor] = {}
     for (path, attribute, position), classes in graph.widths.items():
-        if gone[classes].any():
+        if removed_classes[classes].any():
             old = torch.tensor(vars(model.get_submodule(path))[attribute])
             new = widths.setdefault(f"{path}.{attribute}".lstrip("."), old)
-            new.view(-1)[position] = (~gone[classes]).sum()
-    return Removal(gone, constants, kept, carriers, index, selects, wholes, widths, added)
+            new.view(-1)[position] = (~removed_classes[classes]).sum()
+    return Removal(
+        removed_classes, constants, kept, carriers, index, selects, wholes, widths, added
+    )
 
 
 def _written(graph: Graph) -> list[Tensor]:
-    """Classes of what each layer writes, and of what is split from it."""
-    makers = [s for s in graph.steps if s.kind in (*LAYERS, "norm", "select")]
-    written = [graph.classes_of(s.output) for s in makers if s.output is not None]
+    """Classes of the outputs of each layer, and of their parts after a split."""
+    layers = [s for s in graph.steps if s.kind in (*LAYERS, "norm", "select")]
+    written = [graph.classes_of(s.output) for s in layers if s.output is not None]
     return [*written, *graph.parts]
 
 
 def _gone(graph: Graph, constants: Tensor, stays: Tensor, folding: Folding) -> Tensor:
-    """The classes that nobody needs: each reader sees a constant, or loses the channel itself."""
-    gone = graph.reached & ~graph._pins & ~stays
+    """Classes that no reader needs: it sees a constant, or loses the channel itself."""
+    removed_classes = graph.reached & ~graph._pins & ~stays
     for step, classes in graph._readers:
         if step.kind in ("convolution", "linear"):
             seen = constants[step.inputs[0]]
             needed = seen.isnan() if step.weight in folding.folds else seen != 0  # NaN is not 0
-            gone[classes[needed]] = False
+            removed_classes[classes[needed]] = False
     selecting_ = [(s, classes) for s, classes in graph._readers if s.kind in ("norm", "select")]
     while True:
-        before = gone.clone()
+        before = removed_classes.clone()
         for step, classes in selecting_:
             assert step.output is not None
-            gone[classes[~gone[graph.classes_of(step.output)]]] = False
-        if torch.equal(gone, before):
-            return gone
+            removed_classes[classes[~removed_classes[graph.classes_of(step.output)]]] = False
+        if torch.equal(removed_classes, before):
+            return removed_classes
 
 
 def _indices(
-    graph: Graph, gone: Tensor
+    graph: Graph, removed_classes: Tensor
 ) -> tuple[dict[str, tuple[Tensor, ...]], dict[str, Tensor], list[str]]:
     """``index``, ``selects`` and ``wholes`` of a :class:`Removal`."""
     index = {}
     for name, axes in graph._axes.items():
-        stays = [~gone[graph.classes[atoms]] for atoms in axes]
+        stays = [~removed_classes[graph.classes[atoms]] for atoms in axes]
         if not name.endswith(":out") and not all(x.all() for x in stays):
             index[name] = tuple(x.nonzero().flatten() for x in stays)
     selects, wholes = {}, set()
@@ -244,11 +249,11 @@ def _indices(
         if step.kind not in ("norm", "select") or step.output is None:
             continue
         stream = classes if step.stream is None else graph.classes_of(step.stream)
-        there = (~gone[stream]).cumsum(0) - 1  # positions in what is left of the stream
+        positions = (~removed_classes[stream]).cumsum(0) - 1  # in the pruned stream
         if step.kind == "select":
-            there = there[buffers[step.name].cpu()]
-        chosen = there[~gone[graph.classes_of(step.output)]]
-        whole = len(chosen) == int((~gone[stream]).sum())
+            positions = positions[buffers[step.name].cpu()]
+        chosen = positions[~removed_classes[graph.classes_of(step.output)]]
+        whole = len(chosen) == int((~removed_classes[stream]).sum())
         if step.kind == "select" or not whole:
             selects[step.name] = chosen
         if step.kind == "select" and whole:
@@ -258,7 +263,7 @@ def _indices(
 
 @torch.no_grad()
 def apply_removal(graph: Graph, model: Model, removal: Removal) -> Model:
-    """A new model of the kept channels only; ``model`` stays as it is."""
+    """Returns a new model without the removed channels; ``model`` is not changed."""
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     less = removal.index.keys() | removal.selects.keys() | removal.added.keys()
     small = copied(
@@ -266,9 +271,9 @@ def apply_removal(graph: Graph, model: Model, removal: Removal) -> Model:
     )
     for path, module in list(small.named_modules()):
         if isinstance(module, torch.jit.ScriptModule):
-            continue  # whose layers all stay
+            continue  # its layers are never pruned
         name = f"{path}.bias".lstrip(".")
-        if name in removal.added and name not in named:  # a layer that had none
+        if name in removal.added and name not in named:  # a layer without a bias
             weight: Any = module.weight
             kept = removal.index.get(f"{path}.weight".lstrip("."), (slice(None),))[0]
             rows = removal.added[name][kept].to(weight)
@@ -293,7 +298,7 @@ def apply_removal(graph: Graph, model: Model, removal: Removal) -> Model:
 
 
 def _smaller(x: Tensor, name: str, removal: Removal) -> Tensor:
-    """What is left of an entry of the state dict."""
+    """Returns the kept part of an entry of the state dict, corrected."""
     new = x.detach()
     if name in removal.selects:  # the index of a selection
         new = removal.selects[name].to(x)
@@ -308,7 +313,7 @@ def _smaller(x: Tensor, name: str, removal: Removal) -> Tensor:
 
 
 def set_width(model: nn.Module, name: str, width: Tensor) -> None:
-    """Set an int attribute of a module, or a list of them, and have the state dict tell it."""
+    """Sets an int (or list of ints) attribute of a module, and its buffer in the state dict."""
     path, _, attribute = name.rpartition(".")
     module, new = model.get_submodule(path), width.tolist()
     old = vars(module)[attribute]
@@ -318,7 +323,7 @@ def set_width(model: nn.Module, name: str, width: Tensor) -> None:
 
 
 def resize(module: nn.Module) -> None:
-    """Have the attributes of one of torch's layers say how large its weight is."""
+    """Sets the size attributes of one of torch's layers to the shape of its weight."""
     match module:
         case nn.modules.conv._ConvNd() if module.weight is not None:
             rows, columns = module.weight.shape[:2]
@@ -346,18 +351,18 @@ def report_of(
     silent = folded = alive = carriers = 0
     channels, staying = {}, {}
     for name, stays in removal.keep.items():
-        gone = ~stays
-        channels[name] = len(gone), int(stays.sum())
+        removed_classes = ~stays
+        channels[name] = len(removed_classes), int(stays.sum())
         if name in keep:
             more = ~keep[name].cpu() & stays
             carrying = int((more & removal.carriers[graph.norm_classes(name)]).sum())
             carriers += carrying
             if int(more.sum()) > carrying:
                 staying[name] = int(more.sum()) - carrying
-        zero = graph.behind(name, removal.constants)[gone] == 0
+        zero = graph.behind(name, removal.constants)[removed_classes] == 0
         silent, folded = silent + int(zero.sum()), folded + int((~zero).sum())
         weight = model.get_parameter(f"{name}.weight".lstrip("."))
-        alive += int((weight.detach().cpu()[gone] != 0).sum())
+        alive += int((weight.detach().cpu()[removed_classes] != 0).sum())
     before, after = (sum(p.numel() for p in m.parameters()) for m in (model, small))
     return Report(
         channels,
@@ -373,17 +378,16 @@ def report_of(
 
 
 def prune(model: Model, keep: Mapping[str, Tensor], example: Any) -> tuple[Model, Report]:
-    """Remove channels: a smaller model of the same class, with torch's own layers.
+    """Removes channels; returns a smaller model of the same class, with torch's own layers.
 
-    Removed channels are taken as γ = 0; the constants that they then give are folded into what
-    reads them. ``model`` stays as it is.
+    Removed channels are treated as γ = 0; their constant outputs are folded into the layers that
+    read them. ``model`` is not changed.
 
     Args:
         model: any module that :func:`netslim.analyze` can run.
         keep: {name of a batch norm: bool [channels]}, True where a channel is kept. Batch norms
-            that are not named keep all; a layer of which nothing would be left keeps its first
-            channel.
-        example: what the forward pass of ``model`` takes, as for :func:`netslim.analyze`.
+            that are not named keep all; a layer that would lose all channels keeps its first.
+        example: arguments of the forward pass, as for :func:`netslim.analyze`.
 
     Returns:
         The smaller model and a :class:`Report`.
@@ -401,7 +405,7 @@ def prune(model: Model, keep: Mapping[str, Tensor], example: Any) -> tuple[Model
 
 @torch.no_grad()
 def _compare(model: nn.Module, small: nn.Module, example: Any) -> tuple[float, float]:
-    """The largest difference of the outputs in evaluation mode, and the largest output."""
+    """Largest difference of the outputs in evaluation mode, and the largest output."""
     before = _outputs(model, example)
     try:
         after = _outputs(small, example)

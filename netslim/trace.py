@@ -1,4 +1,4 @@
-"""Record what a model computes on an example, as torch sees it: one call after another.
+"""Recording of the torch calls that a model makes on an example.
 
 The model is run, not traced symbolically: every operation goes through a ``TorchFunctionMode``, so
 any code that runs is recorded, conditions on shapes are answered by the example, and layers are
@@ -27,7 +27,7 @@ from netslim.selection import ChannelSelection
 from netslim.sizes import Dim, Setting, Shape, Source, Width, as_int, as_plain, as_width, widths_in
 
 Model = TypeVar("Model", bound=nn.Module)
-# What asks about a tensor without reading its values, and gives no tensor.
+# Queries that read no values of a tensor and return none.
 QUERIES = set(
     "dim ndim ndimension dtype device layout requires_grad is_cuda is_meta is_contiguous"
     " is_floating_point is_complex stride storage_offset get_device element_size itemsize nbytes"
@@ -36,57 +36,60 @@ QUERIES = set(
     " is_shared".split()
 )
 
-CONTAINERS = (tuple, list, dict, deque)  # and what is derived of them, in calls
-SPLITTING = {"split", "split_with_sizes", "getitem"}  # what may be told an int of a module
+CONTAINERS = (tuple, list, dict, deque)  # and their subclasses, as arguments of calls
+SPLITTING = {
+    "split",
+    "split_with_sizes",
+    "getitem",
+}  # operations whose int arguments may be attributes
 ATOMS = {int, float, bool, str, type(None), torch.dtype, torch.device, torch.Size}
 # Layers whose attributes follow their weights.
 RESIZED = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.PReLU)
-SMALL = 16_384  # numbers, of an example that is computed sooner than the meta device is imported
+SMALL = 16_384  # elements: such examples are computed faster than the meta device is imported
 
 
 @dataclass(frozen=True)
 class Ref:
-    """A tensor among the arguments of a call: its number in the trace."""
+    """A tensor argument: its number in the trace."""
 
     value: int
 
 
 @dataclass
 class Call:
-    """One operation: ``name`` as torch has it, without underscores; ``module`` is where it is
-    called."""
+    """One operation: torch's ``name`` without underscores, called in ``module``."""
 
     name: str
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    outputs: Any  # as the function gives it, tensors as Ref
+    outputs: Any  # the function's result, tensors as Ref
     module: str
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """An argument, however it was passed."""
+        """Returns an argument that was passed by position or by name."""
         return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
 
     def refs(self) -> list[int]:
-        """Numbers of the tensors that it reads."""
+        """Returns the numbers of the tensor arguments."""
         return [x.value for x in leaves((self.args, self.kwargs)) if isinstance(x, Ref)]
 
 
 @dataclass
 class Trace:
-    """What a model did with an example. Values are numbered in the order in which they were met."""
+    """The calls of a model on an example. Values are numbered in order of appearance."""
 
     calls: list[Call] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)  # of parameters and buffers, by value
     outputs: list[int] = field(default_factory=list)
-    unseen: list[int] = field(default_factory=list)  # values that come from nowhere
-    split: set[Source] = field(default_factory=set)  # ints of modules that calls split at
-    fixed: set[Source] = field(default_factory=set)  # those that code uses otherwise, too
+    unseen: list[int] = field(default_factory=list)  # values of unknown origin
+    split: set[Source] = field(default_factory=set)  # int attributes at which calls split
+    fixed: set[Source] = field(default_factory=set)  # int attributes with other uses
 
 
 def each(function: Callable[[Any], Any], x: Any) -> Any:
-    """The same tuples, lists and dicts with what ``function`` makes of all else in them."""
+    """Maps ``function`` over the leaves of nested tuples, lists and dicts."""
     kind = type(x)
     if kind is tuple or kind is list:
         return kind([each(function, y) for y in x])
@@ -96,14 +99,14 @@ def each(function: Callable[[Any], Any], x: Any) -> Any:
 
 
 def leaves(x: Any) -> list[Any]:
-    """All else than tuples, lists and dicts that is in ``x``."""
+    """Returns the leaves of nested tuples, lists and dicts."""
     found: list[Any] = []
     each(found.append, x)
     return found
 
 
 def tensors_in(x: object) -> Iterator[Tensor]:
-    """Those in lists, tuples and dicts, however deep."""
+    """Yields the tensors in nested lists, tuples and dicts."""
     if isinstance(x, Tensor):
         yield x
     elif isinstance(x, dict | list | tuple) and x:
@@ -113,16 +116,16 @@ def tensors_in(x: object) -> Iterator[Tensor]:
 
 
 def copied(model: Model, memo: Mapping[int, Any] | None = None) -> Model:
-    """A deep copy; what the code of ``model`` kept of a forward pass is copied without its history.
+    """Returns a deep copy; non-leaf tensors are copied without their autograd history.
 
-    ``memo`` has what of it is copied already, by ``id``.
+    ``memo`` maps ``id``s to copies, as for ``copy.deepcopy``.
     """
     new: Model = _copied(model, {**(memo or {})})
     return new
 
 
 def _copied(x: Any, memo: dict[int, Any]) -> Any:
-    """What ``copy.deepcopy`` makes of it, which takes ten times as long for modules."""
+    """Does what ``copy.deepcopy`` does, ten times as fast for modules."""
     kind: Any = type(x)
     if kind in ATOMS:
         return x
@@ -150,7 +153,7 @@ def _copied(x: Any, memo: dict[int, Any]) -> Any:
 
 @cache
 def _copies_its_dict(kind: type) -> bool:
-    """Whether ``copy.deepcopy`` of a module of this class is a copy of what it has in its dict."""
+    """Whether ``copy.deepcopy`` of such a module copies its ``__dict__`` only."""
     own = {name for base in kind.__mro__[: kind.__mro__.index(nn.Module)] for name in vars(base)}
     asked = {"__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__new__", "__slots__"}
     sets = kind.__setstate__ in (nn.Module.__setstate__, nn.modules.conv._ConvNd.__setstate__)  # type: ignore[attr-defined]
@@ -158,15 +161,14 @@ def _copies_its_dict(kind: type) -> bool:
 
 
 def call(model: nn.Module, example: Any) -> Any:
-    """``model`` on ``example``: a tensor, a tuple of arguments, or a dict of keyword arguments."""
+    """Calls ``model`` on a tensor, a tuple of arguments, or a dict of keyword arguments."""
     if isinstance(example, Mapping):
         return model(**example)
     return model(*example) if isinstance(example, tuple | list) else model(example)
 
 
 def moved(model: nn.Module, example: Any) -> Any:
-    """A copy of ``example`` on the device of ``model``, and of its dtype where it is floating
-    point."""
+    """Copies ``example`` to the device of ``model``, floating-point tensors to its dtype."""
     parameter = next(iter(model.parameters()), torch.empty(0))
 
     def move(x: Any) -> Any:
@@ -178,17 +180,17 @@ def moved(model: nn.Module, example: Any) -> Any:
 
 
 def record(model: nn.Module, example: Any, training: bool = False) -> Trace:
-    """Run a copy of ``model`` on ``example`` and return what it did.
+    """Runs a copy of ``model`` on ``example`` and returns the calls.
 
-    In ``training`` mode its code takes the branches of training, but batch norms use their running
-    statistics and dropout passes everything on: one image is enough, and nothing is drawn.
+    In ``training`` mode batch norms still use their running statistics and dropout passes
+    everything on, so one image is enough and no random numbers are drawn.
 
-    Raises ValueError where the model cannot take the example.
+    Raises ValueError: the model cannot take the example.
     """
     inputs = moved(model, example)
     if sum(x.numel() for x in tensors_in(inputs)) > SMALL:
         on_meta = {id(x): _meta(x) for x in (*model.parameters(), *model.buffers())}
-        # Without computing anything, unless the code, of whatever kind it is, asks for values.
+        # On the meta device nothing is computed; code that reads values fails there.
         with suppress(Exception):
             there = tree_map(lambda x: x.to("meta") if isinstance(x, Tensor) else x, inputs)
             return _record(lambda: copied(model, on_meta).train(training), there)
@@ -207,13 +209,12 @@ def _meta(x: Tensor) -> Tensor:
 def _record(
     make: Callable[[], nn.Module], inputs: Any, watched: Set[Source] | None = None
 ) -> Trace:
-    """Run a model, and once more where ints of its modules split channels, to see all their
-    uses."""
-    given, model = inputs, make()
+    """Records a run, and a second one that watches int attributes that split channels."""
+    example, model = inputs, make()
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase) and module.momentum is None:
-            module.momentum = 0.0  # or its code would read how many batches it has seen
-    inputs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, given)
+            module.momentum = 0.0  # None makes it read its number of batches
+    inputs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, example)
     recorder = _Recorder(model, watched)
     handles = [
         hooks.register_module_forward_pre_hook(recorder.enter),
@@ -221,7 +222,7 @@ def _record(
     ]
     try:
         for x in tensors_in(inputs):
-            recorder.known(x)
+            recorder.register(x)
         with torch.random.fork_rng(devices=[]), torch.no_grad(), recorder:
             outputs = call(model, inputs)
     finally:
@@ -232,14 +233,14 @@ def _record(
     trace = recorder.trace
     if trace.split and watched is None:
         try:
-            return _record(make, given, trace.split)
-        except Exception:  # of code that does not take them for ints
+            return _record(make, example, trace.split)
+        except Exception:  # code that needs real ints
             trace.fixed = trace.split
     return trace
 
 
 def plain(x: Any) -> Any:
-    """A model's outputs in lists and dicts, where it gives an object of its own."""
+    """Returns the attributes of an output object that is no list, dict or tensor."""
     if isinstance(x, dict | list | tuple) or not hasattr(x, "__dict__") or isinstance(x, Tensor):
         return x
     return list(vars(x).values())
@@ -250,7 +251,7 @@ def first_line(error: Exception) -> str:
 
 
 def ints_of(module: nn.Module) -> dict[str, Any]:
-    """The attributes of a module of the user's that are an int, or a list or tuple of them."""
+    """Returns the attributes of a user's module that are ints, or lists or tuples of ints."""
     if isinstance(module, (torch.jit.ScriptModule, *RESIZED)):
         return {}
     return {
@@ -265,16 +266,16 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self.trace = Trace()
         self.numbers: dict[int, int] = {}  # by id
-        self.alive: list[Tensor] = []  # so that no id is given twice
+        self.alive: list[Tensor] = []  # keeps ids unique
         self.aliases: dict[int, list[Tensor]] = {}  # tensors by storage
-        self.stale: dict[int, int] = {}  # by id: what wrote into the storage of a tensor
+        self.stale: dict[int, int] = {}  # by id: the value that wrote into a tensor's storage
         self.paths = {id(module): name for name, module in model.named_modules()}
         self.stack: list[str] = [""]
         self.selecting = False
         for module in model.modules():
             for x in tensors_in(vars(module)):
                 if id(x) not in self.numbers:
-                    self.known(x)
+                    self.register(x)
         for path, module in model.named_modules():
             for key, n in ints_of(module).items():
                 each = [
@@ -296,14 +297,14 @@ class _Recorder(TorchFunctionMode):
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         self.stack.pop()
-        if isinstance(module, ChannelSelection):  # one operation, however it is done
+        if isinstance(module, ChannelSelection):  # recorded as one operation
             read = Ref(self.number(args[0])), 1, Ref(self.number(module.index))
-            made = Ref(self.known(output))
+            made = Ref(self.register(output))
             selection = Call("index_select", torch.index_select, read, {}, made, self.stack[-1])
             self.trace.calls.append(selection)
             self.selecting = False
 
-    def known(self, x: Tensor) -> int:
+    def register(self, x: Tensor) -> int:
         number = len(self.trace.shapes)
         self.numbers[id(x)] = number
         self.trace.shapes.append(tuple(x.shape))
@@ -313,21 +314,21 @@ class _Recorder(TorchFunctionMode):
         return number
 
     def used(self, size: Dim, equal_to: Any = None) -> None:
-        """Code computes with a size, or found it equal to another one."""
+        """Records that code computed with a size, or compared it with an equal one."""
         other = equal_to.axes if isinstance(equal_to, Dim) else None
         divisor = 0 if int(size) else size.divisor  # of a multiple
         what = size.axes, other, divisor
         self.trace.calls.append(Call("size", _nothing, what, {}, None, self.stack[-1]))
 
     def number(self, x: Tensor) -> int:
-        if id(x) in self.stale:  # another view of its storage was written into
+        if id(x) in self.stale:  # another view of its storage was changed in place
             read = [Ref(self.numbers[id(x)]), Ref(self.stale.pop(id(x)))]
-            written = Ref(self.known(x))
+            written = Ref(self.register(x))
             self.trace.calls.append(
                 Call("in-place write", _nothing, tuple(read), {}, written, self.stack[-1])
             )
         if id(x) not in self.numbers:
-            self.trace.unseen.append(self.known(x))
+            self.trace.unseen.append(self.register(x))
         return self.numbers[id(x)]
 
     def __torch_function__(
@@ -350,24 +351,24 @@ class _Recorder(TorchFunctionMode):
         args, kwargs = each(as_width if name in SPLITTING else as_plain, (args, kwargs))
         if name in SPLITTING:
             self.trace.split |= {n.source for x in leaves((args, kwargs)) for n in widths_in(x)}
-        given = [x for x in leaves((args, kwargs)) if isinstance(x, Tensor)]
+        inputs = [x for x in leaves((args, kwargs)) if isinstance(x, Tensor)]
         read = each(self._reference, (args, kwargs))
         plain_args, plain_kwargs = each(as_int, (args, kwargs))
-        versions = [x._version for x in given]
+        versions = [x._version for x in inputs]
         if function is F.batch_norm and _fits_without_computing(*plain_args[:4]):
             result = torch.empty_like(plain_args[0])
         else:
             result = function(*plain_args, **plain_kwargs)
-        written = [x for x, v in zip(given, versions, strict=True) if x._version != v]
+        written = [x for x, v in zip(inputs, versions, strict=True) if x._version != v]
         made = [x for x in leaves(result) if isinstance(x, Tensor)]
-        if not (made or written) and (name in QUERIES or not given):
+        if not (made or written) and (name in QUERIES or not inputs):
             return result
-        for x in written:  # other tensors of its storage are not what they were
+        for x in written:  # tensors that share its storage have changed, too
             for other in self.aliases.get(x.untyped_storage()._cdata, ()):
                 if other is not x:
                     self.stale[id(other)] = len(self.trace.shapes)
         for x in {id(x): x for x in (*made, *written)}.values():
-            self.known(x)
+            self.register(x)
         outputs = (
             self._reference(written[0]) if written and not made else each(self._reference, result)
         )
@@ -389,14 +390,13 @@ class _Recorder(TorchFunctionMode):
 
 
 def _name(function: Any) -> str:
-    """As torch has it, without underscores: ``add``, ``relu``, ``shape`` (a property),
-    ``getitem``."""
+    """Returns torch's name without underscores, such as ``add``, ``shape`` or ``getitem``."""
     name = getattr(function, "__name__", str(function))
     return (function.__self__.__name__ if name == "__get__" else name).strip("_")
 
 
 def _evaluating(function: Any, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """The same call with running statistics and without dropout."""
+    """Returns the arguments with running statistics and without dropout."""
     if function is F.batch_norm:
         bound = inspect.signature(F.batch_norm).bind(*args, **kwargs)
         bound.apply_defaults()
@@ -415,7 +415,7 @@ def _evaluating(function: Any, name: str, args: Any, kwargs: Any) -> tuple[Any, 
 
 
 def _fits_without_computing(x: Tensor, *own: Tensor | None) -> bool:
-    """Whether a batch norm can be passed over: on the meta device torch 2.14 takes 12 ms for it."""
+    """Whether a batch norm can be skipped: on the meta device torch 2.14 takes 12 ms for it."""
     return x.is_meta and x.dim() > 1 and all(t is None or len(t) == x.shape[1] for t in own)
 
 

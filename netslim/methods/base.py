@@ -184,7 +184,7 @@ class Method:
         """
         return None
 
-    def begin(self, epoch: int) -> None:
+    def begin_epoch(self, epoch: int) -> None:
         """Hook before the first step of an epoch, counted from 0."""
 
     def eval_weights(

@@ -32,7 +32,7 @@ class SASADMM(Method):
     mean of the iterates is evaluated and saved.
 
     Nothing else is trained: scaling factors and biases keep their initial values. There is no
-    optimizer: call :meth:`begin`, then :meth:`before_forward` and :meth:`step` for each
+    optimizer: call :meth:`begin_epoch`, then :meth:`before_forward` and :meth:`step` for each
     mini-batch, then :meth:`end_epoch`; the weights that come out are in the model within
     :meth:`eval_weights`.
 
@@ -96,7 +96,7 @@ class SASADMM(Method):
         growth = ((epoch + 1) / self.k0) ** self.q if epoch + 1 > self.k0 else 1
         return math.ceil(self.inner * growth - 1e-9)  # which rounding may lift above a whole number
 
-    def begin(self, epoch: int) -> None:
+    def begin_epoch(self, epoch: int) -> None:
         self.i = epoch + 1
         m, m_i = self.inner, self.steps(epoch)
         self.eta.fill_(m * (m + 1) / (self.v * m_i * (m_i + 1)))  # 1/v as long as M_i = M

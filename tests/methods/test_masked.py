@@ -75,7 +75,7 @@ SAS_ADMM = {name: value for name, value in vars(SAS).items() if name != "batch_s
 def trained(kind: type[Method], **options: float) -> Step:
     step = make_step(method=lambda graph: kind(graph, **options))
     for epoch in range(3):
-        step.method.begin(epoch)
+        step.method.begin_epoch(epoch)
         for batch_index in step.batches.epoch_indices(epoch):
             train_step(step, batch_index)
         step.method.end_epoch(0.1)

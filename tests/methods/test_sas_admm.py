@@ -53,7 +53,7 @@ class Solver:
 
     def run(self, outer: int) -> "Solver":
         for epoch in range(outer):
-            self.method.begin(epoch)
+            self.method.begin_epoch(epoch)
             for _ in range(self.method.steps(epoch)):
                 self.step()
             self.method.end_epoch(0.1)
@@ -163,7 +163,7 @@ def test_the_inner_loop_grows_as_published():
     assert sum(steps) == 21_107
     sizes = []
     for epoch, m in enumerate(steps):
-        method.begin(epoch)
+        method.begin_epoch(epoch)
         sizes.append(method.eta.item() * m * (m + 1))
     assert sizes == pytest.approx([50 * 51 / 25] * 190)
 

@@ -156,7 +156,7 @@ def test_an_int_of_which_code_makes_more_stays(how: Callable[[Splitting, Tensor]
     graph = netslim.analyze(network(how), example())
     assert "1" not in graph.norms
     if how not in (remainder, indexed):
-        assert graph.reasons["1"] == "code does not only split at 3.width"
+        assert graph.reasons["1"] == "code uses 3.width for more than splitting"
 
 
 @pytest.mark.parametrize("how", [partly, behind])

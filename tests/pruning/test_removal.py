@@ -21,7 +21,7 @@ from models import build_model
 from runs import train
 from utils import console
 from utils.files import checkpoint
-from utils.files.legacy_formats import to_compact, to_released, widened
+from utils.files.legacy_formats import expanded, to_compact, to_released
 from utils.methods.base import is_zero
 from utils.network import Network, fresh, restore, with_weights
 from utils.paper.accounting import cost
@@ -122,7 +122,7 @@ def test_a_pruned_model_computes_what_the_masked_one_does(case, constant, stream
 def test_narrow_streams_are_converted_to_the_released_layout_and_back(case):
     network, masks = case
     full = masked(network, masks)
-    expected, wide = logits(full), widened(pruned(full, masks))
+    expected, wide = logits(full), expanded(pruned(full, masks))
     torch.testing.assert_close(logits(wide), expected, rtol=1e-9, atol=1e-9)
     state = to_released(wide)
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)).double()
@@ -193,7 +193,7 @@ def test_removed_values_can_be_put_back(arch, depth):
     assert set(names.values()) == before.keys()
     part = {key: removal.part(full, before[full]) + 1 for key, full in names.items()}
     assert all(part[key].shape == small[key].shape for key in part)
-    removal.put_back(part, network.model.state_dict())
+    removal.scatter_into(part, network.model.state_dict())
     for key, value in network.model.state_dict().items():
         kept = torch.ones_like(value, dtype=torch.bool)
         for axis, index in enumerate(removal.index.get(key, ())):
@@ -227,13 +227,13 @@ def test_a_stream_channel_that_one_layer_reads_is_kept(arch, depth):
     stream = network.graph.read_by("bn")
     without = [*masks[:-1], torch.arange(len(masks[-1])) == int(masks[-1].nonzero()[0])]
     last = masks[-1].nonzero().flatten()[1:]
-    channel = next(int(i) for i in last if network.plan(without).gone[stream[i]])
+    channel = next(int(i) for i in last if network.plan(without).removed_classes[stream[i]])
     network.model.bn.bias.data[channel] = 1
     expected = logits(network)
     torch.testing.assert_close(logits(pruned(network, masks)), expected, rtol=0, atol=1e-9)
     masks[-1][channel] = False
     network.model.bn.bias.data[channel] = 0
-    assert network.plan(masks).gone[stream[channel]]
+    assert network.plan(masks).removed_classes[stream[channel]]
     assert (logits(pruned(network, masks)) - expected).abs().max() > 1e-6
 
 

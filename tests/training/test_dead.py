@@ -159,7 +159,7 @@ def test_a_stream_channel_without_readers_can_be_removed(full):
     for norm in readers:  # the second half of every stream dies
         full.kill(norm, slice(full.network.norms[norm].num_features // 2, None))
     removed = full.dead()
-    stream_channels = full.removal(removed).gone
+    stream_channels = full.removal(removed).removed_classes
     # In a ResNet, a downsampling convolution reads all of the earlier streams.
     expected = ["bn"] if full.network.arch == "resnet" else readers
     assert [n for n in readers if stream_channels[graph.read_by(n)].any()] == expected

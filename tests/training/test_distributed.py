@@ -113,7 +113,7 @@ def test_two_processes_run_sas_admm_as_one_does(tmp_path, pictures):
     method = SasAdmm(network.graph, **defaults | {"lambda_": 0.01, "inner": 3, "v": 1000})
     start, batches = method.w.clone(), load_batches(pictures, 6)
     for epoch in range(2):
-        method.begin(epoch)
+        method.begin_epoch(epoch)
         for batch_index in batches.epoch_indices(epoch, method.steps(epoch)):
             model.zero_grad()
             method.before_forward()

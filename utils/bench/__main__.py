@@ -131,7 +131,7 @@ class Training:
     def epoch(self) -> None:
         trainer, step = self.trainer, self.trainer.step
         step.start_epoch(trainer.lr(0))
-        step.method.begin(trainer.epoch)
+        step.method.begin_epoch(trainer.epoch)
         indices = step.batches.epoch_indices(trainer.epoch)
         for batch in indices:
             self.run_step(batch)

@@ -145,7 +145,7 @@ def to_released(network: Network) -> State:
     return released
 
 
-def widened(network: Network) -> Network:
+def expanded(network: Network) -> Network:
     """Returns the same function with zeros for the channels that were removed from streams.
 
     The kept channels come first in each layer's part of a stream; their places are arbitrary.

@@ -21,7 +21,7 @@ from utils.data.streaming import test_batches
 from utils.device import pick_device
 from utils.files import checkpoint, records
 from utils.files.init_from import config_from_checkpoint
-from utils.files.legacy_formats import EARLIER, State, to_released, widened
+from utils.files.legacy_formats import EARLIER, State, expanded, to_released
 from utils.files.paths import PRUNED, RunPaths, run_name_of
 from utils.flags.config import FLAGS
 from utils.flags.parser import RUNTIME_FLAGS, runtime_argv
@@ -122,7 +122,7 @@ def prune_checkpoint(kind: str | None, args: argparse.Namespace, argv: list[str]
     if released:
         if arch not in EARLIER:
             raise InputError(f"--layout released: the earlier programs know no {arch}")
-        network = widened(network)  # streams at full width: the only ones that they read
+        network = expanded(network)  # streams at full width: the only ones that they read
     selector, factors = Selector(network, args), loaded.scaling_factors
     mask = args.mask or loaded.default_mask
     if mask not in factors:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from netslim.surgery import Removal
-from utils.files.legacy_formats import EARLIER, widened
+from utils.files.legacy_formats import EARLIER, expanded
 from utils.methods.base import is_zero
 from utils.network import Network
 from utils.paper.accounting import Cost, cost
@@ -54,7 +54,9 @@ def unread(network: Network, small: Network, pruned: Network, removal: Removal) 
     """Returns what the unused stream channels cost, which ``small`` has and ``pruned`` lacks."""
     before, after = cost_of(small), cost_of(pruned)
     return {
-        "unread_channels": int(network.graph.stream_channels(removal.gone, removal.keep)),
+        "unread_channels": int(
+            network.graph.stream_channels(removal.removed_classes, removal.keep)
+        ),
         "unread_parameters": before.parameters - after.parameters,
         "unread_flops": before.flops - after.flops,
     }
@@ -66,7 +68,7 @@ def of_original(network: Network, small: Network) -> dict[str, str]:
     Streams count at full width, as in all figures but those of :func:`unread`: an earlier pruning
     may have narrowed them.
     """
-    small = widened(small) if small.arch in EARLIER else small
+    small = expanded(small) if small.arch in EARLIER else small
     full = network.full()
     before, after = ({"channels": sum(n.widths), **asdict(cost_of(n))} for n in (full, small))
     return {f"original_{x}_pruned_percent": _percent_less(before[x], after[x]) for x in COUNTED}

@@ -41,6 +41,6 @@ def select_removable(network: Network, removed: Tensor, dead: Tensor) -> Tensor:
     selects = network.plan([~part for part in before.values()]).selects if removed.any() else {}
     for name in masks.keys() & (plan.selects.keys() - selects.keys()):
         if masks[name].sum() < LEAST_SELECTED * (~before[name]).sum():
-            masks[name] &= plan.gone[graph.read_by(name)]
+            masks[name] &= plan.removed_classes[graph.read_by(name)]
     selected = torch.cat(list(masks.values()))
     return selected if selected.sum() > LEAST * (~removed).sum() else torch.zeros_like(selected)

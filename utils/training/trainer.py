@@ -209,10 +209,10 @@ class Trainer:
         """Returns the state at full width, which ``network`` then has too."""
         step, parameters = self.step, dict(self.network.model.named_parameters())
         model_state, momentum = step.model.state_dict(), step.momentum()
-        self.removal.put_back(model_state, self.network.model.state_dict())
+        self.removal.scatter_into(model_state, self.network.model.state_dict())
         names = map(self.removal.full_name, momentum)
         full_momentum = {name: torch.zeros_like(parameters[name]) for name in names}
-        self.removal.put_back(momentum, full_momentum)
+        self.removal.scatter_into(momentum, full_momentum)
         param_group = step.optimizer.param_groups[0]
         return Checkpoint(
             network=self.network,
