@@ -166,7 +166,7 @@ def as_width(x: Any) -> Any:
 
 
 def widths_in(x: Any) -> list[Width]:
-    """Returns the :class:`Width`\ s in an argument or slice."""
+    """Returns each :class:`Width` in an argument or slice."""
     each = (x.start, x.stop, x.step) if type(x) is slice else (x,)
     return [n for n in each if type(n) is Width]
 

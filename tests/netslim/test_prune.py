@@ -260,7 +260,7 @@ class Borrowing(nn.Module):
 @pytest.mark.parametrize("parts", [False, True])
 def test_a_width_that_is_taken_from_others_keeps_them_together(parts: bool) -> None:
     graph = netslim.analyze(Borrowing(parts).eval(), example())
-    assert graph.reasons == {"norm": "its channels are read before they pass a batch norm"}
+    assert graph.reasons == {"norm": "its channels are read before a batch norm"}
 
 
 def test_a_channel_that_is_needed_would_be_missed() -> None:
