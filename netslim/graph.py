@@ -114,12 +114,14 @@ class Graph:
         reads: dict[str, Tensor] = {}
         for step in (s for s in self.steps if s.kind == "norm"):
             read = classes[self._atoms[step.inputs[0]]]
-            alone = bool((readers[read] == numbers[step.name]).all() and not pinned[read].any())
-            alone = alone and not (writers[read] == -1).any()
+            sole_reader = bool(
+                (readers[read] == numbers[step.name]).all() and not pinned[read].any()
+            )
+            sole_reader = sole_reader and not (writers[read] == -1).any()
             # Without factors, or called by code without a module that a selection could replace,
             # it cannot lose channels of its own.
             selects = step.weight and step.call is not None and step.call.module == step.name
-            (apart if selects and not alone else tied).add(step.name)
+            (apart if selects and not sole_reader else tied).add(step.name)
             if step.name in apart and not torch.equal(reads.setdefault(step.name, read), read):
                 own = seen.axes[step.weight][0]
                 seen.pin(own, "it is called more than once, on channels that others read, too")
@@ -211,14 +213,14 @@ class Graph:
                 continue
             classes = self.norm_classes(name)
             free = reached[classes] & ~self._pins[classes]
-            alone, together = by[classes, column[name]] & free, by[classes, -1] & free
+            individually, together = by[classes, column[name]] & free, by[classes, -1] & free
             if norm.running_mean is None:
                 self.reasons[name] = "it keeps no running statistics"
                 continue
-            if (together & ~alone).any():
-                self.coupled[name] = together & ~alone
-            if alone.any():
-                self.norms[name], self.removable[name] = norm, alone
+            if (together & ~individually).any():
+                self.coupled[name] = together & ~individually
+            if individually.any():
+                self.norms[name], self.removable[name] = norm, individually
             elif self._pins[classes].any():
                 self.reasons[name] = next(self._why[c] for c in classes.tolist() if c in self._why)
             elif name in self.coupled:

@@ -176,7 +176,7 @@ def plan_removal(
     folding = Folding(graph, model)
     constants = constants_of(graph, tensors, masked)
     while True:
-        removed_classes = _gone(graph, constants, stays | carriers, folding)
+        removed_classes = _classes_without_reader(graph, constants, stays | carriers, folding)
         left = {
             n: m & (removed_classes | carriers)[graph.norm_classes(n)] for n, m in masked.items()
         }
@@ -216,7 +216,9 @@ def _written(graph: Graph) -> list[Tensor]:
     return [*written, *graph.parts]
 
 
-def _gone(graph: Graph, constants: Tensor, stays: Tensor, folding: Folding) -> Tensor:
+def _classes_without_reader(
+    graph: Graph, constants: Tensor, stays: Tensor, folding: Folding
+) -> Tensor:
     """Classes that no reader needs: it sees a constant, or loses the channel itself."""
     removed_classes = graph.reached & ~graph._pins & ~stays
     for step, classes in graph._readers:

@@ -162,9 +162,9 @@ def load_dataset(
         )
         raise InputError(f"--dataset {name} needs DIR/{{{','.join(parts)}}}/<class>/*: {reason}")
     elif stream or size != SIZE:
-        flag, remedy = ("--stream", "no --stream") if stream else (f"--size {size}", "--size 32")
+        flag, advice = ("--stream", "no --stream") if stream else (f"--size {size}", "--size 32")
         raise InputError(
-            f"{flag} needs image files, and {name} consists of 32×32 arrays: give {remedy}, or"
+            f"{flag} needs image files, and {name} consists of 32×32 arrays: give {advice}, or"
             " --data DIR with image files"
         )
     elif name == "shapes":

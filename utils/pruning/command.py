@@ -154,7 +154,7 @@ def prune_checkpoint(kind: str | None, args: argparse.Namespace, argv: list[str]
         "depth": network.depth,
         "dataset": data.name,
         "percent": None if targeted else args.percent,
-        **figures(network, pruning, predictions, labels),
+        **record_values(network, pruning, predictions, labels),
         "mask": mask,
         **{
             key: getattr(args, key) for key in "target_flops target_params criterion adjust".split()
@@ -200,7 +200,7 @@ def prune_checkpoint(kind: str | None, args: argparse.Namespace, argv: list[str]
     print(f"to fine-tune it: {finetuning_command(output, args, loaded)}")
 
 
-def figures(
+def record_values(
     network: Network, pruning: Pruning, predictions: list[Tensor], labels: Tensor
 ) -> dict[str, Any]:
     """Returns the columns of the record that say what was pruned and what changed.
