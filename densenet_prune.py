@@ -1,6 +1,6 @@
 """Prunes a DenseNet: ``python -m utils.prune`` under its old name.
 
-python densenet_prune.py --model logs/proximal_seed1_densenet_40_cifar10checkpoint.pth.tar
+python densenet_prune.py --model logs/proximal_seed1_densenet_40_cifar10/checkpoint.pth.tar
 """
 
 if __name__ == "__main__":

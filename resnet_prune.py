@@ -1,6 +1,6 @@
 """Prunes a ResNet: ``python -m utils.prune`` under its old name.
 
-python resnet_prune.py --model logs/proximal_seed1_resnet_164_cifar10checkpoint.pth.tar
+python resnet_prune.py --model logs/proximal_seed1_resnet_164_cifar10/checkpoint.pth.tar
 """
 
 if __name__ == "__main__":

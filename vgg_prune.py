@@ -1,6 +1,6 @@
 """Prunes a VGG: ``python -m utils.prune`` under its old name.
 
-python vgg_prune.py --model logs/proximal_seed1_vgg_19_cifar10checkpoint.pth.tar
+python vgg_prune.py --model logs/proximal_seed1_vgg_19_cifar10/checkpoint.pth.tar
 """
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def run(
     results = {"gamma_zeros": zeros, "test_accuracy": accuracy}
     append(folder / TRAINED, training(config, **shared, **results))
     if percent is not None:
-        row = {"model": f"{config.run_name}_pruned.pth.tar", "run": config.run_name,
+        row = {"model": f"{config.run_name}/pruned.pth.tar", "run": config.run_name,
                "checksum": f"{seed:08x}", "test_pictures": "0000bbbb", "percent": percent,
                "mask": mask, "channels": 1000, "channels_kept": kept,
                "channels_pruned_percent": channels,
@@ -88,7 +88,7 @@ def run(
         append(folder / PRUNED, row)
     if tuned is not None:
         values = {k: v for k, v in config.to_dict().items() if k not in config.options}
-        values |= {"method": "baseline", "refine": f"logs/{config.run_name}_pruned.pth.tar"}
+        values |= {"method": "baseline", "refine": f"logs/{config.run_name}/pruned.pth.tar"}
         changes = dict(tuning or {})
         shared["precision"] = changes.pop("precision", precision)
         values |= {k: changes.pop(k) for k in list(changes) if k in FLAGS}

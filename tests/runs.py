@@ -60,20 +60,20 @@ def start(folder: Path, pictures: Path, *more: object, **options: object) -> sub
 
 def assert_same_run(one: Path, other: Path) -> None:
     """Two folders of one run hold the same: bit by bit, and line by line but for the times."""
-    (path,) = one.glob("*checkpoint.pth.tar")
-    contents = [torch.load(folder / path.name, weights_only=True) for folder in (one, other)]
+    (path,) = one.glob("*/checkpoint.pth.tar")
+    run = path.parent.name
+    contents = [torch.load(f / run / path.name, weights_only=True) for f in (one, other)]
     assert_same(*contents)
-    for log in one.glob("*log.csv"):
-        lines = [
-            [
-                {k: v for k, v in row.items() if not k.endswith("seconds")}
-                for row in rows(f / log.name)
-            ]
-            for f in (one, other)
+    lines = [
+        [
+            {k: v for k, v in row.items() if not k.endswith("seconds")}
+            for row in rows(f / run / "log.csv")
         ]
-        assert lines[0] == lines[1]
-    best = path.name.replace("checkpoint", "model_best")
-    assert_same(*(torch.load(folder / best, weights_only=True) for folder in (one, other)))
+        for f in (one, other)
+    ]
+    assert lines[0] == lines[1]
+    bests = (torch.load(f / run / "model_best.pth.tar", weights_only=True) for f in (one, other))
+    assert_same(*bests)
 
 
 def assert_same(one: object, other: object) -> None:

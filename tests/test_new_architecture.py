@@ -66,7 +66,7 @@ def test_it_is_trained_resumed_pruned_fine_tuned_and_exported(program, pictures)
     flags += " --beta 400 --lr 0.05 --momentum 0 --epochs 40 --data"
     train = [*flags.split(), pictures]
     run(program, *train)
-    saved = program / "logs" / "toy_toy_7_foldercheckpoint.pth.tar"
+    saved = program / "logs" / "toy_toy_7_folder/checkpoint.pth.tar"
     before = torch.load(saved, weights_only=True)
     assert before["cut"].any()  # channels were removed while it trained
     assert "toy_7" in run(program, *train, "--resume", "auto")
@@ -75,7 +75,7 @@ def test_it_is_trained_resumed_pruned_fine_tuned_and_exported(program, pictures)
     assert all(torch.equal(x, after[key]) for key, x in before["state_dict"].items())
     printed = run(program, "-m", "utils.prune", "--model", saved, "--no-cuda")
     assert "lossless: every removed channel was silent" in printed
-    pruned = saved.with_name("toy_toy_7_folder_pruned.pth.tar")
+    pruned = saved.with_name("pruned.pth.tar")
     small = torch.load(pruned, weights_only=True)["state_dict"]
     counts = [sum(x.numel() for x in state.values()) for state in (small, after)]
     assert counts[0] < counts[1]

@@ -59,9 +59,9 @@ def shop(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
         folder,
         pictures,
         folder / "others",
-        {a: folder / f"proximal_seed1_{a}_{d}_folder{CHECKPOINT}" for a, d in DEPTHS.items()},
-        folder / f"baseline_seed1_resnet_11_folder{CHECKPOINT}",
-        folder / "proximal_seed1_resnet_11_folder_pruned.pth.tar",
+        {a: folder / f"proximal_seed1_{a}_{d}_folder/{CHECKPOINT}" for a, d in DEPTHS.items()},
+        folder / f"baseline_seed1_resnet_11_folder/{CHECKPOINT}",
+        folder / "proximal_seed1_resnet_11_folder/pruned.pth.tar",
     )
     for arch, path in shop.trained.items():
         assert command(main, "-sr", *shop.train(arch), "--save", folder) == 0

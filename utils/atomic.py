@@ -58,7 +58,6 @@ def file_lock(path: Path) -> Iterator[None]:
     """
     check_writable(path.parent)
     created = [folder for folder in path.parents if not folder.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with _open_locked(path):
             try:
@@ -73,6 +72,7 @@ def file_lock(path: Path) -> Iterator[None]:
 
 def _open_locked(path: Path) -> TextIO:
     for attempt in count(1):
+        path.parent.mkdir(parents=True, exist_ok=True)  # another process may delete it, empty
         file = path.open("a")
         try:
             import fcntl
@@ -82,7 +82,7 @@ def _open_locked(path: Path) -> TextIO:
             file.close()
             if attempt >= LOCK_ATTEMPTS:
                 raise InputError(
-                    f"another process trains {path.with_suffix('')}: wait for it, or give this run"
+                    f"another process trains {path.parent}: wait for it, or give this run"
                     " another --name or --save"
                 ) from None
             time.sleep(LOCK_WAIT)

@@ -71,10 +71,10 @@ def test_a_recipe_is_completed_and_resumed(plan, tmp_path, pictures, monkeypatch
     assert line.endswith(f" {float(tuned['test_accuracy']):.2f} after 1")
     assert out.splitlines()[-1].endswith(" -m utils.reports.tables --save './-my runs'")
 
-    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert command(*argv) == 0
     assert "all is done" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     # As if killed before the trainings were recorded, one with a damaged checkpoint.
     for name in (TRAINED, REFINED):
         (folder / name).unlink()
@@ -99,8 +99,9 @@ def test_a_run_with_other_settings_is_not_resumed(plan, tmp_path, pictures, caps
 FAKE = """
 import json, os, sys, time
 words = sys.argv
-name = words[words.index("--name") + 1]
 stage = "refine" if "--refine" in words else "prune" if "prune" in words[0] else "train"
+flag, part = ("--model", -2) if stage == "prune" else ("--name", -1)
+name = words[words.index(flag) + 1].split("/")[part]
 with open(os.environ["NOTES"], "a") as file:
     start = time.time()
     time.sleep(0.3)
@@ -137,7 +138,7 @@ def test_jobs_run_one_at_a_time_on_each_gpu(calls, tmp_path, pictures, monkeypat
         assert stages == ["train", "prune", "refine"]
     out = capfd.readouterr().out
     assert "divided by 2 GPUs" in out and "hello" not in out  # each job has an output file
-    assert len(list((tmp_path / "logs").glob("*.out"))) == 9
+    assert len(list((tmp_path / "logs").glob("*/*.out"))) == 9
 
 
 def test_a_failed_job_stops_only_its_dependents(calls, tmp_path, pictures, monkeypatch, capfd):

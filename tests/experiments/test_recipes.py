@@ -59,7 +59,7 @@ def test_table_2_has_the_published_settings(table, missing):
             assert s.dataset == {"table2a": "cifar10", "table2b": "cifar100"}[table]
             found[s.arch, s.depth, s.method] = s.options.get("s"), s.options.get("beta")
         else:
-            method = value(words, "--model").rpartition("/")[2].partition("_seed")[0]
+            method = value(words, "--model").split("/")[-2].partition("_seed")[0]
             shares[method, words[0].removesuffix("_prune.py")] = float(value(words, "--percent"))
     assert found == {
         ("vgg", 19, "baseline"): (None, None),
@@ -112,7 +112,8 @@ def test_lp_recipes_have_the_settings_of_their_published_row(part, missing, tmp_
     assert (t.schedule, t.epochs, t.warmup, t.label_smoothing) == ("cosine", 350, 5, 0.1)
     assert (t.lr, t.batch_size, t.weight_decay, t.method) == (0.01, 256, 5e-4, "baseline")
     run = recorded.run(tmp_path, s.arch, s.depth, "lp-admm", 3, percent=0.0, mask="z")
-    (tmp_path / f"{run}_pruned.pth.tar").touch()  # at another size
+    (tmp_path / run).mkdir()
+    (tmp_path / run / "pruned.pth.tar").touch()  # at another size
     assert len(missing(part, "--seeds", 3)) == 2
     train, _, refine = missing(part, "--scale", 20)
     assert (config_of(train).epochs, config_of(refine).epochs) == (20, 20)
@@ -138,7 +139,7 @@ def test_sas_recipes_have_the_settings_of_the_program(part, depth, ratio, missin
     assert (s.epochs, s.batch_size) == (190, 256)
     assert (t.prune_ratio, t.epochs, t.batch_size) == (ratio, 200, 128)
     assert (t.lr, t.nesterov, t.method) == (0.1, False, "baseline")
-    assert t.refine.endswith(f"{s.run_name}checkpoint.pth.tar")
+    assert t.refine.endswith(f"{s.run_name}/checkpoint.pth.tar")
     s, t = map(config_of, missing(part, "--scale", 19))
     assert [s.options[name] for name in ("outer", "growth_from", "average_from")] == [19, 5, 17]
     assert t.epochs == 19
@@ -159,6 +160,7 @@ def test_only_missing_stages_are_planned_with_their_cost(missing, tmp_path, caps
     done = recorded.run(tmp_path, "vgg", 19, "proximal", 1, **paper, percent=0.0, tuned=93)
     recorded.run(tmp_path, "vgg", 19, "proximal", 2, **paper)
     third = "proximal_seed3_vgg_19_cifar10"
+    RunPaths(tmp_path, third).directory.mkdir()
     RunPaths(tmp_path, third).checkpoint.touch()
     log = "epoch,train_seconds,test_seconds,other\n" + "1,60,1,x\n" * 100
     RunPaths(tmp_path, third).log.write_text(log)
@@ -194,6 +196,7 @@ def test_original_slimming_is_pruned_at_the_share_of_proximal(missing, tmp_path,
         run = recorded.run(
             tmp_path, "vgg", 11, "subgradient", 1, **recipes.SMALL_DATA, percent=percent
         )
+        RunPaths(tmp_path, run).directory.mkdir(exist_ok=True)
         RunPaths(tmp_path, run).pruned().touch()
         prunings = [words for words in missing("small") if words[0] == "vgg_prune.py"]
         shares = [value(words, "--percent") for words in prunings if run in " ".join(words)]
@@ -208,10 +211,11 @@ def test_prunings_at_another_share_and_their_fine_tunings_do_not_count(tmp_path,
 
     settings = {"arch": "vgg", "depth": 19, "method": "subgradient", "seed": 1, "s": 1e-4}
     run = recorded.run(tmp_path, **settings, percent=0.3, tuned=92)
-    files = RunPaths(tmp_path, run)
-    for path in (files.pruned(), files.refined.checkpoint):
+    files, tuned = RunPaths(tmp_path, run), RunPaths(tmp_path, f"{run}_refine")
+    for path in (files.pruned(), tuned.checkpoint):
+        path.parent.mkdir()
         path.touch()
-    files.refined.log.write_text("epoch,train_seconds,test_seconds\n" + "1,60,1\n" * 160)
+    tuned.log.write_text("epoch,train_seconds,test_seconds\n" + "1,60,1\n" * 160)
     assert stages().startswith("done to do 160 epochs")
     recorded.run(tmp_path, **settings, percent=0.74, removed=(74, 1, 1))
     assert stages().startswith("done done ") and stages().count("done") == 2

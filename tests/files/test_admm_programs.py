@@ -86,7 +86,7 @@ def test_a_state_dict_is_evaluated_and_pruned(tmp_path, pictures, capsys):
     torch.save(model.state_dict(), path := tmp_path / "sas.pth")
     data = ["--dataset", "folder", "--data", pictures, "--no-cuda"]
     assert command(main, "--evaluate", path, *data) == 0
-    assert command(resnet_prune, "--model", path, *data, "--name", "small_") == 0
+    assert command(resnet_prune, "--model", path, *data, "--name", "small_pruned") == 0
     assert "lossless" in capsys.readouterr().out
     assert checkpoint.load(tmp_path / "small_pruned.pth.tar").network.cfg == [11, 32, 64]
 
@@ -95,7 +95,7 @@ def test_a_basic_resnet_is_trained_pruned_and_fine_tuned(tmp_path, pictures, cap
     assert train(tmp_path, pictures, *DYING, "--arch", "resnet-basic", "--depth", 8) == 0
     assert "resnet_prune.py" in capsys.readouterr().out
     run = "proximal_seed1_resnet-basic_8_folder"
-    assert command(resnet_prune, "--model", tmp_path / f"{run}checkpoint.pth.tar") == 0
-    pruned = tmp_path / f"{run}_pruned.pth.tar"
+    assert command(resnet_prune, "--model", tmp_path / f"{run}/checkpoint.pth.tar") == 0
+    pruned = tmp_path / f"{run}/pruned.pth.tar"
     assert sum(checkpoint.load(pruned).network.cfg) < 112
     assert command(main, "--refine", pruned, "--epochs", 1, "--no-cuda") == 0

@@ -41,10 +41,11 @@ def test_an_unwritable_folder_is_refused(shop, refused, tmp_path, kind):
     ids=["other columns", "not text", "folder"],
 )
 @pytest.mark.parametrize(
-    "name", ["train_record.csv", "proximal_seed1_resnet_11_folderlog.csv", "pruned_record.csv"]
+    "name", ["train_record.csv", "proximal_seed1_resnet_11_folder/log.csv", "pruned_record.csv"]
 )
 def test_records_of_other_programs_are_not_changed(shop, refused, tmp_path, name, content, reason):
     table = tmp_path / name
+    table.parent.mkdir(exist_ok=True)
     table.mkdir() if content is None else table.write_bytes(content)
     args: tuple[object, ...] = (main, "-sr", *shop.train())
     if name.startswith("pruned"):

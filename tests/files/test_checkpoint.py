@@ -26,7 +26,7 @@ def test_a_released_checkpoint_is_pruned(arch, depth, tmp_path, pictures):
     content = released.training_checkpoint(path, arch, depth, torch.tensor(0.5))
     command = importlib.import_module(f"{arch}_prune").main
     data = ["--dataset", "folder", "--data", str(pictures)]
-    assert console.run(command, ["--model", str(path), *data, "--name", "small_"]) == 0
+    assert console.run(command, ["--model", str(path), *data, "--name", "small_pruned"]) == 0
     saved = torch.load(tmp_path / "small_pruned.pth.tar", weights_only=True)
     network = checkpoint.load(tmp_path / "small_pruned.pth.tar").network
     assert saved["cfg"] == network.cfg
@@ -88,7 +88,7 @@ def test_a_released_run_is_resumed(tmp_path, pictures, capsys):
     assert console.run(main.main, [*argv, *flags]) == 0
     printed = capsys.readouterr()
     assert "ξ = γ" in printed.err and "epoch 2/2" in printed.out
-    saved = tmp_path / "proximal_seed1_vgg_11_foldercheckpoint.pth.tar"
+    saved = tmp_path / "proximal_seed1_vgg_11_folder/checkpoint.pth.tar"
     assert checkpoint.load(saved).epoch == 2 and checkpoint.load(saved).best >= 50
 
 
@@ -99,15 +99,15 @@ def test_the_earlier_programs_read_our_checkpoints(arch, depth, tmp_path, pictur
     argv += ["--save", str(tmp_path)]
     assert console.run(main.main, argv) == 0
     run = f"proximal_seed1_{arch}_{depth}_folder"
-    content = torch.load(tmp_path / f"{run}checkpoint.pth.tar", weights_only=True)
+    content = torch.load(tmp_path / f"{run}/checkpoint.pth.tar", weights_only=True)
     assert content.keys() >= {"epoch", "state_dict", "best_prec1", "optimizer", "cfg"}
     assert content["best_prec1"].dim() == 0 and 0 <= content["best_prec1"] <= 1
-    assert (tmp_path / f"{run}model_best.pth.tar").exists()
+    assert (tmp_path / f"{run}/model_best.pth.tar").exists()
     reference = released.add_indexes(build_model(arch, depth, 2).state_dict())
     assert {k: v.shape for k, v in content["state_dict"].items()} == {
         k: v.shape for k, v in reference.items()
     }
-    network = checkpoint.load(tmp_path / f"{run}checkpoint.pth.tar").network
+    network = checkpoint.load(tmp_path / f"{run}/checkpoint.pth.tar").network
     with torch.no_grad():
         expected = getattr(released, arch)(content["state_dict"], x)
         torch.testing.assert_close(network.model.eval()(x), expected, rtol=1e-4, atol=1e-5)

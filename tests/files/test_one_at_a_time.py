@@ -30,7 +30,7 @@ def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path, picture
         process.kill()
         process.communicate()
     assert train(tmp_path, pictures, *FLAGS, "--resume", "auto") == 0
-    epochs = [row["epoch"] for row in rows(tmp_path / "net_resnet_11_folderlog.csv")]
+    epochs = [row["epoch"] for row in rows(tmp_path / "net_resnet_11_folder/log.csv")]
     assert epochs == [str(epoch) for epoch in range(1, 41)]
     assert not list(tmp_path.rglob("*lock*"))
 
@@ -98,7 +98,7 @@ def test_epochs_of_another_process_are_not_repeated(resume, tmp_path, pictures, 
     with monkeypatch.context() as patched:
         patched.setattr(main, "evaluate", interrupt)
         assert train(parts, pictures, *flags) == 128 + signal.SIGTERM
-    (path,) = parts.glob("*checkpoint.pth.tar")
+    (path,) = parts.glob("*/checkpoint.pth.tar")
     again = [*flags, "--resume", "auto" if resume == "auto" else path]
 
     def lock_after_another_process(lock: object) -> object:

@@ -53,8 +53,8 @@ def test_a_full_disk_ends_a_run_with_one_line(shop, tmp_path, capsys):
     with file_size_limit(100_000):
         assert command(main, *shop.train(), "--save", tmp_path) == 2
     line = error_line(capsys.readouterr().err.splitlines()[-1])
-    assert "baseline_seed1_resnet_11_foldermodel_best.pth.tar could not be written" in line
-    assert [path.suffix for path in tmp_path.iterdir()] == [".csv"]
+    assert "baseline_seed1_resnet_11_folder/model_best.pth.tar could not be written" in line
+    assert [path.name for path in tmp_path.rglob("*.*")] == ["log.csv"]
 
 
 def save_forever(path: Path) -> None:

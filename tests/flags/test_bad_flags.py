@@ -100,7 +100,7 @@ def test_every_prune_command_needs_a_model(refused, arch):
 def test_the_prune_ratio_must_match_on_resuming(shop, refused, tmp_path):
     refine = ["--refine", shop.slim, "--prune-ratio", 0.5, "--epochs", 1, "--no-cuda"]
     assert command(main, *refine, "--save", tmp_path / "run") == 0
-    (path,) = (tmp_path / "run").glob("*checkpoint.pth.tar")
+    (path,) = (tmp_path / "run").glob("*/checkpoint.pth.tar")
     line = refused(main, "--resume", path, "--prune-ratio", 0.6)
     assert "started with prune_ratio 0.5, not 0.6" in line
 

@@ -1,5 +1,6 @@
 """Default names of runs and pruned models differ, so that nothing is overwritten."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import main
 import resnet_prune
 from runs import QUICK, command, rows, train
 from utils import launch
-from utils.files.paths import PRUNED, REFINED
+from utils.files.paths import BEST, CHECKPOINT, LOG, PRUNED, REFINED
 from utils.flags.config import Config
 from utils.flags.parser import parser, resolve
 from utils.reports import results
@@ -62,15 +63,15 @@ def test_prunings_of_one_run_and_their_fine_tunings_have_names_of_their_own(
     tmp_path, pictures, capsys
 ):
     assert train(tmp_path, pictures, *RESNET, "-sr", "--method", "subgradient") == 0
-    (path,) = tmp_path.glob("*checkpoint.pth.tar")
+    (path,) = tmp_path.glob("*/checkpoint.pth.tar")
     run = "subgradient_seed1_resnet_11_folder"
     assert prune(path, "--percent", 0.3) == 0
-    assert prune(path, "--percent", 0.5, "--name", f"{run}_half_") == 0
-    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    assert prune(path, "--percent", 0.5, "--name", "half") == 0
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*.*")}
     assert prune(path, "--percent", 0.6) == 2  # only an equal file is overwritten
-    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*.*")} == before
     assert prune(path, "--percent", 0.3) == 0
-    for name in (f"{run}_pruned.pth.tar", f"{run}_half_pruned.pth.tar"):
+    for name in (f"{run}/pruned.pth.tar", f"{run}/half.pth.tar"):
         assert refine(tmp_path / name) == 0
     half = "subgradient_seed1_half_resnet_11_folder_refine"
     assert [row["run"] for row in rows(tmp_path / REFINED)] == [f"{run}_refine", half]
@@ -78,16 +79,16 @@ def test_prunings_of_one_run_and_their_fine_tunings_have_names_of_their_own(
     tuned = [result.tuned(pruning)["run"] for pruning in rows(tmp_path / PRUNED)[:2]]
     assert tuned == [f"{run}_refine", half]
     # A fine-tuning of another model with the same name is not resumed.
-    (tmp_path / f"{run}_pruned.pth.tar").unlink()
+    (tmp_path / f"{run}/pruned.pth.tar").unlink()
     assert prune(path, "--percent", 0.6) == 0
     capsys.readouterr()
-    assert refine(tmp_path / f"{run}_pruned.pth.tar", "--resume", "auto") == 2
+    assert refine(tmp_path / f"{run}/pruned.pth.tar", "--resume", "auto") == 2
     assert f"{run}_refine" in (err := capsys.readouterr().err) and "of another model" in err
 
 
 def test_a_fine_tuning_is_named_after_its_file_or_by_a_flag(tmp_path, monkeypatch, shop, capsys):
     assert refine(shop.slim, "--save", tmp_path, "--name", "mine") == 0
-    assert (tmp_path / "mine_resnet_11_folder_refinecheckpoint.pth.tar").exists()
+    assert (tmp_path / "mine_resnet_11_folder_refine/checkpoint.pth.tar").exists()
     names = []
     monkeypatch.setattr(main, "run_seeds", lambda argv, name, no_cuda: names.append(name))
     assert refine(shop.slim, "--save", tmp_path, "--seeds", "1", "2") == 0
@@ -100,15 +101,50 @@ def test_a_fine_tuning_is_named_after_its_file_or_by_a_flag(tmp_path, monkeypatc
     released = tmp_path / "pruned.pth.tar"
     released.write_bytes(shop.slim.read_bytes())
     assert refine(released) == 0
-    assert (tmp_path / "baseline_seed1_resnet_11_folder_refinecheckpoint.pth.tar").exists()
+    assert (tmp_path / "baseline_seed1_resnet_11_folder_refine/checkpoint.pth.tar").exists()
 
 
 def test_files_of_a_twice_pruned_model_and_of_the_best_epoch_have_other_names(tmp_path, shop):
-    twice = tmp_path / shop.slim.name
-    twice.write_bytes(shop.slim.read_bytes())
-    assert prune(twice, "--percent", 0.2) == 0
-    assert (tmp_path / twice.name.replace("pruned", "pruned_pruned")).exists()
-    best = tmp_path / shop.trained["resnet"].name.replace("checkpoint", "model_best")
-    best.write_bytes(shop.trained["resnet"].read_bytes())
-    assert prune(best, "--percent", 0.2) == 0
-    assert (tmp_path / best.name.replace("best", "best_pruned")).exists()
+    run = shutil.copytree(shop.slim.parent, tmp_path / shop.slim.parent.name)
+    assert prune(run / "pruned.pth.tar", "--percent", 0.2) == 0
+    shutil.copy(run / "checkpoint.pth.tar", run / "model_best.pth.tar")
+    assert prune(run / "model_best.pth.tar", "--percent", 0.2) == 0
+    found = {path.name for path in run.glob("*pruned.pth.tar")}
+    assert found == {f"{name}pruned.pth.tar" for name in ("", "pruned_", "model_best_")}
+    assert len(rows(tmp_path / PRUNED)) == 2
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "model_best"])
+def test_a_pruned_model_does_not_take_the_place_of_a_checkpoint(name, shop, refused):
+    flags = ("--model", shop.trained["resnet"], "--no-cuda", "--name", name)
+    assert "choose another --name" in refused(resnet_prune, *flags)
+
+
+def test_a_run_may_be_moved_and_read_from_its_directory(tmp_path, shop, monkeypatch):
+    moved = shutil.copytree(shop.slim.parent, tmp_path / "logs" / "moved")
+    monkeypatch.chdir(moved)
+    assert prune(Path("checkpoint.pth.tar"), "--percent", 0.2, "--name", "half") == 0
+    assert (moved / "half.pth.tar").exists()
+    assert rows(tmp_path / "logs" / PRUNED)[0]["model"] == "moved/half.pth.tar"
+    assert refine(Path("half.pth.tar")) == 0
+    assert [row["run"] for row in rows(tmp_path / "logs" / REFINED)] == [
+        "moved_half_resnet_11_folder_refine"
+    ]
+
+
+def test_files_of_the_earlier_layout_are_read_and_new_ones_are_in_directories(tmp_path, shop):
+    """Their names began with the run's."""
+    run = shop.slim.parent.name
+    old = tmp_path / f"{run}checkpoint.pth.tar", tmp_path / f"{run}_pruned.pth.tar"
+    for source, path in zip((shop.trained["resnet"], shop.slim), old, strict=True):
+        shutil.copy(source, path)
+    assert command(main, "--evaluate", old[0], "--no-cuda") == 0
+    assert command(main, "--resume", old[0], "--no-cuda") == 0
+    assert prune(old[0], "--percent", 0.2) == 0
+    assert refine(old[1]) == 0
+    files = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.*")} - {p.name for p in old}
+    assert files == {
+        *(f"{run}/{name}" for name in (CHECKPOINT, "pruned.pth.tar")),
+        *(f"{run}_refine/{name}" for name in (CHECKPOINT, BEST, LOG)),
+        *(PRUNED, REFINED),
+    }

@@ -34,8 +34,8 @@ def test_a_users_method_trains_resumes_and_is_recorded(tmp_path, pictures):
     assert "epoch 8/8" in toy(*flags, parts, "--resume", "auto")
     assert_same_run(whole, parts)
 
-    content = torch.load(next(whole.glob("*checkpoint.pth.tar")), weights_only=True)
-    log = rows(next(whole.glob("*log.csv")))
+    content = torch.load(next(whole.glob("*/checkpoint.pth.tar")), weights_only=True)
+    log = rows(next(whole.glob("*/log.csv")))
     assert content["method"]["count"].sum() > 0
     assert float(log[-1]["above"]) > float(log[0]["above"]) > 0
     (row,) = rows(whole / "train_record.csv")

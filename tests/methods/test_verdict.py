@@ -113,7 +113,7 @@ def test_a_good_training_has_no_verdict(tmp_path, pictures, capsys):
 @pytest.mark.parametrize("zeros", [0, 100])
 def test_pruning_advises_a_larger_lambda_only_if_no_xi_is_zero(zeros, tmp_path, pictures, capsys):
     assert train(tmp_path, pictures, *VGG, "--s", 0.001, "--epochs", 1) == 0
-    (path,) = tmp_path.glob("*checkpoint.pth.tar")
+    (path,) = tmp_path.glob("*/checkpoint.pth.tar")
     content = torch.load(path, weights_only=True)
     content["method"]["xi"][:zeros] = 0
     torch.save(content, path)

@@ -81,7 +81,7 @@ def record(folder: Path) -> dict[str, str]:
 
 
 def pruned_model(folder: Path) -> nn.Module:
-    (path,) = folder.glob("*pruned.pth.tar")
+    (path,) = folder.rglob("*pruned.pth.tar")
     return checkpoint.load(path).network.model.eval()
 
 
@@ -148,7 +148,7 @@ def test_gammas_mask_is_compared_at_the_same_target(prune, tmp_path, capsys):
     path, target = save(tmp_path / "net.pth.tar", model, "resnet", 11, xi), ("--target-flops", 0.2)
     assert prune("resnet", path, "--mask", "xi", *target) == 0
     (line,) = re.findall(r"^gamma .*", capsys.readouterr().out, re.M)
-    assert prune("resnet", path, *target, "--name", "other_") == 0
+    assert prune("resnet", path, *target, "--name", "other") == 0
     row = record(tmp_path)
     assert float(row["channels_pruned_percent"]) > 0
     assert re.split(r" {2,}", line)[1:4] == [f"{row[f'{c}_pruned_percent']} %" for c in COUNTED]
@@ -171,7 +171,7 @@ def test_a_target_is_reached_by_the_fewest_channels(arch, depth, model, flag, pr
     assert prune(arch, path, f"--target-{flag}", "0.6") == 0
     assert saved() >= 0.6
     fewer = (removed_or_carrying(tmp_path) - 1) / int(record(tmp_path)["channels"])
-    next(tmp_path.glob("*pruned.pth.tar")).unlink()
+    next(tmp_path.rglob("*pruned.pth.tar")).unlink()
     assert prune(arch, path, "--percent", fewer) == 0
     assert saved() < 0.6
 
@@ -181,7 +181,7 @@ def test_the_released_layout_is_read_by_the_earlier_programs(arch, depth, prune,
     model = random_model(arch, depth, dead=0.5)
     path = save(tmp_path / "net.pth.tar", model, arch, depth)
     assert prune(arch, path, "--layout", "released") == 0
-    (path,) = tmp_path.glob("*pruned.pth.tar")
+    (path,) = tmp_path.rglob("*pruned.pth.tar")
     content = torch.load(path, weights_only=True)
     assert content["layout"] == "released"
     state = content["state_dict"]
@@ -206,7 +206,7 @@ def test_ratio_adjust_and_criterion(prune, tmp_path):
     row = record(tmp_path)
     assert (row["percent"], row["adjust"], row["criterion"]) == ("0.5", "0.25", "gamma")
     assert batch_norms(pruned_model(tmp_path))[0].num_features == 16  # else one
-    next(tmp_path.glob("*pruned.pth.tar")).unlink()
+    next(tmp_path.rglob("*pruned.pth.tar")).unlink()
     assert prune("vgg", path, "--ratio", 0.5, "--criterion", "filters") == 0
     assert record(tmp_path)["criterion"] == "filters"
     assert batch_norms(pruned_model(tmp_path))[0].num_features > 16
@@ -254,7 +254,7 @@ def test_lp_admm_prunes_the_zeros_of_z_and_folds_their_constants(tmp_path, pictu
 
     flags = ["-sr", "--method", "lp-admm", "--s", "0.1", "--rho", "0.5", "--arch", "vgg", "--depth"]
     assert train(tmp_path, pictures, *flags, 11, "--epochs", 1) == 0
-    path = tmp_path / "lp-admm_seed1_vgg_11_foldercheckpoint.pth.tar"
+    path = tmp_path / "lp-admm_seed1_vgg_11_folder/checkpoint.pth.tar"
     content = torch.load(path, weights_only=True)
     torch.manual_seed(0)
     content["method"]["z"][torch.rand(2752) < 0.4] = 0
@@ -269,7 +269,7 @@ def test_lp_admm_prunes_the_zeros_of_z_and_folds_their_constants(tmp_path, pictu
     assert float(row["difference_slim"]) < 1e-3 * float(row["largest_logit"])
     kept = [int(bn.weight.count_nonzero()) for bn in batch_norms(pruned_model(tmp_path))]
     assert kept == [int((~zero).sum()) for zero in zeros.split(widths)]
-    next(tmp_path.glob("*pruned.pth.tar")).unlink()
+    next(tmp_path.rglob("*pruned.pth.tar")).unlink()
     assert console.run(vgg_prune.main, [*argv, "--ratio", "0.6"]) == 0
     assert removed_or_carrying(tmp_path) == int(0.6 * 2752)  # the smallest |γ| beyond the zeros
     assert console.run(vgg_prune.main, [*argv, "--mask", "u"]) == 2
@@ -290,11 +290,11 @@ def test_the_fine_tuning_command_has_the_settings_of_the_training(
     flags = "-sr --arch vgg --depth 11 --epochs 2 --batch-size 16 --lr 0.05 --warmup 1 --seed 3"
     flags += " --precision auto --no-nesterov --label-smoothing 0.1 --wd 0.01 --subset 30"
     assert train(tmp_path, pictures, *flags.split()) == 0
-    path = next(tmp_path.glob("*checkpoint.pth.tar"))
+    path = next(tmp_path.glob("*/checkpoint.pth.tar"))
     assert prune("vgg", path, "--percent", 0.1) == 0
     config, words = finetuning(capsys.readouterr().out)
     trained = replace(checkpoint.load(path).config, precision="bf16")
-    assert config == trained.for_finetuning(next(tmp_path.glob("*pruned.pth.tar")))
+    assert config == trained.for_finetuning(next(tmp_path.rglob("*pruned.pth.tar")))
     assert (config.method, config.epochs, config.warmup) == ("baseline", 2, 1)
     assert "--no-cuda" in words and "--workers" not in words
 
@@ -343,11 +343,11 @@ def test_shares_of_the_full_model_are_the_same_after_a_second_pruning(
     path, program = tmp_path / "net.pth.tar", arch.partition("-")[0]
     save(path, random_model(arch, depth, 0.8), arch, depth)
     shares = [f"original_{c}_pruned_percent" for c in COUNTED]
-    assert prune(program, path, "--layout", layout, "--name", "a_") == 0
+    assert prune(program, path, "--layout", layout, "--name", "a") == 0
     first = record(tmp_path)
     assert [first[share] for share in shares] == [first[share[9:]] for share in shares]
     capsys.readouterr()
-    assert prune(program, tmp_path / "a_pruned.pth.tar", "--name", "b_") == 0
+    assert prune(program, tmp_path / "a.pth.tar", "--name", "b") == 0
     again, printed = record(tmp_path), capsys.readouterr().out
     assert again["channels"] == again["channels_kept"] == first["channels_kept"]
     assert [again[share] for share in shares] == [first[share] for share in shares]

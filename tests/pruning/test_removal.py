@@ -309,7 +309,7 @@ def test_unused_stream_channels_are_counted_and_the_pruned_model_trains(
             return list(csv.DictReader(file))[-1]
 
     def read(name: str) -> Network:
-        network = checkpoint.load(tmp_path / f"{name}pruned.pth.tar").network
+        network = checkpoint.load(tmp_path / f"{name}.pth.tar").network
         network.model.eval()
         return network
 
@@ -333,12 +333,12 @@ def test_unused_stream_channels_are_counted_and_the_pruned_model_trains(
         assert getattr(cost(wide.model), unit) == kept
     torch.testing.assert_close(logits(narrow), logits(wide), rtol=1e-4, atol=1e-5)
 
-    prune(tmp_path / "apruned.pth.tar", "--name", "c", "--layout", "released")
+    prune(tmp_path / "a.pth.tar", "--name", "c", "--layout", "released")
     assert shapes(read("c")) == shapes(wide)
     torch.testing.assert_close(logits(read("c")), logits(narrow), rtol=1e-4, atol=1e-5)
 
-    run = tmp_path / f"a_{arch}_{depth}_folder_refinecheckpoint.pth.tar"
+    run = tmp_path / f"a_{arch}_{depth}_folder_refine/checkpoint.pth.tar"
     data = ["--dataset", "folder", "--data", pictures]
-    for flags in (["--refine", tmp_path / "apruned.pth.tar", *data], ["--resume", run]):
+    for flags in (["--refine", tmp_path / "a.pth.tar", *data], ["--resume", run]):
         assert train(tmp_path, pictures, *flags, "--epochs", 1) == 0
     assert shapes(checkpoint.load(run).network) == shapes(narrow)

@@ -17,7 +17,7 @@ def test_retrained_models_are_beside_the_published_factors(tmp_path, pictures, c
     for seed in (1, 2):
         flags = ["--seed", seed, "--name", f"s{seed}", "--outer", 2]
         assert train(tmp_path, pictures, *SAS, *flags) == 0
-        path = tmp_path / f"s{seed}_resnet-basic_8_foldercheckpoint.pth.tar"
+        path = tmp_path / f"s{seed}_resnet-basic_8_folder/checkpoint.pth.tar"
         assert train(tmp_path, pictures, "--refine", path, "--prune-ratio", 0.85) == 0
     capsys.readouterr()
     assert console.run(tables.main, ["--save", str(tmp_path), "--csv", str(tmp_path)]) == 0

@@ -33,6 +33,7 @@ def listed(capsys: pytest.CaptureFixture[str], folder: Path) -> dict[str, list[s
 
 
 def write_log(folder: Path, run: str, epochs: int) -> None:
+    RunPaths(folder, run).directory.mkdir(exist_ok=True, parents=True)
     for epoch in range(1, epochs + 1):
         row = {"epoch": epoch, "test_accuracy": 50.0 + epoch, "gamma_zeros": 3, "xi_zeros": 7}
         records.append(RunPaths(folder, run).log, row)
@@ -65,7 +66,7 @@ def test_finished_runs(tmp_path, capsys):
 def test_unfinished_runs(tmp_path, capsys):
     stopped = begin(tmp_path, 2)
     running = begin(tmp_path, 3, method="proximal")
-    tuning = begin(tmp_path, 1, name="mine", refine="logs/x_pruned.pth.tar")
+    tuning = begin(tmp_path, 1, name="mine", refine="logs/x/pruned.pth.tar")
     new = "baseline_seed4_vgg_11_cifar10"
     with file_lock(RunPaths(tmp_path, running).lock), file_lock(RunPaths(tmp_path, new).lock):
         assert listed(capsys, tmp_path) == {
@@ -116,7 +117,7 @@ def test_share_of_weights_kept_by_retraining(tmp_path, capsys):
     run = recorded.run(tmp_path, "resnet-basic", 32, "sas-admm", 1)
     settings = {"arch": "resnet-basic", "depth": 32, "name": "sas-admm_seed1", "epochs": 190,
                 "batch_size": 256, "prune_ratio": 0.85,
-                "refine": f"logs/{run}checkpoint.pth.tar"}  # fmt: skip
+                "refine": f"logs/{run}/checkpoint.pth.tar"}  # fmt: skip
     results = {"weights": 1000, "weights_kept": 151, "test_accuracy": 91.5}
     results |= {"pictures": "0000aaaa"}
     row = recorded.training(Config.from_dict(settings), **results)
@@ -139,8 +140,9 @@ def test_folders_without_runs(tmp_path, capsys):
 
 def test_logs_of_other_programs_are_skipped(tmp_path, capsys):
     run = begin(tmp_path, 2)
-    (tmp_path / "changelog.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "log.csv").write_text("a,b\n1,2\n")
     assert console.run(main.main, ["--list", "--save", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
-    assert run in out and "change" not in out
-    assert "skipped" in err and "changelog.csv" in err
+    assert run in out and "other  " not in out
+    assert "skipped" in err and "other/log.csv" in err

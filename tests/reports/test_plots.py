@@ -38,6 +38,7 @@ def write_run(folder: Path, name: str, arch: str, depth: int, epochs: int, **cel
             bn.weight[::3] = 0
             bn.weight[1] = 1e-20
     content = {"epoch": epochs, "state_dict": to_released(network), "best_prec1": torch.tensor(0.5)}
+    RunPaths(folder, name).directory.mkdir()
     torch.save(content, RunPaths(folder, name).checkpoint)
     with RunPaths(folder, name).log.open("w", newline="") as file:
         writer = csv.DictWriter(file, LOG)
@@ -120,7 +121,7 @@ def test_a_pruned_model_is_drawn_as_pruned(tmp_path):
     masks = [torch.arange(w) < k for w, k in zip(network.widths, widths, strict=True)]
     pruned, files = network.remove(network.plan(masks)), RunPaths(tmp_path, "a")
     torch.save({"cfg": pruned.cfg, "state_dict": pruned.model.state_dict()}, files.pruned())
-    row = {"model": files.pruned().name, "checksum": checkpoint.checksum(files.checkpoint)}
+    row = {"model": "a/pruned.pth.tar", "checksum": checkpoint.checksum(files.checkpoint)}
     recorded.append(tmp_path / PRUNED, row)
     _, kept = panel(plots.draw_run(tmp_path, "a"), "As pruned").containers
     assert heights(kept) == widths
@@ -141,7 +142,7 @@ def test_figures_are_written_as_png_and_svg(tmp_path, capsys):
     assert console.run(plots.main, ["--save", str(tmp_path), "--run", name]) == 0
     assert console.run(plots.main, ["--save", str(tmp_path)]) == 0
     assert capsys.readouterr().err == ""
-    for stem in (f"{name}plot", "tradeoff"):
+    for stem in (f"{name}/plot", "tradeoff"):
         with Image.open(tmp_path / f"{stem}.png") as image:
             assert image.width == 1660
         assert "<svg" in (tmp_path / f"{stem}.svg").read_text()
@@ -212,10 +213,10 @@ def test_models_without_batch_norm_are_rejected(tmp_path, monkeypatch, capsys):
 def test_bad_input_is_rejected_with_one_line(tmp_path, capsys):
     for name in ("a", "b", "c", "d"):
         write_run(tmp_path, name, "resnet", 11, 2)
-    (tmp_path / "blog.csv").write_text("x,y\n1,2\n")
-    path = tmp_path / "clog.csv"
+    (tmp_path / "b/log.csv").write_text("x,y\n1,2\n")
+    path = tmp_path / "c/log.csv"
     path.write_text(path.read_text().replace("0.5", "half"))
-    (tmp_path / "dcheckpoint.pth.tar").write_bytes(b"nothing")
+    (tmp_path / "d/checkpoint.pth.tar").write_bytes(b"nothing")
     (tmp_path / "e").mkdir()
     (tmp_path / "e" / TRAINED).write_text("x,y\n1,2\n")
     before = sorted(tmp_path.rglob("*"))

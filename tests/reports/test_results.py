@@ -127,7 +127,7 @@ def run(trained: RunPaths, tmp_path: Path) -> RunPaths:
 def prune(path: Path, *flags: object) -> dict[str, str]:
     argv = ["--model", path, "--no-cuda", "--percent", 0.3, *flags]
     assert console.run(resnet_prune.main, list(map(str, argv))) == 0
-    return rows(path.parent / PRUNED)[-1]
+    return rows(path.parents[1] / PRUNED)[-1]
 
 
 def models_of(run: RunPaths) -> list[str]:
@@ -146,8 +146,8 @@ def test_a_pruning_names_its_checkpoint_and_test_images(run):
 
 
 def test_pruning_a_pruned_model_is_not_a_pruning_of_the_run(run):
-    first = prune(run.checkpoint, "--name", "first_")
-    again = prune(run.folder / first["model"], "--name", "again_")
+    first = prune(run.checkpoint, "--name", "first")
+    again = prune(run.folder / first["model"], "--name", "again")
     assert models_of(run) == [first["model"]]
     # Both have the shares of the original model.
     assert again["channels_pruned_percent"] != first["channels_pruned_percent"]
@@ -164,11 +164,11 @@ def test_prunings_of_other_epochs_or_on_other_test_images_do_not_count(run):
     content = checkpoint.load(run.checkpoint)
     content.epoch = 0
     checkpoint.save(run.best, content.to_dict())
-    prune(run.best, "--name", "best_")
-    prune(run.checkpoint, "--name", "few_", "--test-subset", 4)
+    prune(run.best, "--name", "best")
+    prune(run.checkpoint, "--name", "few", "--test-subset", 4)
     assert models_of(run) == []
-    prune(run.checkpoint, "--name", "all_")
-    assert models_of(run) == ["all_pruned.pth.tar"]
+    prune(run.checkpoint, "--name", "all")
+    assert models_of(run) == [f"{run.run}/all.pth.tar"]
 
 
 def test_a_figure_shows_the_pruning_of_the_final_checkpoint(run, monkeypatch):
@@ -177,9 +177,9 @@ def test_a_figure_shows_the_pruning_of_the_final_checkpoint(run, monkeypatch):
 
     titles: list[str] = []
     monkeypatch.setattr(plots, "draw_layers", lambda *args: titles.append(args[-1]))
-    prune(run.checkpoint, "--name", f"{run.run}_")
+    prune(run.checkpoint)
     plots.draw_run(run.folder, run.run)
-    moved = run.pruned().rename(run.folder / "moved.pth.tar")
-    prune(moved, "--name", f"{run.run}_")
+    moved = run.pruned().rename(run.pruned("moved"))
+    prune(moved, "--name", "pruned")
     plots.draw_run(run.folder, run.run)
     assert titles == ["As pruned", "At percent 0"]

@@ -46,9 +46,9 @@ def test_a_stopped_run_resumes_with_the_same_bits(
 def test_the_budget_is_met_and_pruned_without_loss(
     whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    log = rows(next(whole.glob("*log.csv")))
+    log = rows(next(whole.glob("*/log.csv")))
     assert int(log[-1]["channels"]) < int(log[0]["channels"])  # removed during training
-    (path,) = whole.glob("*checkpoint.pth.tar")
+    (path,) = whole.glob("*/checkpoint.pth.tar")
     assert command(resnet_prune, "--model", path, "--no-cuda") == 0
     row = rows(whole / "pruned_record.csv")[-1]
     assert row["accuracy_before"] == row["accuracy_slim"] and row["percent"] == "0.0"
@@ -77,5 +77,5 @@ def test_an_impossible_budget_is_refused(flags, message, pictures, tmp_path, cap
 
 @pytest.mark.parametrize("flags", [["--target-flops", "30"], ["--s", "0.1"]])
 def test_the_budget_cannot_change_on_resuming(flags, whole: Path, pictures: Path) -> None:
-    (path,) = whole.glob("*checkpoint.pth.tar")
+    (path,) = whole.glob("*/checkpoint.pth.tar")
     assert command(main, "--resume", path, "--data", pictures, *flags) == 2

@@ -105,7 +105,7 @@ def test_a_collapse_is_reported_after_training_pruning_and_fine_tuning(
     model = ["--arch", "vgg", "--depth", 11, "--name", "net", "--epochs", 1]
     frozen = ["--lr", 1e-30, "--epochs", 1]
     assert train(tmp_path, unbalanced, *model) == 0
-    (path,) = tmp_path.glob("*checkpoint.pth.tar")
+    (path,) = tmp_path.glob("*/checkpoint.pth.tar")
     always_cat(path)
     collapse = "all 32 test images are classified as cat"
     by_class = "accuracy by class: cat 100.0 % of 20, dog 0.0 % of 8, eel 0.0 % of 4"
@@ -116,11 +116,11 @@ def test_a_collapse_is_reported_after_training_pruning_and_fine_tuning(
         out, err = capsys.readouterr()
         assert collapse in out + err and by_class in out + err
     assert verdict in out
-    finished = tmp_path / "b_vgg_11_foldercheckpoint.pth.tar"
+    finished = tmp_path / "b_vgg_11_folder/checkpoint.pth.tar"
     assert train(tmp_path, unbalanced, "--resume", finished, *frozen) == 0
     assert verdict in capsys.readouterr().out
     assert command(vgg_prune, "--model", path, "--percent", 0.3, "--no-cuda") == 0
     assert f"before pruning: test accuracy 62.50 %: {collapse}" in capsys.readouterr().err
-    (pruned,) = tmp_path.glob("*_pruned.pth.tar")
+    (pruned,) = tmp_path.glob("*/pruned.pth.tar")
     assert command(main, "--refine", pruned, *frozen, "--no-cuda") == 0
     assert verdict in capsys.readouterr().out

@@ -58,7 +58,7 @@ def test_train_prune_and_refine(arch, depth, tmp_path, pictures, capsys):
     flags = [*QUICK, *SLIMMING, *data, "--arch", arch, "--depth", depth]
     output = command(sys.executable, ROOT / "main.py", *flags, cwd=tmp_path).stdout
     folder = tmp_path / save
-    log = rows(folder / f"{run}log.csv")
+    log = rows(folder / f"{run}/log.csv")
     assert list(log[0]) == LOG
     assert [row["epoch"] for row in log] == [str(i) for i in range(1, 11)]
     lrs = [0.1] * 5 + [0.01] * 2 + [0.001] * 3
@@ -87,7 +87,7 @@ def test_train_prune_and_refine(arch, depth, tmp_path, pictures, capsys):
     assert (refined["run"], refined["method"]) == (f"{run}_refine", "baseline")
     (result,) = results.load(folder)
     assert result.tuned(pruned) == refined  # with the flags of the training, without a penalty
-    path = folder / f"{run}_refinecheckpoint.pth.tar"
+    path = folder / f"{run}_refine/checkpoint.pth.tar"
     assert run_command(main, "--evaluate", path, "--no-cuda") == 0
     assert f"test accuracy {float(refined['test_accuracy']):.2f} %" in capsys.readouterr().out
     prune = importlib.import_module(f"{arch}_prune")  # a pruned model can be pruned again
@@ -98,15 +98,15 @@ def test_train_prune_and_refine(arch, depth, tmp_path, pictures, capsys):
 def test_refining_with_a_penalty_starts_at_xi_equal_to_gamma(tmp_path, pictures):
     """ξ drawn from [0.47, 0.5] would pull every trained γ there."""
     assert train(tmp_path, pictures, *VGG, "--epochs", 1) == 0
-    path = tmp_path / "baseline_seed1_vgg_11_foldercheckpoint.pth.tar"
+    path = tmp_path / "baseline_seed1_vgg_11_folder/checkpoint.pth.tar"
     content = torch.load(path, weights_only=True)
     content["state_dict"]["feature.1.weight"].fill_(2.0)
     torch.save(content, path)
     assert run_command(vgg_prune, "--model", path, "--no-cuda") == 0
-    pruned = tmp_path / "baseline_seed1_vgg_11_folder_pruned.pth.tar"
+    pruned = tmp_path / "baseline_seed1_vgg_11_folder/pruned.pth.tar"
     flags = ["--refine", pruned, "-sr", "--s", "0.001", "--epochs", 1, "--name", "again"]
     assert train(tmp_path, pictures, *flags) == 0
-    path = tmp_path / "again_vgg_11_folder_refinecheckpoint.pth.tar"
+    path = tmp_path / "again_vgg_11_folder_refine/checkpoint.pth.tar"
     refined = torch.load(path, weights_only=True)
     assert refined["method"]["xi"][:64].min() > 1.5
     assert refined["state_dict"]["feature.1.weight"].min() > 1.5
@@ -138,8 +138,8 @@ def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(flags, tmp_path, pic
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "save", stop)
         assert train(parts, pictures, *RESNET, "--epochs", 5, *flags) == 130
-    (path,) = parts.glob("*checkpoint.pth.tar")
-    assert len(rows(next(parts.glob("*log.csv")))) == 4
+    (path,) = parts.glob("*/checkpoint.pth.tar")
+    assert len(rows(next(parts.glob("*/log.csv")))) == 4
     assert train(parts, pictures, "--resume", path, "--epochs", 5) == 0
     assert_same_run(whole, parts)
     (one,), (other,) = (rows(folder / "train_record.csv") for folder in (whole, parts))
@@ -188,7 +188,7 @@ def test_start_epoch_belongs_to_the_experiment(tmp_path, pictures):
     flags = [*RESNET, "--epochs", 4, "--start-epoch", 2]
     for _ in range(2):  # the second time resumes the finished run
         assert train(tmp_path, pictures, *flags, "--resume", "auto") == 0
-    log = rows(next(tmp_path.glob("*log.csv")))
+    log = rows(next(tmp_path.glob("*/log.csv")))
     assert [(row["epoch"], float(row["lr"])) for row in log] == [("3", 0.01), ("4", 0.001)]
     (result,) = results.load(tmp_path)
     assert result.config.start_epoch == 2
@@ -208,11 +208,11 @@ def test_a_batch_of_one_image_that_cannot_be_normalised_is_an_error_of_one_line(
 
 def test_a_new_run_never_overwrites_another(tmp_path, pictures, capsys):
     assert train(tmp_path, pictures, *VGG, "--epochs", 1) == 0
-    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*.*")}
     assert train(tmp_path, pictures, *VGG, "--epochs", 2) == 2
     error = capsys.readouterr().err
     assert "--resume" in error and "--name" in error
-    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*.*")} == before
 
 
 def test_a_training_too_short_for_zeros_gets_the_same_advice_before_and_after(
@@ -226,9 +226,9 @@ def test_a_training_too_short_for_zeros_gets_the_same_advice_before_and_after(
 
 def test_a_model_without_zeros_is_written_unpruned(tmp_path, pictures, capsys):
     assert train(tmp_path, pictures, *VGG, "--epochs", 1) == 0
-    path = tmp_path / "baseline_seed1_vgg_11_foldercheckpoint.pth.tar"
+    path = tmp_path / "baseline_seed1_vgg_11_folder/checkpoint.pth.tar"
     assert run_command(vgg_prune, "--model", path, "--no-cuda") == 0
-    pruned = tmp_path / "baseline_seed1_vgg_11_folder_pruned.pth.tar"
+    pruned = tmp_path / "baseline_seed1_vgg_11_folder/pruned.pth.tar"
     one, other = (torch.load(p, weights_only=True) for p in (pruned, path))
     assert one["cfg"] == other["cfg"]
     assert all(torch.equal(v, other["state_dict"][k]) for k, v in one["state_dict"].items())
@@ -237,7 +237,7 @@ def test_a_model_without_zeros_is_written_unpruned(tmp_path, pictures, capsys):
 def test_a_loss_that_is_not_finite_ends_the_run_with_status_3(tmp_path, pictures, capsys):
     assert train(tmp_path, pictures, *VGG, "--lr", "1e30") == 3
     assert "--lr" in capsys.readouterr().err
-    assert not list(tmp_path.glob("*.tar"))
+    assert not list(tmp_path.rglob("*.tar"))
 
 
 def test_progress_in_a_file_is_one_line_per_interval(tmp_path, pictures, capsys):
@@ -249,6 +249,6 @@ def test_progress_in_a_file_is_one_line_per_interval(tmp_path, pictures, capsys)
 
 def test_a_small_model_learns_two_colours(tmp_path, pictures):
     assert train(tmp_path, pictures, *VGG, "--lr", 0.02) == 0
-    log = rows(tmp_path / "baseline_seed1_vgg_11_folderlog.csv")
+    log = rows(tmp_path / "baseline_seed1_vgg_11_folder/log.csv")
     assert float(log[0]["train_loss"]) < 2 * math.log(2) + 1
     assert float(log[-1]["test_accuracy"]) == 100

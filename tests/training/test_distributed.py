@@ -57,7 +57,7 @@ def failed(process: subprocess.Popen) -> str:
 
 
 def content(folder: Path) -> dict:
-    return torch.load(next(folder.glob("*checkpoint.pth.tar")), weights_only=True)
+    return torch.load(next(folder.glob("*/checkpoint.pth.tar")), weights_only=True)
 
 
 def load_batches(pictures: Path, batch_size: int) -> Batches:
@@ -199,7 +199,7 @@ def test_a_stalled_process_fails_the_others_within_a_minute(monkeypatch):
 def test_two_processes_remove_channels_and_resume_with_the_same_bits(tmp_path, pictures):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     output = finished(torchrun(whole, pictures, *DYING))
-    widths = [row["channels"] for row in rows(whole / "proximal_seed1_resnet_11_folderlog.csv")]
+    widths = [row["channels"] for row in rows(whole / "proximal_seed1_resnet_11_folder/log.csv")]
     assert len(set(widths)) > 2, output
     process = torchrun(parts, pictures, *DYING)
     kill_at(process, r"epoch \d+: \d+ dead channels are removed", 1, parts)

@@ -24,11 +24,11 @@ FROZEN = ["--epochs", 1, "--lr", 1e-30]
 def before(tmp_path_factory, pictures):
     folder = tmp_path_factory.mktemp("before")
     assert train(folder, pictures, *RESNET, "--epochs", 2, "--name", "old", "--seed", 7) == 0
-    return folder / "old_resnet_11_foldercheckpoint.pth.tar"
+    return folder / "old_resnet_11_folder/checkpoint.pth.tar"
 
 
 def only_checkpoint(folder):
-    (path,) = folder.glob("*checkpoint.pth.tar")
+    (path,) = folder.glob("*/checkpoint.pth.tar")
     return path
 
 
@@ -37,7 +37,7 @@ def test_the_run_has_the_files_weights_and_its_own_seed(method, factor, before, 
     flags = ["-sr", "--method", method, "--init", before, *FROZEN, "--s", 0]
     assert train(tmp_path, pictures, *flags) == 0
     path = only_checkpoint(tmp_path)
-    assert path.name == f"{method}_seed1_resnet_11_foldercheckpoint.pth.tar"
+    assert path.parent.name == f"{method}_seed1_resnet_11_folder"
     old, new = checkpoint.load(before), checkpoint.load(path)
     for name, weights in old.network.model.named_parameters():
         torch.testing.assert_close(new.network.model.get_parameter(name), weights)
@@ -60,7 +60,7 @@ def test_it_can_be_resumed_without_the_file(before, tmp_path, pictures):
     init.unlink()
     (parts / "train_record.csv").unlink()
     assert train(parts, pictures, "--epochs", 3, "--resume", path) == 0
-    assert_same(*(torch.load(f / path.name, weights_only=True) for f in (whole, parts)))
+    assert_same(*(torch.load(only_checkpoint(f), weights_only=True) for f in (whole, parts)))
     one, other = (rows(folder / "train_record.csv")[0] for folder in (whole, parts))
     assert one["init_checksum"] == other["init_checksum"] != ""
 
@@ -81,7 +81,7 @@ def test_other_classes_get_a_new_last_layer(before, tmp_path, pictures, capsys):
 def test_contradictions_are_refused(before, tmp_path, pictures, capsys):
     prune = ["--model", before, "--percent", 0.3, "--save", tmp_path, "--no-cuda"]
     assert command(resnet_prune, *prune) == 0
-    pruned = tmp_path / "old_resnet_11_folder_pruned.pth.tar"
+    pruned = tmp_path / "old_resnet_11_folder/pruned.pth.tar"
     for flags, word in (
         (["--init", pruned], "--refine"),
         (["--init", before, "--refine", pruned], "exclude one another"),

@@ -106,7 +106,7 @@ def removing(tmp_path_factory, pictures) -> tuple[Path, str]:
 def test_removal_changes_costs_but_no_file_formats(tmp_path, pictures, removing):
     (folder, output), whole = removing, tmp_path / "whole"
     assert train(whole, pictures, *DYING, "--keep-dead") == 0
-    logs = [rows(f / f"{NAME}log.csv") for f in (folder, whole)]
+    logs = [rows(f / f"{NAME}/log.csv") for f in (folder, whole)]
     widths = [int(row["channels"]) for row in logs[0]]
     assert len(set(widths)) > 2 and widths == sorted(widths, reverse=True)
     assert {int(row["channels"]) for row in logs[1]} == {widths[0]}
@@ -114,7 +114,7 @@ def test_removal_changes_costs_but_no_file_formats(tmp_path, pictures, removing)
     assert "of the FLOPs of training at full width" in output
     assert logs[0][0]["train_loss"] == logs[1][0]["train_loss"]
     one, other = (
-        torch.load(f / f"{NAME}checkpoint.pth.tar", weights_only=True) for f in (folder, whole)
+        torch.load(f / f"{NAME}/checkpoint.pth.tar", weights_only=True) for f in (folder, whole)
     )
     assert one["cut"].sum() == widths[0] - widths[-1] and not other["cut"].any()
     shapes, momenta = (
@@ -154,7 +154,7 @@ def test_a_mask_of_removed_channels_of_another_length_is_refused(
     tmp_path, pictures, removing, capsys
 ):
     shutil.copytree(removing[0], tmp_path, dirs_exist_ok=True)
-    path = tmp_path / f"{NAME}checkpoint.pth.tar"
+    path = tmp_path / f"{NAME}/checkpoint.pth.tar"
     content = torch.load(path, weights_only=True)
     checkpoint.save(path, {**content, "cut": content["cut"][1:]})
     assert train(tmp_path, pictures, *DYING, "--resume", path) == 2

@@ -21,7 +21,7 @@ def run(folder: Path, pictures: Path, *flags: object) -> Path:
     argv = ["--dataset", "folder", "--data", pictures, "--save", folder, "--epochs", 3, "--no-cuda",
             "--batch-size", 16, "--name", "net", *flags]  # fmt: skip
     assert command(main, *argv) == 0
-    (path,) = folder.glob("net_*checkpoint.pth.tar")
+    (path,) = folder.glob("net_*/checkpoint.pth.tar")
     return path
 
 

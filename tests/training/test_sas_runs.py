@@ -32,7 +32,7 @@ def trained(tmp_path_factory, pictures) -> Path:
     """The checkpoint of six outer iterations, averaged from the fourth on."""
     folder = tmp_path_factory.mktemp("sas")
     assert train(folder, pictures, *AVERAGED) == 0
-    return folder / f"{NAME}checkpoint.pth.tar"
+    return folder / f"{NAME}/checkpoint.pth.tar"
 
 
 def stop_at(epoch: int, patch: pytest.MonkeyPatch) -> None:
@@ -66,13 +66,13 @@ def test_the_average_is_saved_with_recalibrated_statistics(trained, pictures):
 
 
 def test_epochs_are_outer_iterations_of_growing_length(trained):
-    log = rows(trained.with_name(f"{NAME}log.csv"))
+    log = rows(trained.with_name("log.csv"))
     inner = [float(row["inner_steps"]) for row in log]
     assert inner == [3, 6, 9, 14, 20, 27]  # M_i = ⌈3 · (i/3)^1.1⌉ from the third on, summed up
     for row in log:
         assert float(row["penalised_loss"]) > float(row["train_loss"])
         assert float(row["primal_gap"]) > 0
-    (row,) = rows(trained.with_name("train_record.csv"))
+    (row,) = rows(trained.parents[1] / "train_record.csv")
     assert (row["epochs"], row["outer"], row["growth_from"], row["s"]) == ("6", "6", "3", "0.0001")
 
 
@@ -129,14 +129,12 @@ def test_resuming_while_it_averages_needs_every_tensor(
         SasAdmm, "state_dict", lambda self: {k: x for k, x in state_dict(self).items() if k != lost}
     )
     parts = tmp_path / "parts"
-    assert train(parts, pictures, "--resume", parts / trained.name) == 0
+    path = parts / NAME / trained.name
+    assert train(parts, pictures, "--resume", path) == 0
     if lost is None:
-        assert_same_run(trained.parent, parts)
+        assert_same_run(trained.parents[1], parts)
         return
-    one, other = (
-        torch.load(folder / trained.name, weights_only=True)["state_dict"]
-        for folder in (trained.parent, parts)
-    )
+    one, other = (torch.load(file, weights_only=True)["state_dict"] for file in (trained, path))
     assert not torch.equal(one["layer1.0.conv1.weight"], other["layer1.0.conv1.weight"])
 
 
@@ -167,7 +165,7 @@ def test_masked_retraining_resumes_with_the_same_bits_and_zeros_stay(
     assert train(parts, pictures, *flags, "--resume", "auto") == 0
     assert_same_run(whole, parts)
 
-    content = torch.load(next(whole.glob("*checkpoint.pth.tar")), weights_only=True)
+    content = torch.load(next(whole.glob("*/checkpoint.pth.tar")), weights_only=True)
     before = torch.load(trained, weights_only=True)["state_dict"]
     names = weights(build_model("resnet-basic", 8, 2))
     after, start = (

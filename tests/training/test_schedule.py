@@ -77,7 +77,7 @@ def test_the_schedule_is_used_and_death_is_judged_at_the_highest_rate_to_come(
     monkeypatch.setattr(ProximalSlimming, "dead", dead)
     flags = ["--schedule", "cosine", "--warmup", 2, "--label-smoothing", 0.1, "--epochs", 5]
     assert train(tmp_path, pictures, "-sr", "--arch", "resnet", "--depth", 11, *flags) == 0
-    (log,) = tmp_path.glob("*log.csv")
+    (log,) = tmp_path.glob("*/log.csv")
     expected = rates(5, shape="cosine", warmup=2)
     assert [float(row["lr"]) for row in rows(log)] == pytest.approx(expected, rel=1e-5)
     assert judged == pytest.approx([0.1, 0.1, 0.1, *expected[3:]])

@@ -38,7 +38,7 @@ def imagenet(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
 
 
 def only_checkpoint(folder: Path) -> Path:
-    (path,) = folder.glob("*checkpoint.pth.tar")
+    (path,) = folder.glob("*/checkpoint.pth.tar")
     return path
 
 
@@ -104,7 +104,7 @@ def test_the_size_is_kept_by_all_commands(
     data = load_dataset("folder", pictures, size=48, stream=True, normalise="data")
     assert [*data.mean] == state.mean != [*CIFAR_NORM[0]] and [*data.std] == state.std
     flops = cost(build_model("resnet-basic", 8, 2), 48).flops
-    (row,) = rows(next(tmp_path.glob("*log.csv")))
+    (row,) = rows(next(tmp_path.glob("*/log.csv")))
     assert int(row["flops"]) == flops
     (record,) = rows(tmp_path / "train_record.csv")
     assert (record["size"], record["normalise"]) == ("48", "data")
@@ -113,7 +113,7 @@ def test_the_size_is_kept_by_all_commands(
     assert command(resnet_prune, "--model", path, "--percent", 0.5, *runtime) == 0
     assert capsys.readouterr().out.endswith("--workers 0 --no-cuda\n")
     (row,) = rows(tmp_path / "pruned_record.csv")
-    (pruned,) = tmp_path.glob("*pruned.pth.tar")
+    (pruned,) = tmp_path.rglob("*pruned.pth.tar")
     assert int(row["flops"]) == flops
     assert int(row["flops_kept"]) == cost(checkpoint.load(pruned).network.model, 48).flops
     assert row["accuracy_before"] == record["test_accuracy"]
@@ -126,7 +126,7 @@ def test_the_size_is_kept_by_all_commands(
 
     refine = ["--refine", pruned, "--epochs", 1, *runtime]
     assert command(main, *refine, "--batch-size", 16) == 0
-    tuned = checkpoint.load(next(tmp_path.glob("*_refinecheckpoint.pth.tar")))
+    tuned = checkpoint.load(next(tmp_path.glob("*_refine/checkpoint.pth.tar")))
     assert tuned.config is not None
     assert (tuned.size, tuned.config.stream, tuned.mean) == (48, True, state.mean)
 
@@ -155,10 +155,10 @@ def test_no_flip_is_kept_by_all_commands(
     assert "no_flip False, not True" in capsys.readouterr().err
     assert command(main, "--resume", other, "--no-cuda") == 0
     assert command(resnet_prune, "--model", other, "--percent", 0.3, "--no-cuda") == 0
-    (pruned,) = upright.glob("*pruned.pth.tar")
+    (pruned,) = upright.rglob("*pruned.pth.tar")
     refine = ["--refine", pruned, "--epochs", 1, "--batch-size", 16, "--no-cuda"]
     assert command(main, *refine) == 0
-    config = checkpoint.load(next(upright.glob("*_refinecheckpoint.pth.tar"))).config
+    config = checkpoint.load(next(upright.glob("*_refine/checkpoint.pth.tar"))).config
     assert config is not None and config.no_flip
 
 
@@ -204,7 +204,7 @@ def test_top_five_accuracy_is_reported_for_more_than_ten_classes(
         for x, labels in batches.iter_eval()
     ]
     expected = 100 * (torch.cat(ranks) < 5).double().mean().item()
-    log, (record,) = rows(next(run.glob("*log.csv"))), rows(run / "train_record.csv")
+    log, (record,) = rows(next(run.glob("*/log.csv"))), rows(run / "train_record.csv")
     assert float(record["test_top_five"]) == float(log[-1]["test_top_five"])
     assert float(log[-1]["test_top_five"]) == pytest.approx(expected, abs=1e-4)
     assert float(log[-1]["test_accuracy"]) <= expected > 0

@@ -29,7 +29,7 @@ def test_a_run_killed_while_it_writes_resumes_with_the_same_bits(call, tmp_path,
     assert dies_at(call, [*argv, "--save", tmp_path]) == -signal.SIGKILL
     assert train(tmp_path, pictures, *RESNET, "--epochs", "2", "--resume", "auto") == 0
     assert_same_run(whole, tmp_path)
-    assert not list(tmp_path.glob("*tmp*"))
+    assert not list(tmp_path.rglob("*tmp*"))
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -41,7 +41,7 @@ def test_after_a_signal_every_finished_epoch_is_saved(signum, tmp_path, pictures
             break
     output, _ = process.communicate()
     assert process.returncode == 128 + signum and "Traceback" not in output
-    checkpoint = tmp_path / f"{NAME}checkpoint.pth.tar"
+    checkpoint = tmp_path / f"{NAME}/checkpoint.pth.tar"
     stopped, command = re.search(r"SIG\w+ in epoch (\d+): resume with (.*)", output).groups()
     assert command.endswith(f" --resume {checkpoint} --no-cuda")
     assert torch.load(checkpoint, weights_only=True)["epoch"] == int(stopped) - 1
@@ -49,15 +49,15 @@ def test_after_a_signal_every_finished_epoch_is_saved(signum, tmp_path, pictures
 
 def test_the_best_checkpoint_is_that_of_the_best_epoch(tmp_path, pictures):
     assert train(tmp_path, pictures, *RESNET, "--epochs", 4) == 0
-    best = torch.load(tmp_path / f"{NAME}model_best.pth.tar", weights_only=True)
-    accuracies = [float(row["test_accuracy"]) for row in rows(tmp_path / f"{NAME}log.csv")]
+    best = torch.load(tmp_path / f"{NAME}/model_best.pth.tar", weights_only=True)
+    accuracies = [float(row["test_accuracy"]) for row in rows(tmp_path / f"{NAME}/log.csv")]
     assert best["best_accuracy"] == max(accuracies)
     assert best["epoch"] == len(accuracies) - accuracies[::-1].index(max(accuracies))
 
 
 def test_resume_auto_starts_a_run_and_skips_damaged_checkpoints(tmp_path, pictures, capsys):
     flags = [*RESNET, "--epochs", "2", "--resume", "auto"]
-    path = tmp_path / f"{NAME}checkpoint.pth.tar"
+    path = tmp_path / f"{NAME}/checkpoint.pth.tar"
     assert train(tmp_path, pictures, *flags) == 0
     assert "damaged" not in capsys.readouterr().err
     before = torch.load(path, weights_only=True)
@@ -75,10 +75,10 @@ def test_resume_auto_starts_a_run_and_skips_damaged_checkpoints(tmp_path, pictur
 def test_resuming_with_other_flags_is_refused(flags, word, tmp_path, pictures, whole, capsys):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     run = [*RESNET, "--epochs", "2", "--name", "proximal_seed1"]
-    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*.*")}
     assert train(tmp_path, pictures, *run, *flags, "--resume", "auto") == 2
     assert word in capsys.readouterr().err
-    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*.*")} == before
 
 
 def test_resuming_with_other_images_is_refused(tmp_path, pictures, capsys):

@@ -21,11 +21,11 @@ def test_from_training_to_the_fine_tuned_pruned_model(tmp_path, pictures, capsys
     assert "1920 of 4800 batch-norm channels can be removed" in err
     assert " -m utils.prune --model" in out
     run = tmp_path / "proximal_seed1_resnet18_folder"
-    log = rows(tmp_path / f"{run.name}log.csv")
+    log = rows(tmp_path / f"{run.name}/log.csv")
     assert int(log[-1]["channels"]) < 1920 and int(log[-1]["flops"]) < int(log[0]["flops"])
     (row,) = rows(tmp_path / "train_record.csv")
     assert (row["channels"], row["batch_norm_channels"]) == ("1920", "4800")
-    path = tmp_path / f"{run.name}checkpoint.pth.tar"
+    path = tmp_path / f"{run.name}/checkpoint.pth.tar"
     full = checkpoint.load(path).network
     assert full.is_full
     assert full.model.state_dict().keys() == get_model("resnet18").state_dict().keys()
@@ -34,7 +34,7 @@ def test_from_training_to_the_fine_tuned_pruned_model(tmp_path, pictures, capsys
     removed = int(row["channels"]) - int(row["channels_kept"])
     share = float(row["batch_norm_channels_pruned_percent"])
     assert removed > 0 and share == pytest.approx(100 * removed / 4800, abs=0.006)
-    pruned_path = tmp_path / f"{run.name}_pruned.pth.tar"
+    pruned_path = tmp_path / f"{run.name}/pruned.pth.tar"
     pruned = checkpoint.load(pruned_path).network
     assert (pruned.arch, pruned.is_full) == ("resnet18", False)
     x = torch.randn(2, 3, 32, 32)
@@ -42,7 +42,7 @@ def test_from_training_to_the_fine_tuned_pruned_model(tmp_path, pictures, capsys
         one, other = (network.model.eval()(x) for network in (pruned, full))
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
     assert train(tmp_path, pictures, "--refine", pruned_path, "--epochs", 1) == 0
-    tuned = checkpoint.load(tmp_path / f"{run.name}_refinecheckpoint.pth.tar")
+    tuned = checkpoint.load(tmp_path / f"{run.name}_refine/checkpoint.pth.tar")
     assert tuned.network.cfg == pruned.cfg
 
 
@@ -77,7 +77,7 @@ def test_torchvisions_weights_start_a_run_with_a_new_head(tmp_path, pictures, ca
     flags = ["--init", path, "--size", 32, "--epochs", 1, "-sr", "--lr", 1e-30, "--s", 0]
     assert train(tmp_path, pictures, *flags, "--arch", "resnet18") == 0
     assert "the last layer, of 7 classes, is replaced" in capsys.readouterr().err
-    (checkpoint_path,) = tmp_path.glob("*checkpoint.pth.tar")
+    (checkpoint_path,) = tmp_path.glob("*/checkpoint.pth.tar")
     new = checkpoint.load(checkpoint_path)
     assert new.network.model.fc.weight.shape == (2, 512)
     for name, value in model.named_parameters():

@@ -57,7 +57,7 @@ class Experiment:
         return self.training(seed).for_finetuning(start, **{**self.tuning, **options})
 
     def run(self, seed: int) -> str:
-        """The run's name, with which its files begin."""
+        """The run's name, that of its directory."""
         return self.training(seed).run_name
 
     def reference(self, seed: int) -> str:
@@ -113,7 +113,7 @@ class Job:
             else:
                 amount = ["--target-flops", f"{e.target / 100:.6g}"]
             model = [*pruner(config.arch), "--model", path_argument(self.files.checkpoint)]
-            return [*model, "--name", f"{self.files.run}_", *amount, *data, *self.flags]
+            return [*model, *amount, *data, *self.flags]
         if self.stage == "refine":
             config = e.finetuning(self.seed, self.files)
         save = ["--save", path_argument(self.folder), "--resume", "auto"]
@@ -161,5 +161,6 @@ def start(job: Job, gpu: str, parallel: bool) -> subprocess.Popen[str]:
     environment = {"CUDA_VISIBLE_DEVICES": gpu} if gpu else None
     if not parallel:
         return launch.start_process(words, None, environment)
+    job.files.directory.mkdir(parents=True, exist_ok=True)
     with job.files.output(job.stage).open("a") as file:
         return launch.start_process(words, file, environment)

@@ -11,7 +11,7 @@ from utils.console import InputError, note
 from utils.data.datasets import DATASETS, IMAGENET_NORM, Dataset, Norm, is_norm, normalisation
 from utils.files import records
 from utils.files.checkpoint import Checkpoint, load, sha256
-from utils.files.paths import DEFAULT_FOLDER, RunPaths, pruned_name_of
+from utils.files.paths import DEFAULT_FOLDER, RunPaths, locate, pruned_name_of
 from utils.flags.config import FLAGS, Config
 from utils.flags.parser import resolve
 from utils.shell import format_command, path_argument
@@ -80,7 +80,8 @@ class InitFrom:
             return config
         # A fine-tuning is named after the pruned model: a run may have several.
         model = config.run_name.removeprefix(config.name).removesuffix("_refine")
-        name = pruned_name_of(self.path).replace(model, "", 1) or config.name
+        name = pruned_name_of(self.path, self.checkpoint.run_name)
+        name = name.replace(model, "", 1) or config.name
         if not FLAGS["name"].accepts(name):
             raise InputError(f"a run cannot be named after {self.path}: add --name")
         return replace(config, name=name)
@@ -105,7 +106,9 @@ class InitFrom:
             yield f"note: images are normalised {same} those that {self.path} was trained on"
 
     def paths(self, flags: Mapping[str, Any], config: Config) -> RunPaths:
-        folder = DEFAULT_FOLDER if self.path is None else self.path.parent
+        folder = Path(DEFAULT_FOLDER)
+        if self.path is not None and self.checkpoint is not None:
+            folder = locate(self.path, self.checkpoint.run_name)[0].folder
         return RunPaths(Path(flags.get("save", folder)), config.run_name)
 
 

@@ -1,49 +1,75 @@
 """Names of the files of runs and prunings. No other module spells them."""
 
+import os
 from pathlib import Path
 
 DEFAULT_FOLDER = "logs"
-CHECKPOINT, LOG, LOCK = "checkpoint.pth.tar", "log.csv", ".lock"
+CHECKPOINT, BEST, LOG, LOCK = "checkpoint.pth.tar", "model_best.pth.tar", "log.csv", ".lock"
 TRAINED, REFINED, PRUNED = "train_record.csv", "refine_record.csv", "pruned_record.csv"
 
 
 class RunPaths:
-    """Paths of the files in ``folder`` of the run with this name."""
+    """Paths of the files of the run with this name, which has a directory in ``folder``."""
 
     def __init__(self, folder: Path, run: str) -> None:
-        self.folder, self.run = folder, run
-        self.checkpoint = folder / f"{run}{CHECKPOINT}"
-        self.best = folder / f"{run}model_best.pth.tar"
-        self.log = folder / f"{run}{LOG}"
+        self.folder, self.run, self.directory = folder, run, folder / run
+        self.checkpoint, self.best = self.directory / CHECKPOINT, self.directory / BEST
+        self.log, self.lock = self.directory / LOG, self.directory / LOCK
         self.record = folder / (REFINED if run.endswith("_refine") else TRAINED)
-        self.lock = folder / f"{run}{LOCK}"
-        self.plot = folder / f"{run}plot"  # without the suffix of the format
+        self.plot = self.directory / "plot"  # without the suffix of the format
 
-    @property
-    def refined(self) -> "RunPaths":
-        """Paths of the fine-tuning of this run's pruned model."""
-        return RunPaths(self.folder, f"{self.run}_refine")
-
-    def pruned(self, name: str | None = None) -> Path:
+    def pruned(self, name: str = "pruned") -> Path:
         """Path of this run's pruned model, or of the one that is called ``name``."""
-        return self.folder / f"{f'{self.run}_' if name is None else name}pruned.pth.tar"
+        return self.directory / f"{name}.pth.tar"
 
     def output(self, stage: str) -> Path:
         """Path for the output of a command of an experiment."""
-        return self.folder / f"{self.run}{stage}.out"
+        return self.directory / f"{stage}.out"
+
+    def recorded(self, path: Path) -> str:
+        """Returns ``path`` as records have it: relative to the folder."""
+        return Path(os.path.relpath(path, self.folder)).as_posix()
 
 
 def runs_in(folder: Path) -> set[str]:
     """Returns the names of the runs that have a checkpoint, a log or a lock in ``folder``."""
-    suffixes = CHECKPOINT, LOG, LOCK
-    return {path.name.removesuffix(s) for s in suffixes for path in folder.glob(f"*{s}")}
+    return {p.parent.name for name in (CHECKPOINT, LOG, LOCK) for p in folder.glob(f"*/{name}")}
 
 
 def run_name_of(checkpoint: Path) -> str:
-    """Returns the run name in the name of a checkpoint, or a file's name without its suffix."""
-    return checkpoint.name.removesuffix(".tar").removesuffix(".pth").removesuffix("checkpoint")
+    """Returns the name of a checkpoint's directory, or another file's name without its suffix."""
+    if checkpoint.name in (CHECKPOINT, BEST):
+        return checkpoint.absolute().parent.name
+    return _stem(checkpoint).removesuffix("checkpoint")
 
 
-def pruned_name_of(pruned: Path) -> str:
-    """Returns the name of the pruned model in this file."""
-    return run_name_of(pruned).removesuffix("pruned").removesuffix("_")
+def locate(path: Path, run: str | None) -> tuple[RunPaths, str]:
+    """Returns the paths of the run of the checkpoint at ``path``, and its name in the run.
+
+    ``run`` is the run's name in the file; a directory that was renamed is known by its log. Files
+    of earlier versions begin with the run's name, and lie beside its directory. Files of other
+    programs have no run: theirs is the folder itself.
+    """
+    stem, directory = _stem(path), Path(os.path.abspath(path)).parent
+    if run and (directory.name == run or (directory / LOG).exists()):
+        return RunPaths(Path(os.path.normpath(path.parent / "..")), directory.name), stem
+    if run and stem.startswith(run):
+        return RunPaths(path.parent, run), stem.removeprefix(run).strip("_")
+    return RunPaths(path.parent, ""), stem
+
+
+def pruned_name_of(path: Path, run: str | None) -> str:
+    """Returns the name of the model at ``path``: its run's, and its own unless that is usual."""
+    files, name = locate(path, run)
+    own = name.removesuffix("checkpoint").removesuffix("pruned").strip("_")
+    return "_".join(filter(None, (files.run, own)))
+
+
+def is_same_file(one: str, other: str) -> bool:
+    """Whether two paths, from different folders, end alike as far as both go."""
+    parts = reversed(Path(one).parts), reversed(Path(other).parts)
+    return bool(one and other) and all(a == b for a, b in zip(*parts, strict=False))
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".tar").removesuffix(".pth")

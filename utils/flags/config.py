@@ -127,7 +127,7 @@ class Config:
     )
     name: str = option(
         FILES,
-        "run name, used as file prefix (default METHOD_seedN; for --refine: the pruned file's)",
+        "start of the run's name (default METHOD_seedN; for --refine: the pruned file's)",
         arguments.file_name,
         **NOT_IN_KEY,
     )
@@ -208,7 +208,7 @@ class Config:
 
     @property
     def run_name(self) -> str:
-        """Prefix of the names of the run's files."""
+        """The run's name, that of its directory."""
         refine = "" if self.refine is None else "_refine"
         return f"{self.name}_{display_name(self.arch, self.depth, '_')}_{self.dataset}{refine}"
 

@@ -22,7 +22,7 @@ from utils.device import pick_device
 from utils.files import checkpoint, records
 from utils.files.init_from import config_from_checkpoint
 from utils.files.legacy_formats import EARLIER, State, expanded, to_released
-from utils.files.paths import PRUNED, RunPaths, run_name_of
+from utils.files.paths import PRUNED, RunPaths, locate, run_name_of
 from utils.flags.config import FLAGS
 from utils.flags.parser import RUNTIME_FLAGS, runtime_argv
 from utils.methods.base import is_zero
@@ -78,7 +78,7 @@ def parser(kind: str | None) -> argparse.ArgumentParser:
     text = "round widths up to a multiple of N (default 1)"
     add("--round-to", type=count, default=1, metavar="N", help=text)
     add("--save", metavar="DIR", help="output folder (default: that of --model)")
-    text = "the output is NAMEpruned.pth.tar (default: the run or file, and _)"
+    text = "the output is NAME.pth.tar (default: pruned, or of other files <file>_pruned)"
     add("--name", type=arguments.file_name, help=text)
     text = "names of the output's tensors: of netslim (default), or of the earlier programs"
     add("--layout", choices=("compact", "released"), default="compact", help=text)
@@ -112,10 +112,15 @@ def prune_checkpoint(kind: str | None, args: argparse.Namespace, argv: list[str]
     network, config, arch = loaded.network, loaded.config, loaded.network.arch
     wanted = arch if kind in (None, family(arch)) else kind  # another one is refused
     known = config_from_checkpoint(loaded, {**vars(args), "arch": wanted}, path)
-    folder = Path(getattr(args, "save", path.parent))
-    output = RunPaths(folder, run_name_of(path)).pruned(getattr(args, "name", None))
-    check_writable(folder)
-    records.read(folder / PRUNED, ("run",))
+    source, name = locate(path, loaded.run_name)
+    files = RunPaths(Path(getattr(args, "save", source.folder)), source.run)
+    default = "pruned" if name == "checkpoint" else f"{name}_pruned"
+    output = files.pruned(getattr(args, "name", default))
+    if output in (files.checkpoint, files.best):
+        raise InputError(f"{output} is a file of the training: choose another --name")
+    check_writable(files.folder)
+    check_writable(files.directory)
+    records.read(files.folder / PRUNED, ("run",))
 
     network.model.eval()
     released = args.layout == "released"
@@ -143,9 +148,9 @@ def prune_checkpoint(kind: str | None, args: argparse.Namespace, argv: list[str]
     predictions = [predict(n.model, batches) for n in (network, pruning.masked, written)]
     targeted = (args.target_flops, args.target_params) != (None, None)
     row: dict[str, Any] = {
-        "model": output.name,
+        "model": files.recorded(output),
         "run": loaded.run_name or run_name_of(path),
-        "checkpoint": path.name,
+        "checkpoint": source.recorded(path),
         "epoch": loaded.epoch,
         "checksum": checkpoint.checksum(path),
         "test_pictures": f"{data.test.checksum():08x}",
@@ -185,11 +190,11 @@ def prune_checkpoint(kind: str | None, args: argparse.Namespace, argv: list[str]
         "mean": loaded.mean,
         "std": loaded.std,
         "settings": None if config is None else config.to_dict(),
-        **{key: row[key] for key in ("run", "percent", "mask")},
+        "run": loaded.run_name,
+        **{key: row[key] for key in ("percent", "mask")},
     }
-    folder.mkdir(parents=True, exist_ok=True)
     checkpoint.save(output, content)
-    records.append(folder / PRUNED, row | {"slim_checksum": checkpoint.sha256(output)})
+    records.append(files.folder / PRUNED, row | {"slim_checksum": checkpoint.sha256(output)})
     if row["channels_kept"] == row["channels"]:
         program = [f"{kind}_prune.py"] if kind else ["-m", "utils.prune"]
         advise([*program, *argv], args, factors, mask, loaded.network.is_full)

@@ -59,7 +59,8 @@ def prune_state_dict(args: argparse.Namespace) -> None:
         raise InputError(f"{flag} is for checkpoints of this program: leave it out with --arch")
     path = Path(args.model)
     folder = Path(getattr(args, "save", path.parent))
-    output = RunPaths(folder, path.name.partition(".")[0]).pruned(getattr(args, "name", None))
+    default = f"{path.name.partition('.')[0]}_pruned"
+    output = RunPaths(folder, "").pruned(getattr(args, "name", default))
     check_writable(folder)
     if output.exists():
         raise InputError(f"{output} is there already: move it away, or choose another --name")

@@ -25,7 +25,7 @@ from utils import arguments, console
 from utils.atomic import check_writable
 from utils.console import InputError
 from utils.files import checkpoint, records
-from utils.files.paths import CHECKPOINT, DEFAULT_FOLDER, PRUNED, RunPaths, run_name_of
+from utils.files.paths import CHECKPOINT, DEFAULT_FOLDER, PRUNED, RunPaths
 from utils.files.records import Row
 from utils.methods import METHODS
 from utils.pruning.plan import plan
@@ -59,14 +59,14 @@ def draw_run(folder: Path, run: str) -> Any:
     files = RunPaths(folder, run)
     log = records.read(files.log, LOG_COLUMNS, LOG_COLUMNS)
     if not log or not files.checkpoint.is_file():
-        runs = ", ".join(sorted(map(run_name_of, folder.glob(f"*{CHECKPOINT}")))) or "none"
+        runs = ", ".join(sorted(p.parent.name for p in folder.glob(f"*/{CHECKPOINT}"))) or "none"
         raise InputError(f"{folder} has no log and checkpoint of a run {run!r}; its runs: {runs}")
     loaded = checkpoint.load(files.checkpoint)
     norms = list(loaded.network.norms.values())
     if not norms:
         raise InputError(f"{run} has no batch norm, so there are no scaling factors to draw")
     prunings = {row["model"]: row for row in records.read(folder / PRUNED, ("model",))}  # latest
-    source = prunings.get(files.pruned().name, {}).get("checksum")
+    source = prunings.get(files.recorded(files.pruned()), {}).get("checksum")
     if files.pruned().is_file() and source == checkpoint.checksum(files.checkpoint):
         pruned = checkpoint.load(files.pruned()).network
         kept, title = [len(bn.weight) for bn in pruned.norms.values()], "As pruned"
@@ -163,7 +163,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--run",
         type=arguments.file_name,
-        help="name of a run, drawn in DIR/<run>plot.png and .svg (default: accuracy against"
+        help="name of a run, drawn in DIR/<run>/plot.png and .svg (default: accuracy against"
         " compression of all runs, in DIR/tradeoff.png and .svg)",
     )
     return p

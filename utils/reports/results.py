@@ -187,7 +187,7 @@ class Result(Training):
         return [
             t
             for t in self.finetunings
-            if Path(t.config.refine or "").name == pruning["model"]
+            if paths.is_same_file(t.config.refine or "", pruning["model"])
             and float(t.row["channels"]) == float(pruning["channels_kept"])
             and ("" in checksums or t.row.get("init_checksum", "") in {*checksums, ""})  # older
         ]
@@ -307,7 +307,8 @@ def read_records(folder: Path) -> tuple[list[Result], list[Training]]:
         finetunings = [
             t
             for t in finetuned
-            if t.row["run"] == refined or Path(t.config.refine or "").name in models
+            if t.row["run"] == refined
+            or any(paths.is_same_file(t.config.refine or "", model) for model in models)
         ]
         results.append(Result(training.config, training.row, own, finetunings))
     return results, finetuned

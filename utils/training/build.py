@@ -85,7 +85,7 @@ def build_trainer(
         for line in (*short_schedule_warning(config), *trainer.step.method.warnings(*training)):
             note(line)
     elif init_from.path is not None and init_from.path.resolve() != paths.checkpoint.resolve():
-        paths.folder.mkdir(parents=True, exist_ok=True)
+        paths.directory.mkdir(parents=True, exist_ok=True)
         trainer.save()  # its own checkpoint is elsewhere or damaged
     return trainer
 

@@ -28,7 +28,7 @@ def keep_log(trainer: Trainer) -> list[records.Row]:
     """Returns the log of the finished epochs; deletes later lines from the file."""
     if trainer.group.rank > 0:
         return []
-    trainer.paths.folder.mkdir(parents=True, exist_ok=True)
+    trainer.paths.directory.mkdir(parents=True, exist_ok=True)
     return records.keep_epochs(trainer.paths.log, trainer.epoch)
 
 
@@ -113,7 +113,7 @@ def record(trainer: Trainer, log: Sequence[records.Row], argv: Sequence[str]) ->
         "seconds_per_epoch": f"{sum(seconds) / len(seconds):.3f}",
         "train_seconds": f"{sum(seconds):.3f}",
         "memory_format": execution.layout,
-        "checkpoint": paths.checkpoint.name,
+        "checkpoint": paths.recorded(paths.checkpoint),
         "checksum": checkpoint.checksum(paths.checkpoint),
         "pictures": f"{trainer.images_checksum:08x}",
         "test_pictures": f"{trainer.data.test.checksum():08x}",
