@@ -16,6 +16,7 @@ all batch norms that write a stream. Columns, of the channels of all batch norms
 """
 
 import csv
+import resource
 import sys
 import time
 import warnings
@@ -165,12 +166,14 @@ def torch_pruning(model: nn.Module, full: nn.Module, x: Tensor) -> Row:
     return {"tp_share": reached / every, "tp_eval": change(model, full, x), "tp_seconds": seconds}
 
 
+MEMORY = 12 * 2**30  # bytes; beyond it an allocation raises
 COLUMNS = ["network", "alone", "coupled", "removed", "eval", "train", "gradient", "seconds"]
 COLUMNS += ["tp_share", "tp_eval", "tp_silent", "tp_seconds", "tp_error", "reasons"]
 
 
 def main(names: list[str]) -> None:
     warnings.simplefilter("ignore")
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     table = csv.DictWriter(sys.stdout, COLUMNS)
     table.writeheader()
     for name in names:
