@@ -173,5 +173,5 @@ def test_bad_input_ends_with_status_2_and_one_line(flags, folder, capsys):
 def test_an_existing_file_is_not_overwritten(folder, capsys):
     Path("widget_pruned.pth.tar").write_text("mine")
     assert run("--model", "widget.pth", "--arch", "widget:build", "--ratio", 0.5) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert Path("widget_pruned.pth.tar").read_text() == "mine"

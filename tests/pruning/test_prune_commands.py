@@ -379,7 +379,7 @@ def test_where_nothing_is_zero_the_printed_commands_prune(kind, prune, tmp_path,
         assert (record(tmp_path)["mask"], removed_or_carrying(tmp_path)) == (mask, count)
         capsys.readouterr()
         assert prune(kind, path, "--percent", "0.1") == 2  # a pruned model is not overwritten
-        assert f"{output} is there already" in capsys.readouterr().err
+        assert f"{output} exists already" in capsys.readouterr().err
         output.unlink()
 
 

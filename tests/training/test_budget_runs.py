@@ -79,3 +79,11 @@ def test_an_impossible_budget_is_refused(flags, message, pictures, tmp_path, cap
 def test_the_budget_cannot_change_on_resuming(flags, whole: Path, pictures: Path) -> None:
     (path,) = whole.glob("*/checkpoint.pth.tar")
     assert command(main, "--resume", path, "--data", pictures, *flags) == 2
+
+
+@pytest.mark.parametrize("flags", [[], ["-sr", "--method", "subgradient"]])
+def test_a_budget_without_proximal_slimming_is_refused(flags, pictures, tmp_path, capsys) -> None:
+    data = "--dataset", "folder", "--data", pictures, "--save", tmp_path, "--no-cuda"
+    network = "--arch", "resnet", "--depth", 11
+    assert command(main, *network, *data, *flags, "--target-flops", 30) == 2
+    assert "--target-flops is for proximal slimming: add -sr" in capsys.readouterr().err

@@ -133,3 +133,10 @@ def test_the_files_normalisation_is_kept(normalise, tmp_path, pictures):
     assert train(tmp_path / "second", pictures, "--init", init, "--epochs", 1) == 0
     assert norm(tmp_path / "second") == norm(tmp_path / "first")
     assert norm(tmp_path / "second")[1] == normalise
+
+
+def test_a_run_that_starts_from_weights_goes_to_logs(before, tmp_path, pictures, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--dataset", "folder", "--data", pictures, "--epochs", 1, "--no-cuda"]
+    assert command(main, "--init", before, *flags) == 0
+    assert only_checkpoint(tmp_path / "logs")

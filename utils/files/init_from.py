@@ -63,7 +63,7 @@ class InitFrom:
                 f"{path} is the fine-tuning of another model than {self.path}: move it away, or"
                 " give this run another --name"
             )
-        note(f"going on with {path}")
+        note(f"resuming from {path}")
         return InitFrom(path, checkpoint, resumes=True)
 
     def config(self, flags: Mapping[str, Any]) -> Config:
@@ -106,8 +106,9 @@ class InitFrom:
             yield f"note: images are normalised {same} those that {self.path} was trained on"
 
     def paths(self, flags: Mapping[str, Any], config: Config) -> RunPaths:
+        """Returns the paths of the run: beside the run that it resumes or fine-tunes, else logs."""
         folder = Path(DEFAULT_FOLDER)
-        if self.path is not None and self.checkpoint is not None:
+        if self.path is not None and self.checkpoint is not None and "init" not in flags:
             folder = locate(self.path, self.checkpoint.run_name)[0].folder
         return RunPaths(Path(flags.get("save", folder)), config.run_name)
 
@@ -154,7 +155,7 @@ def config_from_checkpoint(
 def latest_checkpoint(files: RunPaths) -> tuple[Path, Checkpoint] | None:
     """Returns the run's readable and resumable checkpoint of the latest epoch, if any."""
     loaded = []
-    for path in filter(Path.exists, (files.best, files.checkpoint)):
+    for path in filter(Path.exists, (files.checkpoint, files.best)):
         try:
             checkpoint = load(path)
         except InputError as error:

@@ -111,6 +111,10 @@ def resolve(
         config = Config.from_dict(values)
     except ValueError as error:
         raise InputError(str(error)) from None
+    budgets = {name for name in flags if name.startswith("budget_")} - config.options.keys()
+    if budgets:  # a training without them would be another one, and may take hours
+        option = FLAGS[budgets.pop()].option_strings[-1]
+        raise InputError(f"{option} is for proximal slimming: add -sr, without another --method")
     for key, value in config.to_dict().items():
         if stored is not None and FLAGS[key].resume_must_match and value != before[key]:
             raise InputError(

@@ -158,9 +158,9 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
         super().end_epoch(lr)
         if self.target is not None and self.budget_met and not before:
             note(
-                f"the budget is met: {int((self.xi == 0).sum())} channels with ξ = 0 make"
-                f" {100 * self.removed:.1f} % of the {self.target.what}; the others are trained"
-                " without penalty from here on"
+                f"the budget is met: {int((self.xi == 0).sum())} channels with"
+                f" {100 * self.removed:.1f} % of the {self.target.what} will be removed; the"
+                " penalty on the others ends"
             )
 
     def reset_state(self) -> str:
@@ -231,9 +231,10 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
         if enough <= largest and (enough > self.lambda_) == larger:
             return f"try --s {enough:.2g}, which moves ξ {AMPLE} times the way to 0"
         if enough > largest and (larger or self.lambda_ > largest):
+            factor = math.ceil(enough / largest)
             return (
                 f"so few steps need a λ above {largest:g}, {LARGEST} times the paper's, which is"
-                f" too large: train for {math.ceil(enough / largest)} times as many epochs"
+                f" too large: train for {factor} times as many epochs, or use --target-flops"
             )
         return "train for more epochs" if larger else "try a smaller --s"
 

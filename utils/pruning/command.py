@@ -57,8 +57,9 @@ def parser(kind: str | None) -> argparse.ArgumentParser:
     text = "with --arch: side of an image in pixels (default: torchvision's, or 224)"
     add("--size", type=arguments.size, metavar="N", help=text)
     share = p.add_mutually_exclusive_group()
-    text = "share of all channels to remove, smallest |γ| first, always those of γ = 0 (default 0)"
-    share.add_argument("--percent", "--ratio", type=fraction, default=0.0, metavar="P", help=text)
+    text = "share of all channels to remove, from 0 to 1, smallest |γ| first (default 0: γ = 0)"
+    names = "--percent", "--ratio"
+    share.add_argument(*names, type=fraction, default=0.0, metavar="P", help=text)
     for flag, unit in TARGETS.items():
         text = f"share of the {unit} to remove (0.3 or 30: 30 %%)"
         share.add_argument(
@@ -140,7 +141,7 @@ def prune_checkpoint(kind: str | None, args: argparse.Namespace, argv: list[str]
     if output.exists() and (
         output.samefile(path) or not holds(output, written.model, network.model)
     ):
-        raise InputError(f"{output} is there already: move it away, or choose another --name")
+        raise InputError(f"{output} exists already: delete it, or pass another --name")
     data = load({**known, **vars(args)}, loaded.norm)
     loaded.check_classes(data, path)
     batches = test_batches(data, vars(args), pick_device(args.no_cuda))

@@ -63,7 +63,7 @@ def prune_state_dict(args: argparse.Namespace) -> None:
     output = RunPaths(folder, "").pruned(getattr(args, "name", default))
     check_writable(folder)
     if output.exists():
-        raise InputError(f"{output} is there already: move it away, or choose another --name")
+        raise InputError(f"{output} exists already: delete it, or pass another --name")
     state = read_state_dict(path)
     build, size, code = find_model(args.arch, state)
     size = getattr(args, "size", size)

@@ -146,8 +146,8 @@ def print_layers(network: Network, masks: Sequence[Tensor]) -> None:
     if graph.coupled and not network.coupled:
         channels = sum(int(mask.sum()) for mask in graph.coupled.values())
         print(
-            f"{channels:,} channels of {len(graph.coupled)} batch norms belong to streams that"
-            " several layers write: training with --penalty group makes them 0 together"
+            f"{channels:,} channels of {len(graph.coupled)} batch norms feed residual connections"
+            " and are kept: training with --penalty group can remove them"
         )
 
 

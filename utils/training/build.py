@@ -161,10 +161,11 @@ def short_schedule_warning(config: Config) -> Iterator[str]:
     uses_lr = "lr" not in METHODS[config.method].unused_flags
     if uses_lr and config.schedule == "step" and actual != (epochs // 2, 3 * epochs // 4):
         after = [f"after epoch {epoch}" for epoch in actual if epoch < epochs]
+        change = f"drops {' and '.join(after)}" if after else "never drops"
         behind = f" with --warmup {warmup}" if warmup else ""
         yield (
             f"warning: --epochs {epochs} is too short to drop the learning rate at half and at"
-            f" three quarters{behind}: it drops {' and '.join(after) or 'never'}"
+            f" three quarters{behind}: it {change}"
         )
 
 
