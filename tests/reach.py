@@ -17,6 +17,7 @@ all batch norms that write a stream. Columns, of the channels of all batch norms
 
 import csv
 import resource
+import signal
 import sys
 import time
 import warnings
@@ -140,10 +141,15 @@ def ours(model: nn.Module, x: Tensor) -> Row:
     return row | {"tp_silent": silent.get("tp_eval", "")}
 
 
+def give_up(*_: object) -> None:
+    raise TimeoutError
+
+
 def torch_pruning(model: nn.Module, full: nn.Module, x: Tensor) -> Row:
     start = time.process_time()
     norms = [m for m in model.modules() if isinstance(m, AnyBatchNorm) and m.affine]
     every, reached = sum(m.num_features for m in norms), 0
+    signal.alarm(PATIENCE)
     try:
         graph = tp.DependencyGraph().build_dependency(model, x[:1])
         last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1:]
@@ -155,24 +161,28 @@ def torch_pruning(model: nn.Module, full: nn.Module, x: Tensor) -> Row:
             reached += sum(len(places) for _, places in own)
             zero = torch.stack([m.weight[places] == 0 for m, places in own]).all(0)
             if zero.any() and not zero.all():
-                root, gone = (
+                root, removed = (
                     group[0].dep,
                     [i for i, z in zip(group[0].idxs, zero, strict=True) if z],
                 )
-                graph.get_pruning_group(root.target.module, root.handler, gone).prune()
+                graph.get_pruning_group(root.target.module, root.handler, removed).prune()
     except Exception as error:
         return {"tp_error": type(error).__name__}
+    finally:
+        signal.alarm(0)
     seconds = time.process_time() - start
     return {"tp_share": reached / every, "tp_eval": change(model, full, x), "tp_seconds": seconds}
 
 
 MEMORY = 12 * 2**30  # bytes; beyond it an allocation raises
+PATIENCE = 60  # seconds that Torch-Pruning has for a network
 COLUMNS = ["network", "alone", "coupled", "removed", "eval", "train", "gradient", "seconds"]
 COLUMNS += ["tp_share", "tp_eval", "tp_silent", "tp_seconds", "tp_error", "reasons"]
 
 
 def main(names: list[str]) -> None:
     warnings.simplefilter("ignore")
+    signal.signal(signal.SIGALRM, give_up)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     table = csv.DictWriter(sys.stdout, COLUMNS)
     table.writeheader()
