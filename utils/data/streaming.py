@@ -121,7 +121,7 @@ class StreamedBatches(Batches):
         try:
             images = next(self._prefetcher[0])
         except (OSError, EOFError) as error:  # the shared memory of a killed worker
-            raise PeerLost(f"a process that reads images was killed ({error!r})") from None
+            raise PeerLost(f"a process that loads images has ended ({error!r})") from None
         return self._to_device(images)
 
     def _to_device(self, images: Tensor | InputError) -> Tensor:
