@@ -174,7 +174,7 @@ def torch_pruning(model: nn.Module, full: nn.Module, x: Tensor) -> Row:
     return {"tp_share": reached / every, "tp_eval": change(model, full, x), "tp_seconds": seconds}
 
 
-MEMORY = 12 * 2**30  # bytes; beyond it an allocation raises
+MEMORY = 16 * 2**30  # bytes; beyond it an allocation raises
 PATIENCE = 60  # seconds that Torch-Pruning has for a network
 COLUMNS = ["network", "alone", "coupled", "removed", "eval", "train", "gradient", "seconds"]
 COLUMNS += ["tp_share", "tp_eval", "tp_silent", "tp_seconds", "tp_error", "reasons"]
