@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -134,12 +133,6 @@ def be_deterministic(wanted: bool) -> None:
     # Filling uninitialized memory, which nothing here reads, would double the kernels.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not wanted
-
-
-def mps_runs() -> bool:
-    """Returns whether NVIDIA's MPS runs; without it, processes on one GPU take turns."""
-    pipes = os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")  # default
-    return (Path(pipes) / "control").exists()
 
 
 def build_execution(network: Network, precision: str, device: torch.device) -> Execution:

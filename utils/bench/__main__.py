@@ -66,13 +66,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     device = pick_device(args.no_cuda)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    machine = f"torch {torch.__version__}, {name}, {torch.get_num_threads()} threads"
-    if args.compare:
-        loaded = [checkpoint.load(Path(path)) for path in args.compare]
-        print(machine)
+    loaded = [checkpoint.load(Path(path)) for path in args.compare or ()]
+    print(f"torch {torch.__version__}, {name}, {torch.get_num_threads()} threads")
+    if loaded:
         compare(loaded, args, device)
         return
-    print(machine)
     networks = [parse_network(text) for text in args.networks]
     images = args.subset or (GPU_IMAGES if device.type == "cuda" else IMAGES)
     data, repeats = load_dataset("shapes", None, images), args.repeats or 5

@@ -11,6 +11,7 @@ from utils.arguments import Flag, Parser, positive_int
 from utils.console import InputError
 from utils.flags.config import CORE_FLAGS, FILES, FLAGS, MODEL, PRUNING, TRAINING, Config
 from utils.methods import METHODS, defaults_of
+from utils.methods.slimming import BUDGETS
 
 RUNTIME_FLAGS = (  # of the process, not stored in checkpoints
     Flag("test_batch_size", "images per evaluation batch (default 256; GPU: 2000)", positive_int),
@@ -111,7 +112,7 @@ def resolve(
         config = Config.from_dict(values)
     except ValueError as error:
         raise InputError(str(error)) from None
-    budgets = {name for name in flags if name.startswith("budget_")} - config.options.keys()
+    budgets = flags.keys() & BUDGETS.keys() - config.options.keys()
     if budgets:  # a training without them would be another one, and may take hours
         option = FLAGS[budgets.pop()].option_strings[-1]
         raise InputError(f"{option} is for proximal slimming: add -sr, without another --method")
