@@ -1,9 +1,9 @@
-"""Penalties φ on the scaling factors: their values, their slopes, and their proximal steps.
+"""Penalties φ on the scaling factors: value, slope and proximal operator of each.
 
-All are sums over the factors (ℓ1 − ℓ2 but for its norm) of a function that is even and has slope 1
-at 0 where it has a slope there, so that λ means much the same for each. What shape a penalty takes
-is in units of γ; the classical parameters of MCP and SCAD are multiples of λ, which here would
-leave every γ beyond what is penalised. In network slimming: Bui et al., arXiv 2010.01242.
+Each is a sum over the factors (ℓ1 − ℓ2 has a norm in addition) of an even function with slope 1 at
+0 (ℓp: infinite), so that λ has a similar effect with all of them. The parameter ``shape`` is in
+units of γ; MCP and SCAD usually have multiples of λ, with which φ would be flat at every γ here.
+Nonconvex penalties in network slimming: Bui et al., arXiv 2010.01242.
 """
 
 import math
@@ -19,17 +19,21 @@ def soft_threshold(x: Tensor, threshold: float) -> Tensor:
 
 
 class Penalty:
-    """φ, with a ``shape``; its functions take sizes s = |x| ≥ 0, of any shape of tensor.
+    """Base class of the penalties. Methods that take ``s`` take magnitudes |x|, [factors].
 
-    Raises ValueError for a ``shape`` that it does not come in.
+    Args:
+        shape: the parameter of φ (a, θ or p); None selects the default.
+
+    Raises:
+        ValueError: ``shape`` is out of the penalty's range.
     """
 
     name = ""
-    shape = 0.0  # where none is given
-    max_shape = math.inf  # shape
-    infinite_slope_at_zero = False  # whether the slope at 0 is infinite
-    precise = True  # whether float32 would spoil a step: its shrink is small beside s
-    grouped = False  # whether factors that can only be removed together are penalised together
+    shape = 0.0  # default
+    max_shape = math.inf
+    infinite_slope_at_zero = False
+    precise = True  # compute prox in float64: in float32, small decreases of s would be rounded off
+    grouped = False  # the factors of one stream channel are penalised together
 
     def __init__(self, shape: float | None = None) -> None:
         if shape is not None:
@@ -39,32 +43,32 @@ class Penalty:
             self.shape = shape
 
     def value(self, s: Tensor) -> Tensor:
-        """φ, a scalar."""
+        """Returns φ, a scalar."""
         raise NotImplementedError
 
     def slope(self, s: Tensor) -> Tensor:
-        """φ', elementwise."""
+        """Returns φ', elementwise."""
         raise NotImplementedError
 
     def shrink(self, s: Tensor, t: float) -> Tensor:
-        """The sizes of :meth:`prox`, for t > 0."""
+        """Returns |prox(x, t)| for s = |x| and t > 0, elementwise."""
         raise NotImplementedError
 
     def prox(self, v: Tensor, t: float) -> Tensor:
-        """argmin over x of ½‖x − v‖² + t·φ(x): exactly 0 where v is, and where |v| is small."""
+        """Returns argmin over x of ½‖x − v‖² + t·φ(x), the proximal operator; 0 for small |v|."""
         return v.sign() * self.shrink(v.abs(), t) if t else v
 
     def path_length(self, s: Tensor) -> Tensor:
-        """∫ds/φ'(s) from 0 to each of ``s``, which shrink together: how far it is to 0 at slope 1.
+        """Returns ∫ds/φ'(s) from 0 to each of ``s``, by the midpoint rule.
 
-        Infinite where φ is flat on the way. By the midpoint rule.
+        With ℓ1's slope of 1, the way to 0 would be as long. Infinite if φ is flat on the way.
         """
         parts = 200
         return s * sum(1 / self.slope((i + 0.5) / parts * s) for i in range(parts)) / parts
 
 
 class L1(Penalty):
-    """Σs. Its step is the paper's S(v, t) (section 3.2)."""
+    """Σs. Its proximal operator is the paper's S(v, t) (section 3.2)."""
 
     name, max_shape, precise = "l1", 0.0, False
 
@@ -79,16 +83,18 @@ class L1(Penalty):
 
 
 class GroupLasso(Penalty):
-    """Σ√|g|·‖s_g‖₂ over groups g of factors that can only be removed together (Yuan and Lin,
-    J. R. Stat. Soc. B 68 (2006) 49): the factors of one channel in all layers that write its
-    stream. Of a group of one it is the ℓ1 norm, and :meth:`prox` is S(v, t) to the bit.
+    """Group lasso, Σ√|g|·‖s_g‖₂ (Yuan and Lin, J. R. Stat. Soc. B 68 (2006) 49).
+
+    A group g holds the factors of one channel in all batch norms that write its residual stream;
+    they can only be removed together. For groups of one it is ℓ1, bit for bit.
     """
 
     name, max_shape, precise, grouped = "group", 0.0, False, True
-    members: Tensor | None = None  # int64 [factors, most]: who is in each one's group; len(s): none
+    # The factors in the group of each factor, int64 [factors, largest group], padded with len(s).
+    members: Tensor | None = None
 
     def group(self, numbers: Tensor) -> None:
-        """Of factors with the same number, a vector of int64, one can only go with the others."""
+        """Sets the groups: factors with equal ``numbers``, int64 [factors], form one."""
         _, which, sizes = numbers.unique(return_inverse=True, return_counts=True)
         order = which.argsort(stable=True)
         place = torch.arange(len(numbers)) - (sizes.cumsum(0) - sizes)[which[order]]
@@ -97,12 +103,12 @@ class GroupLasso(Penalty):
         self.members = groups[which]
 
     def norms(self, s: Tensor) -> Tensor:
-        """‖s_g‖₂/√|g| of each factor's group g; of a group of one, s itself."""
+        """Returns ‖s_g‖₂/√|g| for each factor's group g; s itself for a group of one."""
         if self.members is None:
             return s
         self.members = self.members.to(s.device)
         sizes = (self.members < len(s)).sum(1)
-        squares = F.pad(s.square(), (0, 1))[self.members].sum(1)  # by gathering: in one order
+        squares = F.pad(s.square(), (0, 1))[self.members].sum(1)  # a fixed order of summation
         return torch.where(sizes == 1, s, (squares / sizes).sqrt())
 
     def value(self, s: Tensor) -> Tensor:
@@ -120,7 +126,7 @@ class GroupLasso(Penalty):
 
 
 class L1L2(Penalty):
-    """Σs − a‖s‖₂, over all factors together (Lou and Yan, J. Sci. Comput. 74 (2018) 767)."""
+    """Σs − a‖s‖₂, over all factors (Lou and Yan, J. Sci. Comput. 74 (2018) 767)."""
 
     name, shape, max_shape = "l1-l2", 1.0, 1.0  # a
 
@@ -134,7 +140,7 @@ class L1L2(Penalty):
         a = self.shape
         z = (s - t).clamp(min=0)
         several = z * (1 + a * t / _norm(z))
-        # Where all are small the first of the largest is what stays, if anything does.
+        # If no s exceeds t, at most the first of the largest stays.
         first = torch.arange(len(s), device=s.device) == s.argmax()
         one = (s - (1 - a) * t).clamp(min=0) * first
         return torch.where(s.max() > t, several, one)
@@ -180,13 +186,13 @@ class MCP(Penalty):
 
     def shrink(self, s: Tensor, t: float) -> Tensor:
         theta = self.shape
-        if t >= theta:  # not convex
+        if t >= theta:  # the objective is not convex: compare its two minima
             return s.masked_fill(s <= math.sqrt(t * theta), 0)
         return torch.where(s <= theta, (s - t).clamp(min=0) / (1 - t / theta), s)
 
 
 class SCAD(Penalty):
-    """Σs up to κ = θ/3.7, then bending, flat from θ (Fan and Li, JASA 96 (2001) 1348)."""
+    """Σs up to κ = θ/3.7, then concave, flat from θ (Fan and Li, JASA 96 (2001) 1348)."""
 
     name, shape = "scad", 1.0  # θ
     RATIO = 3.7  # Fan and Li's a
@@ -207,7 +213,7 @@ class SCAD(Penalty):
         if theta - kappa > t:
             bending = ((theta - kappa) * s - t * theta) / (theta - kappa - t)
             return torch.where(s <= kappa + t, soft, torch.where(s <= theta, bending, s))
-        # Not convex: it jumps to s, from s − t or from 0.
+        # The objective is not convex: the minimum jumps from s − t or 0 to s.
         above = (kappa + theta + t) / 2 if t <= kappa + theta else math.sqrt(t * (kappa + theta))
         return torch.where(s > above, s, soft)
 
@@ -230,13 +236,13 @@ class Lp(Penalty):
             cosine = (t / 4 * (s / 3) ** -1.5).clamp(max=1)
             x = 2 / 3 * s * (1 + (2 / 3 * (math.pi - cosine.arccos())).cos())
             return x.masked_fill(s <= 1.5 * t ** (2 / 3), 0)
-        least = (2 * t * (1 - p)) ** (1 / (2 - p))  # the smallest size that is not 0
+        least = (2 * t * (1 - p)) ** (1 / (2 - p))  # the smallest result that is not 0
         x = s.clamp(min=least)
-        for _ in range(NEWTON):  # to the larger root of x + tp·x^(p−1) = s, from above
+        for _ in range(NEWTON):  # the larger root of x + tp·x^(p−1) = s, from above
             error = x + t * p * x ** (p - 1) - s
             x = (x - error / (1 - t * p * (1 - p) * x ** (p - 2))).clamp(min=least)
         return x.masked_fill(s <= least + t * p * least ** (p - 1), 0)
 
 
-NEWTON = 8  # steps; at the threshold, where they are slowest, fewer reach rounding
+NEWTON = 8  # iterations; enough to converge at the threshold, where it takes longest
 PENALTIES = {each.name: each for each in (L1, GroupLasso, L1L2, TransformedL1, MCP, SCAD, Lp)}

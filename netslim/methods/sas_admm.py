@@ -1,8 +1,8 @@
 """SAS-ADMM: stochastic accelerated symmetric ADMM on all weights, for unstructured pruning.
 
 Symbols are that paper's: W the weights (of all convolutions and linear layers, one vector), Z their
-copy that the ℓ1 norm acts on, U the multiplier, W̆ (``breve``) the proximal iterate of the inner
-loop, Ŵ (``hat``) the point at which gradients are taken, Wᵃ (``average``) what comes out.
+copy in the ℓ1 norm, U the multiplier, W̆ (``breve``) the proximal iterate of the inner loop,
+Ŵ (``hat``) the point where gradients are computed, Wᵃ (``average``) the resulting average.
 """
 
 import math
@@ -33,8 +33,7 @@ class SASADMM(Method):
 
     Nothing else is trained: scaling factors and biases keep their initial values. There is no
     optimizer: call :meth:`begin_epoch`, then :meth:`before_forward` and :meth:`step` for each
-    mini-batch, then :meth:`end_epoch`; the weights that come out are in the model within
-    :meth:`eval_weights`.
+    mini-batch, then :meth:`end_epoch`; within :meth:`eval_weights` the model holds Wᵃ.
 
     Raises:
         ValueError: λ is negative, β or v not positive, or a count below 1.
@@ -80,7 +79,10 @@ class SASADMM(Method):
         return list(weights(self.model).values())
 
     def zeros(self, factor: str | None = None) -> dict[str, Tensor]:
-        """{name of the weight: bool, in its shape}, where Z is exactly zero; of γ as elsewhere."""
+        """Returns {name of the weight: bool mask in its shape}, true where Z is exactly 0.
+
+        With a ``factor``, like :meth:`Method.zeros`.
+        """
         if factor:
             return super().zeros(factor)
         named = weights(self.model)
@@ -92,9 +94,9 @@ class SASADMM(Method):
         return own | {"t": self.t}
 
     def steps(self, epoch: int) -> int:
-        """M_i, how many mini-batches outer iteration ``epoch`` + 1 takes."""
+        """Returns M_i, the number of mini-batches of outer iteration ``epoch`` + 1."""
         growth = ((epoch + 1) / self.k0) ** self.q if epoch + 1 > self.k0 else 1
-        return math.ceil(self.inner * growth - 1e-9)  # which rounding may lift above a whole number
+        return math.ceil(self.inner * growth - 1e-9)  # rounding may exceed an integer
 
     def begin_epoch(self, epoch: int) -> None:
         self.i = epoch + 1
@@ -104,7 +106,7 @@ class SASADMM(Method):
         self.w_old = self.w.clone()
 
     def _mean(self) -> Tensor:
-        """bW̆ + (1 − b)W, with b = 2/(t + 1)."""
+        """Returns bW̆ + (1 − b)W with b = 2/(t + 1): Ŵ before an inner step, W after it."""
         return torch.lerp(self.w, self.breve, 2 / (self.t.to(self.w) + 1))
 
     def _load(self, flat: Tensor) -> None:

@@ -128,7 +128,7 @@ class ProximalSlimming(Method):
         if xi_init is not None:
             # Drawn on the CPU, so that a seed means the same ξ on every device.
             self.xi.copy_(torch.empty(self.gamma.numel()).uniform_(*xi_init))
-        self.reach = 0.0  # how far the penalty has moved a pair (γ, ξ) so far: Σ λ/(2α + β)
+        self.reach = 0.0  # how far the penalty alone has moved a pair (γ, ξ) so far
         self.start = float(self.xi.abs().min())
         self.target = target
         if target is not None:
@@ -164,7 +164,7 @@ class ProximalSlimming(Method):
         self.write(F.hardshrink(gamma, BELOW_TINY))
         if self.target is not None:
             self._silence()
-        self.reach += self.lambda_ / (2 * alpha + self.beta)
+        self.reach += self.lambda_ * pair_step(lr, self.beta)
         if self.prox_every == "step":
             self._update_xi(alpha)
 
@@ -210,7 +210,7 @@ class ProximalSlimming(Method):
         if budget_met:
             self.write(self.gamma.masked_fill(self.to_remove, 0))
             self.xi.copy_(self.gamma)
-        per_step, since = 1 / (2 / lr + self.beta), done - before
+        per_step, since = pair_step(lr, self.beta), done - before
         falls = left / max(budgets.AIM * self.target.steps - done, since)  # a step
         self.lambda_ = (
             0.0 if budget_met else budgets.steered(lambda_, (way - left) / since, falls, per_step)
@@ -289,6 +289,14 @@ class ProximalSlimming(Method):
         """λφ(ξ) + (β/2)‖γ − ξ‖², which eq. (5) adds to the loss."""
         distance = (self.read() - self.xi).square().sum()
         return self.lambda_ * self.phi.value(self.xi.abs()) + self.beta / 2 * distance
+
+
+def pair_step(lr: float, beta: float) -> float:
+    """Returns 1/(2α + β) with α = 1/``lr``: how far λ = 1 alone moves a pair (γ, ξ) in a step.
+
+    (8b) and (9) decrease αγ + (α + β)ξ by λ; γ and ξ decrease equally once they are coupled.
+    """
+    return 1 / (2 / lr + beta)
 
 
 def bias_eigenvalue(mu: float, n: int, decay: float) -> float | None:

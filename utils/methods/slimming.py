@@ -12,6 +12,7 @@ from netslim import methods
 from netslim.graph import Graph
 from netslim.methods.base import TINY
 from netslim.methods.penalties import PENALTIES
+from netslim.methods.slimming import pair_step
 from utils.arguments import Flag, not_negative, number, positive, share
 from utils.console import note
 from utils.methods import penalties
@@ -36,12 +37,12 @@ def lambda_flag(default: Callable[[str, int], float]) -> Flag:
 
 
 def shrinkage(lambda_: float, beta: float, schedule: Schedule) -> float:
-    """Returns Σ λ/(2α + β), by which the penalty alone moves a coupled pair (γ, ξ).
+    """Returns how far the penalty alone moves a coupled pair (γ, ξ) in a training.
 
     Args:
         schedule: number of alternations and learning rate 1/α of each epoch.
     """
-    return lambda_ * sum(count / (2 / lr + beta) for count, lr in schedule)
+    return lambda_ * sum(count * pair_step(lr, beta) for count, lr in schedule)
 
 
 def too_large(lambda_: float, collapse: str, advice: str = "try a smaller --s") -> str:
