@@ -34,7 +34,7 @@ ELEMENTWISE = set(
     " truediv rtruediv itruediv rdiv true_divide divide neg negative pow rpow square sqrt rsqrt exp"
     " log log1p abs absolute erf sin cos floor ceil round sign reciprocal maximum minimum where"
     " lerp addcmul addcdiv masked_fill eq ne gt ge lt le logical_not isnan floor_divide remainder"
-    " floordiv nan_to_num type_as zeros_like ones_like full_like rand_like randn_like bernoulli"
+    " floordiv nan_to_num zeros_like ones_like full_like rand_like randn_like bernoulli"
     " softmax log_softmax".split()
 )
 PRODUCTS = {"mul", "rmul", "imul", "multiply"}  # 0 if one factor is 0
@@ -43,7 +43,7 @@ RANDOM_OR_SOFT = set("full_like rand_like randn_like bernoulli softmax log_softm
 SAME = set(
     "contiguous clone detach to float double half bfloat16 type cuda cpu requires_grad data"
     " positive dropout dropout1d dropout2d dropout3d native_dropout alpha_dropout"
-    " feature_alpha_dropout feature_dropout identity real".split()
+    " feature_alpha_dropout feature_dropout identity real type_as".split()
 )
 # Pooling and resizing: channel by channel; a constant map stays constant.
 SPATIAL = {
@@ -527,7 +527,7 @@ def _truncates(call: Call) -> bool:
     floating = all(x.is_floating_point for x in arguments if isinstance(x, torch.dtype))
     return not floating or (
         call.name == "type" and any(isinstance(x, str | type) for x in arguments)
-    )
+    ) or call.name == "type_as"
 
 
 def _blurs(call: Call) -> bool:

@@ -28,7 +28,7 @@ class Report:
         staying: {name: number of channels that stay because other layers need them}.
         carriers: number of channels that stay, with γ = 0, to carry the constants of removed ones
             through zero padding.
-        reasons: {name: reason} of batch norms without removable channels.
+        reasons: {name: reason} of batch norms without removable channels that keep did not name.
         parameters: (before, after).
         selections: names of the batch norms that now select their channels from a stream.
         difference: the largest change of an output on the example, None if it was not measured.
@@ -373,7 +373,7 @@ def report_of(
         alive,
         staying,
         carriers,
-        graph.reasons,
+        {name: reason for name, reason in graph.reasons.items() if name not in keep},
         (before, after),
         [n for n in removal.selects if n in graph.all_norms],
     )

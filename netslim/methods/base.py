@@ -122,13 +122,21 @@ class Method:
         return torch.where(each.to(new.device), new, old)
 
     def stream_numbers(self) -> Tensor:
-        """A group number for each γ, int64 [channels], equal for factors of one stream channel."""
+        """A group number for each γ, int64 [channels], equal for those that can only go together.
+
+        These are the factors of one stream channel, and those of one batch norm whose channels a
+        grouped convolution or a ``chunk`` behind it joins.
+        """
         numbers = torch.arange(len(self.gamma)) + len(self.graph.classes)
         for name, part in zip(self.names, self.split(numbers), strict=True):
-            if name in self.graph.coupled:
-                classes, shared = self.graph.norm_classes(name), self.graph.coupled[name]
-                if len(part) != len(classes):
-                    raise ValueError(f"channels of {name} were removed: analyze the model again")
+            classes, shared = self.graph.norm_classes(name), self.graph.coupled.get(name)
+            found, which = classes.unique(return_inverse=True)
+            if shared is None and len(found) == len(classes):
+                continue
+            if len(part) != len(classes):
+                raise ValueError(f"channels of {name} were removed: analyze the model again")
+            part.copy_(part[0] + which)
+            if shared is not None:
                 part[shared] = classes[shared]
         return numbers
 
