@@ -8,6 +8,9 @@ DEPTHS = {
     "mobilenet_v2": 53,
     "alexnet": 8,
 }
+STREAMS = {  # models with residual streams, each written by several layers
+    name for name in DEPTHS if name.startswith(("resnet", "mobilenet"))
+}
 SIZE = 224  # default side of an image in pixels
 SMALLEST = {"alexnet": 63}  # smallest side in pixels, where it is not 32
 

@@ -74,7 +74,7 @@ class ProximalSlimming(Method):
         keep_dead: :meth:`dead` calls no channel dead.
         penalty, shape: φ, by its name in ``PENALTIES``. "group" is the ℓ1 norm where a channel
             has one factor, and makes the channels of ``graph.coupled`` zero in all batch norms
-            that write their stream.
+            that write their stream. It is the default if there are any, else "l1" is.
         target: a :class:`Budget`, in place of ``lambda_`` and ``beta``. The penalty is then λ
             times the sum of the smallest |ξ| whose channels make the budget. Once these are 0,
             they, their γ and their biases stay 0, and the others train on alone. Call
@@ -95,11 +95,13 @@ class ProximalSlimming(Method):
         prox_every: str = "step",
         xi_init: tuple[float, float] | None = None,
         keep_dead: bool = False,
-        penalty: str = "l1",
+        penalty: str | None = None,
         shape: float | None = None,
         model: nn.Module | None = None,
         target: budgets.Budget | None = None,
     ) -> None:
+        if penalty is None:
+            penalty = "group" if graph.coupled and target is None else "l1"
         phi = PENALTIES[penalty](shape)
         if not graph.prunable(phi.grouped):
             why = "; ".join(f"{name}: {reason}" for name, reason in [*graph.reasons.items()][:3])

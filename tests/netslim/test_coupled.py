@@ -61,7 +61,7 @@ def test_the_penalty_makes_the_same_channels_zero_in_all_writers(model: Residual
     x = example().double()
     model.train()
     graph = netslim.analyze(model, x)
-    method = netslim.ProximalSlimming(graph, lambda_=3.0, beta=100.0, penalty="group")
+    method = netslim.ProximalSlimming(graph, lambda_=3.0, beta=100.0)  # group by default
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(200):
         optimizer.zero_grad()
@@ -72,6 +72,32 @@ def test_the_penalty_makes_the_same_channels_zero_in_all_writers(model: Residual
     assert all(torch.equal(keep[name], keep["stem.1"]) for name in WRITERS)
     _, report = netslim.prune(model.eval(), keep, x)
     assert sum(report.channels[name][0] - report.channels[name][1] for name in WRITERS) > 0
+
+
+def test_channels_that_a_chunk_joins_become_zero_together() -> None:
+    class Halves(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            left, right = x.chunk(2, 1)
+            return torch.cat([left.relu(), right, left * right], 1)
+
+    torch.manual_seed(0)
+    grouped = nn.Conv2d(8, 8, 1, groups=4), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1)
+    front = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), Halves(), nn.Conv2d(12, 8, 1), nn.BatchNorm2d(8)
+    model = nn.Sequential(*front, nn.ReLU(), *grouped).double()
+    checks.disturb(model)
+    graph = netslim.analyze(model, example())
+    assert "7" in graph.norms and not graph.coupled.keys() & {"1", "7"}
+    method = netslim.ProximalSlimming(graph, lambda_=1.0, beta=10.0, penalty="group")
+    for _ in range(28):
+        method.step(0.1)
+    zeros = method.zeros("xi")
+    assert 0 < zeros["1"].sum() < 8 and torch.equal(*zeros["1"].chunk(2))
+    assert 0 < zeros["7"].sum() < 8 and torch.equal(*zeros["7"].view(4, 2).unbind(1))
+    small, full, report = checks.pruned_and_masked(
+        model.eval(), example().double(), {name: ~zero for name, zero in zeros.items()}
+    )
+    assert not report.staying.keys() & {"1", "7"}
+    assert_close(small(example().double()), full(example().double()))
 
 
 def test_group_lasso() -> None:

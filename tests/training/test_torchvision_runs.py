@@ -16,7 +16,8 @@ from utils.files import checkpoint
 
 def test_from_training_to_the_fine_tuned_pruned_model(tmp_path, pictures, capsys):
     flags = ["--arch", "resnet18", "--size", 32, "-sr", "--s", 10, "--beta", 200, "--momentum", 0]
-    assert train(tmp_path, pictures, *flags, "--epochs", 10, "--batch-size", 4) == 0
+    flags += ["--penalty", "l1", "--epochs", 10, "--batch-size", 4]
+    assert train(tmp_path, pictures, *flags) == 0
     out, err = capsys.readouterr()
     assert "1920 of 4800 batch-norm channels can be removed" in err
     assert " -m utils.prune --model" in out
@@ -50,7 +51,9 @@ def test_dropout_draws_the_same_after_resuming(tmp_path, pictures, monkeypatch, 
     flags = ["--arch", "mobilenet_v2", "--size", 32, "-sr", "--epochs", 2]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(whole, pictures, *flags) == 0
-    assert "no channel of features.18.1 is removed during training" in capsys.readouterr().err
+    notes = capsys.readouterr().err
+    assert "no channel of features.18.1 is removed during training" in notes
+    assert "the penalty is group, which makes channels of residual streams 0" in notes
     calls, evaluate = [], main.evaluate
 
     def stop(*args):

@@ -8,10 +8,11 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from models.torchvision_models import STREAMS
 from netslim import methods
 from netslim.graph import Graph
 from netslim.methods.base import TINY
-from netslim.methods.penalties import PENALTIES
+from netslim.methods.penalties import PENALTIES, GroupLasso
 from netslim.methods.slimming import pair_step
 from utils.arguments import Flag, not_negative, number, positive, share
 from utils.console import note
@@ -142,7 +143,9 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
 
     @classmethod
     def presets(cls, known: Mapping[str, Any]) -> dict[str, Any]:
-        return {"s": None, "beta": None} if known.keys() & BUDGETS.keys() else {}
+        if known.keys() & BUDGETS.keys():
+            return {"s": None, "beta": None}
+        return {"penalty": GroupLasso.name} if known.get("arch") in STREAMS else {}
 
     @classmethod
     def from_options(cls, graph: Graph, model: nn.Module, options: Mapping[str, Any]) -> Self:

@@ -8,6 +8,7 @@ import torch
 
 from models import family
 from netslim.graph import AnyBatchNorm
+from netslim.methods.penalties import L1
 from utils.console import InputError, note
 from utils.data.batches import Batches
 from utils.data.datasets import Dataset, load
@@ -170,10 +171,14 @@ def short_schedule_warning(config: Config) -> Iterator[str]:
 
 
 def notes(trainer: Trainer) -> Iterator[str]:
-    """Yields which channels cannot be removed, or not during training."""
-    network = trainer.network
+    """Yields a penalty other than ℓ1, and which channels cannot be removed, or not during training.
+    """
+    network, options = trainer.network, trainer.config.options
     if not trainer.step.method.prunes():
         return
+    if (penalty := options.get("penalty", L1.name)) != L1.name:
+        of_streams = ", which makes channels of residual streams 0 in all layers that write them"
+        yield f"note: the penalty is {penalty}{of_streams * penalties.grouped(options)}"
     channels, total = sum(network.widths), network.all_channels
     if channels < total and not family(network.arch):  # documented for the paper's architectures
         yield (
