@@ -226,12 +226,12 @@ class Graph:
             elif name in self.coupled:
                 mine = torch.zeros(len(self.classes), dtype=torch.bool)
                 mine[classes] = True
-                norms = (n for n in called & {*self.all_norms} if n != name)
-                others = [n for n in norms if mine[self.norm_classes(n)].any()]
+                norms = (n for n in self.all_norms if n in called)
+                sharing = [n for n in norms if mine[self.norm_classes(n)].any()]
                 self.reasons[name] = (
-                    f"its channels are shared with {_few(sorted(others))}: with the group penalty"
-                    " they can become zero together"
-                    if others
+                    f"its channels are shared by {_few(sharing)}: with the group penalty they can"
+                    " become zero together"
+                    if len(sharing) > 1
                     else "what reads it needs it"
                 )
             else:
@@ -257,6 +257,10 @@ class Graph:
         kinds = (self.removable, self.coupled) if coupled else (self.removable,)
         every = {n: [kind[n] for kind in kinds if n in kind] for n in self.all_norms}
         return {name: torch.stack(parts).any(0) for name, parts in every.items() if parts}
+
+    def why_none(self) -> str:
+        """Returns the commonest reasons why batch norms have no removable channels."""
+        return "; ".join(commonest(self.reasons)) or "it has no batch norm"
 
     @property
     def ties(self) -> list[list[str]]:
@@ -314,6 +318,15 @@ def _rectifies(step: Step) -> bool:
     if step.name == "hardtanh" and step.function is not None:
         return bool(step.function(torch.tensor([-1.0])) == 0)
     return step.name in ("relu", "relu6")
+
+
+def commonest(reasons: Mapping[str, str]) -> list[str]:
+    """Returns the three commonest ``reasons``, each behind the names of its batch norms."""
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        names.setdefault(reason, []).append(name)
+    found = sorted(names, key=lambda reason: -len(names[reason]))[:3]
+    return [f"{_few(names[reason])}: {reason}" for reason in found]
 
 
 def _few(names: Sequence[str]) -> str:

@@ -523,11 +523,13 @@ def _varying(x: Tensor) -> Tensor:
 
 def _truncates(call: Call) -> bool:
     """Whether a change of dtype may round values."""
+    if call.name == "type_as":  # of which the dtype is not known
+        return True
     arguments = (*call.args[1:], *call.kwargs.values())
     floating = all(x.is_floating_point for x in arguments if isinstance(x, torch.dtype))
     return not floating or (
         call.name == "type" and any(isinstance(x, str | type) for x in arguments)
-    ) or call.name == "type_as"
+    )
 
 
 def _blurs(call: Call) -> bool:

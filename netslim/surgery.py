@@ -1,5 +1,6 @@
 """Removal of channels from a model: :func:`prune`."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from netslim.folding import LAYERS, Folding, constants_of, double
-from netslim.graph import Graph, analyze
+from netslim.graph import Graph, analyze, commonest
 from netslim.selection import WIDTH, selecting, selections
 from netslim.trace import call, copied, first_line, moved, plain, tensors_in
 
@@ -31,7 +32,8 @@ class Report:
         reasons: {name: reason} of batch norms without removable channels that keep did not name.
         parameters: (before, after).
         selections: names of the batch norms that now select their channels from a stream.
-        difference: the largest change of an output on the example, None if it was not measured.
+        difference: the largest change of an output on the example, None if it was not measured,
+            NaN if there is none.
         largest: the largest output on the example, for comparison.
     """
 
@@ -70,11 +72,7 @@ class Report:
                 f"outputs on the example change by {self.difference:.3g}"
                 f" (largest {self.largest:.3g})"
             )
-        common: dict[str, list[str]] = {}
-        for name, reason in self.reasons.items():
-            common.setdefault(reason, []).append(name)
-        for reason, names in sorted(common.items(), key=lambda item: -len(item[1]))[:3]:
-            lines.append(f"not prunable: {len(names)} batch norms ({names[0]}, ...): {reason}")
+        lines += [f"not prunable: {text}" for text in commonest(self.reasons)]
         return "\n".join(lines)
 
 
@@ -401,24 +399,31 @@ def prune(model: Model, keep: Mapping[str, Tensor], example: Any) -> tuple[Model
     removal = plan_removal(graph, keep)
     small = apply_removal(graph, model, removal)
     report = report_of(graph, model, removal, keep, small)
-    report.difference, report.largest = _compare(model, small, example)
+    report.difference, report.largest = compare(model, small, example)
     return small, report
 
 
 @torch.no_grad()
-def _compare(model: nn.Module, small: nn.Module, example: Any) -> tuple[float, float]:
-    """Largest difference of the outputs in evaluation mode, and the largest output."""
+def compare(model: nn.Module, small: nn.Module, example: Any) -> tuple[float, float]:
+    """Returns the largest difference of the outputs in evaluation mode, and the largest output.
+
+    NaN if no output is a tensor of floating-point numbers.
+
+    Raises:
+        ValueError: ``small`` does not run.
+    """
     before = _outputs(model, example)
     try:
         after = _outputs(small, example)
     except Exception as error:
         raise ValueError(
             f"the pruned model does not run, as code of the model needs what was removed:"
-            f" {first_line(error)}; leave the batch norms of that part out of keep"
+            f" {first_line(error)}; keep all channels of that part"
         ) from error
     pairs = [(a, b) for a, b in zip(before, after, strict=True) if a.numel()]
-    difference = max((float((a - b).abs().max()) for a, b in pairs), default=0.0)
-    return difference, max((float(a.abs().max()) for a, _ in pairs), default=0.0)
+    sizes = [[float((a - b).abs().max()), float(a.abs().max())] for a, b in pairs]
+    worst = torch.tensor(sizes or [[math.nan, math.nan]], dtype=torch.float64).amax(0)
+    return float(worst[0]), float(worst[1])
 
 
 def _outputs(model: nn.Module, example: Any) -> list[Tensor]:

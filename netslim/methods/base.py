@@ -35,14 +35,20 @@ class Method:
         model: the module that is trained, if it is not ``graph.model`` itself but a copy from which
             channels were removed.
         coupled: whether the batch norms in ``graph.coupled`` are also driven to zero.
+
+    Raises:
+        ValueError: the method ``needs_channels`` that can be removed, and there are none.
     """
 
     factors: dict[str, str] = {"gamma": "γ"}  # noqa: RUF012  # scaling factors by name, with their symbols
     pruned_by = "gamma"  # the factor whose zeros mark the channels to remove
+    needs_channels = False  # whether it does nothing without channels that can be removed
 
     def __init__(self, graph: Graph, model: nn.Module | None = None, coupled: bool = False) -> None:
         self.graph, self.model = graph, graph.model if model is None else model
         self.names = {name: name_in(self.model, name) for name in graph.prunable(coupled)}
+        if self.needs_channels and not self.names:
+            raise ValueError(f"no channel of the model can be removed ({graph.why_none()})")
         parameter = next(self.model.parameters())
         self.weights = self._weights(check=False)  # as read last
         self.widths = [len(weight) for weight in self.weights]

@@ -30,11 +30,12 @@ class LpADMM(Method):
             the end of every epoch.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of its range, or no channel can be removed.
     """
 
     factors = {"gamma": "γ", "z": "z"}  # noqa: RUF012
     pruned_by = "z"
+    needs_channels = True
 
     def __init__(
         self,

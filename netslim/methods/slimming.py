@@ -26,6 +26,8 @@ class Subgradient(Method):
     Call :meth:`before_step` between the backward pass and the optimizer's step.
     """
 
+    needs_channels = True
+
     def __init__(
         self,
         graph: Graph,
@@ -86,6 +88,7 @@ class ProximalSlimming(Method):
     """
 
     factors = {"gamma": "γ", "xi": "ξ"}  # noqa: RUF012
+    needs_channels = True
 
     def __init__(
         self,
@@ -103,11 +106,6 @@ class ProximalSlimming(Method):
         if penalty is None:
             penalty = "group" if graph.coupled and target is None else "l1"
         phi = PENALTIES[penalty](shape)
-        if not graph.prunable(phi.grouped):
-            why = "; ".join(f"{name}: {reason}" for name, reason in [*graph.reasons.items()][:3])
-            raise ValueError(
-                f"no channel of the model can be removed ({why or 'it has no batch norm'})"
-            )
         super().__init__(graph, model, phi.grouped)
         if isinstance(phi, GroupLasso):
             phi.group(self.stream_numbers())

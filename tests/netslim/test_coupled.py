@@ -47,7 +47,7 @@ def test_a_stream_goes_where_all_its_writers_are_zero(model: Residual) -> None:
     x, keep = example().double(), torch.arange(8) < 5
     graph = netslim.analyze(model, x)
     assert [*graph.coupled] == WRITERS and [*graph.norms] == ["blocks.0.1", "blocks.1.1"]
-    assert "shared with blocks.0.4, blocks.1.4: with the group penalty" in graph.reasons["stem.1"]
+    assert f"shared by {', '.join(WRITERS)}: with the group penalty" in graph.why_none()
     _, some = netslim.prune(model, dict.fromkeys(WRITERS[:2], keep), x)
     assert some.removed == 0 and some.staying == {"stem.1": 3, "blocks.0.4": 3}
     small, full, report = checks.pruned_and_masked(model, x, dict.fromkeys(WRITERS, keep))

@@ -218,6 +218,27 @@ def test_the_code_of_a_subclass_decides_about_padding() -> None:
     assert_close(small(x), full(x))
 
 
+def test_a_dtype_that_is_taken_from_channels_keeps_none() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.head = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(self.conv(x)).relu()
+            return self.head((torch.arange(8).type_as(x) * x).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model = Net().double().eval()
+    disturb(model)
+    nn.init.constant_(model.norm.bias, -0.1)
+    small, full, report = checks.pruned_and_masked(
+        model, example().double(), {"norm": torch.arange(8) < 3}
+    )
+    assert report.removed == 5
+    assert_close(small(example().double()), full(example().double()))
+
+
 def test_a_batch_norm_of_two_names_selects_under_both() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

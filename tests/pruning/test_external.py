@@ -25,6 +25,23 @@ def build():
     )
 
 
+def normed():
+    return nn.Sequential(nn.Conv2d(3, 20, 3), nn.GroupNorm(1, 20))
+
+
+def reading():
+    return nn.Sequential(nn.Conv2d(3, 20, 3), nn.BatchNorm2d(20))
+
+
+class Number(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x).argmax(1)
+
+
+def numbering():
+    return Number(*build())
+
+
 def broken():
     raise RuntimeError("no such width")
 
@@ -44,14 +61,18 @@ def trained(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+def namespace_of() -> dict:
+    namespace: dict = {}
+    exec(MODULE, namespace)
+    return namespace
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "widget.py").write_text(MODULE)
-    namespace: dict = {}
-    exec(MODULE, namespace)
     torch.manual_seed(0)
-    torch.save(trained(namespace["build"]()).state_dict(), "widget.pth")
+    torch.save(trained(namespace_of()["build"]()).state_dict(), "widget.pth")
     return tmp_path
 
 
@@ -77,7 +98,7 @@ def test_a_torchvision_model_is_pruned_verified_and_loaded(name, tmp_path, capsy
     torch.save({"state_dict": state, "epoch": 3}, path)
     assert run("--model", path, "--arch", name, "--ratio", 0.5, "--size", 64) == 0
     printed = capsys.readouterr().out
-    assert float(re.search(r"differ by (\S+) at most", printed)[1]) < 1e-3
+    assert float(re.search(r"-> pruned: .* differ by (\S+) at most", printed)[1]) < 1e-3
     load = re.search(r"^to load it: (netslim.load.*)$", printed, re.M)[1]
     assert "num_classes=7" in load
     small = eval(load, {"netslim": netslim, "torchvision": torchvision}).eval()
@@ -123,6 +144,39 @@ def test_the_readme_has_an_example_of_each_limit():
     assert flags >= {"--arch", "--ratio", "--round-to", "--keep", "--skip"}
 
 
+def test_what_pruning_changes_is_printed(folder, capsys):
+    assert run("--model", "widget.pth", "--arch", "widget:build", "--ratio", 0.5) == 0
+    out, err = capsys.readouterr()
+    change = re.search(
+        r"before -> masked: outputs on random images differ by (\S+) at most"
+        r" \(largest output \S+\); accuracy was not measured: fine-tune the model\n",
+        out,
+    )[1]
+    full, small, fresh = (namespace_of()["build"]() for _ in range(3))
+    for model in (full, small):
+        model.load_state_dict(torch.load("widget.pth", weights_only=True))
+    small = masked(small, netslim.load(fresh, "widget_pruned.pth.tar"))
+    x = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = float((full.eval()(x) - small.eval()(x)).abs().max())
+    assert float(change) == pytest.approx(expected, rel=0.01) and expected > 1e-3
+    assert "warning" not in err and "of equal size" not in err
+
+
+def test_an_extreme_share_leaves_a_channel_in_each_layer(folder, capsys):
+    assert run("--model", "widget.pth", "--arch", "widget:build", "--ratio", 1) == 0
+    assert "a single channel is left, as each has to keep one: 2; choose" in capsys.readouterr().err
+
+
+def test_equal_factors_are_cut_by_order_and_counted(folder, capsys):
+    state = torch.load("widget.pth", weights_only=True)
+    for name in ("1.weight", "4.weight"):
+        state[name].fill_(0.5)
+    torch.save(state, "widget.pth")
+    assert run("--model", "widget.pth", "--arch", "widget:build", "--ratio", 0.25) == 0
+    assert "of 44 channels of equal size 0.5, 33 are kept" in capsys.readouterr().err
+
+
 def test_a_pruned_file_is_pruned_again(folder):
     assert run("--model", "widget.pth", "--arch", "widget:build", "--ratio", 0.3) == 0
     again = ("--arch", "widget:build", "--ratio", 0.5, "--name", "again")
@@ -134,6 +188,9 @@ def test_a_pruned_file_is_pruned_again(folder):
 BAD = {
     "--arch resnet19": "is neither a classification model of torchvision (resnet1",
     "--arch squeezenet1_0": "has no batch norm",
+    "--arch widget:normed": "has no batch norm",
+    "--arch widget:reading": "can be removed (1: it is an output of the model)",
+    "--arch widget:numbering": "differ: not written",
     "--arch resnet18": "widget.pth does not fit --arch resnet18: ",
     "--arch nowhere:build": "cannot be built: ModuleNotFoundError",
     "--arch widget:absent": "cannot be built: AttributeError",
@@ -159,6 +216,9 @@ def test_bad_input_ends_with_status_2_and_one_line(flags, folder, capsys):
     state = torch.load("widget.pth", weights_only=True)
     torch.save(state | {"1.weight": torch.tensor([torch.nan])}, "nan.pth")
     torch.save([1, 2], "list.pth")
+    for other in ("normed", "reading"):
+        if f"widget:{other}" in flags:
+            torch.save(namespace_of()[other]().state_dict(), "widget.pth")
     before = sorted(folder.rglob("*"))
     argv = ["--model", "widget.pth", "--ratio", "0.5", *flags.split()]
     try:

@@ -9,9 +9,9 @@ from utils.arguments import Flag
 
 FLAG = Flag(
     "penalty",
-    "φ (default l1; group for proximal slimming of torchvision's resnets and mobilenet_v2); lp only"
-    " with the proximal method, as its slope at 0 is infinite; group is l1, but makes the channels of"
-    " a residual or dense stream 0 in all layers that write it",
+    "φ (default l1; with the proximal method group for torchvision's resnets and mobilenet_v2); lp"
+    " only with the proximal method, as its slope at 0 is infinite; group is l1, but makes the"
+    " channels of a residual or dense stream 0 in all layers that write it",
     default=L1.name,
     choices=tuple(PENALTIES),
 )

@@ -1,7 +1,6 @@
 """Prunes the state dict of any model: one of torchvision's, or one that a function returns."""
 
 import argparse
-import math
 import os
 import sys
 from collections.abc import Callable
@@ -14,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 import netslim
 from netslim.files import take
 from netslim.graph import AnyBatchNorm
+from netslim.surgery import compare
 from utils.atomic import atomic_write, check_writable
-from utils.console import InputError
+from utils.console import InputError, note
 from utils.files import safe_load
 from utils.files.legacy_formats import State, find_state_dict, unwrap
 from utils.files.paths import RunPaths
@@ -34,6 +33,7 @@ from utils.pruning.report import (
     print_layers,
     print_sizes,
     sizes,
+    told_apart,
 )
 from utils.pruning.selector import Selector
 
@@ -70,7 +70,8 @@ def prune_state_dict(args: argparse.Namespace) -> None:
     network = load_network(build, state, args, size)
 
     gamma = torch.cat([torch.empty(0), *(bn.weight.detach() for bn in network.norms.values())])
-    pruning = Selector(network, args, fold=True).select(is_zero(gamma))
+    selector, zeros = Selector(network, args, fold=True), is_zero(gamma)
+    pruning = selector.select(zeros)
     if all(mask.all() for mask in pruning.masks):
         raise InputError(
             f"nothing of {path} is to be pruned: choose a larger --ratio, or fewer limits"
@@ -81,16 +82,23 @@ def prune_state_dict(args: argparse.Namespace) -> None:
     print_layers(network, pruning.masks)
     print_sizes(row, network, pruning.masks, pruning.rounded)
     print_kinds(row)
+    if text := told_apart(selector.scores, zeros, torch.cat(pruning.chosen)):
+        note(f"note: {text}")
+    if single := sum(len(mask) > 1 == int(mask.sum()) for mask in pruning.chosen):
+        note(
+            f"warning: layers of which a single channel is left, as each has to keep one: {single};"
+            " choose a smaller share"
+        )
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    masked = outputs(pruning.masked.model, images)
+    change, largest = compare(network.model, pruning.masked.model, images)
+    print(
+        f"before -> masked: outputs on random images differ by {change:.3g} at most (largest output"
+        f" {largest:.4g}); accuracy was not measured: fine-tune the model"
+    )
     try:
-        pruned = outputs(pruning.pruned.model, images)
-    except Exception as error:  # of any kind: it is the model's code
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"the pruned model does not run, --skip such layers: {reason}") from None
-    changes = [float((a - b).abs().max()) for a, b in zip(masked, pruned, strict=True)]
-    difference = max(changes, default=math.nan)
-    largest = max((float(x.abs().max()) for x in masked), default=math.nan)
+        difference, largest = compare(pruning.masked.model, pruning.pruned.model, images)
+    except ValueError as error:
+        raise InputError(f"{error}, with --skip") from None
     print(
         f"masked -> pruned: outputs on random images differ by {difference:.3g} at most"
         f" (largest output {largest:.4g})"
@@ -203,10 +211,3 @@ def _call(arch: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise InputError(f"--arch {arch} returns {type(model).__name__}, not a torch.nn.Module")
     return model
-
-
-@torch.no_grad()
-def outputs(model: nn.Module, images: Tensor) -> list[Tensor]:
-    """Returns the floating-point tensors among the outputs in eval mode."""
-    leaves = tree_leaves(model.eval()(images))
-    return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]

@@ -69,9 +69,9 @@ class Selector:
         self.network, self.args, self.fold = network, args, fold
         names = list(network.norms)
         if not names:
-            why = next(iter(network.graph.reasons.values()), "it has no batch norm")
             raise InputError(
-                f"{args.model} is of {network.arch}, no channel of which can be removed: {why}"
+                f"{args.model} is of {network.arch}, no channel of which can be removed"
+                f" ({network.graph.why_none()})"
             )
         self.scores = torch.cat([bn.weight.detach() for bn in network.norms.values()]).abs()
         if args.criterion == "filters":

@@ -171,8 +171,7 @@ def short_schedule_warning(config: Config) -> Iterator[str]:
 
 
 def notes(trainer: Trainer) -> Iterator[str]:
-    """Yields a penalty other than ℓ1, and which channels cannot be removed, or not during training.
-    """
+    """Yields a penalty other than ℓ1, and which channels training or pruning cannot remove."""
     network, options = trainer.network, trainer.config.options
     if not trainer.step.method.prunes():
         return
