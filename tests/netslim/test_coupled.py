@@ -57,7 +57,7 @@ def test_a_stream_goes_where_all_its_writers_are_zero(model: Residual) -> None:
     assert_close(small.train()(x), full.train()(x))
 
 
-def test_the_penalty_makes_the_same_channels_zero_in_all_writers(model: Residual) -> None:
+def test_a_training_makes_the_same_channels_zero_in_all_writers(model: Residual) -> None:
     x = example().double()
     model.train()
     graph = netslim.analyze(model, x)
@@ -70,7 +70,9 @@ def test_the_penalty_makes_the_same_channels_zero_in_all_writers(model: Residual
         method.step(0.1)
     keep = {name: ~zeros for name, zeros in method.zeros("xi").items()}
     assert all(torch.equal(keep[name], keep["stem.1"]) for name in WRITERS)
-    _, report = netslim.prune(model.eval(), keep, x)
+    small, full, report = checks.pruned_and_masked(model.eval(), x, keep)
+    assert_close(small(x), full(x))
+    assert_close(small.train()(x), full.train()(x))
     assert sum(report.channels[name][0] - report.channels[name][1] for name in WRITERS) > 0
 
 
