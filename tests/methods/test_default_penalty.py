@@ -1,11 +1,14 @@
 """The penalty is group where several layers write a stream, and l1 in the paper's networks."""
 
 import pytest
+import torch
+from torch import nn
 
 from models.torchvision_models import DEPTHS, STREAMS
 from utils.flags.config import Config
 from utils.flags.parser import resolve
-from utils.network import fresh
+from utils.network import Network, fresh
+from utils.training.removal import select_removable
 
 
 def penalty(**flags: object) -> str:
@@ -34,3 +37,13 @@ def test_a_run_with_l1_is_resumed_with_l1():
 def test_streams_are_those_of_the_graph(arch):
     network = fresh(arch, DEPTHS[arch], 2, 32)
     assert arch in STREAMS and network.graph.coupled
+
+
+def test_channels_of_a_group_within_a_layer_are_removed_after_training():
+    grouped = nn.Conv2d(8, 8, 1, groups=4), nn.BatchNorm2d(8), nn.ReLU()
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), *grouped, nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
+    model.extend([nn.ReLU(), nn.Conv2d(8, 2, 1)])
+    network = Network(model, "grouped", 0, 8, coupled=True)
+    dead = torch.arange(16) % 8 > 3
+    removed = select_removable(network, torch.zeros_like(dead), dead)
+    assert removed.tolist() == [False] * 8 + dead[8:].tolist()

@@ -31,6 +31,8 @@ def select_removable(network: Network, removed: Tensor, dead: Tensor) -> Tensor:
         masks |= dict.fromkeys(names, torch.stack([masks[name] for name in names]).all(0))
     # γ = 0 and bias ≤ 0 do not silence these, or dropout behind them draws by width.
     fixed = masks.keys() - graph.rectified | graph.drawn_for
+    if network.coupled:  # the group penalty needs all factors of a group
+        fixed |= {n for n, m in masks.items() if len(graph.norm_classes(n).unique()) < len(m)}
     for name, norm in network.norms.items():
         if name in fixed:
             masks[name].zero_()
