@@ -15,12 +15,14 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import netslim
 from utils import console
 from utils.atomic import file_lock
 from utils.console import InputError, Progress, Signals, note
@@ -34,6 +36,7 @@ from utils.flags.parser import parser, runtime_argv
 from utils.launch import run_seeds
 from utils.paper.accounting import cost
 from utils.reports.listing import listing
+from utils.shell import format_command
 from utils.training import logs
 from utils.training.build import build_trainer
 from utils.training.distributed import ProcessGroup
@@ -58,6 +61,7 @@ def train(trainer: Trainer, args: Mapping[str, Any], argv: Sequence[str]) -> Non
     config, group = trainer.config, trainer.group
     test_data = test_batches(trainer.data, args, trainer.execution.device)
     log = logs.keep_log(trainer)
+    board = logs.tensorboard(trainer) if "tensorboard" in args and group.rank == 0 else None
     full_flops = cost(trainer.network.model, config.size).flops
     first_epoch, test_metrics = trainer.epoch, None
     accuracy_cut = evaluate_pruned(trainer, test_data) if not first_epoch else ""
@@ -105,6 +109,8 @@ def train(trainer: Trainer, args: Mapping[str, Any], argv: Sequence[str]) -> Non
                 seconds, change = (train_seconds, test_seconds), step.squared_distance(iterate)
                 row = logs.log(trainer, metrics, test_metrics, seconds, change, accuracy_cut)
                 log.append(row)
+                if board is not None:
+                    logs.add_scalars(board, row)
                 accuracy_cut = ""  # in the first row only
                 trainer.save(test_metrics.accuracy)
             lr = "" if "lr" in step.method.unused_flags else f"lr {trainer.lr(epoch):g}, "
@@ -166,6 +172,9 @@ def check_args(args: Mapping[str, Any]) -> None:
         raise InputError("--seeds starts several runs: leave out --evaluate and --resume PATH")
     if "seeds" in args and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise InputError("--seeds starts its own processes: leave out torchrun")
+    if "tensorboard" in args and find_spec("tensorboard") is None:
+        install = format_command("-m", "pip", "install", "tensorboard")
+        raise InputError(f"--tensorboard needs another package: {install}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -173,7 +182,8 @@ def main(argv: list[str] | None = None) -> None:
     args = vars(parser().parse_args(argv))
     if "version" in args:
         commit, python = logs.commit() or "unknown", platform.python_version()
-        print(f"commit {commit}, torch {torch.__version__}, Python {python}")
+        version = f"{netslim.__version__}, commit {commit}"
+        print(f"version {version}, torch {torch.__version__}, Python {python}")
         return
     if "list" in args:
         print(listing(Path(args.get("save", DEFAULT_FOLDER))))

@@ -92,7 +92,7 @@ def test_a_run_with_other_settings_is_not_resumed(plan, tmp_path, pictures, caps
     default = Config.from_dict({**SHORT, "method": "subgradient"})
     plan(replace(DEPENDENT, prunes=False, config=default))
     assert command(*argv) == 1
-    assert "this run was started with s 0.001" in capsys.readouterr().err
+    assert "this run was started with --lambda 0.001" in capsys.readouterr().err
 
 
 # Replaces all programs: writes a line with stage, name, GPU, start and end.

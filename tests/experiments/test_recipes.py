@@ -239,7 +239,7 @@ def test_bad_input_is_rejected_with_one_line(tmp_path, pictures, capsys):
     (tmp_path / "b" / TRAINED).write_text("a,b\n1,2\n")
     (tmp_path / "c").touch()
     for arguments, message in (
-        (["vgg-cifar10", "--save", tmp_path / "a"], "--s 0.009, not 0.0045"),
+        (["vgg-cifar10", "--save", tmp_path / "a"], "--lambda 0.009, not 0.0045"),
         (["vgg-cifar10", "--save", tmp_path / "f"], "--epochs 40, not 160"),
         (["vgg-cifar10", "--save", tmp_path / "b"], "no column run"),
         (["vgg-cifar10", "--save", tmp_path / "c"], "is not a folder"),

@@ -21,9 +21,9 @@ FLAGS = {
     "--dataset imagenet --data nowhere": "nowhere has neither",
     "--size 64": "32×32",
     "--normalise mine": "--normalise",
-    "-sr --s=-0.001": "--s",
-    "-sr --lambda nan": "--s",
-    "--s=-1": "--s",  # invalid, although it is not used without -sr
+    "-sr --s=-0.001": "--lambda",
+    "-sr --lambda nan": "--lambda",
+    "--s=-1": "--lambda",  # invalid, although it is not used without -sr
     "-sr --beta 0": "--beta",
     "--lr 0": "--lr",
     "--batch-size 0": "--batch-size",
@@ -102,7 +102,7 @@ def test_the_prune_ratio_must_match_on_resuming(shop, refused, tmp_path):
     assert command(main, *refine, "--save", tmp_path / "run") == 0
     (path,) = (tmp_path / "run").glob("*/checkpoint.pth.tar")
     line = refused(main, "--resume", path, "--prune-ratio", 0.6)
-    assert "started with prune_ratio 0.5, not 0.6" in line
+    assert "started with --prune-ratio 0.5, not 0.6" in line
 
 
 def test_a_missing_file_is_not_exported(refused):

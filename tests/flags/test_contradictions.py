@@ -33,20 +33,20 @@ def test_another_model_or_data_set_is_refused(shop, refused, reader, flags, prun
 
 
 RESUMED = {
-    "--lr 0.2": "lr 0.1",
-    "--epochs 2": "epochs 1",
-    "--batch-size 8": "batch_size 64",
-    "--seed 2": "seed 1",
-    "--wd 0.1": "weight_decay 0.0001",
+    "--lr 0.2": "--lr 0.1",
+    "--epochs 2": "--epochs 1",
+    "--batch-size 8": "--batch-size 64",
+    "--seed 2": "--seed 1",
+    "--wd 0.1": "--weight-decay 0.0001",
     "--no-nesterov": "nesterov True",
-    "--lambda 0.5": "s 0.002",
-    "--xi-init 0.1 0.2": "xi_init (0.47, 0.5)",
-    "--prox-every epoch": "prox_every step",
-    "-sr --method subgradient": "method proximal",
-    "--method subgradient": "method proximal",
+    "--lambda 0.5": "--lambda 0.002",
+    "--xi-init 0.1 0.2": "--xi-init (0.47, 0.5)",
+    "--prox-every epoch": "--prox-every step",
+    "-sr --method subgradient": "--method proximal",
+    "--method subgradient": "--method proximal",
     "--precision bf16": "--precision fp32",
-    "--subset 8": "subset None",
-    "--name other": "name proximal",
+    "--subset 8": "--subset None",
+    "--name other": "--name proximal",
 }
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import main
+import netslim
 from utils import console
 from utils.flags.config import Config
 from utils.flags.parser import parser
@@ -39,7 +40,7 @@ def test_version_names_the_commit(capsys):
     head = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=Path(main.__file__).parent, capture_output=True, text=True
     )
-    commit = re.match(r"commit (\w+)\+?, ", out)[1]
+    commit = re.match(rf"version {netslim.__version__}, commit (\w+)\+?, ", out)[1]
     assert head.stdout.startswith(commit) if head.returncode == 0 else commit == "unknown"
     assert torch.__version__ in out
 

@@ -62,7 +62,7 @@ def test_the_verdict_of_methods_without_xi(kind):
 def test_the_advised_lambda_is_the_same_before_and_after_and_reaches_zero():
     texts = [warnings(0.01, 60), verdict(NO_ZEROS, "", 0.01, 60)]
     texts += [warnings(0.2, 60), verdict({"gamma": 9, "xi": 99}, "every ξ of a is 0", 0.2, 60)]
-    (advised,) = {re.search(r"try --s (\S+),", text)[1] for text in texts}
+    (advised,) = {re.search(r"try --lambda (\S+),", text)[1] for text in texts}
     reach = shrinkage(float(advised), 100.0, schedule(60, 50))
     assert reach == pytest.approx(2 * 0.47, rel=0.05)
     assert warnings(float(advised), 60) == ""
@@ -72,15 +72,15 @@ def test_more_epochs_are_advised_instead_of_a_lambda_above_20_times_the_papers()
     texts = [warnings(0.0045, 4), verdict(NO_ZEROS, "", 0.0045, 4)]
     texts += [warnings(27, 4), verdict({"gamma": 0, "xi": 2752}, "every ξ of a is 0", 27, 4)]
     (times,) = {re.search(r"train for (\d+) times as many epochs", text)[1] for text in texts}
-    assert not any("try --s" in text for text in texts)
-    advised = re.search(r"try --s (\S+),", warnings(0.0045, 4 * int(times)))
+    assert not any("try --lambda" in text for text in texts)
+    advised = re.search(r"try --lambda (\S+),", warnings(0.0045, 4 * int(times)))
     assert 0.05 < float(advised[1]) <= 0.09
-    assert "try --s" not in warnings(0.0045, 2 * int(times))
+    assert "try --lambda" not in warnings(0.0045, 2 * int(times))
 
 
 def test_a_large_enough_lambda_needs_more_epochs_and_a_small_one_is_made_smaller():
     assert "train for more epochs" in verdict(NO_ZEROS, "", 0.09, 100)
-    assert "too large; try a smaller --s" in verdict({"gamma": 9, "xi": 9}, "x", 0.004, 40)
+    assert "too large; try a smaller --lambda" in verdict({"gamma": 9, "xi": 9}, "x", 0.004, 40)
 
 
 def test_a_warning_tells_if_gamma_cannot_follow():
@@ -92,9 +92,12 @@ def test_a_warning_tells_if_gamma_cannot_follow():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--s", 100, "--beta", 1000, "--momentum", 0, "--epochs", 8], "too large"),
-        (["--s", 27, "--beta", 1, "--epochs", 2], "every ξ of feature.1 and of 7 more layers is 0"),
-        (["--s", 0.001, "--epochs", 1], "too small"),
+        (["--lambda", 100, "--beta", 1000, "--momentum", 0, "--epochs", 8], "too large"),
+        (
+            ["--lambda", 27, "--beta", 1, "--epochs", 2],
+            "every ξ of feature.1 and of 7 more layers is 0",
+        ),
+        (["--lambda", 0.001, "--epochs", 1], "too small"),
     ],
 )
 def test_a_training_ends_with_its_verdict(flags, message, tmp_path, pictures, capsys):
@@ -112,7 +115,7 @@ def test_a_good_training_has_no_verdict(tmp_path, pictures, capsys):
 
 @pytest.mark.parametrize("zeros", [0, 100])
 def test_pruning_advises_a_larger_lambda_only_if_no_xi_is_zero(zeros, tmp_path, pictures, capsys):
-    assert train(tmp_path, pictures, *VGG, "--s", 0.001, "--epochs", 1) == 0
+    assert train(tmp_path, pictures, *VGG, "--lambda", 0.001, "--epochs", 1) == 0
     (path,) = tmp_path.glob("*/checkpoint.pth.tar")
     content = torch.load(path, weights_only=True)
     content["method"]["xi"][:zeros] = 0
@@ -120,5 +123,5 @@ def test_pruning_advises_a_larger_lambda_only_if_no_xi_is_zero(zeros, tmp_path, 
     capsys.readouterr()
     assert command(vgg_prune, "--model", path, "--no-cuda") == 0
     err = capsys.readouterr().err
-    assert ("larger --s" in err) == (zeros == 0)
+    assert ("larger --lambda" in err) == (zeros == 0)
     assert zeros == 0 or ("xi" in err and "100" in err)

@@ -226,7 +226,7 @@ def test_bad_input_is_rejected_with_one_line(tmp_path, capsys):
         (["--save", tmp_path, "--run", "z"], "its runs: a, b, c, d"),
         (["--save", tmp_path, "--run", "b"], "has no column epoch"),
         (["--save", tmp_path, "--run", "c"], "is 'half'"),
-        (["--save", tmp_path, "--run", "d"], "is not a whole checkpoint"),
+        (["--save", tmp_path, "--run", "d"], "is not a PyTorch file"),
         (["--save", tmp_path / "e"], "has no column run"),
     ):
         assert console.run(plots.main, list(map(str, flags))) == 2

@@ -127,7 +127,7 @@ def test_baseline_accuracy_is_in_the_post_pruned_column(percent, show, tmp_path)
 
 
 OTHER_SETTINGS = {
-    "--s 0.009": {"s": 0.009},
+    "--lambda 0.009": {"s": 0.009},
     "20 epochs": {"epochs": 20},
     "--subset 10000": {"subset": 10000},
     "--test-subset 2000": {"test_subset": 2000},
@@ -229,8 +229,8 @@ def test_runs_of_different_precisions_have_separate_lines(papers, show, tmp_path
     else:
         lines = [(row["Settings"], row["n"], row["Post Pruned"]) for row in others(out)]
         assert lines == [
-            ("--s 0.0045 --beta 100.0 bf16", "2", "91.00 ± 1.41"),
-            ("--s 0.0045 --beta 100.0 fp32", "1", "94.00"),
+            ("--lambda 0.0045 --beta 100.0 bf16", "2", "91.00 ± 1.41"),
+            ("--lambda 0.0045 --beta 100.0 fp32", "1", "94.00"),
         ]
 
 
@@ -265,9 +265,9 @@ def test_other_runs_are_grouped_by_network_and_settings(show, tmp_path):
         [name, method] for name in names for method in ("Baseline", "Original NS", "Proximal NS")
     ]
     assert rows[0][2:] == ["bf16", "3", "32.00 ± 1.00 / —", "—", "—", "—", "72.00 ± 1.00", "—", "—"]
-    assert rows[1][2] == "--s 0.0001 bf16"
+    assert rows[1][2] == "--lambda 0.0001 bf16"
     assert rows[1][8:] == ["69.00 ± 0.00", "12.00 ± 0.00", "67.00 ± 0.00"]
-    assert rows[2][2] == "--s 0.015 --beta 10.0 bf16"
+    assert rows[2][2] == "--lambda 0.015 --beta 10.0 bf16"
     assert rows[2][5:] == ["50.00 ± 0.00", "60.00 ± 0.00", "70.00 ± 0.00", "65.00 ± 0.00",
                            "65.00 ± 0.00", "68.00 ± 0.00"]  # fmt: skip
     with (tmp_path / "runs.csv").open(newline="", encoding="utf-8") as file:
@@ -364,7 +364,7 @@ def test_other_runs_name_the_different_settings_of_fine_tunings(
                        tuning=change)  # fmt: skip
     out, err = show()
     (row,) = others(out)
-    settings = "--s 0.1 --beta 80.0 bf16"
+    settings = "--lambda 0.1 --beta 80.0 bf16"
     if shown:
         assert (row["Fine Tuned"], err) == ("92.50", "")
         assert row["Settings"] == (f"{settings}, fine-tuned {text}" if text else settings)

@@ -61,7 +61,7 @@ def test_the_budget_is_met_and_pruned_without_loss(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--target-flops 30 --s 0.1", "determines λ and β of the ℓ1 penalty: leave out --s"),
+        ("--target-flops 30 --s 0.1", "determines λ and β of the ℓ1 penalty: leave out --lambda"),
         ("--target-params 30 --beta 1 --penalty mcp", "leave out --beta, --penalty"),
         ("--target-flops 30 --target-channels 30", "exclude one another"),
         ("--target-channels 99", "99 % of the channels cannot be removed"),

@@ -71,11 +71,10 @@ def test_recognising_rare_classes_excuses_an_accuracy_below_the_most_frequent_cl
     assert bool(counts.collapse(NAMES[:2])) == collapsed
 
 
-def test_the_accuracy_of_each_class_is_shown_if_classes_are_unbalanced():
+def test_the_accuracy_of_each_class_is_shown():
     assert per_class([77, 0, 0], [30, 0, 0], [15, 0, 0]).accuracies(NAMES) == (
         "accuracy by class: cat 100.0 % of 77, dog 0.0 % of 30, eel 0.0 % of 15"
     )
-    assert per_class([20, 5], [0, 25]).accuracies(NAMES[:2]) == ""
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,7 @@ def test_resume_auto_starts_a_run_and_skips_damaged_checkpoints(tmp_path, pictur
 
 @pytest.mark.parametrize(
     ("flags", "word"),
-    [(["--s", "2"], "s 1"), (["--beta", "3"], "beta"), (["--epochs", "9"], "epochs"),
+    [(["--s", "2"], "--lambda 1"), (["--beta", "3"], "beta"), (["--epochs", "9"], "epochs"),
      (["--seed", "2"], "seed"), (["--no-nesterov"], "nesterov"), (["--batch-size", "4"], "batch")],
 )  # fmt: skip
 def test_resuming_with_other_flags_is_refused(flags, word, tmp_path, pictures, whole, capsys):

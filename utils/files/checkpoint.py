@@ -30,6 +30,7 @@ from utils.files.legacy_formats import (
 from utils.flags.config import Config
 from utils.methods import METHODS, penalties
 from utils.network import Network, restore
+from utils.shell import format_command, path_argument
 
 
 @dataclass
@@ -215,7 +216,10 @@ def _from_content(content: Mapping[str, Any], arch: str | None, path: Path) -> C
     try:
         network, state, ignored = _build(state, arch, config)
     except ValueError as error:
-        hint = "" if arch else "; main.py --init takes torchvision's models, with --arch NAME"
+        init = format_command("main.py", "-sr", "--init", path_argument(path), "--arch", "NAME")
+        prune = "-m", "utils.prune", "--model", path_argument(path), "--arch", "NAME"
+        other = f"torchvision's: {init}; any other: {format_command(*prune, '--ratio', '0.5')}"
+        hint = "" if arch else f". Models of other programs, {other}"
         names = _first_names(state)
         raise ValueError(
             f"does not fit a network of this program: {error} (it has {names}){hint}"

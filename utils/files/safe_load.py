@@ -51,7 +51,7 @@ def read(path: Path) -> Any:
                     f"{path} is refused: loading it would run {name[1] or name[2]}. Nothing of it"
                     " was run. Save the state_dict alone: it has tensors only"
                 ) from None
-            text = "its pickle is damaged"
+            raise InputError(f"{path} is not a PyTorch file, or is damaged") from None
         reason = text.partition("\n")[0][:150] or type(error).__name__
         raise InputError(f"{path} is not a whole checkpoint ({reason})") from None
 

@@ -19,6 +19,7 @@ RUNTIME_FLAGS = (  # of the process, not stored in checkpoints
     Flag("no_cuda", "training and evaluation on the CPU", default=False),
     Flag("no_graph", "no CUDA graphs, for debugging", default=False),
     Flag("log_interval", "steps between progress lines (default 50)", positive_int),
+    Flag("tensorboard", "the log as TensorBoard events in the run's folder, too", default=False),
 )
 _NAMES = list(TORCHVISION)
 ARCHITECTURES = f"""architectures:
@@ -118,9 +119,10 @@ def resolve(
         raise InputError(f"{option} is for proximal slimming: add -sr, without another --method")
     for key, value in config.to_dict().items():
         if stored is not None and FLAGS[key].resume_must_match and value != before[key]:
+            name = key if isinstance(value, bool) else FLAGS[key].option_strings[-1]
             raise InputError(
-                f"this run was started with {key} {before[key]}, not {value}: leave the flag out to"
-                " resume it, or start another run with another --name"
+                f"this run was started with {name} {before[key]}, not {value}: leave the flag out"
+                " to resume it, or start another run with another --name"
             )
     return config
 

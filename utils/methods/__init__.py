@@ -1,5 +1,8 @@
 """Training methods: one file each, and their registry."""
 
+from importlib import import_module
+from pkgutil import iter_modules
+
 from utils.arguments import Flag
 from utils.methods.base import Method
 from utils.methods.lp_admm import LpAdmm
@@ -11,6 +14,8 @@ from utils.paper.published import NETWORKS
 METHODS: dict[str, type[Method]] = {
     m.name: m for m in (Method, ProximalSlimming, Subgradient, LpAdmm, SasAdmm)
 }
+for _module in iter_modules(__path__):  # a file of one's own adds its method to METHODS
+    import_module(f"utils.methods.{_module.name}")
 
 
 def method_of(name: str, prune_ratio: float | None) -> type[Method]:

@@ -94,5 +94,5 @@ class LpAdmm(Method, methods.LpADMM):
             yield (
                 f"warning: in {len(schedule)} epochs the penalty alone moves γ by {reach:.2g}, but"
                 f" γ starts at {start.item():.2g} or more: there may be no zeros. Take more epochs"
-                " or a larger --s"
+                " or a larger --lambda"
             )

@@ -33,7 +33,7 @@ def budget_flag(name: str, kind: str) -> Flag:
 
 def lambda_flag(default: Callable[[str, int], float]) -> Flag:
     text = "λ, the weight of the penalty φ"
-    names: dict[str, Any] = {"custom_options": ("--lambda", "--s"), "constructor_name": "lambda_"}
+    names: dict[str, Any] = {"custom_options": ("--s", "--lambda"), "constructor_name": "lambda_"}
     return Flag("s", text, not_negative, default, metavar="LAMBDA", **names)
 
 
@@ -46,7 +46,7 @@ def shrinkage(lambda_: float, beta: float, schedule: Schedule) -> float:
     return lambda_ * sum(count * pair_step(lr, beta) for count, lr in schedule)
 
 
-def too_large(lambda_: float, collapse: str, advice: str = "try a smaller --s") -> str:
+def too_large(lambda_: float, collapse: str, advice: str = "try a smaller --lambda") -> str:
     return f"{collapse}: λ = {lambda_:g} was too large; {advice}"
 
 
@@ -136,7 +136,8 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
         defaults = {"s": None, "beta": None, "penalty": "l1", "prox_every": "step"}
         changed = [n for n, value in defaults.items() if options.get(n, value) not in (None, value)]
         if targets and changed:
-            flags = ", ".join("--" + name.replace("_", "-") for name in changed)
+            strings = {flag.name: flag.option_strings[-1] for flag in cls.flags}
+            flags = ", ".join(strings[name] for name in changed)
             raise ValueError(
                 f"{targets[0]} determines λ and β of the ℓ1 penalty: leave out {flags}"
             )
@@ -200,8 +201,8 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
             )
         elif self.lambda_ > LARGEST * recipe(arch, depth).lambda_:
             yield (
-                f"warning: --s {self.lambda_:g} is more than {LARGEST} times the paper's, and all ξ"
-                f" may become 0 at once; {self._advice(schedule, arch, depth, larger=False)}"
+                f"warning: --lambda {self.lambda_:g} is more than {LARGEST} times the paper's, and"
+                f" all ξ may become 0 at once; {self._advice(schedule, arch, depth, larger=False)}"
             )
         elif not self._gamma_can_follow(schedule, momentum):
             yield (
@@ -233,14 +234,14 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
         if math.isinf(enough):
             return "take a larger --shape"
         if enough <= largest and (enough > self.lambda_) == larger:
-            return f"try --s {enough:.2g}, which moves ξ {AMPLE} times the way to 0"
+            return f"try --lambda {enough:.2g}, which moves ξ {AMPLE} times the way to 0"
         if enough > largest and (larger or self.lambda_ > largest):
             factor = math.ceil(enough / largest)
             return (
                 f"so few steps need a λ above {largest:g}, {LARGEST} times the paper's, which is"
                 f" too large: train for {factor} times as many epochs, or use --target-flops"
             )
-        return "train for more epochs" if larger else "try a smaller --s"
+        return "train for more epochs" if larger else "try a smaller --lambda"
 
     def verdict(
         self, zeros: Mapping[str, int], collapse: str, schedule: Schedule, arch: str, depth: int

@@ -261,7 +261,7 @@ def advise(
         limits = f"--adjust {args.adjust:g} keeps" if args.adjust else limits
         note(f"nothing was pruned: {limits} all that is zero or small, or the share is too small")
         return
-    ways = ["train with -sr and a larger --s or more epochs"] if is_full else []
+    ways = ["train with -sr and a larger --lambda or more epochs"] if is_full else []
     other = max(zeros, key=zeros.__getitem__)
     if zeros[other]:  # a larger penalty would ruin a model that has zeros already
         ways = ["train for more epochs"] if is_full else []

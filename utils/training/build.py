@@ -172,7 +172,9 @@ def short_schedule_warning(config: Config) -> Iterator[str]:
 
 def notes(trainer: Trainer) -> Iterator[str]:
     """Yields a penalty other than ℓ1, and which channels training or pruning cannot remove."""
-    network, options = trainer.network, trainer.config.options
+    network, config, options = trainer.network, trainer.config, trainer.config.options
+    if config.refine is not None and config.prune_ratio is None and network.is_full:
+        yield f"note: {config.refine} is not pruned: it has all of its channels"
     if not trainer.step.method.prunes():
         return
     if (penalty := options.get("penalty", L1.name)) != L1.name:

@@ -51,9 +51,7 @@ class PerClass(NamedTuple):
         return ""
 
     def accuracies(self, names: Sequence[str]) -> str:
-        """Returns the accuracy per class if classes are unbalanced (1:2) or the model collapsed."""
-        if max(self.images) <= 2 * min(self.images) and not self.collapse(names):
-            return ""
+        """Returns the accuracy per class as text."""
         counts = zip(names, self.images, self.correct, strict=True)
         lines = [(r / n, f"{name} {100 * r / n:.1f} % of {n:,}") for name, n, r in counts if n]
         label = "accuracy by class"
@@ -62,8 +60,7 @@ class PerClass(NamedTuple):
         return f"{label}: {', '.join(text for _, text in lines)}"
 
     def remarks(self, names: Sequence[str], prefix: str = "") -> Iterator[str]:
-        """Yields the lines to print beside the accuracy, if any."""
+        """Yields the lines to print beside the accuracy."""
         if collapse := self.collapse(names):
             yield f"warning: {prefix}{collapse}"
-        if accuracies := self.accuracies(names):
-            yield f"{prefix}{accuracies}"
+        yield prefix + self.accuracies(names)

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,6 +20,9 @@ from utils.shell import ROOT, format_command, path_argument, relative_path
 from utils.training.classes import PerClass
 from utils.training.step import EvalMetrics, TrainMetrics
 from utils.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 TOP_FIVE = "test_top_five"  # a column
 
@@ -73,6 +76,21 @@ def log(
     if trainer.group.rank == 0:
         records.append(trainer.paths.log, row)
     return {key: str(value) for key, value in row.items()}
+
+
+def tensorboard(trainer: Trainer) -> "SummaryWriter":
+    """Returns the writer of --tensorboard; events of epochs that are repeated become invisible."""
+    from torch.utils.tensorboard import SummaryWriter  # an optional package
+
+    return SummaryWriter(trainer.paths.directory, purge_step=trainer.epoch + 1)
+
+
+def add_scalars(board: "SummaryWriter", row: records.Row) -> None:
+    """Writes the columns of a row of the log as TensorBoard events."""
+    for name, cell in row.items():
+        if cell and name != "epoch":
+            board.add_scalar(name, float(cell), int(row["epoch"]))
+    board.flush()
 
 
 def compression(trainer: Trainer) -> dict[str, object]:
@@ -164,10 +182,7 @@ def summary(
             f" {weights['compression_all']} times; {weights['bytes']:,} bytes dense,"
             f" {weights['bytes_sparse']:,} sparse"
         )
-        export = "-m", "utils.export", "--format", "sparse", "--model", checkpoint
-        lines.append(f"sparse file: {format_command(*export)}")
-    if accuracies := per_class.accuracies(trainer.data.classes):
-        lines.append(accuracies)
+    lines.append(per_class.accuracies(trainer.data.classes))
     if verdict := trainer.verdict(per_class):
         lines.append(f"verdict: {verdict}")
     if (flags := method.prune_flags) is not None:
@@ -178,6 +193,10 @@ def summary(
         shared = replace(config, precision=precision).finetuning_argv(cuts=True)
         refine = "main.py", "--refine", checkpoint, *flags, *shared
         lines.append(f"next: {format_command(*refine, *runtime_flags)}")
+    if method.prune_flags is None and method.refine_flags is None:  # nothing to train any more
+        form = "sparse" if weights else "onnx"
+        export = "-m", "utils.export", "--model", checkpoint, "--format", form
+        lines.append(f"next: {format_command(*export)}")
     return "\n".join(lines)
 
 
