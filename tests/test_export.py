@@ -60,6 +60,7 @@ def test_onnx_has_the_checkpoints_logits_and_metadata(checkpoint):
     written = path.with_name("net_pruned.onnx")
     metadata = {p.key: json.loads(p.value) for p in onnx.load(written).metadata_props}
     assert all(metadata[key] == content[key] for key in ("classes", "mean", "std"))
+    assert metadata["resize"] == metadata["center_crop"] == 32
     mean, std = (torch.tensor(content[key])[:, None, None] for key in ("mean", "std"))
     for n in (1, 5):
         images = torch.rand(n, 3, 32, 32)
@@ -71,9 +72,9 @@ def test_onnx_has_the_checkpoints_logits_and_metadata(checkpoint):
 def test_pt2_has_the_checkpoints_logits_and_metadata(checkpoint):
     path, model, content = checkpoint
     assert run("--model", path, "--format", "pt2", "--normalised") == 0
-    extra = {"classes": ""}
+    extra = {"classes": "", "resize": ""}
     program = torch.export.load(path.with_name("net_pruned.pt2"), extra_files=extra).module()
-    assert json.loads(extra["classes"]) == content["classes"]
+    assert json.loads(extra["classes"]) == content["classes"] and extra["resize"] == "32"
     x = torch.rand(3, 3, 32, 32)
     torch.testing.assert_close(program(x), model(x))
 

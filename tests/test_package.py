@@ -55,7 +55,7 @@ def test_its_metadata(installed):
     assert package.metadata["License-Expression"] == "MIT"
     assert package.metadata["Requires-Python"] == ">=3.11"
     assert [line for line in package.requires if "extra ==" not in line] == ["torch>=2.11"]
-    assert package.metadata.get_all("Provides-Extra") == ["onnx", "plots", "dev"]
+    assert package.metadata.get_all("Provides-Extra") == ["onnx", "plots", "tensorboard", "dev"]
 
 
 def test_the_extras_are_the_requirements(installed):
@@ -64,7 +64,7 @@ def test_the_extras_are_the_requirements(installed):
     names = ("requirements.txt", "requirements-dev.txt")
     lines = [line for name in names for line in (ROOT / name).read_text().splitlines()]
     listed = {line for line in lines if not line.startswith("-r ")}
-    assert extras - {"netslim[onnx,plots]"} == listed
+    assert extras - {"netslim[onnx,plots,tensorboard]"} == listed
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@
     python -m utils.export --model CHECKPOINT --format onnx
 
 The exported program takes float32 [n, 3, size, size] RGB images from 0 to 1, for any n, and
-returns logits [n, classes]. Class names and normalisation are its metadata.
+returns logits [n, classes]. Class names, normalisation, and the pixels to which an image's shorter
+side is resized (bilinear) before its centre is cropped are its metadata.
 """
 
 if __name__ == "__main__":
@@ -22,6 +23,8 @@ from netslim.weights import Compression
 from utils import arguments, console
 from utils.atomic import atomic_write, check_writable
 from utils.console import InputError, note
+from utils.data.datasets import IMAGENET
+from utils.data.image_folder import shorter_side
 from utils.files import checkpoint, sparse
 from utils.shell import format_command
 
@@ -80,7 +83,10 @@ def export_program(loaded: checkpoint.Checkpoint, output: Path, args: argparse.N
         InputError: the normalisation is unknown, or the logits differ; nothing is written then.
     """
     takes = "normalised" if args.normalised else "RGB from 0 to 1"
-    values = {"classes": loaded.classes, "mean": loaded.mean, "std": loaded.std, "input": takes}
+    size, values = loaded.size, {"classes": loaded.classes, "mean": loaded.mean, "std": loaded.std}
+    imagenet = loaded.config is not None and loaded.config.dataset == IMAGENET
+    # How an image file becomes an input: the shorter side's pixels, then the crop's, both bilinear.
+    values |= {"input": takes, "resize": shorter_side(size, imagenet), "center_crop": size}
     metadata = {key: json.dumps(value) for key, value in values.items() if value is not None}
     model: nn.Module = loaded.network.model
     if not args.normalised:
@@ -91,7 +97,6 @@ def export_program(loaded: checkpoint.Checkpoint, output: Path, args: argparse.N
             )
         model = Normalised(model, loaded.mean, loaded.std)
     model.eval()
-    size = loaded.size
     images = torch.rand(4, 3, size, size, generator=torch.Generator().manual_seed(0))
     with atomic_write(output) as new:
         write = write_onnx if args.format == "onnx" else write_pt2

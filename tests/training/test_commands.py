@@ -252,3 +252,34 @@ def test_a_small_model_learns_two_colours(tmp_path, pictures):
     log = rows(tmp_path / "baseline_seed1_vgg_11_folder/log.csv")
     assert float(log[0]["train_loss"]) < 2 * math.log(2) + 1
     assert float(log[-1]["test_accuracy"]) == 100
+
+
+def test_tensorboard_gets_the_columns_of_the_log(tmp_path, pictures):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    flags = [*RESNET, "-sr", "--epochs", 2, "--tensorboard"]
+    assert train(tmp_path, pictures, *flags) == 0
+    (path,) = tmp_path.glob("*/log.csv")
+    events, log = EventAccumulator(str(path.parent)).Reload(), rows(path)
+    assert {*events.Tags()["scalars"]} == log[0].keys() - {"epoch"}
+    for name in events.Tags()["scalars"]:
+        written = [(str(e.step), e.value) for e in events.Scalars(name)]
+        assert written == [(row["epoch"], pytest.approx(float(row[name]))) for row in log]
+
+
+def test_tensorboard_without_its_package_is_refused(tmp_path, pictures, monkeypatch, capsys):
+    monkeypatch.setattr(main, "find_spec", lambda name: None)
+    assert train(tmp_path, pictures, *RESNET, "--tensorboard") == 2
+    assert "pip install tensorboard" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fine_tuning_says_what_it_trains_and_what_comes_next(tmp_path, pictures, capsys):
+    assert train(tmp_path, pictures, *RESNET, "--epochs", 1) == 0
+    (full,) = tmp_path.glob("*/checkpoint.pth.tar")
+    assert train(tmp_path, pictures, "--refine", full, "--epochs", 1) == 0
+    out, err = capsys.readouterr()
+    assert f"note: {full} is not pruned" in err
+    refined = tmp_path / f"{full.parent.name}_refine/checkpoint.pth.tar"
+    assert re.search(rf"\nnext: \S+ -m utils.export --model {refined} --format onnx\n$", out)

@@ -105,8 +105,7 @@ class ImageFiles:
         rgb = read_image(self.path(index))
         if crop_seed is not None:
             return _random_resized_crop(rgb, self.size, crop_seed, self.flip)
-        shorter_side = round(RESIZE_RATIO * self.size) if self.imagenet else self.size
-        return resize_center_crop(rgb, shorter_side, self.size)
+        return resize_center_crop(rgb, shorter_side(self.size, self.imagenet), self.size)
 
     def __getitem__(self, batch_index: np.ndarray) -> Tensor | InputError:
         """Read the images of a batch index, uint8 [n, size, size, 3].
@@ -218,12 +217,17 @@ def _read_cache(cache: Path, fingerprint: str, shape: tuple[int, ...]) -> np.nda
         return None
 
 
-def resize_center_crop(rgb: Image.Image, shorter_side: int, size: int) -> np.ndarray:
-    """Resize to ``shorter_side`` and crop the centre, uint8 [size, size, 3]."""
-    if rgb.size != (size, size) or shorter_side != size:
+def shorter_side(size: int, imagenet: bool) -> int:
+    """Return to how many pixels an image's shorter side is resized before the crop to ``size``."""
+    return round(RESIZE_RATIO * size) if imagenet else size
+
+
+def resize_center_crop(rgb: Image.Image, resized: int, size: int) -> np.ndarray:
+    """Resize the shorter side to ``resized`` and crop the centre, uint8 [size, size, 3]."""
+    if rgb.size != (size, size) or resized != size:
         from torchvision.transforms.functional import center_crop, resize  # slow import
 
-        rgb = center_crop(resize(rgb, shorter_side), size)
+        rgb = center_crop(resize(rgb, resized), size)
     return np.asarray(rgb)
 
 
