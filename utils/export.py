@@ -83,10 +83,15 @@ def export_program(loaded: checkpoint.Checkpoint, output: Path, args: argparse.N
         InputError: the normalisation is unknown, or the logits differ; nothing is written then.
     """
     takes = "normalised" if args.normalised else "RGB from 0 to 1"
-    size, values = loaded.size, {"classes": loaded.classes, "mean": loaded.mean, "std": loaded.std}
-    imagenet = loaded.config is not None and loaded.config.dataset == IMAGENET
-    # How an image file becomes an input: the shorter side's pixels, then the crop's, both bilinear.
-    values |= {"input": takes, "resize": shorter_side(size, imagenet), "center_crop": size}
+    size, imagenet = loaded.size, loaded.config is not None and loaded.config.dataset == IMAGENET
+    values: dict[str, object] = {
+        "classes": loaded.classes,
+        "mean": loaded.mean,
+        "std": loaded.std,
+        "input": takes,
+        "resize": shorter_side(size, imagenet),  # pixels of an image file's shorter side, and
+        "center_crop": size,  # of the crop that follows
+    }
     metadata = {key: json.dumps(value) for key, value in values.items() if value is not None}
     model: nn.Module = loaded.network.model
     if not args.normalised:

@@ -78,7 +78,8 @@ def test_damaged_checkpoints_are_refused(kind, content, tmp_path, capsys):
 def test_the_arch_flag_is_only_used_without_settings(content, tmp_path):
     torch.save(content["state_dict"], tmp_path / "bare.pth")
     assert checkpoint.load(tmp_path / "bare.pth", ARCH).network.arch == ARCH
-    with pytest.raises(InputError, match=r"does not fit a network of this program.*--arch NAME"):
+    hints = r"does not fit a network of this program.*--init \S+ --arch.*utils.prune.*--arch NAME"
+    with pytest.raises(InputError, match=hints):
         checkpoint.load(tmp_path / "bare.pth")
     torch.save(content, tmp_path / "whole.pth")
     assert checkpoint.load(tmp_path / "whole.pth", "resnet18").network.arch == ARCH

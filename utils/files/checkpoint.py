@@ -218,8 +218,8 @@ def _from_content(content: Mapping[str, Any], arch: str | None, path: Path) -> C
     except ValueError as error:
         init = format_command("main.py", "-sr", "--init", path_argument(path), "--arch", "NAME")
         prune = "-m", "utils.prune", "--model", path_argument(path), "--arch", "NAME"
-        other = f"torchvision's: {init}; any other: {format_command(*prune, '--ratio', '0.5')}"
-        hint = "" if arch else f". Models of other programs, {other}"
+        other = f"for any other: {format_command(*prune, '--ratio', '0.5')}"
+        hint = "" if arch else f". For a model of torchvision's: {init}; {other}"
         names = _first_names(state)
         raise ValueError(
             f"does not fit a network of this program: {error} (it has {names}){hint}"
