@@ -19,11 +19,11 @@ from tqdm import tqdm
 from utils.atomic import atomic_write
 from utils.console import InputError, note
 
+TIFF_SAMPLE_FORMAT = 339  # its tag; 2 is signed
 # The only formats read, whatever a file is called: for some others Pillow starts programs.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = tuple(k for k, v in sorted(Image.registered_extensions().items()) if v in FORMATS)
-BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
-CACHE_VERSION = 2  # raise it when a file is decoded to other pixels than before
+CACHE_VERSION = 3  # raise it when a file is decoded to other pixels than before
 RESIZE_RATIO = 8 / 7  # ImageNet evaluation: shorter side to crop, 256 to 224 pixels
 
 
@@ -257,15 +257,7 @@ def _to_rgb(path: Path) -> Image.Image:
     with Image.open(path, formats=FORMATS) as image:
         if max(image.size) > 100 * min(image.size):  # resizing it would take too much memory
             raise ValueError(f"{image.width}×{image.height} exceeds an aspect ratio of 100")
-        tiff_tags = getattr(image, "tag_v2", {})
-        # Grey of 10 to 16 bits
-        deep = image.mode.startswith("I;16") or (image.mode == "I" and not tiff_tags)
-        if tiff_tags.get(PHOTOMETRIC) == 0 and deep:  # Pillow inverts 8 bits only
-            raise ValueError("grey values have 0 as white: save it with 0 as black")
-        signed = 2 in tiff_tags.get(SAMPLE_FORMAT, ())
-        if signed or (image.mode in ("I", "F") and not deep):
-            raise ValueError("grey values are signed, float or 32-bit: save it with 8 or 16 bits")
-        if deep:  # scaled, where Pillow would clip
-            grey = np.asarray(image) >> (tiff_tags.get(BITS, (16,))[0] - 8)
-            return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+        signed = 2 in getattr(image, "tag_v2", {}).get(TIFF_SAMPLE_FORMAT, ())
+        if signed or image.mode.startswith(("I", "F")):  # Pillow would clip these to 255
+            raise ValueError("grey values are signed or have over 8 bits: save it with 8 bits")
         return image.convert("RGB")
