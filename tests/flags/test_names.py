@@ -76,7 +76,7 @@ def test_prunings_of_one_run_and_their_fine_tunings_have_names_of_their_own(
     half = "subgradient_seed1_half_resnet_11_folder_refine"
     assert [row["run"] for row in rows(tmp_path / REFINED)] == [f"{run}_refine", half]
     (result,) = results.load(tmp_path)
-    tuned = [result.tuned(pruning)["run"] for pruning in rows(tmp_path / PRUNED)[:2]]
+    tuned = [result.finetuning(pruning).row["run"] for pruning in rows(tmp_path / PRUNED)[:2]]
     assert tuned == [f"{run}_refine", half]
     # A fine-tuning of another model with the same name is not resumed.
     (tmp_path / f"{run}/pruned.pth.tar").unlink()

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 # The paper's names of models and methods, and this program's.
 NETWORKS = {
@@ -19,8 +19,7 @@ METHODS = {
 }
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """A column: heading, what its numbers are (two if separated by /), and of which data set.
 
     ``quantities`` are keys of :data:`utils.reports.results.QUANTITIES`, none in a text column.
@@ -31,8 +30,7 @@ class Column:
     dataset: str = ""
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """A table as printed. The first cell of each row in ``rows`` is the architecture."""
 
     title: str
@@ -40,12 +38,9 @@ class Table:
     rows: list[list[str]]
     note: str = ""
 
-    def method_as_printed(self, row: Sequence[str]) -> str:
-        return row[1] if self.columns[1].heading == "Method" else "Proximal NS (ours)"
-
     def method(self, row: Sequence[str]) -> str | None:
         """Returns the name of the ``row``'s method here, None if this program lacks it."""
-        return METHODS.get(self.method_as_printed(row))
+        return METHODS.get(row[1]) if self.columns[1].heading == "Method" else "proximal"
 
     def share(self, row: Sequence[str]) -> float | None:
         """Returns the percent of channels to prune: 0 (zeros only) for proximal slimming, else the

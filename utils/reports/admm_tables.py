@@ -10,8 +10,8 @@ from utils.methods import METHODS
 from utils.paper import lp, sas_admm
 from utils.reports.results import (
     ExperimentKey,
-    Lines,
     Result,
+    Table,
     Training,
     mean_and_spread,
     pruning_flags,
@@ -40,11 +40,8 @@ SAS_COLUMNS = {
 }
 
 
-def lp_table(results: Iterable[Result]) -> tuple[Lines, list[str]]:
-    """The lines of the table and the note below it.
-
-    All prunings of Lp-ADMM runs are below the published rows of their network.
-    """
+def lp_table(results: Iterable[Result]) -> Table:
+    """All prunings of Lp-ADMM runs, below the published rows of their network."""
     names = {key: name for name, key in lp.NETWORKS.items()}
     ours: dict[tuple[str, str, str], dict[int, list[str]]] = defaultdict(dict)  # cells by seed
     for run in results:
@@ -73,16 +70,11 @@ def lp_table(results: Iterable[Result]) -> tuple[Lines, list[str]]:
             if network == name:
                 run_text = f"ours, n = {len(seeds)}: {settings}"
                 lines.append([name, run_text, *_means(seeds.values()), finetuning])
-    return lines, [LP_NOTE]
+    return Table("Lp slimming", lines, [LP_NOTE], bool(ours))
 
 
-def sas_table(
-    results: Iterable[Result], finetunings: Iterable[Training]
-) -> tuple[Lines, list[str]]:
-    """The lines of the table and the note below it.
-
-    The runs are those whose weights were pruned with --prune-ratio and retrained.
-    """
+def sas_table(results: Iterable[Result], finetunings: Iterable[Training]) -> Table:
+    """The runs whose weights were pruned with --prune-ratio and retrained."""
     trained = {result.row["run"]: result for result in results}
     ours: dict[tuple[str, str, str], dict[int, Row]] = defaultdict(dict)  # by seed
     for run in finetunings:
@@ -101,7 +93,7 @@ def sas_table(
     for names, seeds in ours.items():
         rows = [[row.get(column, "") for column in SAS_COLUMNS.values()] for row in seeds.values()]
         lines.append([*names, str(len(rows)), *_means(rows)])
-    return lines, [SAS_NOTE]
+    return Table("Weight pruning by SAS-ADMM", lines, [SAS_NOTE], bool(ours))
 
 
 def _describe(run: Training) -> str:

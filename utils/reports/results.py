@@ -30,12 +30,7 @@ QUANTITIES = {
     "pruned": ("prune", "accuracy_slim"),
     "tuned": ("refine", "test_accuracy"),
 }
-ARCHITECTURES = {
-    "vgg": "VGG",
-    "densenet": "DenseNet",
-    "resnet": "ResNet",
-    "resnet-basic": "ResNet-basic",
-}
+TITLES = {"densenet": "DenseNet", "resnet": "ResNet", "resnet-basic": "ResNet-basic", "vgg": "VGG"}
 METHOD_ORDER = [*dict.fromkeys([*published.METHODS.values(), *METHODS])]  # of lines in a table
 # Required columns of the records, besides the settings. All but run, mask and model are numbers.
 TRAINED = "run channels gamma_zeros test_accuracy seconds_per_epoch".split()
@@ -48,13 +43,20 @@ JOIN_KEYS = ("run", "checksum", "test_pictures")
 # Columns and settings that identify the images of a run.
 IMAGE_COLUMNS = ("source", "pictures", "test_pictures")
 IMAGE_FLAGS = ("dataset", "size", "subset", "test_subset")
-# Flags of a prune command, by column of its record.
-PRUNE_FLAGS = {"mask": "--mask", "target_flops": "--target-flops",
-               "target_params": "--target-params", "percent": "--percent",
-               "criterion": "--criterion", "adjust": "--adjust"}  # fmt: skip
+# Columns of a pruning's record that are flags of its command.
+PRUNE_FLAGS = "mask target_flops target_params percent criterion adjust".split()
 Options = tuple[tuple[str, Any], ...]  # (name of a flag, value) pairs
 Lines = list[list[str]]  # cells of a table, the column heads first
 PaperKey = tuple[str, int, str, str]  # architecture, depth, data set and method
+
+
+class Table(NamedTuple):
+    """A table to print: its lines, the notes below it, and whether any of our runs are in it."""
+
+    title: str
+    lines: Lines
+    notes: Sequence[str]
+    has_runs: bool
 
 
 class ExperimentKey(NamedTuple):
@@ -67,7 +69,7 @@ class ExperimentKey(NamedTuple):
 
     @property
     def network(self) -> str:
-        return display_name(ARCHITECTURES.get(self.arch, self.arch), self.depth)
+        return display_name(TITLES.get(self.arch, self.arch), self.depth)
 
 
 class MethodVariant(NamedTuple):
@@ -89,8 +91,8 @@ def format_options(options: Options) -> list[str]:
 
 def pruning_flags(pruning: Row) -> str:
     """The flags that chose the removed channels of a pruning."""
-    used = ((flag, pruning.get(name)) for name, flag in PRUNE_FLAGS.items())
-    return " ".join(f"{flag} {value}" for flag, value in used if value)
+    used = [name for name in PRUNE_FLAGS if pruning.get(name)]
+    return " ".join(f"--{name.replace('_', '-')} {pruning[name]}" for name in used)
 
 
 def mean_and_spread(values: Sequence[float], digits: int = 2) -> str:
@@ -227,11 +229,6 @@ class Result(Training):
             alike = [t for t in unpenalised if self.same_images(t)]
         return alike[0] if alike else None
 
-    def tuned(self, pruning: Row | None, exact: bool = True) -> Row | None:
-        """The row of :meth:`finetuning`."""
-        finetuning = self.finetuning(pruning, exact)
-        return finetuning.row if finetuning else None
-
     def pruning(self, share: float | None = None, target: float | None = None) -> Row | None:
         """The latest pruning by the method's own mask and |γ|, without a floor for each layer.
 
@@ -262,7 +259,7 @@ class Result(Training):
         elif method.prune_flags == ():
             rows = near("percent", 0, 1e-9) or rows
         if method.prune_flags:
-            exact, other = ([r for r in rows if self.tuned(r, e)] for e in (True, False))
+            exact, other = ([r for r in rows if self.finetuning(r, e)] for e in (True, False))
             rows = exact or other or rows
         return rows[-1] if rows else None
 
@@ -275,9 +272,10 @@ class Result(Training):
         pruning = None if record == "train" and quantity != "trained" else self.pruning(share)
         if quantity == "trained" and pruning:  # evaluated in float32, as after pruning
             record, column = "prune", "accuracy_before"
-        row = {"train": self.row, "prune": pruning}.get(record)
+        row: Row | None = self.row if record == "train" else pruning
         if record == "refine":
-            row = self.tuned(pruning, exact)
+            tuning = self.finetuning(pruning, exact)
+            row = tuning.row if tuning else None
         return float(row[column]) if row else None
 
 
@@ -301,7 +299,11 @@ def read_records(folder: Path) -> tuple[list[Result], list[Training]]:
     prunings = records.read(folder / paths.PRUNED, PRUNED, ("percent", *PRUNED[3:]))
     results = []
     for training in trained:
-        own = [row for row in prunings if _join_key(row) == _join_key(training.row)]
+        own = [
+            row
+            for row in prunings
+            if all(row.get(name, "") == training.row.get(name, "") for name in JOIN_KEYS)
+        ]
         models = {row["model"] for row in own}
         refined = f"{training.row['run']}_refine"
         finetunings = [
@@ -312,10 +314,6 @@ def read_records(folder: Path) -> tuple[list[Result], list[Training]]:
         ]
         results.append(Result(training.config, training.row, own, finetunings))
     return results, finetuned
-
-
-def _join_key(row: Row) -> list[str]:
-    return [row.get(column) or "" for column in JOIN_KEYS]
 
 
 def _trainings(path: Path) -> list[Training]:
@@ -348,10 +346,10 @@ def group_runs(results: Iterable[Result]) -> Groups:
         values = [(name, value is not None, value) for name, value in variant.options]
         return METHOD_ORDER.index(variant.method), values, variant.precision
 
-    def by_seed(runs: Mapping[int, Result]) -> list[Result]:
-        return [runs[seed] for seed in sorted(runs)]
-
     return {
-        key: {variant: by_seed(variants[variant]) for variant in sorted(variants, key=order)}
+        key: {
+            v: [runs for _, runs in sorted(variants[v].items())]
+            for v in sorted(variants, key=order)
+        }
         for key, variants in groups.items()
     }

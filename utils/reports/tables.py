@@ -20,15 +20,15 @@ from utils.atomic import check_writable
 from utils.files.paths import DEFAULT_FOLDER
 from utils.methods import METHODS
 from utils.methods.base import Method
-from utils.paper import lp
-from utils.paper.published import NETWORKS, TABLES, Table, numbers
+from utils.paper import lp, published
+from utils.paper.published import NETWORKS, TABLES, numbers
 from utils.reports import admm_tables, results
 from utils.reports.results import (
     QUANTITIES,
     Groups,
-    Lines,
     PaperKey,
     Result,
+    Table,
     mean_and_spread,
     pruning_flags,
 )
@@ -60,7 +60,7 @@ ENVIRONMENT = ("device", "threads", "torch", "commit")  # columns of the records
 PaperRuns = Mapping[PaperKey, Mapping[str, Sequence[Result]]]  # by key, by precision
 
 
-def _keys(table: Table, row: Sequence[str]) -> list[PaperKey]:
+def _keys(table: published.Table, row: Sequence[str]) -> list[PaperKey]:
     """The runs that each column of a row is about."""
     method = table.method(row) or ""
     return [(*NETWORKS[row[0]], column.dataset, method) for column in table.columns]
@@ -104,19 +104,18 @@ def difference_text(quantity: str, values: Sequence[float], published: float | N
     return f"{COMPARED[quantity]} {difference:+.{1 if quantity == 'zeros' else 2}f}{within}"
 
 
-def paper_runs(groups: Groups) -> PaperRuns:
-    """The runs of the paper's tables."""
+def paper_runs(runs: Iterable[Result]) -> PaperRuns:
+    """Those of ``runs`` that are in the paper's tables."""
     found: dict[PaperKey, dict[str, list[Result]]] = {}
-    for runs in (runs for variants in groups.values() for runs in variants.values()):
-        for run in filter(in_paper_tables, runs):
-            by_precision = found.setdefault(run.paper_key, {})
-            by_precision.setdefault(run.config.precision, []).append(run)
+    for run in filter(in_paper_tables, runs):
+        by_precision = found.setdefault(run.paper_key, {})
+        by_precision.setdefault(run.config.precision, []).append(run)
     return found
 
 
-def paper_table(name: str, ours: PaperRuns) -> tuple[Lines, list[str]]:
-    """The lines of a table of the paper, the column heads first, and the notes below it."""
-    table, shown = TABLES[name], dict[Result, None]()
+def paper_table(table: published.Table, ours: PaperRuns) -> Table:
+    """A table of the paper, with a row of our runs below each of its rows."""
+    shown = dict[Result, None]()
     headings = [column.heading for column in table.columns]
     lines = [[*headings[:2], "", *headings[2:], "Ours − paper's"]]
     for row in table.rows:
@@ -131,11 +130,11 @@ def paper_table(name: str, ours: PaperRuns) -> tuple[Lines, list[str]]:
             who = f"ours, n = {n}, {precision}" if n else "ours"
             lines.append(["", "", who, *_cells(table, row, METHODS[method], runs, n)])
             shown |= dict.fromkeys(run for column in runs for run in column)
-    return lines, [table.note, environment(shown)]
+    return Table(table.title, lines, [table.note, environment(shown)], bool(shown))
 
 
 def _cells(
-    table: Table,
+    table: published.Table,
     row: Sequence[str],
     method: type[Method],
     runs: Sequence[Sequence[Result]],
@@ -168,8 +167,8 @@ def in_paper_tables(run: Result) -> bool:
     return run.pruning() is None or run.pruning(PAPER_SHARES[run.paper_key]) is not None
 
 
-def runs_table(groups: Groups) -> tuple[Lines, list[str]]:
-    """The lines of a table of all runs that are not in the paper's, and the note below it."""
+def runs_table(groups: Groups) -> Table:
+    """All runs that are not in the paper's tables."""
     lines, shown = [["Runs", "Method", "Settings", "n", *RUNS_COLUMNS]], list[Result]()
     for key, variants in groups.items():
         title = ", ".join([f"{key.network} on {key.dataset}", *key.terms])
@@ -183,7 +182,8 @@ def runs_table(groups: Groups) -> tuple[Lines, list[str]]:
                 method = METHODS[variant.method].title
                 lines.append([title, method, settings, str(len(runs)), *means])
                 shown += runs
-    return lines, [environment(shown)]
+    title = "Other runs, in the shape of Table 2"
+    return Table(title, lines, [environment(shown)], bool(shown))
 
 
 def by_finetuning(runs: Sequence[Result]) -> dict[str, list[Result]]:
@@ -243,20 +243,20 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m utils.reports.tables",
         description="The paper's tables, the published numbers beside those of the runs on record.",
     )
+    add, names = p.add_argument, [*TABLES, SAS, LP, RUNS]
     folder = "folder of the records (default logs)"
-    p.add_argument("--save", default=DEFAULT_FOLDER, metavar="DIR", help=folder)
-    names = [*TABLES, SAS, LP, RUNS]
+    add("--save", type=Path, default=Path(DEFAULT_FOLDER), metavar="DIR", help=folder)
     tables = f"tables to print: {', '.join(names)} (default: all that have runs)"
-    p.add_argument("--only", nargs="+", choices=names, metavar="TABLE", help=tables)
-    p.add_argument("--csv", metavar="DIR", help="folder for the tables as <table>.csv")
+    add("--only", nargs="+", choices=names, metavar="TABLE", help=tables)
+    add("--csv", type=Path, metavar="DIR", help="folder for the tables as <table>.csv")
     return p
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    found, finetunings = results.read_records(Path(args.save))
+    found, finetunings = results.read_records(args.save)
     groups = results.group_runs(found)
-    shown = {run for variants in groups.values() for runs in variants.values() for run in runs}
+    shown = [run for variants in groups.values() for runs in variants.values() for run in runs]
     for result in found:
         if result not in shown:
             run = result.row["run"]
@@ -264,36 +264,24 @@ def main(argv: list[str] | None = None) -> None:
         elif result.config.method != lp.METHOD:  # whose table has all prunings
             for text in omissions(result):
                 console.note(f"note: {text}")
-    ours = paper_runs(groups)
-    has_runs = {
-        name: any(key in ours for row in table.rows for key in _keys(table, row))
-        for name, table in TABLES.items()
-    }
-    has_runs[SAS] = any(t.config.prune_ratio is not None for t in finetunings)
-    has_runs[LP] = any(run.config.method == lp.METHOD and run.prunings for run in found)
-    has_runs[RUNS] = not all(map(in_paper_tables, shown))
-    only = args.only or [name for name, some in has_runs.items() if some]
+    ours = paper_runs(shown)
+    tables = {name: paper_table(table, ours) for name, table in TABLES.items()}
+    tables[SAS] = admm_tables.sas_table(found, finetunings)
+    tables[LP], tables[RUNS] = admm_tables.lp_table(found), runs_table(groups)
+    only = args.only or [name for name, table in tables.items() if table.has_runs]
     if not only:
         console.note(f"note: {args.save} has no records of runs; --only prints the published rows")
     if args.csv is not None:
-        check_writable(Path(args.csv))
-        Path(args.csv).mkdir(parents=True, exist_ok=True)
+        check_writable(args.csv)
+        args.csv.mkdir(parents=True, exist_ok=True)
     if set(only) & TABLES.keys():
         print(LEGEND)
     for name in only:
-        if name in TABLES:
-            title, (lines, notes) = TABLES[name].title, paper_table(name, ours)
-        elif name == RUNS:
-            title, (lines, notes) = "Other runs, in the shape of Table 2", runs_table(groups)
-        elif name == LP:
-            title, (lines, notes) = "Lp slimming", admm_tables.lp_table(found)
-        else:
-            title = "Weight pruning by SAS-ADMM"
-            lines, notes = admm_tables.sas_table(found, finetunings)
+        title, lines, notes, _ = tables[name]
         print(f"## {title}\n\n{results.format_columns(lines, markdown=True)}")
         print("".join(f"{note}\n\n" for note in notes if note))
         if args.csv is not None:
-            with (Path(args.csv) / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            with (args.csv / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows(lines)
 
 
