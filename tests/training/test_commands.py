@@ -4,6 +4,7 @@ import importlib
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -45,18 +46,31 @@ def command(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     return done
 
 
-def run_next(output: str, cwd: Path) -> str:
-    """Runs the command that the last line of ``output`` names, in a shell; returns its output."""
-    return command("sh", "-c", output.splitlines()[-1].partition(": ")[2], cwd=cwd).stdout
-
-
 @pytest.mark.parametrize(("arch", "depth"), [("vgg", 11), ("resnet", 11), ("densenet", 7)])
-def test_train_prune_and_refine(arch, depth, tmp_path, pictures, capsys):
-    """Each command names the next one; run and folder have names that look like flags."""
+def test_train_prune_and_refine(arch, depth, tmp_path, pictures, capsys, monkeypatch):
+    """Each command names the next one; run and folder have names that look like flags.
+
+    Those of one network are typed into a shell, the others are run in process.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def run_line(line: str) -> str:
+        """Runs a command line; returns its output."""
+        if arch == "resnet":
+            return command("sh", "-c", line, cwd=tmp_path).stdout
+        _, script, *flags = shlex.split(line)
+        capsys.readouterr()
+        assert run_command(importlib.import_module(Path(script).stem), *flags) == 0
+        return capsys.readouterr().out
+
+    def run_next(output: str) -> str:
+        """Runs the command that the last line of ``output`` names."""
+        return run_line(output.splitlines()[-1].partition(": ")[2])
+
     run, save = f"-x_{arch}_{depth}_folder", "-my runs"
     data = ["--dataset", "folder", "--data", pictures, f"--save={save}", "--name=-x"]
     flags = [*QUICK, *SLIMMING, *data, "--arch", arch, "--depth", depth]
-    output = command(sys.executable, ROOT / "main.py", *flags, cwd=tmp_path).stdout
+    output = run_line(shlex.join(map(str, [sys.executable, ROOT / "main.py", *flags])))
     folder = tmp_path / save
     log = rows(folder / f"{run}/log.csv")
     assert list(log[0]) == LOG
@@ -72,7 +86,7 @@ def test_train_prune_and_refine(arch, depth, tmp_path, pictures, capsys):
         assert trained[column] == log[-1][column]
     assert int(trained["xi_zeros"]) >= int(trained["gamma_zeros"]) > 0
 
-    output = run_next(output, tmp_path)
+    output = run_next(output)
     (pruned,) = rows(folder / "pruned_record.csv")
     assert pruned["run"] == run
     removed = int(pruned["channels"]) - int(pruned["channels_kept"])
@@ -82,11 +96,11 @@ def test_train_prune_and_refine(arch, depth, tmp_path, pictures, capsys):
     assert int(pruned["silent"]) + int(pruned["constant"]) == removed
     assert pruned["alive"] == pruned["changed_masked"] == "0"
 
-    run_next(output, tmp_path)
+    run_next(output)
     (refined,) = rows(folder / "refine_record.csv")
     assert (refined["run"], refined["method"]) == (f"{run}_refine", "baseline")
     (result,) = results.load(folder)
-    assert result.tuned(pruned) == refined  # with the flags of the training, without a penalty
+    assert result.finetuning(pruned).row == refined  # no penalty, else as trained
     path = folder / f"{run}_refine/checkpoint.pth.tar"
     assert run_command(main, "--evaluate", path, "--no-cuda") == 0
     assert f"test accuracy {float(refined['test_accuracy']):.2f} %" in capsys.readouterr().out
@@ -119,8 +133,7 @@ PROXIMAL = ["-sr", "--s", "4", "--beta", "100"]
     "flags",
     [
         [*PROXIMAL, "--prox-every", "epoch"],
-        ["--lr", "0.05", "--no-nesterov"],
-        ["-sr", "--method", "subgradient"],
+        ["-sr", "--method", "subgradient", "--lr", "0.05", "--no-nesterov"],
         ["-sr", "--method", "lp-admm", "--s", "0.1", "--rho", "0.5", "--z-every", "3"],
         [*PROXIMAL, "--penalty", "mcp", "--schedule", "cosine", "--label-smoothing", "0.1"],
     ],
@@ -206,13 +219,24 @@ def test_a_batch_of_one_image_that_cannot_be_normalised_is_an_error_of_one_line(
     assert train(tmp_path, pictures, *RESNET, *flags) == 0  # maps of more than one pixel
 
 
-def test_a_new_run_never_overwrites_another(tmp_path, pictures, capsys):
+def test_a_new_run_never_overwrites_another_and_is_pruned_without_change(
+    tmp_path, pictures, capsys
+):
     assert train(tmp_path, pictures, *VGG, "--epochs", 1) == 0
     before = {p: p.read_bytes() for p in tmp_path.rglob("*.*")}
     assert train(tmp_path, pictures, *VGG, "--epochs", 2) == 2
     error = capsys.readouterr().err
     assert "--resume" in error and "--name" in error
     assert {p: p.read_bytes() for p in tmp_path.rglob("*.*")} == before
+
+    # Without zeros, the pruned model is the same.
+    path = tmp_path / "baseline_seed1_vgg_11_folder/checkpoint.pth.tar"
+    assert run_command(vgg_prune, "--model", path, "--no-cuda") == 0
+    one, other = (
+        torch.load(p, weights_only=True) for p in (path.with_name("pruned.pth.tar"), path)
+    )
+    assert one["cfg"] == other["cfg"]
+    assert all(torch.equal(v, other["state_dict"][k]) for k, v in one["state_dict"].items())
 
 
 def test_a_training_too_short_for_zeros_gets_the_same_advice_before_and_after(
@@ -224,31 +248,17 @@ def test_a_training_too_short_for_zeros_gets_the_same_advice_before_and_after(
     assert advice[0][1] == advice[1][1]
 
 
-def test_a_model_without_zeros_is_written_unpruned(tmp_path, pictures, capsys):
-    assert train(tmp_path, pictures, *VGG, "--epochs", 1) == 0
-    path = tmp_path / "baseline_seed1_vgg_11_folder/checkpoint.pth.tar"
-    assert run_command(vgg_prune, "--model", path, "--no-cuda") == 0
-    pruned = tmp_path / "baseline_seed1_vgg_11_folder/pruned.pth.tar"
-    one, other = (torch.load(p, weights_only=True) for p in (pruned, path))
-    assert one["cfg"] == other["cfg"]
-    assert all(torch.equal(v, other["state_dict"][k]) for k, v in one["state_dict"].items())
-
-
 def test_a_loss_that_is_not_finite_ends_the_run_with_status_3(tmp_path, pictures, capsys):
     assert train(tmp_path, pictures, *VGG, "--lr", "1e30") == 3
     assert "--lr" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.tar"))
 
 
-def test_progress_in_a_file_is_one_line_per_interval(tmp_path, pictures, capsys):
-    assert train(tmp_path, pictures, *RESNET, "--epochs", 2, "--log-interval", 2) == 0
+def test_a_small_model_learns_two_colours(tmp_path, pictures, capsys):
+    assert train(tmp_path, pictures, *VGG, "--lr", 0.02, "--log-interval", 2) == 0
     err = capsys.readouterr().err
-    assert "\r" not in err
-    assert re.search(r"epoch 1/2: 2/4, γ = 0: 0, loss [\d.]+, accuracy [\d.]+ %, .*left\n", err)
-
-
-def test_a_small_model_learns_two_colours(tmp_path, pictures):
-    assert train(tmp_path, pictures, *VGG, "--lr", 0.02) == 0
+    assert "\r" not in err  # in a file, a line per interval
+    assert re.search(r"epoch 1/8: 2/4, γ = 0: 0, loss [\d.]+, accuracy [\d.]+ %, .*left\n", err)
     log = rows(tmp_path / "baseline_seed1_vgg_11_folder/log.csv")
     assert float(log[0]["train_loss"]) < 2 * math.log(2) + 1
     assert float(log[-1]["test_accuracy"]) == 100

@@ -137,7 +137,7 @@ def largest_difference(full: Trainer, pruned: Trainer, removed: Tensor) -> float
 
 
 def train_both(
-    full: Trainer, removed: Tensor, steps: int = 100, batches: Iterator[Batch] | None = None
+    full: Trainer, removed: Tensor, steps: int = 60, batches: Iterator[Batch] | None = None
 ) -> float:
     pruned = full.without(removed)
     for step, (images, labels) in zip(range(steps), batches or shuffled(), strict=False):
@@ -153,7 +153,9 @@ def test_removing_dead_channels_changes_nothing_else(full):
     assert train_both(full, removed) < 1e-12
 
 
-def test_a_stream_channel_without_readers_can_be_removed(full):
+@pytest.mark.parametrize("network", [("resnet", 11), ("densenet", 10)], ids=lambda n: n[0])
+def test_a_stream_channel_without_readers_can_be_removed(network):
+    full = trained(*network).in_float64()
     graph = full.network.graph
     readers = [name for name in graph.norms if graph.writer(name) is None]
     for norm in readers:  # the second half of every stream dies
@@ -167,7 +169,8 @@ def test_a_stream_channel_without_readers_can_be_removed(full):
 
 
 @pytest.mark.parametrize("cause", ["constant", "ξ", "momentum of γ", "momentum of the bias"])
-def test_a_channel_that_can_revive_is_not_dead_and_removing_it_shows(full, cause):
+def test_a_channel_that_can_revive_is_not_dead_and_removing_it_shows(cause):
+    full = trained("resnet", 11).in_float64()
     removed = full.dead()
     channel = int(removed.nonzero()[-1])
     norms = full.network.norms.items()

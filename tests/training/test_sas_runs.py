@@ -106,7 +106,7 @@ def test_the_papers_settings_are_the_defaults():
 
 def test_a_killed_run_resumes_with_the_same_bits(tmp_path, pictures):
     flags = [*SAS, "--outer", "30", "--q", "0.5", "--average-from", "9"]
-    kill_and_resume(tmp_path, pictures, flags, 2, random.Random(1))
+    kill_and_resume(tmp_path, pictures, flags, 1, random.Random(1))
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def stopped(tmp_path_factory, pictures) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("lost", [None, "breve", "Z", "U"])
+@pytest.mark.parametrize("lost", [None, "breve", "U"])
 def test_resuming_while_it_averages_needs_every_tensor(
     lost, stopped, trained, tmp_path, pictures, monkeypatch
 ):

@@ -22,7 +22,7 @@ def whole(tmp_path_factory, pictures) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("call", [1, 2, 3, 4, 6, 8, 11, 15])
+@pytest.mark.parametrize("call", [1, 4, 8, 15])
 def test_a_run_killed_while_it_writes_resumes_with_the_same_bits(call, tmp_path, pictures, whole):
     """Killed at the ``call``-th call that touches files, whichever that is."""
     argv = [*QUICK, "--dataset", "folder", "--data", pictures, *RESNET, "--epochs", "2"]
@@ -69,9 +69,8 @@ def test_resume_auto_starts_a_run_and_skips_damaged_checkpoints(tmp_path, pictur
 
 @pytest.mark.parametrize(
     ("flags", "word"),
-    [(["--s", "2"], "--lambda 1"), (["--beta", "3"], "beta"), (["--epochs", "9"], "epochs"),
-     (["--seed", "2"], "seed"), (["--no-nesterov"], "nesterov"), (["--batch-size", "4"], "batch")],
-)  # fmt: skip
+    [(["--s", "2"], "--lambda 1"), (["--epochs", "9"], "epochs"), (["--no-nesterov"], "nesterov")],
+)
 def test_resuming_with_other_flags_is_refused(flags, word, tmp_path, pictures, whole, capsys):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     run = [*RESNET, "--epochs", "2", "--name", "proximal_seed1"]
