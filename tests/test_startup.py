@@ -31,7 +31,7 @@ def test_missing_packages_are_named(words):
     assert "has no torch, torchvision, numpy, tqdm: type " in error_of(*BARE, *words)
 
 
-def test_the_advice_installs_the_packages_or_uses_the_environment_that_has_them(tmp_path):
+def test_the_advice_installs_the_packages_into_an_environment(tmp_path):
     folder = tmp_path / "my program"
     (folder / "utils").mkdir(parents=True)
     for name in ("main.py", "requirements.txt", "utils/startup.py", "utils/shell.py"):
@@ -46,12 +46,8 @@ def test_the_advice_installs_the_packages_or_uses_the_environment_that_has_them(
     python = create.partition(" -m venv ")[0]
     assert create == f"{python} -m venv .venv && .venv/bin/python {install} && {again}"
 
-    (folder / ".venv" / "lib" / "python3.12" / "site-packages" / "torch").mkdir(parents=True)
-    (folder / ".venv" / "bin").mkdir()
-    (folder / ".venv" / "bin" / "python").symlink_to(sys.executable)
-    assert advice(*BARE, "main.py", "-sr") == again
     far = advice(*BARE, folder / "main.py", "-sr", cwd=tmp_path)
-    assert far == f"'my program/.venv/bin/python' -S '{folder}/main.py' -sr"
+    assert far.endswith(f" && 'my program/.venv/bin/python' -S '{folder}/main.py' -sr")
 
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
     active = tmp_path / "env" / "bin"

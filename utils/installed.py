@@ -27,18 +27,16 @@ def missing_requirements(path: Path) -> list[str]:
 
 
 def is_met(requirement: str) -> bool:
-    parts = re.fullmatch(r"([\w.-]+)(?:>=([\d.]+))?", requirement)
+    name, _, version = requirement.partition(">=")
     try:
-        return parts is not None and release(metadata.version(parts[1])) >= release(parts[2] or "")
+        return release(metadata.version(name)) >= release(version)
     except metadata.PackageNotFoundError:
         return False
 
 
 def release(version: str) -> tuple[int, ...]:
-    """Returns the release numbers without trailing zeros: (2, 11) for 2.11.0a0+cu130."""
-    numbers = re.match(r"[\d.]*", (version or "").rpartition("!")[2])
-    text = re.sub(r"(\.0*)*$", "", numbers[0] if numbers else "")
-    return tuple(int(number) for number in text.split(".") if number)
+    """Returns the release numbers: (2, 11, 0) for 2.11.0a0+cu130."""
+    return tuple(map(int, re.findall(r"\d+", re.split(r"[^\d.]", version)[0])))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Checks of a command before its other imports; import it first. Standard library only."""
 
-import os
 import re
 import shlex
 import sys
@@ -18,15 +17,12 @@ def check_packages() -> None:
         return
     pip = ["-m", "pip", "install", "-r", path_argument(relative_path(requirements))]
     venv = path_argument(relative_path(ROOT / ".venv"))
-    venv_python = f"{venv}/bin/python"
-    again = shlex.join([venv_python, *sys.orig_argv[1:]])
-    if sys.prefix != sys.base_prefix:  # a virtual environment is active
-        advice = shlex.join([python_command(), *pip])
-    elif os.path.exists(venv_python) and any(ROOT.glob(".venv/lib/python*/site-packages/torch")):
-        advice = again
-    else:
-        create = shlex.join([python_command(), "-m", "venv", venv])
-        advice = f"{create} && {shlex.join([venv_python, *pip])} && {again}"
+    advice = shlex.join([python_command(), *pip])
+    if sys.prefix == sys.base_prefix:  # no virtual environment is active
+        venv_python = f"{venv}/bin/python"
+        commands = [python_command(), "-m", "venv", venv], [venv_python, *pip]
+        again = [venv_python, *sys.orig_argv[1:]]
+        advice = " && ".join(map(shlex.join, (*commands, again)))
     sys.exit(exit_message(f"{python_command()} has no {', '.join(missing)}: type {advice}"))
 
 

@@ -35,7 +35,6 @@ DATASETS = (*IN_MEMORY, IMAGENET)
 NORMS = {"cifar": CIFAR_NORM, IMAGENET: IMAGENET_NORM, "SVHN": SVHN_NORM}
 NORMALISATIONS = (IMAGENET, "cifar", "data")
 UPRIGHT = ("SVHN",)  # never augmented, as a mirrored digit is none
-MAX_LISTED_CLASSES = 10
 NORM_IMAGES = 2000  # images that --normalise data measures
 TORCHVISION, IMAGE_FILES = "torchvision", "picture files"  # "source" in records
 Norm = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of R, G and B
@@ -214,13 +213,10 @@ def measure_norm(data: ImageSet | ImageFiles) -> Norm:
 
 def _class_counts(labels: Tensor, classes: Sequence[str]) -> str:
     counts = torch.bincount(labels, minlength=len(classes)).tolist()
-    if len(counts) > 1 and len({*counts}) == 1:
-        return f"{counts[0]:,} of each of {len(counts)} classes"
     named = [(count, name[:30]) for count, name in zip(counts, classes, strict=True)]
-    if len(counts) <= MAX_LISTED_CLASSES:
-        return ", ".join(f"{name} {count:,}" for count, name in named)
     (least, rare), (most, common) = min(named), max(named)
-    return f"{least:,} ({rare}) to {most:,} ({common}) of each of {len(counts)} classes"
+    spread = f"{least:,} ({rare}) to {most:,} ({common})" if least < most else f"{least:,}"
+    return f"{spread} of each of {len(counts)} classes"
 
 
 def _subset(data: ImageSet | ImageFiles, count: int | None, flag: str) -> ImageSet | ImageFiles:

@@ -51,19 +51,19 @@ class ImageFiles:
 
         Raises InputError if there are no classes or a class has no images.
         """
-        is_link, is_folder = part.is_symlink(), part.is_dir()
-        classes, ignored = _scan(part, _is_class) if is_folder and not is_link else ([], [])
+        link = part.is_symlink()
+        classes = _scan(part, os.DirEntry.is_dir) if part.is_dir() and not link else []
         if not classes:
-            problem = "a link (not followed)" if is_link else "empty" if is_folder else "missing"
+            problem = "a link (not followed)" if link else "empty" if part.is_dir() else "missing"
             raise InputError(
                 f"{part} is {problem}: it must contain a directory of images per class"
             )
         names, counts, crc, digest = [], [], 0, hashlib.sha256()
         for folder in classes:
-            files, others = _scan(folder, _is_image)
+            images = _scan(folder, os.DirEntry.is_file)
+            files = [entry for entry in images if entry.name.lower().endswith(SUFFIXES)]
             if not files:
                 raise InputError(f"{folder.path} contains no images ({' '.join(SUFFIXES)})")
-            ignored += [f"{folder.name}/{other}" for other in others]
             stats = [file.stat(follow_symlinks=False) for file in files]
             paths = [os.fsencode(f"{folder.name}/{file.name}") for file in files]
             lines = (b"%s\0%d\n" % (p, s.st_size) for p, s in zip(paths, stats, strict=True))
@@ -71,11 +71,6 @@ class ImageFiles:
             digest.update(content + str([stat.st_mtime_ns for stat in stats]).encode())
             names.append(np.array(paths))
             counts.append(len(files))
-        if ignored:
-            some = ", ".join(ignored[:5]) + (", ..." if len(ignored) > 5 else "")
-            note(
-                f"note: {len(ignored)} entries of {part} are ignored, as they are no images: {some}"
-            )
         labels = torch.arange(len(classes)).repeat_interleave(torch.tensor(counts))
         class_names = tuple(folder.name for folder in classes)
         files_info = np.concatenate(names), labels, size, imagenet, flip, crc, digest.hexdigest()
@@ -135,22 +130,12 @@ def scan_folder(
     return train, test
 
 
-def _scan(
-    folder: str | os.PathLike[str], accept: Callable[[os.DirEntry[str]], bool]
-) -> tuple[list[os.DirEntry[str]], list[str]]:
-    """Return the accepted entries of ``folder`` and the names of the others, sorted by name."""
+def _scan(folder: str | os.PathLike[str], is_kind: Callable[..., bool]) -> list[os.DirEntry[str]]:
+    """Return the directories or the files in ``folder``, without links and hidden ones, by name."""
     with os.scandir(folder) as entries:
-        visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
-    accepted = [entry for entry in visible if accept(entry)]
-    return accepted, [entry.name for entry in visible if not accept(entry)]
-
-
-def _is_class(entry: os.DirEntry[str]) -> bool:
-    return entry.is_dir(follow_symlinks=False)
-
-
-def _is_image(entry: os.DirEntry[str]) -> bool:
-    return entry.is_file(follow_symlinks=False) and entry.name.lower().endswith(SUFFIXES)
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    kept = (entry for entry in visible if is_kind(entry, follow_symlinks=False))
+    return sorted(kept, key=lambda entry: entry.name)
 
 
 def decode(folder: Path, parts: Sequence[ImageFiles]) -> list[np.ndarray]:
