@@ -28,7 +28,6 @@ from utils.files import checkpoint, records
 from utils.files.paths import CHECKPOINT, DEFAULT_FOLDER, PRUNED, RunPaths
 from utils.files.records import Row
 from utils.methods import METHODS
-from utils.pruning.plan import plan
 from utils.reports import results, style, tradeoff
 
 LOG_COLUMNS = ("epoch", "lr", "train_loss", "test_loss", "test_accuracy", "gamma_zeros")
@@ -71,8 +70,9 @@ def draw_run(folder: Path, run: str) -> Any:
         pruned = checkpoint.load(files.pruned()).network
         kept, title = [len(bn.weight) for bn in pruned.norms.values()], "As pruned"
     else:
-        masks = plan(norms, is_zero(loaded.scaling_factors[loaded.default_mask]))
-        kept, title = [int(mask.sum()) for mask in masks], "At percent 0"
+        alive = ~is_zero(loaded.scaling_factors[loaded.default_mask])
+        parts = alive.split([len(bn.weight) for bn in norms])
+        kept, title = [max(1, int(part.sum())) for part in parts], "At percent 0"
     figure, axes = style.subplots(4, 12)
     figure.suptitle(run)
     losses, change, zeros, accuracy, cost, seconds, layers, sizes = axes.flat
@@ -157,26 +157,23 @@ def draw_gamma(axis: Any, gamma: Tensor) -> None:
 
 def parser() -> argparse.ArgumentParser:
     p = arguments.Parser(prog="python -m utils.reports.plots", description="Figures of runs.")
-    p.add_argument(
-        "--save", default=DEFAULT_FOLDER, metavar="DIR", help="folder of the runs (default logs)"
+    folder = "folder of the runs (default logs)"
+    p.add_argument("--save", type=Path, default=Path(DEFAULT_FOLDER), metavar="DIR", help=folder)
+    run = (
+        "name of a run, drawn in DIR/<run>/plot.png and .svg (default: accuracy against"
+        " compression of all runs, in DIR/tradeoff.png and .svg)"
     )
-    p.add_argument(
-        "--run",
-        type=arguments.file_name,
-        help="name of a run, drawn in DIR/<run>/plot.png and .svg (default: accuracy against"
-        " compression of all runs, in DIR/tradeoff.png and .svg)",
-    )
+    p.add_argument("--run", type=arguments.file_name, help=run)
     return p
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    folder = Path(args.save)
     if args.run is None:
-        figure, path = tradeoff.draw(results.load(folder)), folder / "tradeoff"
+        figure, path = tradeoff.draw(results.load(args.save)), args.save / "tradeoff"
     else:
-        figure, path = draw_run(folder, args.run), RunPaths(folder, args.run).plot
-    check_writable(folder)
+        figure, path = draw_run(args.save, args.run), RunPaths(args.save, args.run).plot
+    check_writable(args.save)
     for suffix, metadata in ((".png", None), (".svg", {"Date": None})):
         figure.savefig(f"{path}{suffix}", metadata=metadata)
         print(f"{path}{suffix}")
