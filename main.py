@@ -33,7 +33,6 @@ from utils.device import Execution, pick_device
 from utils.files.init_from import InitFrom, config_from_checkpoint
 from utils.files.paths import DEFAULT_FOLDER
 from utils.flags.parser import parser, runtime_argv
-from utils.launch import run_seeds
 from utils.paper.accounting import cost
 from utils.reports.listing import listing
 from utils.shell import format_command
@@ -168,10 +167,6 @@ def check_args(args: Mapping[str, Any]) -> None:
             "--resume, --refine, --init and --evaluate exclude one another; only --resume auto can"
             " be combined with --refine or --init"
         )
-    if "seeds" in args and ("evaluate" in args or ("resume" in args and not auto)):
-        raise InputError("--seeds starts several runs: leave out --evaluate and --resume PATH")
-    if "seeds" in args and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise InputError("--seeds starts its own processes: leave out torchrun")
     if "tensorboard" in args and find_spec("tensorboard") is None:
         install = format_command("-m", "pip", "install", "tensorboard")
         raise InputError(f"--tensorboard needs another package: {install}")
@@ -194,11 +189,6 @@ def main(argv: list[str] | None = None) -> None:
         evaluate_checkpoint(init_from, args, pick_device("no_cuda" in args))
         return
     config = init_from.config(args)
-    if "seeds" in args:
-        load(config.to_dict(), init_from.norm(config))  # downloads once, before several would
-        named = "name" in args or config.refine is not None
-        run_seeds(argv, config.name if named else None, "no_cuda" in args)
-        return
     is_rank_0 = os.environ.get("RANK", "0") == "0"
     with file_lock(init_from.paths(args, config).lock) if is_rank_0 else nullcontext():
         device = pick_device("no_cuda" in args)

@@ -1,19 +1,16 @@
-"""Commands of this program as subprocesses: the jobs of an experiment, or the seeds of a run."""
+"""Commands of this program as subprocesses: the jobs of an experiment."""
 
-import argparse
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import cycle, islice
 from typing import IO, TypeVar
 
 import torch
 
-from utils.console import Signals, note
+from utils.console import Signals
 from utils.shell import ROOT
 
 Task = TypeVar("Task")
@@ -92,35 +89,3 @@ def run_tasks(
                 process.terminate()
             for process in running:
                 process.wait()
-
-
-def run_seeds(argv: Sequence[str], name: str | None, no_cuda: bool) -> None:
-    """Runs ``main.py`` with ``argv`` once for each of its ``--seeds``, in processes.
-
-    Runs share the GPUs, which one small model does not fill; on a CPU they run one after another.
-    Their names are ``name``_seedN, or the default name if None.
-
-    Raises SystemExit: with the first exit status that is not 0. Interrupted: a signal was received.
-    """
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    parser.add_argument("--seeds", nargs="+")
-    args, rest = parser.parse_known_args(argv)
-    seeds = dict.fromkeys(args.seeds)
-    slots = list(islice(cycle([] if no_cuda else visible_gpus()), len(seeds))) or [""]
-
-    def print_lines(seed: str, process: subprocess.Popen[str]) -> None:
-        for line in process.stdout or ():
-            note(f"seed {seed}: {line.rstrip()}")
-
-    def start(seed: str, gpu: str) -> subprocess.Popen[str]:
-        flags = ["--seed", seed, *([] if name is None else ["--name", f"{name}_seed{seed}"])]
-        environment = {"CUDA_VISIBLE_DEVICES": gpu} if gpu else None
-        process = start_process(["main.py", *rest, *flags], subprocess.PIPE, environment)
-        readers.submit(print_lines, seed, process)
-        return process
-
-    with ThreadPoolExecutor(len(seeds)) as readers:  # waits until all output is printed
-        ends = run_tasks(seeds, slots, lambda seed, other: False, start)
-        failed = next(filter(None, [status for _, status, _ in ends]), 0)
-    if failed:
-        sys.exit(failed if failed > 0 else 128 - failed)

@@ -2,17 +2,14 @@
 
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 import main
 import resnet_prune
 from runs import QUICK, command, rows, train
-from utils import launch
 from utils.files.paths import BEST, CHECKPOINT, LOG, PRUNED, REFINED
 from utils.flags.config import Config
-from utils.flags.parser import parser, resolve
 from utils.reports import results
 
 RESNET = ["--arch", "resnet", "--depth", 11, "--epochs", 1]
@@ -32,31 +29,6 @@ def test_the_default_name_has_method_and_seed():
     assert Config.from_dict({**settings, "method": "proximal", "seed": 7}).name == "proximal_seed7"
     config = Config.from_dict({**settings, "seed": 7, "name": "mine"})
     assert config.run_name == "mine_vgg_11_cifar10"
-
-
-@pytest.mark.parametrize(
-    ("flags", "names"),
-    [([], ["proximal_seed4", "proximal_seed5"]), (["--name", "x"], ["x_seed4", "x_seed5"])],
-)
-def test_each_seed_has_a_name(flags, names, monkeypatch):
-    started = []
-
-    def start(words: list[str], output: int, environment: None) -> SimpleNamespace:
-        started.append(vars(parser().parse_args(words[1:])))
-        return SimpleNamespace(stdout=())
-
-    def run(seeds, slots, needs, start_task):
-        for seed in seeds:
-            start_task(seed, "")
-            yield seed, 0, 0.0
-
-    monkeypatch.setattr(launch, "start_process", start)
-    monkeypatch.setattr(launch, "run_tasks", run)
-    monkeypatch.setattr(main, "load", lambda *args: None)
-    argv = ["--arch", "resnet", "--depth", "11", "-sr", *flags, "--seeds", "4", "5"]
-    assert command(main, *argv) == 0
-    assert [values["seed"] for values in started] == [4, 5]
-    assert [resolve(values, None, {}).name for values in started] == names
 
 
 def test_prunings_of_one_run_and_their_fine_tunings_have_names_of_their_own(
@@ -89,11 +61,6 @@ def test_prunings_of_one_run_and_their_fine_tunings_have_names_of_their_own(
 def test_a_fine_tuning_is_named_after_its_file_or_by_a_flag(tmp_path, monkeypatch, shop, capsys):
     assert refine(shop.slim, "--save", tmp_path, "--name", "mine") == 0
     assert (tmp_path / "mine_resnet_11_folder_refine/checkpoint.pth.tar").exists()
-    names = []
-    monkeypatch.setattr(main, "run_seeds", lambda argv, name, no_cuda: names.append(name))
-    assert refine(shop.slim, "--save", tmp_path, "--seeds", "1", "2") == 0
-    assert names == ["proximal_seed1"]
-
     long = tmp_path / f"{'a' * 200}pruned.pth.tar"
     long.write_bytes(shop.slim.read_bytes())
     assert refine(long) == 2

@@ -16,7 +16,6 @@ import main
 import vgg_prune
 from runs import QUICK, ROOT, assert_same_run, rows, train
 from runs import command as run_command
-from utils import launch
 from utils.flags.config import FLAGS
 from utils.network import fresh
 from utils.reports import results
@@ -164,37 +163,6 @@ def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(flags, tmp_path, pic
     assert (one["nesterov"] == "False") == ("--no-nesterov" in flags)
     assert train(parts, pictures, "--resume", path, "--epochs", 5) == 0  # finished: no new record
     assert len(rows(parts / "train_record.csv")) == 1
-
-
-def test_each_of_several_seeds_is_the_run_of_that_seed(tmp_path, pictures):
-    flags = [*RESNET, "-sr", "--s", "1", "--epochs", 2]
-    together, alone = tmp_path / "together", tmp_path / "alone"
-    data = ["--dataset", "folder", "--data", pictures, "--save", together]
-    seeds = ["--name", "x", "--seeds", 2, 3]
-    done = command(sys.executable, "main.py", *QUICK, *flags, *data, *seeds)
-    assert "seed 2: epoch 2/2" in done.stderr
-    names = {row["run"] for row in rows(together / "train_record.csv")}
-    assert names == {"x_seed2_resnet_11_folder", "x_seed3_resnet_11_folder"}
-    assert train(alone, pictures, *flags, "--name", "x_seed3", "--seed", 3) == 0
-    assert_same_run(alone, together)
-
-
-def test_seeds_are_spread_over_the_gpus(monkeypatch, capsys):
-    def start(words, output, environment):
-        code = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
-        argv, env = [sys.executable, "-c", code], {**os.environ, **environment}
-        return subprocess.Popen(argv, stdout=output, env=env, text=True)
-
-    monkeypatch.setattr(launch, "visible_gpus", lambda: ["4", "GPU-a"])
-    monkeypatch.setattr(launch, "start_process", start)
-    launch.run_seeds(["--seeds", "1", "2", "3"], None, no_cuda=False)
-    lines = sorted(capsys.readouterr().err.splitlines())
-    assert lines == ["seed 1: 4", "seed 2: GPU-a", "seed 3: 4"]
-
-
-def test_a_bad_data_set_is_refused_once_for_all_seeds(tmp_path, pictures, capsys):
-    assert train(tmp_path, pictures, "--seeds", 1, 2, "--subset", 1000) == 2
-    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_start_epoch_belongs_to_the_experiment(tmp_path, pictures):

@@ -64,18 +64,10 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="training with a sparsity penalty (default: without, as a baseline)",
     )
-    seeds = groups[TRAINING].add_mutually_exclusive_group()
     for name, flag in FLAGS.items():
         if defaults := defaults_of(name):
             flag = replace(flag, help=f"{flag.help} (default of {defaults})")
-        flag.add_to(seeds if name == "seed" else groups[headings[name]])
-    seeds.add_argument(
-        "--seeds",
-        nargs="+",
-        type=arguments.seed,
-        metavar="N",
-        help="seeds of several runs NAME_seedN: in parallel on GPUs, one by one on the CPU",
-    )
+        flag.add_to(groups[headings[name]])
     for flag in RUNTIME_FLAGS:
         flag.add_to(groups[TRAINING])
     add = groups[FILES].add_argument
