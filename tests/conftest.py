@@ -1,5 +1,6 @@
 import os
 import signal
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,14 @@ def subnormals():
     import torch  # not before OMP_NUM_THREADS is set
 
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shapes_drawn_once():
+    """All images of ``--dataset shapes`` take seconds to draw."""
+    from utils.data import shapes
+
+    shapes.draw_shapes = cache(shapes.draw_shapes)
 
 
 @pytest.fixture(scope="session")

@@ -154,15 +154,8 @@ def test_a_sample_is_random_images_in_equal_batches(
     assert len(chosen) == len({*chosen}) == min(count, wanted)
     sizes = [len(batch) for batch in sample]
     assert max(sizes) <= batch_size and max(sizes) - min(sizes) <= 1
-
-
-def test_samples_differ_between_seeds_and_from_epochs() -> None:
-    data = dataset(noise(100, 32, 32, 3))
-    batches, other_seed = (Batches(data, "train", 100, CPU, seed) for seed in (1, 2))
-    sample = next(batches.sample(100))
-    assert not torch.equal(sample, next(other_seed.sample(100)))
-    ((epoch, _),) = epoch_of(batches, 0)
-    assert not torch.equal(sample, epoch)
+    other = Batches(dataset(images, augment=True), "train", batch_size, CPU, 8).sample(wanted)
+    assert wanted < 30 or count < 30 or not torch.equal(torch.cat(sample), torch.cat([*other]))
 
 
 def test_recalibrated_statistics_are_those_of_all_classes() -> None:

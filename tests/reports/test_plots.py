@@ -180,13 +180,6 @@ def test_a_missing_matplotlib_is_named(tmp_path, monkeypatch, capsys):
     assert "pip install matplotlib" in capsys.readouterr().err
 
 
-def test_models_without_batch_norm_are_rejected(tmp_path, monkeypatch, capsys):
-    write_run(tmp_path, "a", "resnet", 20, 2)
-    monkeypatch.setattr(Network, "norms", {})  # an AlexNet would be 200 MB
-    assert console.run(plots.main, ["--save", str(tmp_path), "--run", "a"]) == 2
-    assert "a has no batch norm" in capsys.readouterr().err
-
-
 def test_bad_input_is_rejected_with_one_line(tmp_path, capsys):
     for name in ("a", "b", "c", "d"):
         write_run(tmp_path, name, "resnet", 11, 2)

@@ -23,22 +23,22 @@ def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("stopped", [2, 7])  # before the budget is met, and after a removal
-def test_a_stopped_run_resumes_with_the_same_bits(
-    whole: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: int
+def test_a_run_that_is_stopped_twice_resumes_with_the_same_bits(
+    whole: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Before the budget is met, and after a removal."""
     epochs, end_epoch = 0, ProximalSlimming.end_epoch
 
     def stop(method: ProximalSlimming, lr: float) -> None:
         nonlocal epochs
         epochs += 1
-        if epochs == stopped:
+        if epochs in (2, 8):  # the second epoch is repeated, so that the eighth is the seventh
             raise Interrupted(signal.SIGTERM)
         end_epoch(method, lr)
 
     monkeypatch.setattr(ProximalSlimming, "end_epoch", stop)
-    assert train(tmp_path, pictures, *BUDGET) != 0
-    monkeypatch.undo()
+    for _ in range(2):
+        assert train(tmp_path, pictures, *BUDGET, "--resume", "auto") != 0
     assert train(tmp_path, pictures, *BUDGET, "--resume", "auto") == 0
     assert_same_run(whole, tmp_path)
 
