@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import main
-import vgg_prune
+import resnet_prune
 from runs import QUICK, ROOT, assert_same_run, rows, train
 from runs import command as run_command
 from utils.flags.config import FLAGS
@@ -45,11 +45,11 @@ def command(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     return done
 
 
-@pytest.mark.parametrize(("arch", "depth"), [("vgg", 11), ("resnet", 11), ("densenet", 7)])
+@pytest.mark.parametrize(("arch", "depth"), [("resnet", 11), ("densenet", 7)])
 def test_train_prune_and_refine(arch, depth, tmp_path, pictures, capsys, monkeypatch):
     """Each command names the next one; run and folder have names that look like flags.
 
-    Those of one network are typed into a shell, the others are run in process.
+    Those of one network are typed into a shell, those of the other are run in process.
     """
     monkeypatch.chdir(tmp_path)
 
@@ -110,19 +110,19 @@ def test_train_prune_and_refine(arch, depth, tmp_path, pictures, capsys, monkeyp
 
 def test_refining_with_a_penalty_starts_at_xi_equal_to_gamma(tmp_path, pictures):
     """ξ drawn from [0.47, 0.5] would pull every trained γ there."""
-    assert train(tmp_path, pictures, *VGG, "--epochs", 1) == 0
-    path = tmp_path / "baseline_seed1_vgg_11_folder/checkpoint.pth.tar"
+    assert train(tmp_path, pictures, *RESNET, "--epochs", 1) == 0
+    path = tmp_path / "baseline_seed1_resnet_11_folder/checkpoint.pth.tar"
     content = torch.load(path, weights_only=True)
-    content["state_dict"]["feature.1.weight"].fill_(2.0)
+    content["state_dict"]["layer1.0.bn1.weight"].fill_(2.0)
     torch.save(content, path)
-    assert run_command(vgg_prune, "--model", path, "--no-cuda") == 0
-    pruned = tmp_path / "baseline_seed1_vgg_11_folder/pruned.pth.tar"
+    assert run_command(resnet_prune, "--model", path, "--no-cuda") == 0
+    pruned = path.with_name("pruned.pth.tar")
     flags = ["--refine", pruned, "-sr", "--s", "0.001", "--epochs", 1, "--name", "again"]
     assert train(tmp_path, pictures, *flags) == 0
-    path = tmp_path / "again_vgg_11_folder_refine/checkpoint.pth.tar"
+    path = tmp_path / "again_resnet_11_folder_refine/checkpoint.pth.tar"
     refined = torch.load(path, weights_only=True)
-    assert refined["method"]["xi"][:64].min() > 1.5
-    assert refined["state_dict"]["feature.1.weight"].min() > 1.5
+    assert refined["method"]["xi"][:16].min() > 1.5
+    assert refined["state_dict"]["layer1.0.bn1.weight"].min() > 1.5
 
 
 PROXIMAL = ["-sr", "--s", "4", "--beta", "100"]
@@ -190,16 +190,16 @@ def test_a_batch_of_one_image_that_cannot_be_normalised_is_an_error_of_one_line(
 def test_a_new_run_never_overwrites_another_and_is_pruned_without_change(
     tmp_path, pictures, capsys
 ):
-    assert train(tmp_path, pictures, *VGG, "--epochs", 1) == 0
+    assert train(tmp_path, pictures, *RESNET, "--epochs", 1) == 0
     before = {p: p.read_bytes() for p in tmp_path.rglob("*.*")}
-    assert train(tmp_path, pictures, *VGG, "--epochs", 2) == 2
+    assert train(tmp_path, pictures, *RESNET, "--epochs", 2) == 2
     error = capsys.readouterr().err
     assert "--resume" in error and "--name" in error
     assert {p: p.read_bytes() for p in tmp_path.rglob("*.*")} == before
 
     # Without zeros, the pruned model is the same.
-    path = tmp_path / "baseline_seed1_vgg_11_folder/checkpoint.pth.tar"
-    assert run_command(vgg_prune, "--model", path, "--no-cuda") == 0
+    path = tmp_path / "baseline_seed1_resnet_11_folder/checkpoint.pth.tar"
+    assert run_command(resnet_prune, "--model", path, "--no-cuda") == 0
     one, other = (
         torch.load(p, weights_only=True) for p in (path.with_name("pruned.pth.tar"), path)
     )
@@ -223,11 +223,11 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_status_3(tmp_path, pictures
 
 
 def test_a_small_model_learns_two_colours(tmp_path, pictures, capsys):
-    assert train(tmp_path, pictures, *VGG, "--lr", 0.02, "--log-interval", 2) == 0
+    assert train(tmp_path, pictures, *RESNET, "--lr", 0.02, "--log-interval", 2) == 0
     err = capsys.readouterr().err
     assert "\r" not in err  # in a file, a line per interval
     assert re.search(r"epoch 1/8: 2/4, γ = 0: 0, loss [\d.]+, accuracy [\d.]+ %, .*left\n", err)
-    log = rows(tmp_path / "baseline_seed1_vgg_11_folder/log.csv")
+    log = rows(tmp_path / "baseline_seed1_resnet_11_folder/log.csv")
     assert float(log[0]["train_loss"]) < 2 * math.log(2) + 1
     assert float(log[-1]["test_accuracy"]) == 100
 

@@ -22,7 +22,7 @@ from utils.methods.slimming import ProximalSlimming
 from utils.network import Network, fresh, with_weights
 from utils.training.removal import select_removable
 
-NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 10), ("resnet-basic", 8)]
+NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 10)]
 LR = 0.04
 Batch = tuple[Tensor, Tensor]
 

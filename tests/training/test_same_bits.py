@@ -49,7 +49,7 @@ def test_equal_commands_give_equal_files_and_other_seeds_others(tmp_path, pictur
 
 @pytest.mark.parametrize(("flags", "precision"), [([], "fp32"), (["--precision", "bf16"], "bf16")])
 def test_the_record_has_precision_and_memory_format(flags, precision, tmp_path, pictures):
-    path = run(tmp_path, pictures, "--arch", "resnet", "--depth", 11, *flags)
+    path = run(tmp_path, pictures, "--arch", "resnet", "--depth", 11, "--epochs", 1, *flags)
     (row,) = rows(tmp_path / "train_record.csv")
     assert (row["precision"], row["memory_format"]) == (precision, "channels last")
     assert checkpoint.load(path).precision == precision

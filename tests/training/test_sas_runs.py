@@ -105,7 +105,7 @@ def test_the_papers_settings_are_the_defaults():
 
 
 def test_a_killed_run_resumes_with_the_same_bits(tmp_path, pictures):
-    flags = [*SAS, "--outer", "30", "--q", "0.5", "--average-from", "9"]
+    flags = [*SAS, "--outer", "16", "--q", "0.5", "--average-from", "9"]
     kill_and_resume(tmp_path, pictures, flags, 1, random.Random(1))
 
 

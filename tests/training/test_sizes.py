@@ -62,7 +62,7 @@ def test_streaming_gives_the_same_bits(tmp_path: Path, pictures: Path) -> None:
 
 
 def test_imagenet_is_streamed_and_survives_kills(tmp_path: Path, imagenet: Path) -> None:
-    flags = [*RESNET, "--dataset", "imagenet", "--workers", "2"]
+    flags = [*RESNET, "--dataset", "imagenet", "--workers", "2", "--epochs", "3"]
     kill_and_resume(tmp_path, imagenet, list(map(str, flags)), 1, random.Random(1))
     state = checkpoint.load(only_checkpoint(tmp_path / "whole"))
     assert state.config is not None and state.config.stream and state.config.size == 32

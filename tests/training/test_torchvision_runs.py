@@ -48,7 +48,7 @@ def test_from_training_to_the_fine_tuned_pruned_model(tmp_path, pictures, capsys
 
 
 def test_dropout_draws_the_same_after_resuming(tmp_path, pictures, monkeypatch, capsys):
-    flags = ["--arch", "mobilenet_v2", "--size", 32, "-sr", "--epochs", 2]
+    flags = ["--arch", "mobilenet_v2", "--size", 32, "-sr", "--epochs", 2, "--batch-size", 16]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(whole, pictures, *flags) == 0
     notes = capsys.readouterr().err
