@@ -212,8 +212,10 @@ def test_a_training_too_short_for_zeros_gets_the_same_advice_before_and_after(
 ):
     flags = ["-sr", "--epochs", 1, "--s", "0.0045", "--beta", 100]
     assert train(tmp_path, pictures, *VGG, *flags) == 0
-    advice = [re.search(r"train for (\d+) times as many", x) for x in capsys.readouterr()]
+    out, err = capsys.readouterr()
+    advice = [re.search(r"train for (\d+) times as many", text) for text in (out, err)]
     assert advice[0][1] == advice[1][1]
+    assert "--epochs 1 is too short to drop the learning rate" in err
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_status_3(tmp_path, pictures, capsys):

@@ -8,8 +8,10 @@ import torch.nn.functional as F
 
 from runs import rows, train
 from steps import make_step
+from utils.flags.config import Config
 from utils.methods.slimming import ProximalSlimming
 from utils.paper.settings import learning_rate
+from utils.training.build import short_schedule_warning
 
 
 def rates(epochs: int, **options: object) -> list[float]:
@@ -44,17 +46,15 @@ def test_the_cosine_schedule():
 @pytest.mark.parametrize(
     ("flags", "drops"),
     [
-        (["--epochs", 1], "never drops"),
-        (["--epochs", 2], "drops after epoch 1"),
-        (["--epochs", 5, "--warmup", 2], "drops after epoch 3 and after epoch 4"),
-        (["--epochs", 2, "--schedule", "cosine"], None),
+        ({"epochs": 1}, "never drops"),
+        ({"epochs": 2}, "drops after epoch 1"),
+        ({"epochs": 5, "warmup": 2}, "drops after epoch 3 and after epoch 4"),
+        ({"epochs": 3}, None),
+        ({"epochs": 2, "schedule": "cosine"}, None),
     ],
 )
-def test_a_warning_tells_where_the_rate_drops_in_a_short_training(
-    flags, drops, tmp_path, pictures, capsys
-):
-    assert train(tmp_path, pictures, "--arch", "resnet", "--depth", 11, *flags) == 0
-    lines = [line for line in capsys.readouterr().err.splitlines() if "too short to drop" in line]
+def test_a_warning_tells_where_the_rate_drops_in_a_short_training(flags, drops):
+    lines = list(short_schedule_warning(Config.from_dict(flags)))
     assert len(lines) == (drops is not None)
     assert drops is None or lines[0].endswith(f"it {drops}")
 

@@ -167,7 +167,8 @@ def load_dataset(
             " --data DIR with image files"
         )
     elif name == "shapes":
-        classes, (train, test) = shapes.CLASSES, _shapes()
+        drawn = shapes.draw_shapes(10_000, seed=0), shapes.draw_shapes(2_000, seed=1)
+        classes, (train, test) = shapes.CLASSES, (ImageSet.from_arrays(*x) for x in drawn)
     else:
         source, (classes, train, test) = TORCHVISION, _load_torchvision(name, folder)
     train, test = _subset(train, subset, "--subset"), _subset(test, test_subset, "--test-subset")
@@ -226,11 +227,6 @@ def _subset(data: ImageSet | ImageFiles, count: int | None, flag: str) -> ImageS
     if count > len(data):
         raise InputError(f"{flag} {count} is more than the {len(data)} images of the data set")
     return data.take(torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:count])
-
-
-def _shapes() -> tuple[ImageSet, ImageSet]:
-    train, test = shapes.draw_shapes(10_000, seed=0), shapes.draw_shapes(2_000, seed=1)
-    return ImageSet.from_arrays(*train), ImageSet.from_arrays(*test)
 
 
 def _load_torchvision(name: str, folder: Path | None) -> tuple[tuple[str, ...], ImageSet, ImageSet]:
