@@ -13,8 +13,8 @@ from functools import partial
 import pytest
 
 import runs
-from utils import console, launch
-from utils.experiments import jobs, recipes
+from utils import console
+from utils.experiments import jobs, recipes, scheduler
 from utils.experiments.jobs import Experiment
 from utils.files.paths import REFINED, TRAINED, RunPaths
 from utils.flags.config import Config
@@ -45,7 +45,7 @@ class InThisProcess:
 @pytest.fixture
 def plan(monkeypatch):
     """A function that sets the experiments of all recipes, whose jobs run in this process."""
-    monkeypatch.setattr(jobs, "start", InThisProcess)
+    monkeypatch.setattr(scheduler, "start", InThisProcess)
     return lambda *planned: monkeypatch.setattr(recipes, "experiments", lambda *part: planned)
 
 
@@ -118,14 +118,14 @@ def calls(tmp_path, monkeypatch):
     (tmp_path / "fake").mkdir()
     for script in ("main.py", "resnet_prune.py"):
         (tmp_path / "fake" / script).write_text(FAKE)
-    monkeypatch.setattr(launch, "ROOT", tmp_path / "fake")
+    monkeypatch.setattr(scheduler, "ROOT", tmp_path / "fake")
     monkeypatch.setattr(recipes, "experiments", lambda *part: [TINY])
     monkeypatch.setenv("NOTES", str(tmp_path / "notes"))
     return lambda: [json.loads(line) for line in (tmp_path / "notes").read_text().splitlines()]
 
 
 def test_jobs_run_one_at_a_time_on_each_gpu(calls, tmp_path, pictures, monkeypatch, capfd):
-    monkeypatch.setattr(launch, "visible_gpus", lambda: ["4", "GPU-a"])
+    monkeypatch.setattr(scheduler, "visible_gpus", lambda: ["4", "GPU-a"])
     argv = ["small", "--seeds", 1, 2, 3, "--save", tmp_path / "logs", "--data", pictures]
     assert command(*argv) == 0
     found = calls()
@@ -142,7 +142,7 @@ def test_jobs_run_one_at_a_time_on_each_gpu(calls, tmp_path, pictures, monkeypat
 
 
 def test_a_failed_job_stops_only_its_dependents(calls, tmp_path, pictures, monkeypatch, capfd):
-    monkeypatch.setattr(launch, "visible_gpus", list)
+    monkeypatch.setattr(scheduler, "visible_gpus", list)
     monkeypatch.setenv("FAILS", "proximal_seed1")
     argv = ["small", "--seeds", 1, 2, "--save", tmp_path / "logs", "--data", pictures]
     assert command(*argv) == 1
@@ -172,7 +172,7 @@ def test_a_signal_ends_the_running_job(number, calls, tmp_path):
     try:
         threading.Thread(target=kill).start()
         with pytest.raises(console.Interrupted):
-            jobs.run([jobs.Job(TINY, 1, "train", tmp_path, (), None)], [])
+            scheduler.run([jobs.Job(TINY, 1, "train", tmp_path, (), None)], [])
     finally:
         signal.signal(number, before)
     with pytest.raises(ProcessLookupError):
@@ -183,7 +183,7 @@ def test_nohup_is_respected(calls, tmp_path):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGHUP]).start()
-        assert jobs.run([jobs.Job(TINY, 1, "train", tmp_path, (), None)], [])
+        assert scheduler.run([jobs.Job(TINY, 1, "train", tmp_path, (), None)], [])
     finally:
         signal.signal(signal.SIGHUP, before)
     assert len(calls()) == 1

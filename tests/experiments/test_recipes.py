@@ -2,15 +2,14 @@
 
 import re
 import shlex
-import subprocess
 from functools import partial
 
 import pytest
 
 import recorded
 import runs
-from utils import launch
-from utils.experiments import recipes
+from utils.experiments import recipes, scheduler
+from utils.experiments.jobs import Experiment, Job
 from utils.files.paths import TRAINED, RunPaths
 from utils.flags.config import Config
 from utils.flags.parser import parser, resolve
@@ -128,8 +127,10 @@ def test_lp_recipe_for_imagenet(missing, tmp_path, monkeypatch):
     assert config_of(missing("lp50", "--data", "images", "--scale", 2)[2]).epochs == 2
     assert prune[:2] == ["-m", "utils.prune"] and value(prune, "--target-flops") == "0.624"
     monkeypatch.chdir(tmp_path)
-    process = launch.start_process(["-m", "utils.prune", "-h"], subprocess.PIPE)
-    assert "utils.prune" in process.communicate()[0] and process.returncode == 0
+    monkeypatch.setattr(Job, "argv", lambda job: ["-m", "utils.prune", "-h"])
+    job = Job(Experiment(s, True, 0), 1, "prune", tmp_path, (), None)
+    assert scheduler.start(job, "", parallel=True).wait() == 0
+    assert "utils.prune" in job.files.output("prune").read_text()
 
 
 @pytest.mark.parametrize(("part", "depth", "ratio"), [("sas32", 32, 0.85), ("sas56", 56, 0.9)])

@@ -1,19 +1,16 @@
-"""Experiments, the commands they consist of, and running these, one on each GPU at a time."""
+"""Experiments, and the commands they consist of."""
 
 import math
-import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from models import pruner
-from utils import launch
-from utils.console import format_duration
 from utils.files.paths import RunPaths
 from utils.flags.config import FLAGS, Config
 from utils.reports import results
-from utils.shell import format_command, path_argument
+from utils.shell import path_argument
 
 STAGES = ("train", "prune", "refine")
 UNKNOWN = "SHARE"  # printed for a --percent that depends on a run that is not pruned yet
@@ -127,40 +124,3 @@ def recorded(folder: Path) -> dict[str, results.Result]:
     """The finished trainings in ``folder`` by name."""
     found = results.load(folder) if folder.is_dir() else []
     return {result.row["run"]: result for result in found}
-
-
-def run(jobs: Sequence[Job], gpus: Sequence[str]) -> bool:
-    """Run ``jobs`` in order, one on each of ``gpus`` at a time; return whether all succeeded.
-
-    With several GPUs the output of each job goes to a file. After a failure, jobs that do not
-    depend on the failed one still run.
-
-    Raises:
-        Interrupted: a signal was received; all started jobs have ended.
-    """
-    slots = list(gpus)[: len({job.files.run for job in jobs})] or [""]
-    parallel, failures = len(slots) > 1, 0
-    ends = launch.run_tasks(jobs, slots, Job.depends_on, lambda job, gpu: start(job, gpu, parallel))
-    for job, status, seconds in ends:
-        failures += status != 0
-        if status is None:
-            print(f"skipped, because a job before it failed: {job}", flush=True)
-        elif status:
-            output = f": see {job.files.output(job.stage)}" if parallel else ""
-            print(f"FAILED with status {status}: {job}{output}", flush=True)
-        else:
-            print(f"done in {format_duration(seconds)}: {job}", flush=True)
-    if failures:
-        print(f"{failures} of {len(jobs)} jobs not done: run the same command again", flush=True)
-    return not failures
-
-
-def start(job: Job, gpu: str, parallel: bool) -> subprocess.Popen[str]:
-    words = job.argv()
-    print(f"{f'GPU {gpu}: ' if parallel else ''}{format_command(*words)}", flush=True)
-    environment = {"CUDA_VISIBLE_DEVICES": gpu} if gpu else None
-    if not parallel:
-        return launch.start_process(words, None, environment)
-    job.files.directory.mkdir(parents=True, exist_ok=True)
-    with job.files.output(job.stage).open("a") as file:
-        return launch.start_process(words, file, environment)

@@ -16,12 +16,12 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from utils import arguments, console, launch
+from utils import arguments, console
 from utils.atomic import check_writable
 from utils.console import InputError
 from utils.data.datasets import load
 from utils.device import PRECISIONS
-from utils.experiments import jobs
+from utils.experiments import scheduler
 from utils.experiments.jobs import UNKNOWN, Experiment
 from utils.experiments.plan import Plan
 from utils.files.paths import DEFAULT_FOLDER
@@ -204,7 +204,7 @@ def main(argv: list[str] | None = None) -> None:
             chosen[e.run(0)] = e
     folder, seeds = Path(args.save), dict.fromkeys(args.seeds)
     check_writable(folder)
-    flags, gpus = (["--no-cuda"], []) if args.no_cuda else ([], launch.visible_gpus())
+    flags, gpus = (["--no-cuda"], []) if args.no_cuda else ([], scheduler.visible_gpus())
     plan = Plan(list(chosen.values()), seeds, folder, flags)
     print(plan.overview(len(gpus)), flush=True)
     if args.dry_run:
@@ -218,7 +218,7 @@ def main(argv: list[str] | None = None) -> None:
         if data[:2] != ("shapes", None):
             load(dict(zip(names, data, strict=True)))
     folder.mkdir(parents=True, exist_ok=True)
-    done = jobs.run(plan.jobs, gpus)
+    done = scheduler.run(plan.jobs, gpus)
     print(listing(folder, [run for run, *_ in plan.lines]))
     if not done:
         raise SystemExit(1)
