@@ -23,7 +23,7 @@ TIFF_SAMPLE_FORMAT = 339  # its tag; 2 is signed
 # The only formats read, whatever a file is called: for some others Pillow starts programs.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = tuple(k for k, v in sorted(Image.registered_extensions().items()) if v in FORMATS)
-CACHE_VERSION = 3  # raise it when a file is decoded to other pixels than before
+CACHE_VERSION = 2  # raise it when a file is decoded to other pixels than before
 RESIZE_RATIO = 8 / 7  # ImageNet evaluation: shorter side to crop, 256 to 224 pixels
 
 
