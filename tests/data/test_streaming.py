@@ -258,7 +258,7 @@ def test_a_killed_worker_ends_the_command_with_one_line(varied: Path) -> None:
     code += "; sys.stderr.flush(); os._exit(status)"
     command = [sys.executable, "-c", code, str(varied)]
     env = {**os.environ, "PYTHONPATH": paths}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert "a process that loads images" in error_line(done.stderr)
 
