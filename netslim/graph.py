@@ -19,12 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from netslim.rules import PRODUCTS, read
-from netslim.signals import ZERO, Signals, Step
+from netslim.signals import FIXED, ZERO, Signals, Step
 from netslim.trace import record
 
 AnyBatchNorm = nn.modules.batchnorm._BatchNorm
 Keep = Mapping[str, Tensor]
 NOTHING = torch.empty(0, dtype=torch.int64)
+NONE, SEVERAL = -1, -2
 TERMINAL = ("convolution", "linear", "norm", "select")
 
 
@@ -48,12 +49,12 @@ class Graph:
     def __init__(self, model: nn.Module, example: Any) -> None:
         self.model, self.example = model, example
         seen = Signals(model)
-        read(seen, record(model, example), training=False)
-        try:
-            read(seen, record(model, example, training=True), training=True)
-            self.training = True
-        except ValueError:
-            self.training = False
+        evaluation, training = record(model, example)
+        read(seen, evaluation, training=False)
+        self.training = training is not None
+        if training is not None:
+            read(seen, training, training=True)
+        else:
             seen.fixed |= {*seen.widths}  # their use in training mode is unknown
         seen.join_widths()
         self.steps, self._axes = seen.steps, seen.axes
@@ -67,14 +68,16 @@ class Graph:
         used = torch.zeros(seen.atom_count, dtype=torch.bool)
         used[edges.flatten()] = True
         used[self._atoms] = True
-        self._tied = self._ties(edges, seen)
+        apart = _components(torch.arange(seen.atom_count), edges)
+        self._tied = self._ties(apart, seen)
+        norms = [s for s in self.steps if s.kind == "norm" and s.name in self._tied]
         ties = [
-            torch.stack((self._atoms[step.inputs[0]], self._atoms[step.output]))
-            for step in self.steps
-            if step.kind == "norm" and step.name in self._tied
+            torch.cat([NOTHING, *(x.flatten() for x in ends)])
+            for ends in zip(*((s.inputs[0], s.output) for s in norms))
         ]
-        edges = torch.cat((edges, *ties), 1)
-        self.classes = _components(seen.atom_count, edges)
+        self.classes = _components(apart, self._atoms[torch.stack(ties)]) if ties else apart
+        own = {name: self._axes[f"{name}.weight".lstrip(".")][0] for name in self.all_norms}
+        self._norm_classes = {name: self.classes[atoms] for name, atoms in own.items()}
         self._why = self._pinned(seen, used)
         self._readers = self._read()
         # For each int attribute that splits channels, the classes of the channels that it counts.
@@ -88,27 +91,24 @@ class Graph:
         }
         self.rectified = self._rectified()
 
-    def _ties(self, edges: Tensor, seen: Signals) -> frozenset[str]:
+    def _ties(self, classes: Tensor, seen: Signals) -> frozenset[str]:
         """Names of the batch norms that are the only readers of one layer's output."""
-        classes = _components(seen.atom_count, edges)
         pinned = torch.zeros(seen.atom_count, dtype=torch.bool)
-        pinned[classes[0]] = True
-        for atoms, _ in seen.pins:
-            pinned[classes[atoms]] = True
-        numbers: dict[str, int] = {}
-        readers, writers = torch.zeros(2, seen.atom_count, dtype=torch.int64).unbind()
-        for step in (s for s in self.steps if s.kind in TERMINAL):
-            number = numbers.setdefault(step.name, len(numbers) + 1)
-            ends = [(readers, step.inputs[0] if step.stream is None else step.stream)]
-            if step.kind in ("convolution", "linear") and step.output is not None:
-                ends.append((writers, step.output))
-            for (
-                single,
-                signals,
-            ) in ends:  # number of the single reader or writer; 0: none, -1: several
-                of = classes[self._atoms[signals]]
-                only = (single[of] == 0) | (single[of] == number)
-                single[of] = torch.where(only, number, -1)
+        pinned[classes[torch.cat([torch.tensor([FIXED]), *(atoms for atoms, _ in seen.pins)])]] = (
+            True
+        )
+        layers = [s for s in self.steps if s.kind in TERMINAL]
+        numbers = {name: i for i, name in enumerate(dict.fromkeys(s.name for s in layers))}
+        reads = [(s.name, s.inputs[0] if s.stream is None else s.stream) for s in layers]
+        writes = [
+            (s.name, s.output)
+            for s in layers
+            if s.kind in ("convolution", "linear") and s.output is not None
+        ]
+        readers, writers = (
+            self._single(classes, [numbers[n] for n, _ in ends], [x for _, x in ends])
+            for ends in (reads, writes)
+        )
         tied: set[str] = set()
         apart: set[str] = set()
         reads: dict[str, Tensor] = {}
@@ -117,7 +117,7 @@ class Graph:
             sole_reader = bool(
                 (readers[read] == numbers[step.name]).all() and not pinned[read].any()
             )
-            sole_reader = sole_reader and not (writers[read] == -1).any()
+            sole_reader = sole_reader and not (writers[read] == SEVERAL).any()
             # Without factors, or called by code without a module that a selection could replace,
             # it cannot lose channels of its own.
             selects = step.weight and step.call is not None and step.call.module == step.name
@@ -126,6 +126,14 @@ class Graph:
                 own = seen.axes[step.weight][0]
                 seen.pin(own, "it is called more than once, on channels that others read, too")
         return frozenset(tied - apart)
+
+    def _single(self, classes: Tensor, numbers: list[int], signals: list[Tensor]) -> Tensor:
+        """The number of the only array with signals of a class, [classes]; or NONE, or SEVERAL."""
+        every, array = _numbered(signals)
+        of, number = classes[self._atoms[every]], torch.tensor(numbers, dtype=torch.int64)[array]
+        single = torch.full((len(classes),), NONE).scatter_reduce(0, of, number, "amax")
+        least = single.scatter_reduce(0, of, number, "amin")
+        return torch.where((single == least) | (single == NONE), single, SEVERAL)
 
     def _pinned(self, seen: Signals, used: Tensor) -> dict[int, str]:
         """Maps each class that cannot be removed to the reason."""
@@ -150,30 +158,37 @@ class Graph:
         ]
         return [(s, self.classes[self._atoms[s.inputs[0]]]) for s in ends]
 
-    def _constant(self, column: Mapping[str, int]) -> Tensor:
-        """Whether γ = 0 makes each signal constant: bool [signals, batch norms + 1].
+    def _constant(self, ranks: Mapping[str, Tensor]) -> Tensor:
+        """Whether γ = 0 makes each signal constant: bool [signals, writers + 2].
 
-        One column per batch norm with γ = 0 there; the last column has γ = 0 in all of them.
+        Column i has γ = 0 in the batch norm of rank i among those of the signal's class, the last
+        but one in none, the last in all of them.
         """
         known = torch.zeros(len(self._atoms), dtype=torch.bool)
         known[self._known] = True
-        constant = known[:, None].repeat(1, len(column) + 1)
+        writers = max((int(rank.max()) + 1 for rank in ranks.values()), default=0)
+        constant = known[:, None].repeat(1, writers + 2)
         constant[ZERO] = True
         for step in self.steps:
             if step.output is None or not step.inputs:
                 continue
-            first, *others = (constant[x] for x in step.inputs)
+            rows = [constant[x] for x in step.inputs]
             if step.kind == "norm":
-                row = first if step.name in self._tied else torch.zeros_like(first)
-                if step.name in column:
-                    row[:, [column[step.name], -1]] = True
+                row = rows[0] if step.name in self._tied else torch.zeros_like(rows[0])
+                if step.name in ranks:
+                    row[torch.arange(len(row)), ranks[step.name]] = True
+                    row[:, -1] = True
             elif step.kind == "grouped":
-                row = first.new_zeros(len(step.output), first.shape[1])
+                row = rows[0].new_zeros(len(step.output), writers + 2)
                 if step.one_by_one:
-                    row = first.repeat_interleave(len(step.output) // len(first), 0)
+                    row = rows[0].repeat_interleave(len(step.output) // len(rows[0]), 0)
             elif step.kind == "elementwise":
-                row = first
-                for other, inputs in zip(others, step.inputs[1:], strict=True):
+                classes = self.classes_of(step.output)
+                for x, own in zip(step.inputs, rows, strict=True) if len(rows) > 1 else ():
+                    other = (self.classes_of(x) != classes)[..., None]
+                    own[..., :-1] = torch.where(other, own[..., -2:-1], own[..., :-1])
+                row = rows[0]
+                for other, inputs in zip(rows[1:], step.inputs[1:], strict=True):
                     # A product is 0 where one factor is; of a factor that is a parameter nothing
                     # is known.
                     fixed = (known[inputs] | known[step.inputs[0]])[..., None]
@@ -184,20 +199,36 @@ class Graph:
             constant[step.output] = row
         return constant
 
+    def _ranks(self) -> dict[str, Tensor]:
+        """The number of each batch norm's channels, [channels], among the batch norms of a class."""
+        count = torch.zeros(len(self.classes), dtype=torch.int64)
+        ranks = {}
+        for name in self.all_norms:
+            classes = self.norm_classes(name)
+            ranks[name] = count[classes]
+            count[classes] += 1
+        return ranks
+
     def _decide(self) -> None:
         """Decides which channels can be removed by γ = 0 in one batch norm or in all writers."""
-        column = {name: i for i, name in enumerate(self.all_norms)}
-        constant = self._constant(column)
+        ranks = self._ranks()
+        constant = self._constant(ranks)
         by = torch.ones(len(self.classes), constant.shape[1], dtype=torch.uint8)
         self.reached = torch.zeros(len(self.classes), dtype=torch.bool)
-        for step, classes in self._readers:
-            rows = constant[step.inputs[0]]
+        rows, classes = [], [NOTHING]
+        for step, read in self._readers:
+            rows.append(constant[step.inputs[0]])
             if step.kind in ("norm", "select"):  # they may lose the channel themselves
-                rows = torch.zeros_like(rows)
-                rows[:, -1] = True
-            index = classes[:, None].expand_as(rows)
-            by.scatter_reduce_(0, index, rows.to(torch.uint8), "amin")
-            self.reached[classes] = True
+                rows[-1] = (
+                    torch.arange(constant.shape[1]).expand_as(rows[-1]) == constant.shape[1] - 1
+                )
+            classes.append(read)
+        every = torch.cat(classes)
+        self.reached[every] = True
+        if rows:
+            by.scatter_reduce_(
+                0, every[:, None].expand(-1, by.shape[1]), torch.cat(rows).to(torch.uint8), "amin"
+            )
         for step in self.steps:
             if step.stream is not None:  # channels that no selection passes on have no reader
                 self.reached[self.classes_of(step.stream)] = True
@@ -213,7 +244,7 @@ class Graph:
                 continue
             classes = self.norm_classes(name)
             free = reached[classes] & ~self._pins[classes]
-            individually, together = by[classes, column[name]] & free, by[classes, -1] & free
+            individually, together = by[classes, ranks[name]] & free, by[classes, -1] & free
             if norm.running_mean is None:
                 self.reasons[name] = "it keeps no running statistics"
                 continue
@@ -238,18 +269,16 @@ class Graph:
                 self.reasons[name] = "its channels are read before a batch norm"
 
     def _rectified(self) -> set[str]:
-        made_by = torch.full((len(self._atoms),), -1)
         norms = [s for s in self.steps if s.kind == "norm" and s.output is not None]
-        for i, step in enumerate(norms):
-            made_by[step.output] = i
-        otherwise = {
-            i
-            for step in self.steps
-            if not _rectifies(step)
-            for x in step.inputs
-            for i in made_by[x].unique().tolist()
+        made_by = torch.full((len(self._atoms),), len(norms))
+        output, number = _numbered([s.output for s in norms])
+        made_by[output] = number
+        read, _ = _numbered([x for s in self.steps if not _rectifies(s) for x in s.inputs])
+        otherwise = torch.zeros(len(norms) + 1, dtype=torch.bool)
+        otherwise[made_by[read]] = True
+        names = {
+            step.name for step, other in zip(norms, otherwise.tolist(), strict=False) if not other
         }
-        names = {step.name for i, step in enumerate(norms) if i not in otherwise}
         return {name for name in self.norms if name in names}
 
     def prunable(self, coupled: bool = True) -> dict[str, Tensor]:
@@ -310,7 +339,7 @@ class Graph:
 
     def norm_classes(self, name: str) -> Tensor:
         """Returns the classes of a batch norm's channels, [channels]."""
-        return self.classes[self._axes[f"{name}.weight" if name else "weight"][0]]
+        return self._norm_classes[name]
 
 
 def _rectifies(step: Step) -> bool:
@@ -333,18 +362,28 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _components(count: int, edges: Tensor) -> Tensor:
-    """Connected components: for each of ``count`` nodes, its component's smallest number."""
-    label = torch.arange(count)
+def _components(label: Tensor, edges: Tensor) -> Tensor:
+    """Connected components: for each node, its component's smallest number.
+
+    ``label`` has those without the ``edges``, pairs of nodes, [2, n].
+    """
+    edges = label[edges]
     while edges.shape[1]:
         low = torch.minimum(edges[0], edges[1])
         for ends in edges:
-            label.scatter_reduce_(0, ends, low, "amin")
+            label = label.scatter_reduce(0, ends, low, "amin")
         while not torch.equal(new := label[label], label):
             label = new
         edges = label[edges]  # between components found so far
         edges = edges[:, edges[0] != edges[1]]
     return label
+
+
+def _numbered(arrays: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Returns all elements of some arrays, and the number of each one's array."""
+    sizes = torch.tensor([x.numel() for x in arrays], dtype=torch.int64)
+    numbers = torch.repeat_interleave(torch.arange(len(arrays)), sizes)
+    return torch.cat([NOTHING, *(x.flatten() for x in arrays)]), numbers
 
 
 def analyze(model: nn.Module, example: Any) -> Graph:

@@ -24,7 +24,7 @@ from netslim.signals import (
     refs,
 )
 from netslim.sizes import Dim, Width, as_int, widths_in
-from netslim.trace import SPLITTING, Call, Ref, Trace, each, leaves
+from netslim.trace import CONTAINERS, SPLITTING, Call, Ref, Trace, each, leaves
 
 # Elementwise operations: an output channel is a function of the same channel of the inputs.
 ELEMENTWISE = set(
@@ -85,6 +85,39 @@ class _Rules(Reader):
     """The rules: each returns the signals of a call's first output, or a list for all outputs."""
 
     def follow(self, call: Call) -> None:
+        """Finds the signals of a call's outputs; in training mode those of evaluation mode."""
+        inputs = [self.of(value) for value in call.refs() if value not in self.trace.names]
+        key: Any = call.name, call.function, call.module, self.form((call.args, call.kwargs))
+        values = refs(call.outputs)
+        key = *key, *(self.trace.shapes[value] for value in values)
+        try:
+            known = self.all.followed.get(key) if "dropout" not in call.name else None
+        except TypeError:  # an argument that cannot be hashed
+            return self.apply_rule(call)
+        if known is not None and self.training:
+            self.signals.update(zip(values, known[1], strict=True))
+        else:
+            self.apply_rule(call)
+            self.all.followed[key] = inputs, [self.of(value) for value in values]
+
+    def form(self, x: Any) -> Any:
+        """Returns what the signals of a call's outputs depend on."""
+        if isinstance(x, Ref):
+            shape = self.trace.shapes[x.value]
+            return shape, self.trace.names.get(x.value) or id(self.of(x.value))
+        if isinstance(x, Dim):
+            return int(x), *((id(self.of(value)), axis) for value, axis in sorted(x.axes))
+        if isinstance(x, Width):
+            return int(x), x.source, x.times
+        if isinstance(x, slice):
+            return slice, *map(self.form, (x.start, x.stop, x.step))
+        if isinstance(x, dict):
+            return *x, *map(self.form, x.values())
+        if isinstance(x, CONTAINERS):
+            return type(x), *map(self.form, x)
+        return type(x), x
+
+    def apply_rule(self, call: Call) -> None:
         try:
             if call.name == "size":
                 axes, equal, divisor = call.args
@@ -153,7 +186,11 @@ class _Rules(Reader):
             self.all.join(rows, self.all.axes[own_bias][0])
         shape = [1] * dims
         shape[axis] = -1
-        output = self.all.new(rows).view(shape)
+        self.times[name] += 1
+        key = name, own_bias, self.times[name], *shape
+        if key not in self.all.written or groups == len(inputs):
+            self.all.written[key] = self.all.new(rows).view(shape)
+        output = self.all.written[key]  # it varies, whatever the inputs are
         kind = "linear" if linear else "convolution" if groups == 1 else "grouped"
         self.step(kind, path, [inputs], output.flatten(), call, weight=name, bias=own_bias)
         return output

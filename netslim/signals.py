@@ -7,6 +7,7 @@ sides of an addition, input and output of a depthwise convolution) are joined by
 can only be removed together. Atom 0 can never be removed.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -118,6 +119,10 @@ class Signals:
     known: list[Tensor] = field(default_factory=list)  # signals of parameters
     steps: list[Step] = field(default_factory=list)
     dropped: list[Tensor] = field(default_factory=list)  # inputs of dropout
+    written: dict[Any, Tensor] = field(default_factory=dict)  # outputs of layers, by call
+    # Inputs and outputs of the calls in evaluation mode, by what they depend on.
+    followed: dict[Any, tuple[list[Tensor], list[Tensor]]] = field(default_factory=dict)
+    read: dict[Any, Tensor] = field(default_factory=dict)  # by name of a parameter, or axes
     # For each int attribute of a module, the atoms that it counts, per use.
     widths: dict[Source, list[Tensor]] = field(default_factory=dict)
     parts: list[Tensor] = field(
@@ -179,6 +184,7 @@ class Reader:
     def __init__(self, all_: Signals, trace: Trace, training: bool) -> None:
         self.all, self.trace, self.training = all_, trace, training
         self.signals: dict[int, Tensor] = {}
+        self.times: Counter[str] = Counter()  # calls of each layer
         self.counted: set[int] = set()  # ids of a call's widths that can follow a removal
 
     def step(
@@ -197,18 +203,25 @@ class Reader:
         """Returns the signals of a value, [1, ..., C, ..., 1]."""
         if value not in self.signals:
             shape, name = self.trace.shapes[value], self.trace.names.get(value)
-            flat = torch.full([1] * len(shape), VARYING)
-            wide = [axis for axis, size in enumerate(shape) if size > 1]
-            if name is not None and (not wide or (len(wide) == 1 and wide[0] < 2)):
-                atoms = self.all.axes[name][wide[0]] if wide else torch.tensor([FIXED])
-                flat = self.all.new(atoms.view([-1 if n > 1 else 1 for n in shape]))
-                self.all.known.append(flat)
-                self.step("known", name, [], flat)
-            elif name is not None:
-                for atoms in self.all.axes[name]:
-                    self.all.pin(atoms, f"code reads {name} as a whole")
-            self.signals[value] = flat
+            key = name or len(shape)
+            if key not in self.all.read:
+                self.all.read[key] = self.unread(name, shape)
+            self.signals[value] = self.all.read[key]
         return self.signals[value]
+
+    def unread(self, name: str | None, shape: Sequence[int]) -> Tensor:
+        """Returns new signals of a parameter, or those of a tensor of unknown origin."""
+        flat = torch.full([1] * len(shape), VARYING)
+        wide = [axis for axis, size in enumerate(shape) if size > 1]
+        if name is not None and (not wide or (len(wide) == 1 and wide[0] < 2)):
+            atoms = self.all.axes[name][wide[0]] if wide else torch.tensor([FIXED])
+            flat = self.all.new(atoms.view([-1 if n > 1 else 1 for n in shape]))
+            self.all.known.append(flat)
+            self.step("known", name, [], flat)
+        elif name is not None:
+            for atoms in self.all.axes[name]:
+                self.all.pin(atoms, f"code reads {name} as a whole")
+        return flat
 
     def give(self, value: int, signals: Tensor) -> None:
         """Sets the signals of a computed value."""
@@ -223,7 +236,7 @@ class Reader:
             self.all.pin(self.all.atom(signals), reason)
         self.step("other", call.name, inputs, None)
         for value in refs(call.outputs):
-            self.signals[value] = torch.full([1] * len(self.trace.shapes[value]), VARYING)
+            self.signals.pop(value, None)  # unknown
 
     def made(self, name: str, inputs: list[Tensor], function: Callable[..., Tensor]) -> Tensor:
         """Returns new signals, elementwise functions of the inputs, and joins their atoms."""
