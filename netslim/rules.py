@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from netslim.signals import (
@@ -160,6 +161,8 @@ class _Rules(Reader):
         if not linear and dims != len(self.trace.shapes[ref(weight)]):
             raise NotPrunable("takes an image without a batch axis")
         axis = dims - 1 if linear else 1
+        if not linear and any(n > 1 for n in self.of(value).shape[2:]):
+            raise NotPrunable("mixes neighbouring channels")
         inputs = self.channels(value, axis)
         module, path, key = self.all.owner[name]
         own_bias = self.trace.names.get(bias.value) if isinstance(bias, Ref) else ""
@@ -197,6 +200,8 @@ class _Rules(Reader):
 
     def norm(self, call: Call) -> Tensor:
         """Batch norms have channels of their own, later joined to their inputs or selecting."""
+        if call.function is not F.batch_norm:
+            raise NotPrunable("is not torch.nn.functional's")
         value, *own = call.args[:5]  # running mean and variance, weight, bias
         keys = ("mean", "variance", "weight", "bias")
         names = [self.trace.names.get(x.value) if isinstance(x, Ref) else "" for x in own]

@@ -207,6 +207,37 @@ def test_what_comes_first_behind_a_batch_norm_says_whether_its_channels_can_die(
     assert graph.rectified == ({"1"} if expected else set()) and list(graph.norms) == ["1"]
 
 
+class _Gate(nn.Module):
+    """Efficient channel attention: each gate is computed from neighbouring channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.conv(x.mean((2, 3)).unsqueeze(1)).sigmoid().squeeze(1)[..., None, None]
+
+
+class _Functional(nn.BatchNorm2d):
+    """Calls torch.batch_norm, whose arguments are in another order."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = self.weight, self.bias, self.running_mean, self.running_var
+        return torch.batch_norm(x, *own, self.training, 0.1, self.eps, False)
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (_Gate(), "'conv1d' in 3.conv mixes neighbouring channels"),
+        (_Functional(8), "'batch_norm' in 3 is not torch.nn.functional's"),
+    ],
+)
+def test_modules_behind_which_channels_stay(module: nn.Module, reason: str) -> None:
+    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), module, nn.Conv2d(8, 2, 1)
+    assert netslim.analyze(nn.Sequential(*layers), example()).reasons["1"] == reason
+
+
 class _Own(nn.Module):
     """A batch norm that is called, one that is not, and a forward pass of one's own."""
 
