@@ -74,8 +74,8 @@ def _response(tensors: Mapping[str, Tensor], step: Step, constants: Tensor) -> T
     groups = step.options.groups
     if step.transposed:  # outputs for constants other than 0 depend on the position
         return constants.repeat_interleave(weight.shape[1] * groups // len(constants))
-    inside = weight.flatten(2).sum(2)  # [outputs, inputs of a group]
-    return (inside.view(groups, -1, inside.shape[1]) @ constants.view(groups, -1, 1)).flatten()
+    rows = weight.reshape(groups, -1, weight[0].numel())  # [groups, outputs, inputs × kernel]
+    return (rows @ constants.repeat_interleave(weight[0, 0].numel()).view(groups, -1, 1)).flatten()
 
 
 class Folding:
@@ -172,11 +172,12 @@ class Folding:
                 removed, seen = removed_classes[classes] & (seen != 0), seen.nan_to_num(0)
                 if removed.any():
                     carrier = int((seen.abs() * carriers[classes]).argmax())
-                    weight = tensors[step.weight].detach().cpu().transpose(0, 1 - step.transposed)
-                    shares = seen[removed] / seen[carrier]
-                    change = torch.zeros(weight.shape, dtype=torch.float64)
-                    change[carrier] = torch.tensordot(shares, weight[removed].double(), 1)
-                    added[step.weight] = change.transpose(0, 1 - step.transposed)
+                    weight = double(tensors[step.weight])
+                    shares = torch.where(removed, seen / seen[carrier], 0)
+                    rows = weight.flatten(1) if step.transposed else weight[..., None].flatten(2)
+                    added[step.weight] = torch.zeros_like(weight)
+                    taking_up = added[step.weight].select(1 - step.transposed, carrier)
+                    taking_up.copy_((shares @ rows).view(taking_up.shape))
             elif step.kind in LAYERS and not step.bordered:
                 reads = step.inputs[0]
                 removed = removed_classes[self.graph.classes_of(reads)]

@@ -71,11 +71,9 @@ class Graph:
         apart = _components(torch.arange(seen.atom_count), edges)
         self._tied = self._ties(apart, seen)
         norms = [s for s in self.steps if s.kind == "norm" and s.name in self._tied]
-        ties = [
-            torch.cat([NOTHING, *(x.flatten() for x in ends)])
-            for ends in zip(*((s.inputs[0], s.output) for s in norms))
-        ]
-        self.classes = _components(apart, self._atoms[torch.stack(ties)]) if ties else apart
+        ends = [s.inputs[0] for s in norms], [s.output for s in norms]
+        ties = torch.stack([_numbered(signals)[0] for signals in ends])
+        self.classes = _components(apart, self._atoms[ties])
         own = {name: self._axes[f"{name}.weight".lstrip(".")][0] for name in self.all_norms}
         self._norm_classes = {name: self.classes[atoms] for name, atoms in own.items()}
         self._why = self._pinned(seen, used)
@@ -111,7 +109,7 @@ class Graph:
         )
         tied: set[str] = set()
         apart: set[str] = set()
-        reads: dict[str, Tensor] = {}
+        first: dict[str, Tensor] = {}
         for step in (s for s in self.steps if s.kind == "norm"):
             read = classes[self._atoms[step.inputs[0]]]
             sole_reader = bool(
@@ -122,7 +120,7 @@ class Graph:
             # it cannot lose channels of its own.
             selects = step.weight and step.call is not None and step.call.module == step.name
             (apart if selects and not sole_reader else tied).add(step.name)
-            if step.name in apart and not torch.equal(reads.setdefault(step.name, read), read):
+            if step.name in apart and not torch.equal(first.setdefault(step.name, read), read):
                 own = seen.axes[step.weight][0]
                 seen.pin(own, "it is called more than once, on channels that others read, too")
         return frozenset(tied - apart)
@@ -188,19 +186,19 @@ class Graph:
                     other = (self.classes_of(x) != classes)[..., None]
                     own[..., :-1] = torch.where(other, own[..., -2:-1], own[..., :-1])
                 row = rows[0]
-                for other, inputs in zip(rows[1:], step.inputs[1:], strict=True):
+                for more, inputs in zip(rows[1:], step.inputs[1:], strict=True):
                     # A product is 0 where one factor is; of a factor that is a parameter nothing
                     # is known.
                     fixed = (known[inputs] | known[step.inputs[0]])[..., None]
                     either = ~fixed & (step.name in PRODUCTS)
-                    row = torch.where(either, row | other, row & other)
+                    row = torch.where(either, row | more, row & more)
             else:
                 continue
             constant[step.output] = row
         return constant
 
     def _ranks(self) -> dict[str, Tensor]:
-        """The number of each batch norm's channels, [channels], among the batch norms of a class."""
+        """The number of each batch norm among those of its channels' classes, [channels]."""
         count = torch.zeros(len(self.classes), dtype=torch.int64)
         ranks = {}
         for name in self.all_norms:
@@ -215,20 +213,15 @@ class Graph:
         constant = self._constant(ranks)
         by = torch.ones(len(self.classes), constant.shape[1], dtype=torch.uint8)
         self.reached = torch.zeros(len(self.classes), dtype=torch.bool)
-        rows, classes = [], [NOTHING]
-        for step, read in self._readers:
+        rows, classes = [constant[:0]], [NOTHING]
+        for step, seen in self._readers:
             rows.append(constant[step.inputs[0]])
+            classes.append(seen)
             if step.kind in ("norm", "select"):  # they may lose the channel themselves
-                rows[-1] = (
-                    torch.arange(constant.shape[1]).expand_as(rows[-1]) == constant.shape[1] - 1
-                )
-            classes.append(read)
-        every = torch.cat(classes)
+                rows[-1][:, :-1], rows[-1][:, -1] = False, True
+        every, row = torch.cat(classes), torch.cat(rows).to(torch.uint8)
         self.reached[every] = True
-        if rows:
-            by.scatter_reduce_(
-                0, every[:, None].expand(-1, by.shape[1]), torch.cat(rows).to(torch.uint8), "amin"
-            )
+        by.scatter_reduce_(0, every[:, None].expand_as(row), row, "amin")
         for step in self.steps:
             if step.stream is not None:  # channels that no selection passes on have no reader
                 self.reached[self.classes_of(step.stream)] = True

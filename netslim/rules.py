@@ -25,7 +25,7 @@ from netslim.signals import (
     refs,
 )
 from netslim.sizes import Dim, Width, as_int, widths_in
-from netslim.trace import CONTAINERS, SPLITTING, Call, Ref, Trace, each, leaves
+from netslim.trace import ATOMS, CONTAINERS, SPLITTING, Call, Ref, Trace, each, leaves
 
 # Elementwise operations: an output channel is a function of the same channel of the inputs.
 ELEMENTWISE = set(
@@ -103,6 +103,8 @@ class _Rules(Reader):
 
     def form(self, x: Any) -> Any:
         """Returns what the signals of a call's outputs depend on."""
+        if type(x) in ATOMS:
+            return type(x), x
         if isinstance(x, Ref):
             shape = self.trace.shapes[x.value]
             return shape, self.trace.names.get(x.value) or id(self.of(x.value))
@@ -388,6 +390,8 @@ class _Rules(Reader):
         value = ref(call.args[0])
         signals, shape = self.of(value), self.trace.shapes[value]
         if signals.numel() == 1:
+            for n in (x for x in leaves((call.args, call.kwargs)) if isinstance(x, Dim)):
+                self.size(n.axes, None, 0, call.module)  # of other channels: it would not follow
             outs = refs(call.outputs)
             return [signals.view([1] * len(self.trace.shapes[out])) for out in outs]
         whole = signals.expand(shape)

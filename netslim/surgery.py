@@ -303,12 +303,13 @@ def _smaller(x: Tensor, name: str, removal: Removal) -> Tensor:
     if name in removal.selects:  # the index of a selection
         new = removal.selects[name].to(x)
     else:
-        if name in removal.added:
-            new = (new.double() + removal.added[name].to(new.device)).to(new)
         new = removal.part(name, new)
+        if name in removal.added:
+            new = (new.double() + removal.part(name, removal.added[name]).to(new.device)).to(new)
     if x.dim() == 4 and not x.is_contiguous():  # channels last, which index_select leaves
         new = new.contiguous(memory_format=torch.channels_last)
-    new = new.clone()
+    if new.data_ptr() == x.data_ptr():
+        new = new.clone()
     return nn.Parameter(new, x.requires_grad) if isinstance(x, nn.Parameter) else new
 
 

@@ -97,7 +97,7 @@ class Trace:
 def each(function: Callable[[Any], Any], x: Any) -> Any:
     """Maps ``function`` over the leaves of nested tuples, lists and dicts."""
     kind = type(x)
-    if kind is tuple or kind is list:
+    if kind is tuple or kind is list or kind is Shape:
         return kind([function(y) if type(y) in LEAVES else each(function, y) for y in x])
     if kind is dict:
         return {key: each(function, y) for key, y in x.items()}
@@ -189,7 +189,7 @@ def moved(model: nn.Module, example: Any) -> Any:
 
 
 def record(model: nn.Module, example: Any) -> tuple[Trace, Trace | None]:
-    """Runs copies of ``model`` on ``example`` and returns the calls in evaluation and training mode.
+    """Returns the calls of copies of ``model`` on ``example``, in evaluation and training mode.
 
     In training mode batch norms still use their running statistics and dropout passes everything
     on, so one image is enough and no random numbers are drawn. The second trace is None if the
@@ -486,6 +486,8 @@ def _fits(x: Tensor, *own: Tensor | None) -> bool:
 
 def _form(x: Any) -> Any:
     """Returns what the shapes of results depend on."""
+    if type(x) in ATOMS:
+        return type(x), x
     if isinstance(x, Tensor):
         return type(x), x.shape, x.stride(), x.dtype
     if isinstance(x, CONTAINERS):

@@ -218,6 +218,17 @@ class _Gate(nn.Module):
         return x * self.conv(x.mean((2, 3)).unsqueeze(1)).sigmoid().squeeze(1)[..., None, None]
 
 
+class _Attention(nn.Module):
+    """Gives something else the shape of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.conv(x).flatten(2) @ torch.eye(36)).view(x.shape)
+
+
 class _Functional(nn.BatchNorm2d):
     """Calls torch.batch_norm, whose arguments are in another order."""
 
@@ -230,6 +241,7 @@ class _Functional(nn.BatchNorm2d):
     ("module", "reason"),
     [
         (_Gate(), "'conv1d' in 3.conv mixes neighbouring channels"),
+        (_Attention(), "code of 3 computes with its width"),
         (_Functional(8), "'batch_norm' in 3 is not torch.nn.functional's"),
     ],
 )
