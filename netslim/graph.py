@@ -71,7 +71,8 @@ class Graph:
         apart = _components(torch.arange(seen.atom_count), edges)
         self._tied = self._ties(apart, seen)
         norms = [s for s in self.steps if s.kind == "norm" and s.name in self._tied]
-        ends = [s.inputs[0] for s in norms], [s.output for s in norms]
+        written = [s.output for s in norms if s.output is not None]
+        ends = [s.inputs[0] for s in norms], written
         ties = torch.stack([_numbered(signals)[0] for signals in ends])
         self.classes = _components(apart, self._atoms[ties])
         own = {name: self._axes[f"{name}.weight".lstrip(".")][0] for name in self.all_norms}
@@ -213,13 +214,13 @@ class Graph:
         constant = self._constant(ranks)
         by = torch.ones(len(self.classes), constant.shape[1], dtype=torch.uint8)
         self.reached = torch.zeros(len(self.classes), dtype=torch.bool)
-        rows, classes = [constant[:0]], [NOTHING]
+        rows, read_by = [constant[:0]], [NOTHING]
         for step, seen in self._readers:
             rows.append(constant[step.inputs[0]])
-            classes.append(seen)
+            read_by.append(seen)
             if step.kind in ("norm", "select"):  # they may lose the channel themselves
                 rows[-1][:, :-1], rows[-1][:, -1] = False, True
-        every, row = torch.cat(classes), torch.cat(rows).to(torch.uint8)
+        every, row = torch.cat(read_by), torch.cat(rows).to(torch.uint8)
         self.reached[every] = True
         by.scatter_reduce_(0, every[:, None].expand_as(row), row, "amin")
         for step in self.steps:
@@ -264,7 +265,7 @@ class Graph:
     def _rectified(self) -> set[str]:
         norms = [s for s in self.steps if s.kind == "norm" and s.output is not None]
         made_by = torch.full((len(self._atoms),), len(norms))
-        output, number = _numbered([s.output for s in norms])
+        output, number = _numbered([s.output for s in norms if s.output is not None])
         made_by[output] = number
         read, _ = _numbered([x for s in self.steps if not _rectifies(s) for x in s.inputs])
         otherwise = torch.zeros(len(norms) + 1, dtype=torch.bool)

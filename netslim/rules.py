@@ -192,10 +192,10 @@ class _Rules(Reader):
         shape = [1] * dims
         shape[axis] = -1
         self.times[name] += 1
-        key = name, own_bias, self.times[name], *shape
-        if key not in self.all.written or groups == len(inputs):
-            self.all.written[key] = self.all.new(rows).view(shape)
-        output = self.all.written[key]  # it varies, whatever the inputs are
+        called = name, own_bias, self.times[name], *shape
+        if called not in self.all.written or groups == len(inputs):
+            self.all.written[called] = self.all.new(rows).view(shape)
+        output = self.all.written[called]  # it varies, whatever the inputs are
         kind = "linear" if linear else "convolution" if groups == 1 else "grouped"
         self.step(kind, path, [inputs], output.flatten(), call, weight=name, bias=own_bias)
         return output
