@@ -113,6 +113,13 @@ def test_bad_flags_are_refused(flags, message, checkpoint, tmp_path, monkeypatch
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [before]
 
 
+def test_another_models_state_dict_is_refused_with_the_command_that_takes_it(tmp_path, capsys):
+    torch.save(resnet18().state_dict(), tmp_path / "net.pth")
+    assert run("--model", tmp_path / "net.pth") == 2
+    command = f"-m utils.prune --model {tmp_path / 'net.pth'} --arch NAME"
+    assert command in capsys.readouterr().err
+
+
 @pytest.mark.filterwarnings("ignore")  # torch's, about its own tools
 @torch.no_grad()
 def test_torchs_own_tools_take_pruned_models(checkpoint):
@@ -142,11 +149,26 @@ def test_a_pruned_vgg_is_fused_by_name():
     torch.testing.assert_close(fused(x), small(x), rtol=1e-4, atol=1e-5)
 
 
-def test_bench_prints_speed_beside_flops(checkpoint, capsys):
-    path, *_ = checkpoint
-    argv = ["--compare", str(path), str(path), "--batch-size", "2", "--repeats", "2", "--no-cuda"]
-    assert console.run(bench.main, argv) == 0
-    assert re.search(r"ratio 1\.00\nbatch 2: .* speed-up [\d.]+", capsys.readouterr().out)
+def test_bench_compares_in_every_engine_that_is_installed(checkpoint, tmp_path, capsys):
+    path, model, _ = checkpoint
+    argv = ["--batch-size", "2", "--repeats", "1", "--no-cuda", "--compare", str(path)]
+    assert console.run(bench.main, [*argv, str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"ratio 1\.00\nengine .* full, ms  pruned, ms  ratio", printed)
+    rows = re.findall(r"^([a-z][\w-]+) +2 +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+)$", printed, re.M)
+    assert [row[0] for row in rows if row[0] != "openvino"] == [
+        "onnxruntime",
+        "torch",
+        "torch-bf16",
+    ]
+    assert all(float(number) > 0 for _, *row in rows for number in row)
+    other = tmp_path / "other.pth.tar"
+    network = Network(model, "", 0, 32).with_classes(5)
+    torch.save({"state_dict": network.model.state_dict()}, other)
+    assert console.run(bench.main, [*argv, str(other)]) == 2
+    assert re.fullmatch(
+        r"error: .* of 3 classes, .*other\S+ a .* of 5 classes\n", capsys.readouterr().err
+    )
 
 
 def batch_norms(model: torch.nn.Module) -> list[torch.nn.BatchNorm2d]:

@@ -102,7 +102,7 @@ def test_silent_channels_are_pruned_without_loss(arch, depth, prune, tmp_path, c
     printed, row = capsys.readouterr().out, record(tmp_path)
     dead = sum(int((bn.weight == 0).sum()) for bn in batch_norms(model))
     assert (row["silent"], row["constant"], row["alive"]) == (str(dead), "0", "0")
-    assert f"{dead} silent" in printed and "lossless" in printed
+    assert f"{dead} with γ = 0 and output 0" in printed and "lossless" in printed
     assert row["difference_masked"] == "0"  # bitwise
     assert float(row["difference_slim"]) < 1e-4 * float(row["largest_logit"])
     assert (row["changed_masked"], row["changed_slim"]) == ("0", "0")

@@ -7,8 +7,7 @@ import argparse
 import copy
 import statistics
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
@@ -23,13 +22,12 @@ from utils.console import InputError
 from utils.data.batches import Batches
 from utils.data.datasets import Dataset, load_dataset
 from utils.device import (
-    Execution,
     be_deterministic,
     build_execution,
     fastest_precision,
     pick_device,
-    time_call,
 )
+from utils.engines import ENGINES, in_turn, milliseconds, missing, prepare
 from utils.files import checkpoint
 from utils.files.checkpoint import Checkpoint
 from utils.files.paths import RunPaths
@@ -56,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--subset", type=positive_int, metavar="N", help=subset)
     sizes = f"batch sizes (default {BATCH_SIZE} in training, 1 and 64 in inference)"
     p.add_argument("--batch-size", nargs="+", type=positive_int, metavar="N", help=sizes)
-    repeats = "measurements (default 5 epochs, 30 inferences)"
+    repeats = "measurements (default 5 epochs, or inferences for half a second, 5 to 30)"
     p.add_argument("--repeats", type=positive_int, metavar="N", help=repeats)
     p.add_argument("--no-cuda", action="store_true", help="use the CPU")
     return p
@@ -96,14 +94,6 @@ def parse_network(text: str) -> tuple[str, int]:
         return arch, int(depth)
     except ValueError as error:
         raise InputError(f"--networks {text}: give ARCH-DEPTH, such as vgg-19 ({error})") from None
-
-
-def in_turn(
-    calls: Sequence[Callable[[], object]], device: torch.device, repeats: int, warm_up: int
-) -> list[list[float]]:
-    """Seconds of each of ``calls``, made in turn ``repeats`` times after ``warm_up`` rounds."""
-    rounds = [[time_call(call, device) for call in calls] for _ in range(warm_up + repeats)]
-    return [list(seconds) for seconds in zip(*rounds[warm_up:], strict=True)]
 
 
 class Training:
@@ -148,23 +138,36 @@ class Training:
 
 
 def compare(loaded: Sequence[Checkpoint], args: argparse.Namespace, device: torch.device) -> None:
-    """Print the speed-up of inference in float32, each model in its faster memory format."""
-    models, size = [each.network.model.eval() for each in loaded], loaded[0].size
+    """Prints the speed-up of the second model in every engine that is installed.
+
+    Raises:
+        InputError: the checkpoints are not of one architecture, image size and number of classes.
+    """
+    networks = [each.network for each in loaded]
+    kinds = [
+        f"{n.arch}-{n.depth} for {n.size}×{n.size} images of {n.num_classes} classes"
+        for n in networks
+    ]
+    if kinds[0] != kinds[1]:
+        raise InputError(
+            f"--compare takes a model and its pruned form: {args.compare[0]} is a {kinds[0]},"
+            f" {args.compare[1]} a {kinds[1]}"
+        )
+    size, models = networks[0].size, [n.model for n in networks]
     flops = [cost(model, size).flops for model in models]
     ratio = flops[0] / flops[1]
-    print(f"float32, FLOPs: {flops[0]:,} and {flops[1]:,}, ratio {ratio:.2f}")
-    formats = [Execution(device, channels_last=last) for last in (False, True)]
-    placed = [(f.place(copy.deepcopy(m)), f.memory_format) for m in models for f in formats]
-    for batch_size in args.batch_size or [1, 64]:
+    print(f"{kinds[0]}, FLOPs: {flops[0]:,} and {flops[1]:,}, ratio {ratio:.2f}")
+    print("engine       batch   full, ms  pruned, ms  ratio  share of the FLOP ratio")
+    engines = [engine for engine in ENGINES if not missing(engine)]
+    for engine, batch_size in product(engines, args.batch_size or [1, 64]):
         images = torch.randn(batch_size, 3, size, size, device=device)
-        calls = [partial(m, images.contiguous(memory_format=f)) for m, f in placed]
-        with torch.inference_mode():
-            times = in_turn(calls, device, args.repeats or 30, warm_up=3)
-        medians = [1000 * statistics.median(each) for each in times]
-        full, pruned = min(medians[:2]), min(medians[2:])
+        calls = [prepare(engine, model, images) for model in models]
+        full, pruned = milliseconds(calls, device, args.repeats)
+        speed_up = full / pruned
         print(
-            f"batch {batch_size}: {full:.2f} ms and {pruned:.2f} ms, speed-up {full / pruned:.2f},"
-            f" {full / pruned / ratio:.2f} of the FLOP ratio"
+            f"{engine:<12}{batch_size:6}{full:11.2f}{pruned:12.2f}{speed_up:7.2f}"
+            f"{speed_up / ratio:7.2f}",
+            flush=True,
         )
 
 

@@ -19,6 +19,7 @@ from utils.data.batches import Batches
 from utils.data.datasets import DATASETS, load
 from utils.data.streaming import test_batches
 from utils.device import pick_device
+from utils.engines import ENGINES, require
 from utils.files import checkpoint, records
 from utils.files.init_from import config_from_checkpoint
 from utils.files.legacy_formats import EARLIER, State, expanded, to_released
@@ -29,6 +30,7 @@ from utils.methods.base import is_zero
 from utils.network import Network
 from utils.pruning import report
 from utils.pruning.external import prune_state_dict
+from utils.pruning.latency import LatencyTarget
 from utils.pruning.selector import TARGETS, Pruning, Selector
 from utils.shell import format_command, path_argument
 from utils.training.classes import PerClass, class_counts
@@ -57,7 +59,9 @@ def parser(kind: str | None) -> argparse.ArgumentParser:
     text = "with --arch: side of an image in pixels (default: torchvision's, or 224)"
     add("--size", type=arguments.size, metavar="N", help=text)
     share = p.add_mutually_exclusive_group()
-    text = "share of all channels to remove, from 0 to 1, smallest |γ| first (default 0: γ = 0)"
+    text = (
+        "share of all channels to remove, from 0 to 1 (0.3: 30 %%), smallest |γ| first (default 0)"
+    )
     names = "--percent", "--ratio"
     share.add_argument(*names, type=fraction, default=0.0, metavar="P", help=text)
     for flag, unit in TARGETS.items():
@@ -65,6 +69,15 @@ def parser(kind: str | None) -> argparse.ArgumentParser:
         share.add_argument(
             f"--target-{flag}", type=arguments.share, default=None, metavar="P", help=text
         )
+    text = (
+        "milliseconds to reach in the --for engine, or share of the full network's to save (30%%)"
+    )
+    parse = LatencyTarget.parse
+    share.add_argument("--target-latency", type=parse, default=None, metavar="MS", help=text)
+    text = "keep channels with γ = 0 where measurements in this engine are faster with them"
+    add("--for", dest="engine", choices=ENGINES, default=None, help=text)
+    text = "images per call in these measurements (default 1)"
+    add("--batch-size", type=count, default=None, metavar="N", help=text)
     text = "size of a channel: |γ| (default), or the ℓ1 norm of its filter, scaled by layer"
     add("--criterion", choices=("gamma", "filters"), default="gamma", help=text)
     text = "factor whose zeros are removed, one of the checkpoint's (default: by method)"
@@ -98,6 +111,13 @@ def prune(kind: str | None, argv: list[str] | None = None) -> None:
     """Runs the command; a ``kind`` as "vgg" only prunes checkpoints of this family."""
     argv = sys.argv[1:] if argv is None else argv
     args = parser(kind).parse_args(argv)
+    if args.engine:
+        require(args.engine)
+        if args.round_to > 1:
+            raise InputError("--for chooses the widths by measuring: leave --round-to out")
+    elif args.batch_size or args.target_latency:
+        flag = "--batch-size" if args.batch_size else "--target-latency"
+        raise InputError(f"{flag} is of measurements: name the engine, as --for onnxruntime")
     if args.arch is not None:
         prune_state_dict(args)
     elif hasattr(args, "size"):
@@ -147,7 +167,7 @@ def prune_checkpoint(kind: str | None, args: argparse.Namespace, argv: list[str]
     batches = test_batches(data, vars(args), pick_device(args.no_cuda))
     labels = batches.labels.cpu()
     predictions = [predict(n.model, batches) for n in (network, pruning.masked, written)]
-    targeted = (args.target_flops, args.target_params) != (None, None)
+    targeted = any((args.target_flops, args.target_params, args.target_latency))
     row: dict[str, Any] = {
         "model": files.recorded(output),
         "run": loaded.run_name or run_name_of(path),
@@ -168,7 +188,13 @@ def prune_checkpoint(kind: str | None, args: argparse.Namespace, argv: list[str]
         "keep": " ".join(f"{layer}={share:g}" for layer, share in args.keep),
         "skip": " ".join(args.skip),
         "round_to": args.round_to if args.round_to > 1 else None,
+        "target_latency": args.target_latency,
+        "engine": args.engine,
+        "engine_batch_size": args.batch_size,
     }
+    if pruning.milliseconds is not None:
+        times = (f"{ms:.4g}" for ms in pruning.milliseconds)
+        row |= dict(zip(("milliseconds", "milliseconds_slim"), times, strict=True))
     row |= report.of_original(loaded.network, pruning.with_whole_streams)
     report.print_layers(network, pruning.masks)
     report.print_sizes(row, network, pruning.masks, pruning.rounded)
@@ -176,7 +202,7 @@ def prune_checkpoint(kind: str | None, args: argparse.Namespace, argv: list[str]
     print_remarks(predictions, labels, data.classes)
     if text := report.told_apart(selector.scores, zeros, torch.cat(pruning.chosen)):
         note(f"note: {text}")
-    if mask != "gamma":
+    if mask != "gamma" and not args.engine:
         with suppress(InputError):  # the target may be out of reach
             other = selector.select(is_zero(factors["gamma"]))
             small = other.with_whole_streams
@@ -254,11 +280,12 @@ def advise(
 ) -> None:
     """Says why the command of these ``words`` removed nothing, and prints commands that would."""
     zeros = {name: int(is_zero(factor).sum()) for name, factor in factors.items()}
-    targeted = (args.target_flops, args.target_params) != (None, None)
-    if zeros[mask] or args.percent or args.target_flops or args.target_params:
+    targeted = any((args.target_flops, args.target_params, args.target_latency))
+    if zeros[mask] or args.percent or targeted:
         limited = args.keep or args.skip or args.round_to > 1
         limits = "the limits keep" if limited else "every layer keeps a channel:"
         limits = f"--adjust {args.adjust:g} keeps" if args.adjust else limits
+        limits = f"--for {args.engine} keeps" if args.engine else limits
         note(f"nothing was pruned: {limits} all that is zero or small, or the share is too small")
         return
     ways = ["train with -sr and a larger --lambda or more epochs"] if is_full else []
@@ -267,9 +294,8 @@ def advise(
         ways = ["train for more epochs"] if is_full else []
         ways.append(f"prune the {zeros[other]} channels whose {other} is zero")
         print(f"next, where {other} is zero: {format_command(*words, '--mask', other)}")
-    if not targeted:
-        ways.append("choose a share of the channels with --percent")
-        print(f"next, a share of the channels: {format_command(*words, '--percent', '0.5')}")
+    ways.append("choose a share of the channels with --percent")
+    print(f"next, a share of the channels: {format_command(*words, '--percent', '0.5')}")
     left = "" if is_full else " that is left"
     note(f"no scaling factor{left} is zero, so nothing was pruned: {', or '.join(ways)}")
 

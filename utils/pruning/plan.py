@@ -24,7 +24,7 @@ def plan(
 
     All ``zeros`` are removed and, counting these, the ``count`` channels of the smallest scores
     over all layers; never more than ``count`` unless more are zero. Of equal scores the smaller
-    bias is removed first, whose ReLU is silent more often, then the larger position relative to
+    bias is removed first, whose ReLU gives 0 more often, then the larger position relative to
     the layer's width.
 
     Args:

@@ -97,7 +97,10 @@ def told_apart(scores: Tensor, zeros: Tensor, kept: Tensor) -> str:
 
 @torch.no_grad()
 def kinds(network: Network, removal: Removal, masks: Sequence[Tensor]) -> dict[str, int]:
-    """Counts the removed channels that were silent, constant and alive.
+    """Counts the removed channels by kind.
+
+    ``silent`` ones have γ = 0 and give 0, ``constant`` ones have γ = 0 and give another constant,
+    ``alive`` ones have γ ≠ 0.
 
     Of batch norms that lose the same channels, a channel is dead if γ is 0 in one of them, and the
     last one's output counts.
@@ -151,19 +154,28 @@ def print_layers(network: Network, masks: Sequence[Tensor]) -> None:
         )
 
 
-def print_sizes(row: Row, network: Network, masks: Sequence[Tensor], rounded: int) -> None:
-    """Prints the figures of :func:`sizes`, and the channels that are kept though they are 0."""
+def print_sizes(
+    row: Row, network: Network, masks: Sequence[Tensor], rounded: Mapping[str, Tensor]
+) -> None:
+    """Prints the figures of :func:`sizes`, and the channels that are kept though they are 0.
+
+    Args:
+        rounded: {flag: bool [channels]}: channels that are kept for speed only.
+    """
     for key in COUNTED:
         kept, share = row[f"{key}_kept"], row[f"{key}_pruned_percent"]
         print(f"{key}: {row[key]:,} -> {kept:,}, {share} % pruned")
     if row["batch_norm_channels"] != row["channels"]:
         share = row["batch_norm_channels_pruned_percent"]
         print(f"of all {row['batch_norm_channels']:,} channels of batch norms: {share} % pruned")
-    if rounded:
-        print(f"kept for --round-to: {rounded} channels")
+    other = torch.cat([*masks])
+    for flag, kept in rounded.items():
+        print(f"kept for {flag}: {int(kept.sum())} channels")
+        other &= ~kept
     zeros = [is_zero(bn.weight.detach().cpu()) for bn in network.norms.values()]
-    if kept := sum(int((zero & mask).sum()) for zero, mask in zip(zeros, masks, strict=True)):
-        print(f"kept with γ = 0: {kept} channels, as carriers of constants or by a limit")
+    if count := int((torch.cat(zeros) & other).sum()):
+        besides = " besides" * bool(rounded)
+        print(f"kept{besides} with γ = 0: {count} channels, as carriers of constants or by a limit")
 
 
 def print_report(row: Row, network: Network) -> None:
@@ -181,7 +193,7 @@ def print_report(row: Row, network: Network) -> None:
         )
     for key, flag in (("parameters", "params"), ("flops", "flops")):
         if (target := row[f"target_{flag}"]) is not None:
-            print(f"--target-{flag} {target:g}: {pruned[key]} % of the {key} are pruned")
+            print(f"--target-{flag} {100 * target:g} %: {pruned[key]} % of the {key} are pruned")
     original = [row[f"original_{key}_pruned_percent"] for key in COUNTED]
     if original != [row[f"{key}_pruned_percent"] for key in COUNTED]:
         shares = (f"{share} % of the {key}" for key, share in zip(COUNTED, original, strict=True))
@@ -202,13 +214,18 @@ def print_report(row: Row, network: Network) -> None:
     if row["silent"] and row["constant"] == row["alive"] == 0:
         same = row["difference_masked"] == "0" and row["changed_slim"] == 0
         same &= float(row["difference_slim"]) <= ROUNDING * float(row["largest_logit"])
-        print("lossless: every removed channel was silent" if same else "NOT LOSSLESS: report this")
+        print(
+            "lossless: every removed channel gave 0 for all inputs"
+            if same
+            else "NOT LOSSLESS: report this"
+        )
 
 
 def print_kinds(row: Row) -> None:
+    changed = " (outputs may change)" if row["alive"] else ""
     print(
-        f"removed channels: {row['silent']} silent, {row['constant']} emitting a constant (folded),"
-        f" {row['alive']} alive"
+        f"removed channels: {row['silent']} with γ = 0 and output 0, {row['constant']} with γ = 0"
+        f" and another constant output (folded), {row['alive']} with γ ≠ 0{changed}"
     )
 
 

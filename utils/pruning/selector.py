@@ -3,7 +3,7 @@
 import argparse
 import copy
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -11,9 +11,11 @@ from torch import Tensor
 
 from netslim.choice import limit, matching
 from netslim.surgery import Removal
-from utils.console import InputError
+from utils.console import InputError, note
+from utils.device import pick_device
 from utils.methods.base import count_of
 from utils.network import Network, with_weights
+from utils.pruning.latency import Search
 from utils.pruning.plan import apply_plan, filter_sizes, plan
 from utils.pruning.report import cost_of
 
@@ -28,13 +30,15 @@ class Pruning:
         masked: the network with γ = 0 in the channels that are removed.
         removal: how they are removed.
         chosen: bool [channels] for each batch norm, True where a channel was chosen to be kept.
-        rounded: number of channels that are kept for --round-to only.
+        rounded: {flag: bool [channels]}: channels that are kept for speed only.
+        milliseconds: of the network and of the pruned one, if they were measured.
     """
 
     masked: Network
     removal: Removal
     chosen: list[Tensor]
-    rounded: int
+    rounded: dict[str, Tensor]
+    milliseconds: tuple[float, float] | None = None
 
     @property
     def masks(self) -> list[Tensor]:
@@ -92,10 +96,11 @@ class Selector:
         """Removes ``zeros`` (bool [channels]) and others, ``count`` in all, within the limits."""
         network, args = self.network, self.args
         norms = list(network.norms.values())
-        chosen, rounded = plan(norms, zeros, count, self.scores, args.adjust, self.ties), 0
-        folded = self._foldable(chosen) if self.fold else zeros
+        chosen = plan(norms, zeros, count, self.scores, args.adjust, self.ties)
+        rounded = {}
         if args.keep or args.skip or args.round_to > 1:
             ones = [torch.ones_like(mask) for mask in chosen]
+            folded = self._foldable(chosen) if self.fold else zeros
             silent = self._masked(ones, folded, drop_bias=True).model
             limited = limit(
                 network.graph,
@@ -105,11 +110,17 @@ class Selector:
                 model=silent,
             )
             masks = limit(network.graph, limited, round_to=args.round_to, model=silent)
-            rounded = sum(int((masks[n] & ~limited[n]).sum()) for n in masks)
             chosen = list(masks.values())
+            rounded["--round-to"] = torch.cat(chosen) & ~torch.cat(list(limited.values()))
+        return self._pruning(zeros, chosen, rounded)
+
+    def _pruning(
+        self, zeros: Tensor, chosen: list[Tensor], rounded: dict[str, Tensor] | None = None
+    ) -> Pruning:
+        folded = self._foldable(chosen) if self.fold else zeros
         masked = self._masked(chosen, folded)
-        removal = masked.plan(chosen, streams=args.layout != "released")
-        return Pruning(masked, removal, chosen, rounded)
+        removal = masked.plan(chosen, streams=self.args.layout != "released")
+        return Pruning(masked, removal, chosen, rounded or {})
 
     def _foldable(self, masks: list[Tensor]) -> Tensor:
         """Returns the channels that can be removed with their bias: not before a gate, say."""
@@ -134,24 +145,57 @@ class Selector:
     def select(self, zeros: Tensor) -> Pruning:
         """Removes ``zeros`` and the share of --percent, or the fewest channels for the target.
 
+        With --for, channels are kept nevertheless where that is faster.
+
         Raises:
             InputError: the target is out of reach.
         """
-        channels = int(self.scores.isfinite().sum())
-        flag = next((x for x in TARGETS if getattr(self.args, f"target_{x}") is not None), None)
-        if flag is None:
-            return self.remove(zeros, count_of(self.args.percent, channels))
-        target, unit = getattr(self.args, f"target_{flag}"), TARGETS[flag]
-        full = getattr(cost_of(self.network), unit)
+        args, search = self.args, None
+        if args.engine:
+            device = pick_device(args.no_cuda)
+            search = Search(self.network, args.engine, args.batch_size or 1, device)
+        pruning = self.remove(zeros, self._count(zeros, search))
+        if search is None:
+            return pruning
 
-        def saved(count: int) -> float:
-            return 1 - getattr(cost_of(self.remove(zeros, count).pruned), unit) / full
+        def build(masks: list[Tensor]) -> Network:
+            return self._pruning(zeros, masks).pruned
+
+        masks, times = search.fastest(pruning.chosen, pruning.masked.model, build)
+        target = args.target_latency
+        if target and 1 - times[1] / times[0] < target.share_of(times[0]):
+            note(f"note: the last measurement misses --target-latency {target}: times vary")
+        kept = {f"--for {args.engine}": torch.cat(masks) & ~torch.cat(pruning.chosen)}
+        return replace(self._pruning(zeros, masks, kept), milliseconds=times)
+
+    def _count(self, zeros: Tensor, search: Search | None) -> int:
+        """Returns how many channels are removed: for a target, the fewest that reach it."""
+        args, channels = self.args, int(self.scores.isfinite().sum())
+        flags = [*TARGETS, "latency"]
+        flag = next((x for x in flags if getattr(args, f"target_{x}") is not None), None)
+        if flag is None:
+            return count_of(args.percent, channels)
+        if search is not None and flag == "latency":
+            counts, unit = range(0, channels + 1, max(1, channels // 100)), "milliseconds"
+            target = args.target_latency.share_of(search.full_milliseconds)
+
+            def saved(count: int) -> float:
+                pruning = self.remove(zeros, count)
+                chosen, model = pruning.chosen, pruning.masked.model
+                return 1 - search.best_rule(chosen, model, lambda x: self._pruning(zeros, x).pruned)
+        else:
+            counts, unit = range(channels + 1), TARGETS[flag]
+            full, target = getattr(cost_of(self.network), unit), getattr(args, f"target_{flag}")
+
+            def saved(count: int) -> float:
+                return 1 - getattr(cost_of(self.remove(zeros, count).pruned), unit) / full
 
         # Removing more channels never costs more: a binary search finds the smallest number.
-        count = bisect_left(range(channels + 1), target, key=saved)
-        if count > channels:
+        index = bisect_left(counts, target, key=saved)
+        if index == len(counts):
             raise InputError(
-                f"--target-{flag} {target:g} is out of reach: with the fewest channels that every"
-                f" layer may have {saved(channels):.4f} of the {unit} are removed"
+                f"--target-{flag} {getattr(args, f'target_{flag}')} is out of reach: with the"
+                f" fewest channels that every layer may have {saved(counts[-1]):.4f} of the {unit}"
+                " are removed"
             )
-        return self.remove(zeros, count)
+        return counts[index]

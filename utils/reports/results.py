@@ -245,7 +245,7 @@ class Result(Training):
             if row["mask"] == method.pruned_by
             and row.get("criterion", "") in ("", "gamma")
             and row.get("adjust", "") in ("", "0.0")
-            and not any(map(row.get, ("keep", "skip", "round_to")))
+            and not any(map(row.get, ("keep", "skip", "round_to", "engine")))
         ]
 
         def near(column: str, percent: float, tolerance: float) -> list[Row]:

@@ -1,0 +1,174 @@
+"""prune --for: all forms answer as the masked network does, and the fastest is written."""
+
+import io
+import re
+from functools import partial
+
+import onnxruntime
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_prune_commands import MODELS, prune, pruned_model, random_model, record, save  # noqa: F401
+
+from netslim.selection import selections
+from utils.bench import engines
+from utils.methods.base import is_zero
+from utils.network import Network, restore
+from utils.paper.accounting import cost
+from utils.pruning import latency
+from utils.pruning.plan import plan
+
+images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+CPU = torch.device("cpu")
+OPTIONS = [latency.AS_MASKED, (8, False), (16, False), latency.ALL, *latency.WHOLE]
+
+
+def search(arch: str, depth: int) -> tuple[latency.Search, latency.Masks]:
+    """A search on a model with dead channels, silent and constant ones, and their masks."""
+    model = random_model(arch, depth, dead=0.6, positive=0.5)
+    network = Network(model, arch, depth, 32)
+    norms = list(network.norms.values())
+    return latency.Search(network, "torch", 1, CPU), plan(
+        norms, is_zero(torch.cat([bn.weight for bn in norms]))
+    )
+
+
+def build(network: Network, masks: latency.Masks) -> Network:
+    return network.remove(network.plan(masks))
+
+
+@pytest.mark.parametrize(("arch", "depth"), [*MODELS, ("resnet-basic", 8)])
+def test_every_form_answers_as_the_masked_network(arch, depth):
+    found, chosen = search(arch, depth)
+    network = found.network
+    expected = network.model(images).detach()
+
+    @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(st.tuples(*[st.sampled_from(OPTIONS)] * len(found.groups)))
+    def check(form):
+        form = tuple(
+            (n, whole and reads) for (n, whole), (*_, reads) in zip(form, found.groups, strict=True)
+        )
+        masks = found.masks(chosen, network.model, form)
+        assert all(bool((new | ~old).all()) for new, old in zip(masks, chosen, strict=True))
+        small = build(network, masks)
+        selecting = {name for name, _ in selections(small.model)}
+        for name, mask in zip(network.norms, masks, strict=True):
+            multiple, whole = form[found.group_of[name]]
+            assert multiple or mask.all()
+            assert not (whole and name in selecting)
+            if multiple and not whole and len(mask) % 16 == 0:
+                width = len(small.model.get_submodule(name + ".norm" * (name in selecting)).bias)
+                assert width % multiple == 0
+        file = io.BytesIO()
+        torch.save(small.model.state_dict(), file)
+        file.seek(0)
+        loaded = restore(torch.load(file), arch, 32, depth).model.eval()
+        session = onnxruntime.InferenceSession(engines.to_onnx(small.model, images))
+        (logits,) = session.run(None, {"images": images.numpy()})
+        for answers in (small.model(images), loaded(images), torch.from_numpy(logits)):
+            torch.testing.assert_close(answers, expected, rtol=1e-3, atol=1e-4)
+
+    with torch.no_grad():
+        check()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Has models take the milliseconds that a function says."""
+
+    def use(milliseconds) -> None:
+        monkeypatch.setattr(latency, "prepare", lambda engine, model, images: model)
+        monkeypatch.setattr(latency, "milliseconds", lambda calls, *_: [*map(milliseconds, calls)])
+
+    return use
+
+
+def millions_of_flops(model: torch.nn.Module) -> float:
+    return cost(model).flops / 1e6
+
+
+def test_the_fastest_form_mixes_options_by_group(clock, capsys):
+    """An engine that is slow in odd widths at 32×32, and otherwise as fast as FLOPs say."""
+
+    def milliseconds(model):
+        widths = [m.num_features for n, m in model.named_modules() if n.endswith("bn2")]
+        return millions_of_flops(model) + 1000 * (widths[0] % 8 > 0)
+
+    clock(milliseconds)
+    found, chosen = search("resnet", 11)
+    masks, (full, pruned) = found.fastest(
+        chosen, found.network.model, lambda masks: build(found.network, masks)
+    )
+    kept = {n: int(x.sum()) for n, x in zip(found.network.norms, masks, strict=True)}
+    cut = {n: int(x.sum()) for n, x in zip(found.network.norms, chosen, strict=True)}
+    assert kept["layer1.0.bn2"] == 7 > cut["layer1.0.bn2"]  # and a carrier
+    assert kept["layer2.0.bn2"] == cut["layer2.0.bn2"]
+    assert pruned == milliseconds(build(found.network, masks).model) < full
+    assert "layer2 at 32×32, inner: as masked *" in capsys.readouterr().out
+
+
+def test_all_channels_are_kept_where_no_form_is_faster(clock, capsys):
+    clock(lambda model: -millions_of_flops(model))
+    found, chosen = search("vgg", 11)
+    masks, (full, pruned) = found.fastest(
+        chosen, found.network.model, lambda masks: build(found.network, masks)
+    )
+    assert full == pruned and all(mask.all() for mask in masks)
+    assert "no form is faster in torch than full width" in capsys.readouterr().err
+
+
+def test_the_command_writes_the_form_without_loss(prune, tmp_path, monkeypatch, capsys):  # noqa: F811
+    once = partial(engines.milliseconds, repeats=1)
+    monkeypatch.setattr(latency, "milliseconds", lambda calls, device, *_: once(calls, device))
+    model = random_model("resnet", 11, dead=0.6)
+    path = save(tmp_path / "net.pth.tar", model, "resnet", 11)
+    assert prune("resnet", path, "--for", "onnxruntime", "--batch-size", 2) == 0
+    printed, row = capsys.readouterr().out, record(tmp_path)
+    assert re.search(r"^full width +100\.0 % +[\d.]+ +1\.00$", printed, re.M)
+    if row["milliseconds"] != row["milliseconds_slim"]:  # on a machine where a form is faster
+        assert re.search(r"^kept for --for onnxruntime: \d+ channels$", printed, re.M)
+        assert "lossless" in printed
+    assert (row["engine"], row["engine_batch_size"]) == ("onnxruntime", "2")
+    with torch.no_grad():
+        expected = model(images)
+        torch.testing.assert_close(pruned_model(tmp_path)(images), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("target", ["40%", "20"])
+def test_a_latency_target_is_met_with_few_channels(target, prune, clock, tmp_path):  # noqa: F811
+    clock(millions_of_flops)
+    model = random_model("resnet", 11, dead=0)
+    path = save(tmp_path / "net.pth.tar", model, "resnet", 11)
+    flags = ("--for", "torch", "--target-latency", target)
+    assert prune("resnet", path, *flags) == 0
+    row, full = record(tmp_path), millions_of_flops(model)
+    wanted = 0.6 * full if target == "40%" else 20
+    assert 0.95 * wanted < float(row["milliseconds_slim"]) <= wanted
+    assert row["target_latency"] == target and row["percent"] == ""
+
+
+BAD = {
+    "--for torch --round-to 8": "leave --round-to out",
+    "--for openvino": r"openvino is not installed: .* -m pip install .*openvino",
+    "--batch-size 64": "name the engine, as --for onnxruntime",
+    "--target-latency 50%": "name the engine, as --for onnxruntime",
+    "--for torch --target-latency 100%": "'100%' is not a share below 100%",
+    "--for torch --target-latency 1e-9": "--target-latency 1e-09 is out of reach",
+}
+
+
+@pytest.mark.parametrize("flags", BAD)
+def test_bad_flags_are_refused(flags, prune, clock, tmp_path, monkeypatch, capsys):  # noqa: F811
+    find = engines.find_spec
+    monkeypatch.setattr(engines, "find_spec", lambda n: None if n == "openvino" else find(n))
+    clock(millions_of_flops)
+    path = save(tmp_path / "net.pth.tar", random_model("vgg", 11, 0.5), "vgg", 11)
+    try:
+        status = prune("vgg", path, *flags.split())
+    except SystemExit as error:  # of the parser
+        status = error.code
+    assert status == 2
+    assert re.search(BAD[flags], capsys.readouterr().err)
+    assert [p.name for p in tmp_path.iterdir()] == ["net.pth.tar"]

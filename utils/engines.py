@@ -1,0 +1,107 @@
+"""Inference engines, and the time that models take in them."""
+
+import copy
+import io
+import statistics
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor, nn
+
+from utils.console import InputError
+from utils.device import Execution, time_call
+from utils.shell import format_command
+
+Call = Callable[[], object]
+# Engines and the packages that they need.
+ENGINES: dict[str, tuple[str, ...]] = {
+    "onnxruntime": ("onnx", "onnxruntime"),
+    "torch": (),
+    "torch-bf16": (),
+    "openvino": ("onnx", "openvino"),
+}
+LEAST, MOST = 5, 30  # measurements of each call
+
+
+def missing(engine: str) -> list[str]:
+    """Returns the packages of ``engine`` that are not installed."""
+    return [package for package in ENGINES[engine] if find_spec(package) is None]
+
+
+def require(engine: str) -> None:
+    """Raises InputError if ``engine`` is not installed."""
+    if packages := missing(engine):
+        install = format_command("-m", "pip", "install", *packages)
+        raise InputError(f"{engine} is not installed: {install}")
+
+
+def prepare(engine: str, model: nn.Module, images: Tensor) -> Call:
+    """Returns a call that runs ``model`` on ``images`` [n, 3, size, size] in ``engine``.
+
+    torch runs on the images' device, in the memory format that is faster for this model; the other
+    engines run on the CPU, in float32 and with as many threads as torch.
+    """
+    if engine in ("torch", "torch-bf16"):
+        dtype = torch.bfloat16 if engine == "torch-bf16" else torch.float32
+        formats = [Execution(images.device, channels_last=last) for last in (False, True)]
+        calls = [_torch(model, images, execution, dtype) for execution in formats]
+        seconds = [min(time_call(call, images.device) for _ in range(3)) for call in calls]
+        return calls[seconds.index(min(seconds))]
+    content, threads, inputs = to_onnx(model, images), torch.get_num_threads(), images.cpu().numpy()
+    if engine == "onnxruntime":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        providers = ["CPUExecutionProvider"]
+        session = onnxruntime.InferenceSession(content, options, providers=providers)
+        return partial(session.run, None, {"images": inputs})
+    import openvino
+
+    core = openvino.Core()
+    # By default it computes in bfloat16 where the CPU can.
+    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    return partial(core.compile_model(core.read_model(content), "CPU", settings), inputs)
+
+
+def _torch(model: nn.Module, images: Tensor, execution: Execution, dtype: torch.dtype) -> Call:
+    placed = execution.place(copy.deepcopy(model).eval()).to(dtype)
+    images = images.to(dtype).contiguous(memory_format=execution.memory_format)
+    return torch.inference_mode()(partial(placed, images))
+
+
+def to_onnx(model: nn.Module, images: Tensor) -> bytes:
+    """Returns ``model`` as ONNX, for measurements.
+
+    torch's older exporter takes 0.3 s instead of the newer one's 5 to 10, and engines make the same
+    graph of both.
+    """
+    file, model = io.BytesIO(), copy.deepcopy(model).cpu().eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, (images.cpu(),), file, dynamo=False, input_names=["images"])  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+def in_turn(
+    calls: Sequence[Call], device: torch.device, repeats: int, warm_up: int = 1
+) -> list[list[float]]:
+    """Seconds of each of ``calls``, made in turn ``repeats`` times after ``warm_up`` rounds."""
+    rounds = [[time_call(call, device) for call in calls] for _ in range(warm_up + repeats)]
+    return [list(seconds) for seconds in zip(*rounds[warm_up:], strict=True)]
+
+
+def milliseconds(
+    calls: Sequence[Call], device: torch.device, repeats: int | None = None
+) -> list[float]:
+    """Returns the median milliseconds of each of ``calls``, made in turn.
+
+    By default each is measured for about half a second, 5 to 30 times.
+    """
+    if repeats is None:
+        (warm_up,) = zip(*in_turn(calls, device, 1), strict=True)
+        repeats = min(MOST, max(LEAST, int(0.5 * len(calls) / sum(warm_up))))
+    return [1000 * statistics.median(seconds) for seconds in in_turn(calls, device, repeats)]
