@@ -24,16 +24,16 @@ from torch import Tensor
 
 import netslim
 from utils import console
-from utils.atomic import file_lock
 from utils.console import InputError, Progress, Signals, note
+from utils.cost import cost
 from utils.data.batches import Batches
 from utils.data.datasets import load
 from utils.data.streaming import test_batches
 from utils.device import Execution, pick_device
 from utils.files.init_from import InitFrom, config_from_checkpoint
+from utils.files.locks import file_lock
 from utils.files.paths import DEFAULT_FOLDER
 from utils.flags.parser import parser, runtime_argv
-from utils.paper.accounting import cost
 from utils.reports.listing import listing
 from utils.shell import format_command
 from utils.training import logs

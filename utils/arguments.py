@@ -1,20 +1,11 @@
-"""Command-line flags, their value types, and a parser with one-line errors."""
+"""Command-line flags and their value types."""
 
 import argparse
 import math
 import os
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, NoReturn
-
-from utils.console import printable
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse's parser; control characters in its error messages are escaped."""
-
-    def error(self, message: str) -> NoReturn:
-        super().error(printable(message))
+from typing import Any
 
 
 @dataclass(frozen=True)

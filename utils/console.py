@@ -1,5 +1,6 @@
-"""Exit statuses, one-line errors, notes, signals and progress of all commands."""
+"""Parser, exit statuses, one-line errors, notes, signals and progress of all commands."""
 
+import argparse
 import io
 import os
 import re
@@ -7,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
@@ -16,6 +17,13 @@ ONE_VALUE = "more than 1 value per channel"  # in torch's error for a batch norm
 SIGPIPE_STATUS = 141  # what a shell reports for a command that SIGPIPE ended
 # tqdm shortens the bar and then cuts off the end, so the important numbers come first.
 BAR = "{desc}: |{bar}| {n_fmt}/{total_fmt}{postfix}, {rate_fmt}"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's parser; control characters in its error messages are escaped."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
 
 
 class InputError(Exception):

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from netslim.weights import Compression
-from utils import arguments, console
-from utils.atomic import atomic_write, check_writable
+from utils import console
+from utils.atomic import atomic_write
 from utils.console import InputError, note
 from utils.data.datasets import IMAGENET
 from utils.data.image_folder import shorter_side
 from utils.files import checkpoint, sparse
+from utils.files.locks import check_writable
 from utils.shell import format_command
 
 TOLERANCE = 1e-3  # of a logit
@@ -46,7 +47,7 @@ class Normalised(nn.Module):
 
 
 def parser() -> argparse.ArgumentParser:
-    p = arguments.Parser(
+    p = console.Parser(
         prog="python -m utils.export",
         description="Export a checkpoint as ONNX, as a torch.export program, or sparse.",
     )

@@ -19,11 +19,11 @@ from torchvision import transforms
 
 from own_pictures import epoch_of, one_line, save
 from utils import console
-from utils.atomic import file_lock
 from utils.console import InputError
 from utils.data.batches import Batches
 from utils.data.datasets import IMAGENET_NORM, Dataset, load_dataset
 from utils.data.streaming import StreamedBatches, batches_of
+from utils.files.locks import file_lock
 from utils.training.distributed import ProcessGroup
 from workshop import ROOT, error_line
 
@@ -290,7 +290,7 @@ def test_workers_ignore_ctrl_c_and_end_with_their_last_batch(varied: Path) -> No
 LOCK_AND_FORK = """
 import os, sys, time
 from pathlib import Path
-from utils.atomic import file_lock
+from utils.files.locks import file_lock
 
 with file_lock(Path(sys.argv[1])):
     if os.fork() == 0:

@@ -8,8 +8,8 @@ import pytest
 
 import main
 from runs import assert_same_run, rows, start, train
-from utils import atomic
 from utils.console import InputError, Interrupted
+from utils.files import locks
 
 FLAGS = ["--arch", "resnet", "--depth", "11", "--name", "net", "--epochs", "40"]
 
@@ -36,7 +36,7 @@ def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path, picture
 
 
 def test_a_refused_run_leaves_no_folder(tmp_path):
-    with pytest.raises(InputError), atomic.file_lock(tmp_path / "a" / "b" / "run.lock"):
+    with pytest.raises(InputError), locks.file_lock(tmp_path / "a" / "b" / "run.lock"):
         raise InputError("another error")
     assert list(tmp_path.iterdir()) == []
 
@@ -52,7 +52,7 @@ def test_without_locks_a_note_is_printed(missing, tmp_path, monkeypatch, capsys)
         monkeypatch.setitem(sys.modules, "fcntl", None)
     else:
         monkeypatch.setattr(fcntl, "flock", fails)
-    with atomic.file_lock(tmp_path / "run.lock"):
+    with locks.file_lock(tmp_path / "run.lock"):
         pass
     assert capsys.readouterr().err.count("no file locks") == 1
 
@@ -60,11 +60,11 @@ def test_without_locks_a_note_is_printed(missing, tmp_path, monkeypatch, capsys)
 def test_a_lock_file_of_a_killed_process_is_ignored(tmp_path):
     lock = tmp_path / "run.lock"
     lock.touch()
-    with atomic.file_lock(lock):
-        with pytest.raises(InputError), atomic.file_lock(lock):
+    with locks.file_lock(lock):
+        with pytest.raises(InputError), locks.file_lock(lock):
             pass
-        assert lock.exists() and atomic.is_locked(lock)
-    assert not lock.exists() and not atomic.is_locked(lock)
+        assert lock.exists() and locks.is_locked(lock)
+    assert not lock.exists() and not locks.is_locked(lock)
 
 
 def test_a_listing_does_not_stop_a_training(tmp_path):
@@ -76,8 +76,8 @@ def test_a_listing_does_not_stop_a_training(tmp_path):
     fcntl.flock(listing, fcntl.LOCK_SH)
     timer = threading.Timer(0.2, listing.close)
     timer.start()
-    with atomic.file_lock(lock):
-        assert atomic.is_locked(lock)
+    with locks.file_lock(lock):
+        assert locks.is_locked(lock)
     timer.join()
 
 

@@ -9,8 +9,8 @@ from torch import nn
 from models import build_model
 from netslim import ChannelSelection
 from released import batch_norms
+from utils.cost import Cost, cost
 from utils.network import fresh, restore
-from utils.paper.accounting import Cost, cost
 
 SMALL = [("vgg", 11), ("resnet", 11), ("densenet", 10), ("resnet-basic", 8)]
 COSTS = {

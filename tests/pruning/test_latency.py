@@ -13,9 +13,9 @@ from test_prune_commands import MODELS, prune, pruned_model, random_model, recor
 
 from netslim.selection import selections
 from utils.bench import engines
+from utils.cost import cost
 from utils.methods.base import is_zero
 from utils.network import Network, restore
-from utils.paper.accounting import cost
 from utils.pruning import latency
 from utils.pruning.plan import plan
 

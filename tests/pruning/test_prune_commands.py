@@ -16,13 +16,13 @@ from models import build_model
 from released import batch_norms
 from runs import train
 from utils import console
+from utils.cost import cost
 from utils.files import checkpoint
 from utils.files.init_from import InitFrom
 from utils.files.legacy_formats import to_released
 from utils.flags.config import Config
 from utils.flags.parser import parser
 from utils.network import Network
-from utils.paper.accounting import cost
 from utils.training import build
 
 MODELS = [("vgg", 11), ("resnet", 11), ("densenet", 7)]

@@ -20,11 +20,11 @@ import released
 from models import build_model
 from runs import train
 from utils import console
+from utils.cost import cost
 from utils.files import checkpoint
 from utils.files.legacy_formats import expanded, to_compact, to_released
 from utils.methods.base import is_zero
 from utils.network import Network, fresh, restore, with_weights
-from utils.paper.accounting import cost
 from utils.pruning.plan import apply_plan, plan
 
 MODELS = [("vgg", 11), ("resnet", 20), ("densenet", 10), ("resnet-basic", 8)]

@@ -7,9 +7,9 @@ import pytest
 import main
 import recorded
 from utils import console
-from utils.atomic import file_lock
 from utils.files import checkpoint, records
 from utils.files.checkpoint import Checkpoint
+from utils.files.locks import file_lock
 from utils.files.paths import PRUNED, REFINED, RunPaths
 from utils.flags.config import Config
 from utils.network import fresh

@@ -9,7 +9,7 @@ from PIL import Image
 import main
 import vgg_prune
 from runs import command, train
-from utils.training.classes import PerClass, class_counts
+from utils.data.classes import PerClass, class_counts
 
 NAMES = ("cat", "dog", "eel")
 DIGITS = tuple("0123456789")

@@ -7,10 +7,11 @@ import torch
 
 import main
 from runs import assert_same, command, rows
-from utils import device
-from utils.device import Execution, build_execution
+from utils.device import Execution
 from utils.files import checkpoint
 from utils.network import fresh
+from utils.training import precision as precisions
+from utils.training.precision import build_execution
 
 NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 7)]
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -28,14 +29,14 @@ def run(folder: Path, pictures: Path, *flags: object) -> Path:
 @pytest.fixture
 def measured(monkeypatch) -> list[tuple[str, bool]]:
     """What was measured; bfloat16 is found to be the fastest, after real steps."""
-    calls, step_seconds = [], device._step_seconds
+    calls, step_seconds = [], precisions._step_seconds
 
     def seconds(execution: Execution, *args: object) -> float:
         calls.append((execution.precision, execution.channels_last))
         step_seconds(execution, *args)
         return {"bf16": 1.0, "fp32": 2.0}[execution.precision]
 
-    monkeypatch.setattr(device, "_step_seconds", seconds)
+    monkeypatch.setattr(precisions, "_step_seconds", seconds)
     return calls
 
 

@@ -17,12 +17,12 @@ from models.registry import ARCHITECTURES
 from own_pictures import save
 from runs import assert_same, assert_same_run, command, kill_and_resume, rows, start, train
 from utils import export
+from utils.cost import cost
 from utils.data.datasets import CIFAR_NORM, IMAGENET_NORM, load_dataset
 from utils.data.streaming import batches_of
 from utils.device import Execution
 from utils.files import checkpoint
 from utils.flags.config import Config
-from utils.paper.accounting import cost
 from utils.training.step import evaluate
 from workshop import Refused, Workshop
 

@@ -16,17 +16,13 @@ import torch.nn.functional as F
 from torch.optim import SGD
 
 from main import train_step
-from utils import arguments, console
+from utils import console
 from utils.arguments import positive_int
 from utils.console import InputError
+from utils.cost import cost
 from utils.data.batches import Batches
 from utils.data.datasets import Dataset, load_dataset
-from utils.device import (
-    be_deterministic,
-    build_execution,
-    fastest_precision,
-    pick_device,
-)
+from utils.device import be_deterministic, pick_device
 from utils.engines import ENGINES, in_turn, milliseconds, missing, prepare
 from utils.files import checkpoint
 from utils.files.checkpoint import Checkpoint
@@ -34,10 +30,10 @@ from utils.files.paths import RunPaths
 from utils.flags.config import Config
 from utils.methods.released import LayerByLayer
 from utils.network import empty
-from utils.paper.accounting import cost
 from utils.paper.settings import BATCH_SIZE, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, recipe
 from utils.training.build import build_network
 from utils.training.distributed import SINGLE_PROCESS
+from utils.training.precision import build_execution, fastest_precision
 from utils.training.trainer import Trainer
 
 NETWORKS = ("vgg-19", "resnet-20", "densenet-40", "resnet-164")
@@ -45,7 +41,7 @@ IMAGES, GPU_IMAGES = 640, 10_000  # per epoch
 
 
 def parser() -> argparse.ArgumentParser:
-    p = arguments.Parser(prog="python -m utils.bench", description=__doc__)
+    p = console.Parser(prog="python -m utils.bench", description=__doc__)
     compared = "two checkpoints: print the speed-up of inference of the second"
     p.add_argument("--compare", nargs=2, metavar=("FULL", "PRUNED"), help=compared)
     networks = f"networks to train (default {' '.join(NETWORKS)})"

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from utils import arguments, console
-from utils.atomic import check_writable
 from utils.console import InputError
 from utils.data.datasets import load
 from utils.device import PRECISIONS
 from utils.experiments import scheduler
 from utils.experiments.jobs import UNKNOWN, Experiment
 from utils.experiments.plan import Plan
+from utils.files.locks import check_writable
 from utils.files.paths import DEFAULT_FOLDER
 from utils.flags.config import Config
 from utils.methods import METHODS
@@ -176,7 +176,7 @@ def _sas_admm(
 
 
 def parser() -> argparse.ArgumentParser:
-    p = arguments.Parser(
+    p = console.Parser(
         prog="python -m utils.experiments.recipes",
         description="Train, prune and fine-tune what tables lack.",
     )

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from netslim.files import take
+from utils.cost import selecting_norms
 from utils.network import Network
-from utils.paper.accounting import selecting_norms
 
 State = dict[str, Tensor]
 EARLIER = ("vgg", "resnet", "densenet")  # architectures of the earlier programs

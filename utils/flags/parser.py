@@ -7,8 +7,8 @@ from typing import Any
 
 from models.torchvision_models import DEPTHS as TORCHVISION
 from utils import arguments
-from utils.arguments import Flag, Parser, positive_int
-from utils.console import InputError
+from utils.arguments import Flag, positive_int
+from utils.console import InputError, Parser
 from utils.flags.config import CORE_FLAGS, FILES, FLAGS, MODEL, PRUNING, TRAINING, Config
 from utils.methods import METHODS, defaults_of
 from utils.methods.slimming import BUDGETS

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from models import family
 from utils import arguments
-from utils.atomic import check_writable
-from utils.console import InputError, note
+from utils.console import InputError, Parser, note
 from utils.data.batches import Batches
+from utils.data.classes import PerClass, class_counts
 from utils.data.datasets import DATASETS, load
 from utils.data.streaming import test_batches
 from utils.device import pick_device
@@ -23,6 +23,7 @@ from utils.engines import ENGINES, require
 from utils.files import checkpoint, records
 from utils.files.init_from import config_from_checkpoint
 from utils.files.legacy_formats import EARLIER, State, expanded, to_released
+from utils.files.locks import check_writable
 from utils.files.paths import PRUNED, RunPaths, locate, run_name_of
 from utils.flags.config import FLAGS
 from utils.flags.parser import RUNTIME_FLAGS, runtime_argv
@@ -33,7 +34,6 @@ from utils.pruning.external import prune_state_dict
 from utils.pruning.latency import LatencyTarget
 from utils.pruning.selector import TARGETS, Pruning, Selector
 from utils.shell import format_command, path_argument
-from utils.training.classes import PerClass, class_counts
 
 
 def layer_share(text: str) -> tuple[str, float]:
@@ -46,7 +46,7 @@ def layer_share(text: str) -> tuple[str, float]:
 
 def parser(kind: str | None) -> argparse.ArgumentParser:
     # Defaults of settings that a checkpoint has, too, are suppressed.
-    p = arguments.Parser(
+    p = Parser(
         prog=f"{kind}_prune.py" if kind else "python -m utils.prune",
         description="Remove the channels with zero or small scaling factors from a model.",
         argument_default=argparse.SUPPRESS,

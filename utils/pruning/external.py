@@ -18,10 +18,11 @@ import netslim
 from netslim.files import take
 from netslim.graph import AnyBatchNorm
 from netslim.surgery import compare
-from utils.atomic import atomic_write, check_writable
+from utils.atomic import atomic_write
 from utils.console import InputError, note
 from utils.files import safe_load
 from utils.files.legacy_formats import State, find_state_dict, unwrap
+from utils.files.locks import check_writable
 from utils.files.paths import RunPaths
 from utils.methods.base import is_zero
 from utils.network import Network

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from netslim.surgery import Removal
+from utils.cost import Cost, cost
 from utils.files.legacy_formats import EARLIER, expanded
 from utils.methods.base import is_zero
 from utils.network import Network
-from utils.paper.accounting import Cost, cost
 
 ROUNDING = 1e-4  # differences below this share of the largest logit are rounding
 COUNTED = ("channels", "parameters", "flops")

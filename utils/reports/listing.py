@@ -3,10 +3,10 @@
 from collections.abc import Collection
 from pathlib import Path
 
-from utils.atomic import is_locked
 from utils.console import InputError, note
 from utils.files import paths, records
 from utils.files.init_from import latest_checkpoint
+from utils.files.locks import is_locked
 from utils.files.paths import RunPaths
 from utils.files.records import Row
 from utils.methods import METHODS

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from netslim.methods import is_zero
 from utils import arguments, console
-from utils.atomic import check_writable
 from utils.console import InputError
 from utils.files import checkpoint, records
+from utils.files.locks import check_writable
 from utils.files.paths import CHECKPOINT, DEFAULT_FOLDER, PRUNED, RunPaths
 from utils.files.records import Row
 from utils.methods import METHODS
@@ -156,7 +156,7 @@ def draw_gamma(axis: Any, gamma: Tensor) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = arguments.Parser(prog="python -m utils.reports.plots", description="Figures of runs.")
+    p = console.Parser(prog="python -m utils.reports.plots", description="Figures of runs.")
     folder = "folder of the runs (default logs)"
     p.add_argument("--save", type=Path, default=Path(DEFAULT_FOLDER), metavar="DIR", help=folder)
     run = (

@@ -15,8 +15,8 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from utils import arguments, console
-from utils.atomic import check_writable
+from utils import console
+from utils.files.locks import check_writable
 from utils.files.paths import DEFAULT_FOLDER
 from utils.methods import METHODS
 from utils.methods.base import Method
@@ -239,7 +239,7 @@ def omissions(result: Result) -> list[str]:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = arguments.Parser(
+    p = console.Parser(
         prog="python -m utils.reports.tables",
         description="The paper's tables, the published numbers beside those of the runs on record.",
     )

@@ -13,7 +13,7 @@ from utils.console import InputError, note
 from utils.data.batches import Batches
 from utils.data.datasets import Dataset, load
 from utils.data.streaming import WORKERS, batches_of
-from utils.device import Execution, be_deterministic, build_execution, fastest_precision
+from utils.device import Execution, be_deterministic
 from utils.files.checkpoint import Checkpoint
 from utils.files.init_from import InitFrom, check_not_overwriting
 from utils.flags.config import Config
@@ -22,6 +22,7 @@ from utils.methods import METHODS, penalties
 from utils.network import Network, empty, fresh
 from utils.paper.settings import drops
 from utils.training.distributed import ProcessGroup
+from utils.training.precision import build_execution, fastest_precision
 from utils.training.trainer import Trainer
 
 

@@ -13,11 +13,11 @@ import torch
 
 from models import pruner
 from netslim.weights import Compression
+from utils.data.classes import PerClass
 from utils.files import checkpoint, records, sparse
 from utils.flags.parser import runtime_argv
 from utils.methods.base import is_zero
 from utils.shell import ROOT, format_command, path_argument, relative_path
-from utils.training.classes import PerClass
 from utils.training.step import EvalMetrics, TrainMetrics
 from utils.training.trainer import Trainer
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from netslim.graph import AnyBatchNorm
 from utils.console import NonFiniteLoss
 from utils.data.batches import Batches
+from utils.data.classes import PerClass, class_counts
 from utils.device import Execution
 from utils.methods.base import Method
-from utils.training.classes import PerClass, class_counts
 from utils.training.distributed import SINGLE_PROCESS, ProcessGroup
 
 TOP_FIVE_ABOVE = 10  # top-five accuracy is reported for more classes than this

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from netslim.surgery import Removal
 from utils.console import Interrupted, NonFiniteLoss, PeerLost, note
+from utils.cost import cost
 from utils.data.batches import Batches
+from utils.data.classes import PerClass
 from utils.data.datasets import Dataset
 from utils.device import Execution
 from utils.files import checkpoint
@@ -21,9 +23,7 @@ from utils.flags.config import Config
 from utils.methods import method_of
 from utils.methods.base import is_zero
 from utils.network import Network
-from utils.paper.accounting import cost
 from utils.paper.settings import Schedule, learning_rate
-from utils.training.classes import PerClass
 from utils.training.cuda_graphs import CapturedSteps
 from utils.training.distributed import SINGLE_PROCESS, ProcessGroup
 from utils.training.removal import select_removable
