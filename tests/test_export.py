@@ -178,7 +178,8 @@ def batch_norms(model: torch.nn.Module) -> list[torch.nn.BatchNorm2d]:
 def run_readme_example(model: torch.nn.Module) -> None:
     """Prunes in place with Torch-Pruning."""
     text = (ROOT / "models/README.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (example,) = (block for block in blocks if "torch_pruning" in block)
     exec(example, {"model": model, "torch": torch})
 
 
