@@ -180,6 +180,14 @@ def test_only_missing_stages_are_planned_with_their_cost(missing, tmp_path, caps
     assert re.search(r"left: 1 trainings, 2 prunings, 2 fine-tunings, .* 2:47:40", out)
 
 
+def test_a_rehearsal_takes_a_part_of_the_images(missing):
+    commands = missing("table2a", "--subset", 50, "--scale", 2)
+    settings = [config_of(words) for words in commands if words[0] == "main.py"]
+    assert {(s.subset, s.test_subset, s.epochs) for s in settings if s.refine is None} == {
+        (50, 50, 2)
+    }
+
+
 def test_cost_without_measurements_is_unknown(tmp_path, capsys):
     assert command("small", "--save", tmp_path / "logs", "--dry-run") == 0
     assert capsys.readouterr().out.count("unknown") == 7  # six runs, and the sum

@@ -185,6 +185,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seeds", **seeds, help="seeds of the runs (default 1)")
     scale = "epochs instead of 160, with a larger λ for the same total shrinkage"
     p.add_argument("--scale", type=arguments.epochs, metavar="EPOCHS", help=scale)
+    subset = "number of training and of test images, to rehearse (with another --save)"
+    p.add_argument("--subset", type=arguments.positive_int, metavar="N", help=subset)
     folder = "folder of all files (default logs)"
     p.add_argument("--save", default=DEFAULT_FOLDER, metavar="DIR", help=folder)
     p.add_argument("--data", metavar="DIR", help="folder of the data set, as for main.py")
@@ -200,18 +202,23 @@ def main(argv: list[str] | None = None) -> None:
     chosen: dict[str, Experiment] = {}
     for e in (e for part in args.parts for e in experiments(part, args.scale)):
         e = replace(e, config=replace(e.config, data=args.data, precision=args.precision))
+        if args.subset is not None:
+            subset = {"subset": args.subset, "test_subset": args.subset}
+            e = replace(e, config=replace(e.config, **subset))
         if e.prunes or e.run(0) not in chosen:  # a run of Table 1 may also be in Table 2
             chosen[e.run(0)] = e
     folder, seeds = Path(args.save), dict.fromkeys(args.seeds)
     check_writable(folder)
     flags, gpus = (["--no-cuda"], []) if args.no_cuda else ([], scheduler.visible_gpus())
     plan = Plan(list(chosen.values()), seeds, folder, flags)
-    print(plan.overview(len(gpus)), flush=True)
+    overview = plan.overview(len(gpus))
     if args.dry_run:
         for words in (job.argv() for job in plan.jobs):
             comment = "# " if UNKNOWN in words else ""  # until the share is known
             print(f"{comment}{format_command(*words)}")
+        print(overview)
         return
+    print(overview, flush=True)
     names = ("dataset", "data", "size", "stream", "subset", "test_subset")
     for data in {itemgetter(*names)(job.experiment.config.to_dict()) for job in plan.jobs}:
         # Errors in the data are found here, and it is downloaded once, not by several processes.
