@@ -167,8 +167,9 @@ class Search:
         return f"{part} at {size}, {layers}: {'whole, ' * whole}{what}"
 
 
+@torch.no_grad()
 def _places(network: Network) -> dict[str, tuple[str, str]]:
-    """Returns the part of the model and the image size of each batch norm."""
+    """Returns the part of the model and the image size of each batch norm, in evaluation mode."""
     places = {}
 
     def see(name: str) -> Callable[..., None]:
