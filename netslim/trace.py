@@ -387,15 +387,15 @@ class _Recorder(TorchFunctionMode):
             )
             return Dim.of(function(*args, **kwargs), axes, self.used)
         args, kwargs = _evaluating(function, name, args, kwargs)
-        given = leaves((args, kwargs))
-        if not RECORDING.isdisjoint(map(type, given)):
+        arguments = leaves((args, kwargs))
+        if not RECORDING.isdisjoint(map(type, arguments)):
             args, kwargs = each(as_width if name in SPLITTING else as_plain, (args, kwargs))
-            given = leaves((args, kwargs))
+            arguments = leaves((args, kwargs))
             if name in SPLITTING:
-                self.trace.split |= {n.source for x in given for n in widths_in(x)}
-        inputs = [x for x in given if isinstance(x, Tensor)]
+                self.trace.split |= {n.source for x in arguments for n in widths_in(x)}
+        inputs = [x for x in arguments if isinstance(x, Tensor)]
         read = each(self._reference, (args, kwargs))
-        if not RECORDING.isdisjoint(map(type, given)):
+        if not RECORDING.isdisjoint(map(type, arguments)):
             args, kwargs = each(as_int, (args, kwargs))
         result, written = self._result(function, args, kwargs, inputs)
         made = [x for x in leaves(result) if isinstance(x, Tensor)]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_prune_commands import MODELS, prune, pruned_model, random_model, record, save  # noqa: F401
 
 from netslim.selection import selections
-from utils.bench import engines
+from utils import engines
 from utils.cost import cost
 from utils.methods.base import is_zero
 from utils.network import Network, restore

@@ -328,7 +328,7 @@ def test_a_target_counts_unused_stream_channels_and_other_figures_do_not(prune, 
     assert int(row["unread_flops"]) > 0
     share = f"{100 * (1 - left.flops / cost(model).flops):.2f}"
     assert float(share) >= 60 > float(row["flops_pruned_percent"])
-    assert f"--target-flops 0.6: {share} % of the flops are pruned\n" in printed
+    assert f"--target-flops 60 %: {share} % of the flops are pruned\n" in printed
     assert f"so the pruned model has {left.parameters:,} parameters, " in printed
     assert f"{left.flops:,} flops, {share} % pruned\n" in printed
 
