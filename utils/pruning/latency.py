@@ -85,12 +85,15 @@ class Search:
             rounded = limit(graph, self.network.keep(chosen), round_to=multiple, model=model)
             keep |= {n: rounded[n] for n in keep if options[n] == (multiple, False)}
         keep |= {n: torch.ones_like(mask) for n, mask in keep.items() if options[n] == ALL}
-        stays = ~plan_removal(graph, keep, model).removed_classes
         whole = {n: x for n, x in self.reads.items() if options[n] in WHOLE}
-        for name, classes in whole.items():  # the stream's width is a multiple, too
-            missing = -int(stays[classes].sum()) % options[name][0]
-            stays[classes[~stays[classes]].flip(0)[:missing]] = True
-        keep |= {name: stays[classes] for name, classes in whole.items()}
+        before = None
+        while before != (before := sum(int(mask.sum()) for mask in keep.values())):
+            # What is kept may need other carriers, which widen the stream again.
+            stays = ~plan_removal(graph, keep, model).removed_classes
+            for name, classes in whole.items():  # the stream's width is a multiple, too
+                missing = -int(stays[classes].sum()) % options[name][0]
+                stays[classes[~stays[classes]].flip(0)[:missing]] = True
+            keep |= {name: keep[name] | stays[classes] for name, classes in whole.items()}
         return list(keep.values())
 
     def _rules(self) -> dict[str, Form]:
