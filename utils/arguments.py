@@ -100,6 +100,12 @@ def _number(
     return parse
 
 
+def _share(text: str) -> float:
+    """Returns the number that 0.5, 50 and 50% mean: a half."""
+    number = float(text.removesuffix("%"))
+    return number / 100 if text.endswith("%") or number >= 1 else number
+
+
 # The bounds keep all values within 64-bit integers and float32.
 positive_int = _number(int, "an integer from 1 to 2**31", lambda x: 1 <= x <= 2**31)
 epochs = _number(int, "an integer from 1 to 10**6", lambda x: 1 <= x <= 10**6)
@@ -110,12 +116,7 @@ seed = _number(int, "an integer from 0 to 2**63 - 1", lambda x: 0 <= x < 2**63)
 positive = _number(float, "a number from 1e-30 to 1e30", lambda x: 1e-30 <= x <= 1e30)
 not_negative = _number(float, "a number from 0 to 1e30", lambda x: 0 <= x <= 1e30)
 number = _number(float, "a number from -1e30 to 1e30", lambda x: abs(x) <= 1e30)
-# A half is 0.5 or 50.
-share = _number(
-    lambda text: float(text) / 100 if float(text) >= 1 else float(text),
-    "a share above 0 and below 1, or a percentage from 1 to 99",
-    lambda x: 0 < x <= 0.99,
-)
+share = _number(_share, "a share from 0 to 0.99, or a percentage", lambda x: 0 < x <= 0.99)
 fraction = _number(float, "a fraction from 0 to 1", lambda x: 0 <= x <= 1)
 momentum = _number(float, "a number in [0, 1)", lambda x: 0 <= x < 1)
 

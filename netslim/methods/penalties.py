@@ -246,3 +246,14 @@ class Lp(Penalty):
 
 NEWTON = 8  # iterations; enough to converge at the threshold, where it takes longest
 PENALTIES = {each.name: each for each in (L1, GroupLasso, L1L2, TransformedL1, MCP, SCAD, Lp)}
+
+
+def penalty_named(name: str, shape: float | None) -> Penalty:
+    """Returns the penalty that ``PENALTIES`` has under ``name``.
+
+    Raises:
+        ValueError: there is none, or ``shape`` is out of its range.
+    """
+    if name not in PENALTIES:
+        raise ValueError(f"there is no penalty {name!r}, only {', '.join(PENALTIES)}")
+    return PENALTIES[name](shape)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from netslim.graph import Graph
 from netslim.methods import budget as budgets
 from netslim.methods.base import BELOW_TINY, TINY, Method, is_zero
-from netslim.methods.penalties import PENALTIES, GroupLasso
+from netslim.methods.penalties import GroupLasso, penalty_named
 
 
 class Subgradient(Method):
@@ -36,7 +36,7 @@ class Subgradient(Method):
         shape: float | None = None,
         model: nn.Module | None = None,
     ) -> None:
-        self.lambda_, self.phi = lambda_, PENALTIES[penalty](shape)
+        self.lambda_, self.phi = lambda_, penalty_named(penalty, shape)
         super().__init__(graph, model, self.phi.grouped)
         if isinstance(self.phi, GroupLasso):
             self.phi.group(self.stream_numbers())
@@ -105,7 +105,7 @@ class ProximalSlimming(Method):
     ) -> None:
         if penalty is None:
             penalty = "group" if graph.coupled and target is None else "l1"
-        phi = PENALTIES[penalty](shape)
+        phi = penalty_named(penalty, shape)
         super().__init__(graph, model, phi.grouped)
         if isinstance(phi, GroupLasso):
             phi.group(self.stream_numbers())

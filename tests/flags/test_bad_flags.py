@@ -11,6 +11,7 @@ import main
 import resnet_prune
 from runs import command
 from utils import console, export
+from utils.arguments import share
 from workshop import PRUNE, QUICK, ROOT, dump, error_line, snapshot
 
 # Flags that are added to a valid command, and a part of the message.
@@ -139,3 +140,7 @@ def test_scripts_exit_with_status_2_and_one_line(shop, tmp_path, line):
     assert not done.stdout
     assert SCRIPTS[line].format(**paths) in error_line(done.stderr)
     assert (snapshot(tmp_path), snapshot(shop.folder)) == before
+
+
+def test_a_half_is_written_in_three_ways():
+    assert share("0.5") == share("50") == share("50%") == 0.5

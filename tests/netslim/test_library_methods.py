@@ -155,3 +155,9 @@ def test_a_step_sets_just_what_is_subnormal_to_zero() -> None:
     method.step(1.0)
     assert method.read().tolist() == gamma.masked_fill(gamma.abs() < tiny, 0).tolist()
     assert sum(int(zeros.sum()) for zeros in method.zeros().values()) == 2
+
+
+def test_an_unknown_penalty_is_refused_with_the_names_that_exist():
+    graph = netslim.analyze(plain_net(), example())
+    with pytest.raises(ValueError, match="no penalty 'lasso', only l1, group"):
+        netslim.ProximalSlimming(graph, 0.3, 10, penalty="lasso")

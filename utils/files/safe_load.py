@@ -34,7 +34,8 @@ def read(path: Path) -> Any:
     Raises InputError: the file is missing, damaged, or needs code to be loaded.
     """
     if not path.is_file():
-        raise InputError(f"there is no checkpoint {path}")
+        kind = "is a folder: give a file in it" if path.is_dir() else "does not exist"
+        raise InputError(f"there is no checkpoint {path}: it {kind}")
     try:
         if zipfile.is_zipfile(path):
             _check_zip(path)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from netslim.methods.penalties import L1, PENALTIES, GroupLasso
+from netslim.methods.penalties import L1, PENALTIES, GroupLasso, penalty_named
 from utils import arguments
 from utils.arguments import Flag
 
@@ -31,7 +31,7 @@ def check(options: Mapping[str, Any]) -> None:
     """Raises ValueError if --shape does not fit --penalty."""
     if "penalty" in options:
         try:
-            PENALTIES[options["penalty"]](options.get("shape"))
+            penalty_named(options["penalty"], options.get("shape"))
         except ValueError as error:  # name the flags
             text = str(error).replace(" shape ", " --shape ", 1)
             raise ValueError(f"--{text}") from None

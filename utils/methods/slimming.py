@@ -251,7 +251,7 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
         If fewer γ than half of the ξ are 0, γ has not followed yet.
         """
         if self.target is not None:
-            advice = "the budget is too large for this training: take a smaller one or more epochs"
+            advice = "train for more epochs, or with a smaller --batch-size or budget"
             return f"{collapse}: {advice}" if collapse else ""
         if not zeros["xi"]:
             prefix = f"{collapse}; " if collapse else ""

@@ -75,8 +75,8 @@ def prune_state_dict(args: argparse.Namespace) -> None:
     pruning = selector.select(zeros)
     if all(mask.all() for mask in pruning.masks):
         raise InputError(
-            f"nothing of {path} is to be pruned: choose a larger --ratio, or fewer limits"
-            " (--keep, --skip, --adjust, --round-to)"
+            f"nothing of {path} is to be pruned: choose a larger --ratio (--ratio 0.5), or fewer"
+            " limits (--keep, --skip, --adjust, --round-to)"
         )
     row = sizes(pruning.masks, cost_of(network), cost_of(pruning.pruned))
     row |= of_all(network, row) | kinds(network, pruning.removal, pruning.masks)
