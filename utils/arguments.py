@@ -116,7 +116,11 @@ seed = _number(int, "an integer from 0 to 2**63 - 1", lambda x: 0 <= x < 2**63)
 positive = _number(float, "a number from 1e-30 to 1e30", lambda x: 1e-30 <= x <= 1e30)
 not_negative = _number(float, "a number from 0 to 1e30", lambda x: 0 <= x <= 1e30)
 number = _number(float, "a number from -1e30 to 1e30", lambda x: abs(x) <= 1e30)
-share = _number(_share, "a share from 0 to 0.99, or a percentage", lambda x: 0 < x <= 0.99)
+share = _number(
+    _share,
+    "a share above 0 and below 1, or a percentage from 1 to 99",
+    lambda x: 0 < x <= 0.99,
+)
 fraction = _number(float, "a fraction from 0 to 1", lambda x: 0 <= x <= 1)
 momentum = _number(float, "a number in [0, 1)", lambda x: 0 <= x < 1)
 
