@@ -49,7 +49,7 @@ def command(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
 def test_train_prune_and_refine(arch, depth, tmp_path, pictures, capsys, monkeypatch):
     """Each command names the next one; run and folder have names that look like flags.
 
-    Those of one network are typed into a shell, those of the other are run in process.
+    The commands for the ResNet run in a shell, those for the DenseNet in this process.
     """
     monkeypatch.chdir(tmp_path)
 

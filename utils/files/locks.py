@@ -66,7 +66,7 @@ def _open_locked(path: Path) -> TextIO:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the :func:`file_lock` on ``path``."""
+    """Returns whether another process has locked ``path`` by :func:`file_lock`."""
     try:
         import fcntl
 

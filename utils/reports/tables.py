@@ -105,7 +105,7 @@ def difference_text(quantity: str, values: Sequence[float], published: float | N
 
 
 def paper_runs(runs: Iterable[Result]) -> PaperRuns:
-    """Those of ``runs`` that are in the paper's tables."""
+    """Returns the runs whose settings are those of a row of the paper's tables."""
     found: dict[PaperKey, dict[str, list[Result]]] = {}
     for run in filter(in_paper_tables, runs):
         by_precision = found.setdefault(run.paper_key, {})
