@@ -86,15 +86,15 @@ class Search:
             keep |= {n: rounded[n] for n in keep if options[n] == (multiple, False)}
         keep |= {n: torch.ones_like(mask) for n, mask in keep.items() if options[n] == ALL}
         whole = {n: x for n, x in self.reads.items() if options[n] in WHOLE}
-        before = None
-        while before != (before := sum(int(mask.sum()) for mask in keep.values())):
-            # What is kept may need other carriers, which widen the stream again.
+        while True:  # what is kept may need other carriers, which widen the stream again
             stays = ~plan_removal(graph, keep, model).removed_classes
             for name, classes in whole.items():  # the stream's width is a multiple, too
                 missing = -int(stays[classes].sum()) % options[name][0]
                 stays[classes[~stays[classes]].flip(0)[:missing]] = True
-            keep |= {name: keep[name] | stays[classes] for name, classes in whole.items()}
-        return list(keep.values())
+            wider = {name: keep[name] | stays[classes] for name, classes in whole.items()}
+            if all(torch.equal(keep[name], mask) for name, mask in wider.items()):
+                return list(keep.values())
+            keep |= wider
 
     def _rules(self) -> dict[str, Form]:
         """Returns forms that treat all groups alike, by name."""
