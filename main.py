@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ from utils.files.locks import file_lock
 from utils.files.paths import DEFAULT_FOLDER
 from utils.flags.parser import parser, runtime_argv
 from utils.reports.listing import listing
-from utils.shell import format_command
 from utils.training import logs
 from utils.training.build import build_trainer
 from utils.training.distributed import ProcessGroup
@@ -167,9 +165,8 @@ def check_args(args: Mapping[str, Any]) -> None:
             "--resume, --refine, --init and --evaluate exclude one another; only --resume auto can"
             " be combined with --refine or --init"
         )
-    if "tensorboard" in args and find_spec("tensorboard") is None:
-        install = format_command("-m", "pip", "install", "tensorboard")
-        raise InputError(f"--tensorboard needs another package: {install}")
+    if "tensorboard" in args:
+        console.require_packages("--tensorboard", "tensorboard")
 
 
 def main(argv: list[str] | None = None) -> None:

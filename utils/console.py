@@ -7,10 +7,13 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any, NoReturn
 
 from tqdm import tqdm
+
+from utils.shell import format_command
 
 _muted = False  # on ranks other than 0: prints errors only
 ONE_VALUE = "more than 1 value per channel"  # in torch's error for a batch norm of one value
@@ -67,6 +70,17 @@ TORCH_ERRORS = {
         " batch has more images, or a larger --size",
     ),
 }
+
+
+def missing_packages(packages: Sequence[str]) -> list[str]:
+    return [package for package in packages if find_spec(package) is None]
+
+
+def require_packages(feature: str, *packages: str) -> None:
+    """Raises InputError with the command that installs those of ``packages`` that are missing."""
+    if missing := missing_packages(packages):
+        install = format_command("-m", "pip", "install", *missing)
+        raise InputError(f"{feature} needs {' and '.join(missing)}: {install}")
 
 
 def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> int:

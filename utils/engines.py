@@ -6,14 +6,11 @@ import statistics
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
 
-from utils.console import InputError
 from utils.device import Execution, time_call
-from utils.shell import format_command
 
 Call = Callable[[], object]
 # Engines and the packages that they need.
@@ -24,18 +21,6 @@ ENGINES: dict[str, tuple[str, ...]] = {
     "openvino": ("onnx", "openvino"),
 }
 LEAST, MOST = 5, 30  # measurements of each call
-
-
-def missing(engine: str) -> list[str]:
-    """Returns the packages of ``engine`` that are not installed."""
-    return [package for package in ENGINES[engine] if find_spec(package) is None]
-
-
-def require(engine: str) -> None:
-    """Raises InputError if ``engine`` is not installed."""
-    if packages := missing(engine):
-        install = format_command("-m", "pip", "install", *packages)
-        raise InputError(f"{engine} is not installed: {install}")
 
 
 def prepare(engine: str, model: nn.Module, images: Tensor) -> Call:

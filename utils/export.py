@@ -22,12 +22,11 @@ from torch import Tensor, nn
 from netslim.weights import Compression
 from utils import console
 from utils.atomic import atomic_write
-from utils.console import InputError, note
+from utils.console import InputError, note, require_packages
 from utils.data.datasets import IMAGENET
 from utils.data.image_folder import shorter_side
 from utils.files import checkpoint, sparse
 from utils.files.locks import check_writable
-from utils.shell import format_command
 
 TOLERANCE = 1e-3  # of a logit
 SHAPES = ({0: torch.export.Dim("n", min=1)},)
@@ -140,13 +139,10 @@ def write_onnx(
         InputError: the optional packages of torch's exporter are missing.
     """
     names: Any = {"input_names": ["images"], "output_names": ["logits"]}
-    try:
-        program = torch.onnx.export(
-            model, (images,), dynamic_shapes=SHAPES, dynamo=True, verbose=False, **names
-        )
-    except ImportError:
-        install = format_command("-m", "pip", "install", "onnx", "onnxscript")
-        raise InputError(f"ONNX export needs more packages: {install}") from None
+    require_packages("ONNX export", "onnx", "onnxscript")
+    program = torch.onnx.export(
+        model, (images,), dynamic_shapes=SHAPES, dynamo=True, verbose=False, **names
+    )
     assert program is not None
     program.model.metadata_props.update(metadata)
     program.save(output)

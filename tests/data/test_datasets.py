@@ -14,9 +14,10 @@ import torch
 from torchvision import datasets as torchvision_datasets
 
 from own_pictures import noise, one_line, same, save
+from utils import console
 from utils.console import InputError
-from utils.data import datasets, shapes
-from utils.data.datasets import CIFAR_NORM, SVHN_NORM, load, load_dataset
+from utils.data import shapes
+from utils.data.datasets import CIFAR_NORM, SVHN_NORM, ImageSet, load, load_dataset
 from workshop import Payload, dump
 
 pytestmark = pytest.mark.usefixtures("user_cache")
@@ -31,7 +32,7 @@ def failing(error: Exception) -> Callable[..., None]:
 
 @pytest.fixture
 def scipy_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "find_spec", lambda name: name)
+    monkeypatch.setattr(console, "find_spec", lambda name: name)
 
 
 # Image folders in place of public data sets
@@ -141,10 +142,14 @@ def test_description_has_class_counts_normalisation_and_augmentation(own: Path) 
     save(own / "train/dog/2.bmp", (1, 2, 3))
     data = load_dataset("folder", own, flip=False, normalise="data")
     counts, how = data.describe()
-    assert counts.startswith("training images: 2 (cat) to 3 (dog) of each of 2 classes; test")
+    assert counts == "training images: 2 cat, 3 dog; test images: 1 of each of 2 classes"
     assert "(" not in how and how.endswith("augmentation: random crops, not mirrored")
     subset = replace(data, train=data.train.take(torch.tensor([0])))
-    assert subset.describe()[0].startswith("training images: 0 (dog) to 1 (cat) of each")
+    assert subset.describe()[0].startswith("training images: 1 cat, 0 dog; ")
+    labels = torch.arange(12).repeat_interleave(torch.tensor([3, 1, *[2] * 8, 1200, 4]))
+    many = ImageSet(torch.zeros(len(labels), 1, 1, 3, dtype=torch.uint8), labels)
+    counts, _ = replace(data, classes=tuple("abcdefghijkl"), train=many, test=many).describe()
+    assert counts.endswith("test images: 1 (b) to 1,200 (k) of each of 12 classes")
     assert replace(data, name="SVHN", augment=False).describe()[1].endswith("augmentation: none")
     imagenet = replace(data, name="imagenet", augment=False, flip=True).describe()[1]
     assert "augmentation: resized random crops, mirrored" in imagenet

@@ -268,16 +268,25 @@ def test_a_bad_folder_is_refused_in_one_line(own: Path, case: str) -> None:
     assert not list(own.glob("*.npz"))
 
 
-def test_other_files_links_and_hidden_files_are_ignored(own: Path) -> None:
+def test_other_files_and_links_are_ignored_and_noted_but_hidden_files_are_not(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = load_dataset("folder", own)
-    for name in (".DS_Store", ".cache/0.png", "cat/._0.png", "cat/.hidden/0.png", "cat/0.heic"):
+    for name in (".DS_Store", ".cache/0.png", "cat/._0.png", "cat/.hidden/0.png"):
         path = own / "train" / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"no image")
-    (own / "train/cat/more").mkdir()
+    assert same(before, load_dataset("folder", own))
+    assert "ignored" not in capsys.readouterr().err
+    (own / "train/cat/0.heic").touch()
     (own / "train/cat/link.png").symlink_to(own / "train/cat/0.bmp")
+    assert same(before, load_dataset("folder", own))
+    note = capsys.readouterr().err
+    assert "2 entries" in note and "cat/0.heic" in note and "cat/link.png" in note
+    (own / "train/cat/more").mkdir()
     (own / "train/linked").symlink_to(own / "train/cat")
     assert same(before, load_dataset("folder", own))
+    assert "4 entries" in capsys.readouterr().err
 
 
 def test_more_images_than_memory_are_refused_with_a_hint_at_stream(

@@ -19,7 +19,7 @@ from torchvision import transforms
 
 from own_pictures import epoch_of, one_line, save
 from utils import console
-from utils.console import InputError
+from utils.console import InputError, PeerLost
 from utils.data.batches import Batches
 from utils.data.datasets import IMAGENET_NORM, Dataset, load_dataset
 from utils.data.streaming import StreamedBatches, batches_of
@@ -261,6 +261,31 @@ def test_a_killed_worker_ends_the_command_with_one_line(varied: Path) -> None:
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert "a process that loads images" in error_line(done.stderr)
+
+
+def test_a_lost_worker_is_reported_after_torchs_signal_handler_has_raised(varied: Path) -> None:
+    """Else it raises while the iterator is deleted, and Python prints a traceback."""
+    handled = []
+
+    def handler(*_: object) -> None:
+        handled.append(True)
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    def iterate() -> Iterator[Tensor]:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        raise ConnectionResetError
+        yield
+
+    batches = streamed(load(varied))
+    indices = batches.epoch_indices(0)
+    batches._prefetcher.append(iterate())
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        with pytest.raises(PeerLost, match="try fewer --workers"):
+            batches.get_batch(indices[0])
+        assert handled
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_workers_ignore_ctrl_c_and_end_with_their_last_batch(varied: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_prune_commands import MODELS, prune, pruned_model, random_model, record, save  # noqa: F401
 
 from netslim.selection import selections
-from utils import engines
+from utils import console, engines
 from utils.cost import cost
 from utils.methods.base import is_zero
 from utils.network import Network, restore
@@ -151,7 +151,7 @@ def test_a_latency_target_is_met_with_few_channels(target, prune, clock, tmp_pat
 
 BAD = {
     "--for torch --round-to 8": "leave --round-to out",
-    "--for openvino": r"openvino is not installed: .* -m pip install .*openvino",
+    "--for openvino": r"--for openvino needs .*openvino: .* -m pip install .*openvino",
     "--batch-size 64": "name the engine, as --for onnxruntime",
     "--target-latency 50%": "name the engine, as --for onnxruntime",
     "--for torch --target-latency 100%": "'100%' is not a share below 100%",
@@ -161,8 +161,8 @@ BAD = {
 
 @pytest.mark.parametrize("flags", BAD)
 def test_bad_flags_are_refused(flags, prune, clock, tmp_path, monkeypatch, capsys):  # noqa: F811
-    find = engines.find_spec
-    monkeypatch.setattr(engines, "find_spec", lambda n: None if n == "openvino" else find(n))
+    find = console.find_spec
+    monkeypatch.setattr(console, "find_spec", lambda n: None if n == "openvino" else find(n))
     clock(millions_of_flops)
     path = save(tmp_path / "net.pth.tar", random_model("vgg", 11, 0.5), "vgg", 11)
     try:

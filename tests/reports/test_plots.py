@@ -1,7 +1,6 @@
 """The figures: contents, overlapping labels and errors."""
 
 import csv
-import sys
 from pathlib import Path
 
 import pytest
@@ -174,8 +173,7 @@ def test_recorded_runs_share_a_row_with_comparable_ones(tmp_path):
 
 
 def test_a_missing_matplotlib_is_named(tmp_path, monkeypatch, capsys):
-    for name in ("matplotlib", "matplotlib.lines"):
-        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(console, "find_spec", lambda name: None)
     assert console.run(plots.main, ["--save", str(tmp_path)]) == 2
     assert "pip install matplotlib" in capsys.readouterr().err
 

@@ -16,6 +16,7 @@ import main
 import resnet_prune
 from runs import QUICK, ROOT, assert_same_run, rows, train
 from runs import command as run_command
+from utils import console
 from utils.flags.config import FLAGS
 from utils.network import fresh
 from utils.reports import results
@@ -249,7 +250,7 @@ def test_tensorboard_gets_the_columns_of_the_log(tmp_path, pictures):
 
 
 def test_tensorboard_without_its_package_is_refused(tmp_path, pictures, monkeypatch, capsys):
-    monkeypatch.setattr(main, "find_spec", lambda name: None)
+    monkeypatch.setattr(console, "find_spec", lambda name: None)
     assert train(tmp_path, pictures, *RESNET, "--tensorboard") == 2
     assert "pip install tensorboard" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

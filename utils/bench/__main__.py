@@ -23,7 +23,7 @@ from utils.cost import cost
 from utils.data.batches import Batches
 from utils.data.datasets import Dataset, load_dataset
 from utils.device import be_deterministic, pick_device
-from utils.engines import ENGINES, in_turn, milliseconds, missing, prepare
+from utils.engines import ENGINES, in_turn, milliseconds, prepare
 from utils.files import checkpoint
 from utils.files.checkpoint import Checkpoint
 from utils.files.paths import RunPaths
@@ -154,7 +154,7 @@ def compare(loaded: Sequence[Checkpoint], args: argparse.Namespace, device: torc
     ratio = flops[0] / flops[1]
     print(f"{kinds[0]}, FLOPs: {flops[0]:,} and {flops[1]:,}, ratio {ratio:.2f}")
     print("engine       batch   full, ms  pruned, ms  ratio  share of the FLOP ratio")
-    engines = [engine for engine in ENGINES if not missing(engine)]
+    engines = [engine for engine in ENGINES if not console.missing_packages(ENGINES[engine])]
     for engine, batch_size in product(engines, args.batch_size or [1, 64]):
         images = torch.randn(batch_size, 3, size, size, device=device)
         calls = [prepare(engine, model, images) for model in models]

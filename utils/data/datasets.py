@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,9 @@ import torch
 from torch import Tensor
 
 from models import SIZE
-from utils.console import InputError, note
+from utils.console import InputError, note, require_packages
 from utils.data import shapes
 from utils.data.image_folder import ImageFiles, decode, scan_folder
-from utils.shell import format_command
 
 CIFAR_NORM = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 SVHN_NORM = ((0.4376821, 0.4437697, 0.47280442), (0.19803012, 0.20101562, 0.19703614))
@@ -35,6 +33,7 @@ DATASETS = (*IN_MEMORY, IMAGENET)
 NORMS = {"cifar": CIFAR_NORM, IMAGENET: IMAGENET_NORM, "SVHN": SVHN_NORM}
 NORMALISATIONS = (IMAGENET, "cifar", "data")
 UPRIGHT = ("SVHN",)  # never augmented, as a mirrored digit is none
+MAX_LISTED_CLASSES = 10
 NORM_IMAGES = 2000  # images that --normalise data measures
 TORCHVISION, IMAGE_FILES = "torchvision", "picture files"  # "source" in records
 Norm = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of R, G and B
@@ -215,6 +214,8 @@ def measure_norm(data: ImageSet | ImageFiles) -> Norm:
 def _class_counts(labels: Tensor, classes: Sequence[str]) -> str:
     counts = torch.bincount(labels, minlength=len(classes)).tolist()
     named = [(count, name[:30]) for count, name in zip(counts, classes, strict=True)]
+    if len({*counts}) > 1 and len(counts) <= MAX_LISTED_CLASSES:
+        return ", ".join(f"{count:,} {name}" for count, name in named)
     (least, rare), (most, common) = min(named), max(named)
     spread = f"{least:,} ({rare}) to {most:,} ({common})" if least < most else f"{least:,}"
     return f"{spread} of each of {len(counts)} classes"
@@ -236,9 +237,8 @@ def _load_torchvision(name: str, folder: Path | None) -> tuple[tuple[str, ...], 
     root = folder or Path(f"data.{name}")
     if folder is not None and not folder.is_dir():
         raise InputError(f"--data {folder} is not a directory")
-    if name == "SVHN" and find_spec("scipy") is None:  # before the download
-        command = format_command("-m", "pip", "install", "scipy")
-        raise InputError(f"torchvision needs scipy to read SVHN: {command}")
+    if name == "SVHN":  # before the download
+        require_packages("torchvision's reader of SVHN", "scipy")
 
     splits: list[dict[str, Any]] = [{"train": True}, {"train": False}]
     if name == "SVHN":

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import filterfalse
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ class ImageFiles:
         Raises InputError if there are no classes or a class has no images.
         """
         link = part.is_symlink()
-        classes = _scan(part, os.DirEntry.is_dir) if part.is_dir() and not link else []
+        classes, ignored = _scan(part, _is_class) if part.is_dir() and not link else ([], [])
         if not classes:
             problem = "a link (not followed)" if link else "empty" if part.is_dir() else "missing"
             raise InputError(
@@ -60,10 +61,10 @@ class ImageFiles:
             )
         names, counts, crc, digest = [], [], 0, hashlib.sha256()
         for folder in classes:
-            images = _scan(folder, os.DirEntry.is_file)
-            files = [entry for entry in images if entry.name.lower().endswith(SUFFIXES)]
+            files, others = _scan(folder, _is_image)
             if not files:
                 raise InputError(f"{folder.path} contains no images ({' '.join(SUFFIXES)})")
+            ignored += others
             stats = [file.stat(follow_symlinks=False) for file in files]
             paths = [os.fsencode(f"{folder.name}/{file.name}") for file in files]
             lines = (b"%s\0%d\n" % (p, s.st_size) for p, s in zip(paths, stats, strict=True))
@@ -71,6 +72,9 @@ class ImageFiles:
             digest.update(content + str([stat.st_mtime_ns for stat in stats]).encode())
             names.append(np.array(paths))
             counts.append(len(files))
+        if ignored:
+            some = ", ".join(entry.path for entry in ignored[:3]) + ", …" * (len(ignored) > 3)
+            note(f"note: {len(ignored):,} entries are no images, or links, and are ignored: {some}")
         labels = torch.arange(len(classes)).repeat_interleave(torch.tensor(counts))
         class_names = tuple(folder.name for folder in classes)
         files_info = np.concatenate(names), labels, size, imagenet, flip, crc, digest.hexdigest()
@@ -130,12 +134,21 @@ def scan_folder(
     return train, test
 
 
-def _scan(folder: str | os.PathLike[str], is_kind: Callable[..., bool]) -> list[os.DirEntry[str]]:
-    """Return the directories or the files in ``folder``, without links and hidden ones, by name."""
+def _scan(
+    folder: str | os.PathLike[str], accept: Callable[[os.DirEntry[str]], bool]
+) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
+    """Return the accepted and the other entries of ``folder``, by name, without hidden ones."""
     with os.scandir(folder) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
-    kept = (entry for entry in visible if is_kind(entry, follow_symlinks=False))
-    return sorted(kept, key=lambda entry: entry.name)
+        visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+    return list(filter(accept, visible)), list(filterfalse(accept, visible))
+
+
+def _is_class(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir(follow_symlinks=False)
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    return entry.is_file(follow_symlinks=False) and entry.name.lower().endswith(SUFFIXES)
 
 
 def decode(folder: Path, parts: Sequence[ImageFiles]) -> list[np.ndarray]:

@@ -3,9 +3,11 @@
 import gc
 import os
 import signal
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -121,7 +123,11 @@ class StreamedBatches(Batches):
         try:
             images = next(self._prefetcher[0])
         except (OSError, EOFError) as error:  # the shared memory of a killed worker
-            raise PeerLost(f"a process that loads images has ended ({error!r})") from None
+            with suppress(RuntimeError):  # torch's signal handler raises it soon after: in the
+                time.sleep(1)  # iterator's __del__, Python would print its traceback
+            raise PeerLost(
+                f"a process that loads images has ended ({error!r}): try fewer --workers"
+            ) from None
         return self._to_device(images)
 
     def _to_device(self, images: Tensor | InputError) -> Tensor:

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from models import family
 from utils import arguments
-from utils.console import InputError, Parser, note
+from utils.console import InputError, Parser, note, require_packages
 from utils.data.batches import Batches
 from utils.data.classes import PerClass, class_counts
 from utils.data.datasets import DATASETS, load
 from utils.data.streaming import test_batches
 from utils.device import pick_device
-from utils.engines import ENGINES, require
+from utils.engines import ENGINES
 from utils.files import checkpoint, records
 from utils.files.init_from import config_from_checkpoint
 from utils.files.legacy_formats import EARLIER, State, expanded, to_released
@@ -112,7 +112,7 @@ def prune(kind: str | None, argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     args = parser(kind).parse_args(argv)
     if args.engine:
-        require(args.engine)
+        require_packages(f"--for {args.engine}", *ENGINES[args.engine])
         if args.round_to > 1:
             raise InputError("--for chooses the widths by measuring: leave --round-to out")
     elif args.batch_size or args.target_latency:

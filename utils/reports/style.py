@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from utils.console import InputError
-from utils.shell import format_command
+from utils.console import require_packages
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart: C0 is blue, C1 red.
 COLOURS = "'#0072B2', '#D55E00', '#009E73', '#E69F00', '#CC79A7', '#56B4E9', '#000000'"
@@ -25,11 +24,9 @@ def subplots(rows: int, height: float, **options: Any) -> Any:
     Raises:
         InputError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        install = format_command("-m", "pip", "install", "matplotlib")
-        raise InputError(f"figures need matplotlib: {install}") from None
+    require_packages("a figure", "matplotlib")
+    import matplotlib
+
     matplotlib.use("agg")
     from matplotlib import pyplot
 
