@@ -120,13 +120,9 @@ def refused(
 
 
 def error_line(err: str) -> str:
-    """The only line of ``err`` but for argparse's usage."""
-    *before, last = err.splitlines()
-    prog, found, message = last.partition("error: ")
-    assert found and message and (not prog or prog.endswith(".py: ")), err
-    assert all(line.startswith(("usage: ", "  ")) for line in before), err
-    assert not before or prog, err
-    return message
+    """The message of the only line of ``err``."""
+    assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n"), err
+    return err.removeprefix("error: ").removesuffix("\n")
 
 
 class Payload:

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any, NoReturn
 
@@ -23,10 +24,15 @@ BAR = "{desc}: |{bar}| {n_fmt}/{total_fmt}{postfix}, {rate_fmt}"
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser; control characters in its error messages are escaped."""
+    """argparse's parser, whose errors are one line, with the most similar flag or value."""
 
     def error(self, message: str) -> NoReturn:
-        super().error(printable(message))
+        typed = re.search(r"(?:arguments:|choice:) '?([^\s'=]+)", message)
+        if typed:
+            listed = re.findall(r"[\w-]+", message.partition("(choose from ")[2])
+            near = get_close_matches(typed[1], listed or self._option_string_actions, 1)
+            message += f": did you mean {near[0]}?" if near else ""
+        self.exit(2, f"error: {printable(message)}\n")
 
 
 class InputError(Exception):

@@ -29,7 +29,7 @@ def listed(capsys: pytest.CaptureFixture[str], folder: Path) -> dict[str, list[s
     starts = [heads.index(word) for word in heads.split()]
     ends = [*starts[1:], None]
     cells = [[line[a:b].strip() for a, b in zip(starts, ends, strict=True)] for line in lines]
-    return {run: rest for run, *rest in cells}
+    return {run: rest for run, *rest in cells}  # without the indentation of further prunings
 
 
 def write_log(folder: Path, run: str, epochs: int) -> None:
@@ -109,6 +109,22 @@ def test_fine_tunings_of_another_file_have_their_own_line(tmp_path, capsys):
     run = recorded.run(tmp_path, **settings, tuned=43.0, tuning={"channels": 700})
     lines = listed(capsys, tmp_path)
     assert lines[run][3:] == ["50.0%", "-"] and lines[f"{run}_refine"][1] == "43.00"
+
+
+def test_further_prunings_have_a_line_below_their_run(tmp_path, capsys):
+    run = recorded.run(tmp_path, **VGG, method="proximal", seed=1, percent=0.0, tuned=91.0)
+    (row,) = records.read(tmp_path / PRUNED)
+    strong = {"model": f"{run}/strong.pth.tar", "percent": 0.7, "channels_kept": 300}
+    recorded.append(tmp_path / PRUNED, row | strong | {"accuracy_slim": 47.5})
+    lines = listed(capsys, tmp_path)
+    assert lines == {
+        run: ["5/5", "90.00", "0", "50.0%", "91.00"],
+        "strong": ["", "47.50", "", "30.0%", "-"],
+    }
+    recorded.append(tmp_path / PRUNED, row | {"channels_kept": 200, "percent": 0.8})
+    lines = listed(capsys, tmp_path)  # the file that was fine-tuned is overwritten
+    assert [lines[name][3:] for name in (run, "strong")] == [["20.0%", "-"], ["30.0%", "-"]]
+    assert lines[f"{run}_refine"][1] == "91.00"
 
 
 def test_share_of_weights_kept_by_retraining(tmp_path, capsys):

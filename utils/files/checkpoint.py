@@ -219,6 +219,7 @@ def _from_content(content: Mapping[str, Any], arch: str | None, path: Path) -> C
         init = format_command("main.py", "-sr", "--init", path_argument(path), "--arch", "NAME")
         prune = "-m", "utils.prune", "--model", path_argument(path), "--arch", "NAME"
         other = f"for any other: {format_command(*prune, '--ratio', '0.5')}"
+        other += "; for a model that was pruned so: netslim.load in Python"
         hint = "" if arch else f". For a model of torchvision's: {init}; {other}"
         names = _first_names(state)
         raise ValueError(

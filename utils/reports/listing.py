@@ -1,6 +1,6 @@
 """Progress and results of the runs in a folder, a line per run (``main.py --list``)."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from utils.console import InputError, note
@@ -16,8 +16,8 @@ COLUMNS = ["run", "epochs", "top-1", "zeros", "kept", "tuned"]
 LEGEND = """\
 top-1: test accuracy, %; zeros: scaling factors equal to 0; kept: channels kept
 by pruning (w: weights); tuned: accuracy fine-tuned (epochs, if not as many).
-A fine-tuning that is not finished, or is of another file or on other images,
-has a line of its own"""
+Further prunings of a run follow it. A fine-tuning that is not finished, or is
+of another file or on other images, has a line of its own"""
 LOG_COLUMNS = ("epoch", "test_accuracy")
 
 
@@ -59,22 +59,39 @@ def listing(folder: Path, only: Collection[str] | None = None) -> str:
     trained = {result.row["run"]: result for result in found}
     tuned = {tuning.row["run"]: tuning for tuning in finetunings}
     runs = paths.runs_in(folder) | trained.keys() | tuned.keys()
-    after = {run: _after_training(trained.get(run)) for run in runs}
-    in_other_lines = {tuning for *_, tuning in after.values()}
+    after = {
+        run: [(row, *_after_training(result, row)) for row in _prunings_of(result)]
+        for run in runs
+        for result in [trained.get(run)]
+    }
+    in_other_lines = {tuning for prunings in after.values() for *_, tuning in prunings}
     lines = [COLUMNS]
     for run in sorted(runs - in_other_lines if only is None else runs & set(only)):
         if progress := progress_of(RunPaths(folder, run), trained.get(run) or tuned.get(run)):
-            lines.append([run, *progress, *after[run][:2]])
+            (_, *cells, _), *others = after[run]
+            lines.append([run, *progress, *cells])
+            for row, *cells, _ in others:
+                assert row is not None
+                name = Path(row["model"]).name.partition(".")[0]
+                lines.append([f"  {name}", "", f"{float(row['accuracy_slim']):.2f}", "", *cells])
     if len(lines) == 1:
         return f"no runs in {folder}"
     return f"{format_columns(lines)}\n{LEGEND}"
 
 
-def _after_training(result: Result | None) -> tuple[str, str, str]:
+def _prunings_of(result: Result | None) -> Sequence[Row | None]:
+    """The latest prunings of their names, the method's own first; None in place of no pruning."""
+    if result is None or not result.prunings:
+        return [None]
+    latest = {row["model"]: row for row in result.prunings}
+    first = result.pruning() or result.prunings[-1]
+    return sorted(latest.values(), key=lambda row: row is not first)
+
+
+def _after_training(result: Result | None, pruning: Row | None) -> tuple[str, str, str]:
     """The share kept by pruning, the fine-tuned accuracy, and the run name of the fine-tuning."""
     if result is None:
         return "-", "-", ""
-    pruning = result.pruning() or next(reversed(result.prunings), None)
     finetunings = result.finetunings_of(pruning) if pruning else result.finetunings
     finetunings = [t for t in finetunings if result.same_images(t)]
     tuning = finetunings[-1] if finetunings else None
