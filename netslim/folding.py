@@ -201,5 +201,6 @@ class Folding:
 
 
 def _adds(step: Step) -> bool:
+    """Whether ``step`` is a sum of its inputs without factors."""
     call = step.call
     return step.name in ADDING and call is not None and not (call.args[2:] or call.kwargs)

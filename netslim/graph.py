@@ -209,7 +209,7 @@ class Graph:
         return ranks
 
     def _decide(self) -> None:
-        """Decides which channels can be removed by γ = 0 in one batch norm or in all writers."""
+        """Sets ``norms``, ``reasons``, ``removable`` and ``coupled``, see the class."""
         ranks = self._ranks()
         constant = self._constant(ranks)
         by = torch.ones(len(self.classes), constant.shape[1], dtype=torch.uint8)
@@ -374,7 +374,7 @@ def _components(label: Tensor, edges: Tensor) -> Tensor:
 
 
 def _numbered(arrays: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Returns all elements of some arrays, and the number of each one's array."""
+    """Returns the elements of all ``arrays``, and for each the position of its array."""
     sizes = torch.tensor([x.numel() for x in arrays], dtype=torch.int64)
     numbers = torch.repeat_interleave(torch.arange(len(arrays)), sizes)
     return torch.cat([NOTHING, *(x.flatten() for x in arrays)]), numbers

@@ -435,7 +435,11 @@ class _Rules(Reader):
         return as_int(x)
 
     def check_like(self, call: Call, array: Tensor) -> None:
-        """Checks a shape taken from another tensor, and joins the channels."""
+        """Joins the channels of ``array``, which has another tensor's shape, with that tensor's.
+
+        Raises:
+            NotPrunable: the shape has other channels.
+        """
         other = self.of(ref(call.argument(1, "other")))
         for axis in (axis for axis, n in enumerate(array.shape) if n > 1):
             if other.dim() <= axis or other.shape[axis] != array.shape[axis]:

@@ -6,6 +6,7 @@ that splits channels at an int attribute gets a buffer with its new value, for t
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from typing import TypeGuard
 
 import torch
 import torch.fx
@@ -16,7 +17,7 @@ WIDTH = "_as_pruned"  # suffix of the buffer, behind the name of the attribute
 
 @torch.fx.wrap  # it asks for the memory format, which a symbolic trace cannot answer
 def select_channels(x: Tensor, index: Tensor) -> Tensor:
-    """Returns the channels ``index`` of ``x``, in its memory format."""
+    """Returns the channels ``index`` of ``x`` [n, channels, ...], in its memory format."""
     if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
         return x.index_select(1, index)
     # Channels last, where index_select is slower (torch 2.14: 5 times) and leaves the format.
@@ -47,16 +48,16 @@ def selecting(index: Tensor, norm: nn.Module) -> nn.Sequential:
 def selections(model: nn.Module) -> Iterator[tuple[str, nn.Sequential]]:
     """Yields the selecting batch norms of a pruned model, with their names in the full model."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.Sequential) and isinstance(
-            getattr(module, "select", None), ChannelSelection
-        ):
+        if _selects(module):
             yield name, module
 
 
 def name_in(model: nn.Module, name: str) -> str:
-    """Returns the name of batch norm ``name`` in ``model``, from which channels may be removed."""
-    module = model.get_submodule(name)
-    selects = isinstance(module, nn.Sequential) and isinstance(
+    """Returns the name of the full model's batch norm ``name`` in ``model``, pruned or not."""
+    return f"{name}.norm" if _selects(model.get_submodule(name)) else name
+
+
+def _selects(module: nn.Module) -> TypeGuard[nn.Sequential]:
+    return isinstance(module, nn.Sequential) and isinstance(
         getattr(module, "select", None), ChannelSelection
     )
-    return f"{name}.norm" if selects else name

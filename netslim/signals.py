@@ -86,6 +86,7 @@ class Options(NamedTuple):
 
 
 def options(call: Call) -> Options:
+    """Returns the arguments of a convolution, defaults included."""
     transposed, axes = "transpose" in call.name, int(call.name[-2])
 
     def each(position: int, name: str, default: int) -> Any:
@@ -161,10 +162,12 @@ class Signals:
         return self.table[signals]
 
     def join(self, a: Tensor, b: Tensor) -> None:
+        """Adds edges between the atoms ``a`` and ``b``, which broadcast."""
         a, b = torch.broadcast_tensors(a, b)
         self.edges.append(torch.stack((a.flatten(), b.flatten())))
 
     def pin(self, atoms: Tensor, reason: str) -> None:
+        """Marks ``atoms`` as not removable."""
         self.pins.append((atoms.flatten().unique(), reason))
 
     def join_widths(self) -> None:
@@ -179,7 +182,7 @@ class Signals:
 
 
 class Reader:
-    """Signals of all values of one trace; the operations are in :mod:`netslim.rules`."""
+    """Maps the tensors of one trace to their signals; :mod:`netslim.rules` has the operations."""
 
     def __init__(self, all_: Signals, trace: Trace, training: bool) -> None:
         self.all, self.trace, self.training = all_, trace, training
@@ -200,7 +203,7 @@ class Reader:
         self.all.steps.append(Step(kind, name, inputs, output, *more, **of))
 
     def of(self, value: int) -> Tensor:
-        """Returns the signals of a value, [1, ..., C, ..., 1]."""
+        """Returns the signals of tensor ``value``, [1, ..., C, ..., 1]."""
         if value not in self.signals:
             shape, name = self.trace.shapes[value], self.trace.names.get(value)
             key = name or len(shape)
@@ -224,7 +227,7 @@ class Reader:
         return flat
 
     def give(self, value: int, signals: Tensor) -> None:
-        """Sets the signals of a computed value."""
+        """Sets the signals of a computed tensor; raises NotPrunable if its shape does not fit."""
         if not fits(signals, self.trace.shapes[value]):
             raise NotPrunable("returns another shape than expected")
         self.signals[value] = signals
@@ -250,7 +253,11 @@ class Reader:
         return output
 
     def channels(self, value: int, axis: int) -> Tensor:
-        """Returns the signals along ``axis``, [size]; no other axis may have channels."""
+        """Returns the signals of tensor ``value`` along ``axis``, [size].
+
+        Raises:
+            NotPrunable: another axis has channels, too.
+        """
         signals, shape = self.of(value), self.trace.shapes[value]
         axis %= max(len(shape), 1)
         if any(n > 1 for i, n in enumerate(signals.shape) if i != axis):
@@ -300,6 +307,7 @@ def fits(signals: Tensor, shape: Sequence[int]) -> bool:
 
 
 def ref(x: Any) -> int:
+    """Returns the number of tensor ``x``. Raises NotPrunable if it is none."""
     if not isinstance(x, Ref):
         raise NotPrunable("takes something else than a tensor")
     return x.value

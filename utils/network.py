@@ -67,8 +67,7 @@ class Network:
 
     @property
     def cfg(self) -> list[int | str]:
-        """The :attr:`widths`, with ``'M'`` for max-pooling in a VGG, as the earlier programs save
-        them."""
+        """The :attr:`widths`; in a VGG with ``'M'`` for max-pooling, as in earlier programs."""
         if self.arch != "vgg":
             return list(self.widths)
         widths, cfg = iter(self.widths), list[int | str]()
@@ -100,11 +99,11 @@ class Network:
         return replace(self, model=model)
 
     def keep(self, masks: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Returns the ``masks`` of all :attr:`norms`, in their order, by name."""
+        """Returns {name: mask} for ``masks`` in the order of :attr:`norms`."""
         return dict(zip(self.norms, masks, strict=True))
 
     def plan(self, masks: Sequence[Tensor], streams: bool = True) -> Removal:
-        """Returns what removes the channels that ``masks`` do not keep.
+        """Returns the removal of all channels that ``masks`` do not keep.
 
         Args:
             masks: bool [channels] for each of :attr:`norms`.
@@ -113,7 +112,7 @@ class Network:
         return plan_removal(self.graph, self.keep(masks), self.model, streams)
 
     def remove(self, removal: Removal) -> "Network":
-        """Returns a pruned copy."""
+        """Returns a copy without the channels of ``removal``."""
         return replace(self, model=apply_removal(self.graph, self.model, removal))
 
 

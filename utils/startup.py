@@ -23,15 +23,15 @@ def check_packages() -> None:
         commands = [python_command(), "-m", "venv", venv], [venv_python, *pip]
         again = [venv_python, *sys.orig_argv[1:]]
         advice = " && ".join(map(shlex.join, (*commands, again)))
-    sys.exit(exit_message(f"{python_command()} has no {', '.join(missing)}: type {advice}"))
+    sys.exit(print_error(f"{python_command()} has no {', '.join(missing)}: type {advice}"))
 
 
-def exit_message(message: str) -> int:
-    """Prints an error and returns the exit status."""
+def print_error(message: str) -> int:
+    """Prints an error; returns the exit status of unusable input."""
     print(f"error: {message}", file=sys.stderr)
     return 2
 
 
 if sys.version_info < (3, 11):  # noqa: UP036
-    sys.exit(exit_message(f"Python {sys.version.split()[0]} is too old: 3.11 or newer is needed"))
+    sys.exit(print_error(f"Python {sys.version.split()[0]} is too old: 3.11 or newer is needed"))
 check_packages()

@@ -60,7 +60,7 @@ class LpADMM(Method):
         return {"z": self.z, "u": self.u, "count": self.count}
 
     def slope(self, size: Tensor) -> Tensor:
-        """ω of |z|, elementwise."""
+        """Returns ω = min(p|z|^(p−1), M) for |z| = ``size``, elementwise."""
         return (self.p * size ** (self.p - 1)).clamp(max=self.bound)
 
     @torch.no_grad()

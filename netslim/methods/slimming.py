@@ -219,7 +219,7 @@ class ProximalSlimming(Method):
         self._silence()
 
     def _update_xi(self, alpha: float) -> None:
-        # (9), in closed form: line 4 of Algorithm 1.
+        """Sets ξ by (9), line 4 of Algorithm 1, in closed form; ``alpha`` is 1/lr."""
         if self.target is not None:
             mean = (self.xi * alpha).add_(self.gamma, alpha=self.beta).div_(alpha + self.beta)
             t = self.to_remove * (self.budget[0, 0] / (alpha + self.beta))

@@ -212,6 +212,7 @@ def measure_norm(data: ImageSet | ImageFiles) -> Norm:
 
 
 def _class_counts(labels: Tensor, classes: Sequence[str]) -> str:
+    """Returns the images per class as text; with many classes, only the least and the most."""
     counts = torch.bincount(labels, minlength=len(classes)).tolist()
     named = [(count, name[:30]) for count, name in zip(counts, classes, strict=True)]
     if len({*counts}) > 1 and len(counts) <= MAX_LISTED_CLASSES:

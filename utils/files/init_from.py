@@ -114,7 +114,7 @@ class InitFrom:
 
 
 def norm_of(checkpoint: Checkpoint) -> Norm | None:
-    """Returns the normalisation that the weights were trained with, if known."""
+    """Returns the normalisation of the images that the weights were trained on, None if unknown."""
     torchvision = checkpoint.config is None and checkpoint.network.arch in TORCHVISION
     return checkpoint.norm or (IMAGENET_NORM if torchvision else None)
 

@@ -19,11 +19,11 @@ class RunPaths:
         self.plot = self.directory / "plot"  # without the suffix of the format
 
     def pruned(self, name: str = "pruned") -> Path:
-        """Path of this run's pruned model, or of the one that is called ``name``."""
+        """Path of the run's pruned model called ``name``."""
         return self.directory / f"{name}.pth.tar"
 
     def output(self, stage: str) -> Path:
-        """Path for the output of a command of an experiment."""
+        """Path of the printed output of an experiment's ``stage``: train, prune or refine."""
         return self.directory / f"{stage}.out"
 
     def recorded(self, path: Path) -> str:

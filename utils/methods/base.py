@@ -55,7 +55,7 @@ class Method(methods.Method):
 
     @classmethod
     def initialise(cls, model: nn.Module) -> None:
-        """Changes the initial values of a new ``model`` if they are not those of section 5.1."""
+        """Sets the initial values of a new ``model`` that differ from ``build_model``'s."""
 
     @classmethod
     def prunes(cls) -> bool:
@@ -63,7 +63,7 @@ class Method(methods.Method):
         return cls.prune_flags is not None
 
     def reset_state(self) -> str:
-        """Resets :meth:`state_dict` for a checkpoint without it; returns a note on how."""
+        """Restarts the method where a checkpoint lacks its state; returns how, for a note."""
         return ""
 
     def zero_counts(self) -> dict[str, Tensor]:

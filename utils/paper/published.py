@@ -43,8 +43,10 @@ class Table(NamedTuple):
         return METHODS.get(row[1]) if self.columns[1].heading == "Method" else "proximal"
 
     def share(self, row: Sequence[str]) -> float | None:
-        """Returns the percent of channels to prune: 0 (zeros only) for proximal slimming, else the
-        published share, None if there is none."""
+        """Returns the percent of channels to prune, None if none is published.
+
+        0, for zeros only, with proximal slimming.
+        """
         if self.method(row) == "proximal":
             return 0.0
         cells = zip(self.columns, row, strict=True)

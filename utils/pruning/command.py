@@ -37,7 +37,7 @@ from utils.shell import format_command, path_argument
 
 
 def layer_share(text: str) -> tuple[str, float]:
-    """Parses LAYER=SHARE."""
+    """Parses LAYER=SHARE, a pattern of layer names and a number from 0 to 1."""
     layer, separator, share = text.rpartition("=")
     if not (separator and layer):
         raise argparse.ArgumentTypeError(f"{text!r} is not LAYER=SHARE, as conv1*=0.5")

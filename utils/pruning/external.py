@@ -158,7 +158,7 @@ def load_network(
 
 
 def find_model(arch: str, state: State) -> tuple[Callable[[], nn.Module], int, str]:
-    """Returns a function that builds the full model, an image's side in pixels, and the code.
+    """Returns a function that builds the full model, its image side in pixels, and its code.
 
     Args:
         arch: the name of one of torchvision's classification models, or ``package:function``.

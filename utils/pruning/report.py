@@ -19,7 +19,7 @@ Row = Mapping[str, Any]
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> str:
-    """Returns the top-1 accuracy in percent."""
+    """Returns the top-1 accuracy of ``logits`` [n, classes] in percent."""
     return f"{100 * (logits.argmax(1) == labels).double().mean().item():.4f}"
 
 
@@ -121,7 +121,7 @@ def kinds(network: Network, removal: Removal, masks: Sequence[Tensor]) -> dict[s
 
 
 def differences(before: Tensor, masked: Tensor, pruned: Tensor) -> dict[str, int | str]:
-    """Compares logits [n, classes] of the three models: largest difference, changed predictions.
+    """Returns the differences of logits [n, classes]: the largest, and changed predictions.
 
     A changed prediction between two logits that were equal to rounding counts as a near-tie.
     """
@@ -157,7 +157,7 @@ def print_layers(network: Network, masks: Sequence[Tensor]) -> None:
 def print_sizes(
     row: Row, network: Network, masks: Sequence[Tensor], rounded: Mapping[str, Tensor]
 ) -> None:
-    """Prints the figures of :func:`sizes`, and the channels that are kept though they are 0.
+    """Prints the figures of :func:`sizes`, and the numbers of channels that are kept with γ = 0.
 
     Args:
         rounded: {flag: bool [channels]}: channels that are kept for speed only.

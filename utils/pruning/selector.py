@@ -51,7 +51,7 @@ class Pruning:
 
     @cached_property
     def with_whole_streams(self) -> Network:
-        """The pruned network with unused stream channels."""
+        """The pruned network with the unused channels of residual and dense streams."""
         return self.masked.remove(self.masked.plan(self.chosen, streams=False))
 
 
@@ -93,7 +93,12 @@ class Selector:
         self.ties = [[names.index(name) for name in tie] for tie in network.graph.ties]
 
     def remove(self, zeros: Tensor, count: int) -> Pruning:
-        """Removes ``zeros`` (bool [channels]) and others, ``count`` in all, within the limits."""
+        """Returns the pruning of ``zeros`` and others, ``count`` channels within the limits.
+
+        Args:
+            zeros: bool [channels].
+            count: ``zeros`` included; more only if more are zero.
+        """
         network, args = self.network, self.args
         norms = list(network.norms.values())
         chosen = plan(norms, zeros, count, self.scores, args.adjust, self.ties)
@@ -143,7 +148,7 @@ class Selector:
         return masked
 
     def select(self, zeros: Tensor) -> Pruning:
-        """Removes ``zeros`` and the share of --percent, or the fewest channels for the target.
+        """Returns the pruning of ``zeros`` and the share of --percent, or the fewest for a target.
 
         With --for, channels are kept nevertheless where that is faster.
 
