@@ -124,7 +124,7 @@ def take(model: Model, state: Mapping[str, Tensor]) -> Model:
 
 
 def _check_width(model: nn.Module, name: str, width: Tensor) -> None:
-    """Raise ValueError where ``width`` is none for an int attribute, or a list of them."""
+    """Raises ValueError where ``width`` is none for an int attribute, or a list of them."""
     path, _, attribute = name.rpartition(".")
     modules = dict(model.named_modules())
     full = ints_of(modules[path]).get(attribute) if path in modules else None

@@ -30,7 +30,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def _sync(path: Path) -> None:
-    """Wait until the file or folder at ``path`` is on the disk."""
+    """Waits until the file or folder at ``path`` is on the disk."""
     if os.name != "nt":  # Windows cannot open folders
         descriptor = os.open(path, os.O_RDONLY)
         try:

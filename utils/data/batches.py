@@ -15,12 +15,12 @@ TEST_BATCH_SIZE = {"cpu": 256, "cuda": 2000}  # default by device type
 
 
 def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
-    """Pad every image by PAD, crop it to its size at (``top``, ``left``) and mirror it if ``flip``.
+    """Returns ``images`` padded by PAD, cropped at (``top``, ``left``), mirrored where ``flip``.
 
     The result equals that of torchvision's pad, crop and hflip, with one gather for the batch.
 
     Args:
-        images: uint8 [n, size, size, 3].
+        images: uint8 [n, size, size, 3], as is the result.
         top, left: int64 [n], 0 to 2 * PAD.
         flip: bool [n].
     """
@@ -60,7 +60,7 @@ class Batches:
         return images.float().div_(255).sub_(self.mean).div_(self.std).permute(0, 3, 1, 2)
 
     def epoch_indices(self, epoch: int, steps: int | None = None) -> tuple[Tensor, ...]:
-        """Return the batch indices of a training epoch, a pure function of ``epoch`` and the seed.
+        """Returns the batch indices of a training epoch, a pure function of ``epoch`` and the seed.
 
         An epoch is every image once, or ``steps`` batches drawn with replacement. A batch index is
         int64 [4, n]: image index, top and left of the crop, flip. All are drawn on the CPU and
@@ -76,18 +76,18 @@ class Batches:
         return torch.cat(rows).to(self.index_device).split(self.batch_size, dim=1)
 
     def _generator(self, *key: int) -> torch.Generator:
-        """Return a random generator that depends on the seed and ``key`` only."""
+        """Returns a random generator that depends on the seed and ``key`` only."""
         state = np.random.SeedSequence((self.seed, *key)).generate_state(1, np.uint64)[0]
         return torch.Generator().manual_seed(int(state))
 
     def _draw_crops(self, count: int, generator: torch.Generator) -> Tensor:
-        """Return the rows of a batch index after the first, int64 [k, count]."""
+        """Returns the rows of a batch index after the first, int64 [k, count]."""
         top, left = torch.randint(2 * PAD + 1, (2, count), generator=generator)
         flip = torch.randint(2, (count,), generator=generator) * self.flip
         return torch.stack((top, left, flip))
 
     def get_batch(self, batch_index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the training batch of one of the indices from :meth:`epoch_indices`."""
+        """Returns the training batch of one of the indices from :meth:`epoch_indices`."""
         images, batch_index = self._gather(batch_index), batch_index.to(self.labels.device)
         if self.augment:
             _, top, left, flip = batch_index
@@ -95,17 +95,17 @@ class Batches:
         return self._normalise(images), self.labels[batch_index[0]]
 
     def _gather(self, batch_index: Tensor) -> Tensor:
-        """Return the images of a batch on the device, uint8 [n, size, size, 3]."""
+        """Returns the images of a batch on the device, uint8 [n, size, size, 3]."""
         return self.images[batch_index[0]]
 
     def iter_eval(self, first: int = 0, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
-        """Iterate over batches ``first``, ``first + every``, ... in file order, not augmented."""
+        """Yields batches ``first``, ``first + every``, ... in file order, not augmented."""
         indices = torch.arange(len(self.labels), device=self.labels.device).split(self.batch_size)
         labels = self.labels.split(self.batch_size)[first::every]
         yield from zip(self._iter_images(indices[first::every]), labels, strict=True)
 
     def sample(self, count: int) -> Iterator[Tensor]:
-        """Iterate over ``count`` images (at most all), a pure function of the seed, not augmented.
+        """Yields ``count`` images (at most all), a pure function of the seed, not augmented.
 
         Batch sizes differ by at most one, so that batch means may be averaged.
         """
@@ -113,6 +113,6 @@ class Batches:
         return self._iter_images(chosen.tensor_split(-(-len(chosen) // self.batch_size)))
 
     def _iter_images(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Iterate over batches of normalised images, given the index, int64 [n], of each."""
+        """Yields batches of normalised images, given the index, int64 [n], of each."""
         for image_index in indices:
             yield self._normalise(self.images[image_index.to(self.labels.device)])

@@ -54,15 +54,15 @@ class ImageSet:
         return len(self.labels)
 
     def checksum(self, start: int = 0) -> int:
-        """Return the CRC-32 of all images and labels, continuing from the checksum ``start``."""
+        """Returns the CRC-32 of all images and labels, continuing from the checksum ``start``."""
         return zlib.crc32(self.labels.numpy().data, zlib.crc32(self.images.numpy().data, start))
 
     def take(self, chosen: Tensor) -> "ImageSet":
-        """Return the images of the indices ``chosen``, int64 [n]."""
+        """Returns the images of the indices ``chosen``, int64 [n]."""
         return ImageSet(self.images[chosen], self.labels[chosen])
 
     def image(self, index: int) -> np.ndarray:
-        """Return an image, uint8 [size, size, 3]."""
+        """Returns an image, uint8 [size, size, 3]."""
         return self.images[index].numpy()
 
 
@@ -85,11 +85,11 @@ class Dataset:
         return self.mean, self.std
 
     def checksum(self) -> int:
-        """Return the checksum of the training and test set together."""
+        """Returns the checksum of the training and test set together."""
         return self.test.checksum(self.train.checksum())
 
     def describe(self) -> list[str]:
-        """Return a line on the images per class and one on normalisation and augmentation."""
+        """Returns a line on the images per class and one on normalisation and augmentation."""
         train, test = (_class_counts(x.labels, self.classes) for x in (self.train, self.test))
         names = "".join(f" ({name})" for name, norm in NORMS.items() if is_norm(norm, self.norm))
         mean, std = (" ".join(f"{x:.3f}" for x in channels) for channels in self.norm)
@@ -104,7 +104,7 @@ class Dataset:
 
 
 def load(config: Mapping[str, Any], norm: Norm | None = None) -> Dataset:
-    """Load the data set of the flags in ``config``; see :func:`load_dataset`."""
+    """Loads the data set of the flags in ``config``; see :func:`load_dataset`."""
     name, folder = config.get("dataset", DATASETS[0]), config.get("data")
     subsets, size = (config.get("subset"), config.get("test_subset")), config.get("size") or SIZE
     stream, flip = bool(config.get("stream")), not config.get("no_flip")
@@ -123,7 +123,7 @@ def load_dataset(
     norm: Norm | None = None,
     flip: bool = True,
 ) -> Dataset:
-    """Load a data set into memory; with ``stream``, and ImageNet always, only find its files.
+    """Loads a data set into memory; with ``stream``, and ImageNet always, only finds its files.
 
     Args:
         name: one of DATASETS.
@@ -179,19 +179,19 @@ def load_dataset(
 
 
 def is_norm(norm: Norm, other: Norm) -> bool:
-    """Return whether both are the same numbers, in whatever sequences."""
+    """Returns whether both are the same numbers, in whatever sequences."""
     return [list(x) for x in norm] == [list(x) for x in other]
 
 
 def normalisation(norm: Norm, name: str) -> str | None:
-    """Return the value of --normalise for ``norm``, None if it is ``name``'s default or unnamed."""
+    """Returns the --normalise value of ``norm``, None if it is ``name``'s default or has none."""
     if is_norm(norm, NORMS.get(name, CIFAR_NORM)):
         return None
     return next((n for n in NORMALISATIONS if n in NORMS and is_norm(norm, NORMS[n])), None)
 
 
 def measure_norm(data: ImageSet | ImageFiles) -> Norm:
-    """Measure mean and standard deviation, 0 to 1, of the pixels of NORM_IMAGES images.
+    """Measures mean and standard deviation, 0 to 1, of the pixels of NORM_IMAGES images.
 
     The images are always the same ones and the sums exact, so that every machine gets equal bits.
     """
@@ -223,7 +223,7 @@ def _class_counts(labels: Tensor, classes: Sequence[str]) -> str:
 
 
 def _subset(data: ImageSet | ImageFiles, count: int | None, flag: str) -> ImageSet | ImageFiles:
-    """Take ``count`` images, the same ones for every seed of a run; all if it is None."""
+    """Returns ``count`` images, the same ones for every seed of a run; all if it is None."""
     if count is None:
         return data
     if count > len(data):
@@ -232,7 +232,7 @@ def _subset(data: ImageSet | ImageFiles, count: int | None, flag: str) -> ImageS
 
 
 def _load_torchvision(name: str, folder: Path | None) -> tuple[tuple[str, ...], ImageSet, ImageSet]:
-    """Load classes, training and test set of CIFAR or SVHN; download them if ``folder`` is None."""
+    """Loads classes, training and test set of CIFAR or SVHN, downloaded if ``folder`` is None."""
     from torchvision import datasets  # slow import
 
     root = folder or Path(f"data.{name}")
@@ -263,7 +263,11 @@ def _load_torchvision(name: str, folder: Path | None) -> tuple[tuple[str, ...], 
 
 
 def _check_counts(name: str, folder: Path, *counts: int) -> None:
-    """Compare ``counts`` (training images, test images, classes) with PUBLIC_COUNTS."""
+    """Raises InputError unless the classes are as many as in PUBLIC_COUNTS; notes missing images.
+
+    Args:
+        counts: training images, test images, classes.
+    """
     expected = PUBLIC_COUNTS[name]
     if counts[2] != expected[2]:
         raise InputError(

@@ -48,7 +48,7 @@ class ImageFiles:
 
     @classmethod
     def scan(cls, part: Path, size: int, imagenet: bool, flip: bool) -> "ImageFiles":
-        """Find the images ``part/<class>/*``; links and hidden files are skipped.
+        """Finds the images ``part/<class>/*``; skips links and hidden files.
 
         Raises InputError if there are no classes or a class has no images.
         """
@@ -84,11 +84,11 @@ class ImageFiles:
         return len(self.labels)
 
     def checksum(self, start: int = 0) -> int:
-        """Return the CRC-32 of paths and file sizes, continuing from the checksum ``start``."""
+        """Returns the CRC-32 of paths and file sizes, continuing from the checksum ``start``."""
         return zlib.crc32(self.crc.to_bytes(4), start)
 
     def take(self, chosen: Tensor) -> "ImageFiles":
-        """Return the images of the indices ``chosen``, int64 [n]."""
+        """Returns the images of the indices ``chosen``, int64 [n]."""
         crc = zlib.crc32(chosen.numpy().data, self.crc)
         names, labels = self.names[chosen.numpy()], self.labels[chosen]
         return replace(self, names=names, labels=labels, crc=crc)
@@ -97,7 +97,7 @@ class ImageFiles:
         return self.part / os.fsdecode(self.names[index])
 
     def image(self, index: int, crop_seed: int | None = None) -> np.ndarray:
-        """Read an image, uint8 [size, size, 3]: its centre, or a random crop for ``crop_seed``.
+        """Reads an image, uint8 [size, size, 3]: its centre, or a random crop for ``crop_seed``.
 
         Raises InputError if the file cannot be read.
         """
@@ -107,7 +107,7 @@ class ImageFiles:
         return resize_center_crop(rgb, shorter_side(self.size, self.imagenet), self.size)
 
     def __getitem__(self, batch_index: np.ndarray) -> Tensor | InputError:
-        """Read the images of a batch index, uint8 [n, size, size, 3].
+        """Reads the images of a batch index, uint8 [n, size, size, 3].
 
         An InputError is returned: raised in a worker, it would get a traceback in its message.
         """
@@ -121,7 +121,7 @@ class ImageFiles:
 def scan_folder(
     folder: Path, parts: Sequence[str], size: int, imagenet: bool, flip: bool
 ) -> tuple[ImageFiles, ImageFiles]:
-    """Find the training and the test images, which ``parts`` of ``folder`` contain.
+    """Finds the training and the test images, which ``parts`` of ``folder`` contain.
 
     Raises InputError if images are missing or the two parts have different classes.
     """
@@ -137,7 +137,7 @@ def scan_folder(
 def _scan(
     folder: str | os.PathLike[str], accept: Callable[[os.DirEntry[str]], bool]
 ) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
-    """Return the accepted and the other entries of ``folder``, by name, without hidden ones."""
+    """Returns the accepted and the other entries of ``folder``, by name, without hidden ones."""
     with os.scandir(folder) as entries:
         visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
     return list(filter(accept, visible)), list(filterfalse(accept, visible))
@@ -152,7 +152,7 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
 
 
 def decode(folder: Path, parts: Sequence[ImageFiles]) -> list[np.ndarray]:
-    """Decode every part to uint8 [n, size, size, 3], once: the result is cached.
+    """Decodes every part to uint8 [n, size, size, 3], once: the result is cached.
 
     The cache is in ``folder``, or in the user's cache directory if ``folder`` is read-only.
     Raises InputError if an image cannot be read or there is too little memory.
@@ -194,7 +194,7 @@ def decode(folder: Path, parts: Sequence[ImageFiles]) -> list[np.ndarray]:
 
 
 def _memory() -> float:
-    """Return the bytes of memory of this machine or its container, infinity if unknown."""
+    """Returns the bytes of memory of this machine or its container, infinity if unknown."""
     limits = [math.inf]
     with suppress(AttributeError, OSError, ValueError):  # Windows
         limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
@@ -204,7 +204,7 @@ def _memory() -> float:
 
 
 def _read_cache(cache: Path, fingerprint: str, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Return the cached images, None if the cache is missing, damaged or of other files."""
+    """Returns the cached images, None if the cache is missing, damaged or of other files."""
     if not cache.is_file():
         return None
     try:
@@ -216,12 +216,12 @@ def _read_cache(cache: Path, fingerprint: str, shape: tuple[int, ...]) -> np.nda
 
 
 def shorter_side(size: int, imagenet: bool) -> int:
-    """Return to how many pixels an image's shorter side is resized before the crop to ``size``."""
+    """Returns the pixels of an image's shorter side before it is cropped to ``size``."""
     return round(RESIZE_RATIO * size) if imagenet else size
 
 
 def resize_center_crop(rgb: Image.Image, resized: int, size: int) -> np.ndarray:
-    """Resize the shorter side to ``resized`` and crop the centre, uint8 [size, size, 3]."""
+    """Resizes the shorter side to ``resized`` and crops the centre, uint8 [size, size, 3]."""
     if rgb.size != (size, size) or resized != size:
         from torchvision.transforms.functional import center_crop, resize  # slow import
 
@@ -230,7 +230,7 @@ def resize_center_crop(rgb: Image.Image, resized: int, size: int) -> np.ndarray:
 
 
 def _random_resized_crop(rgb: Image.Image, size: int, seed: int, flip: bool) -> np.ndarray:
-    """Apply torchvision's random resized crop and flip, a pure function of ``seed``."""
+    """Applies torchvision's random resized crop and flip, a pure function of ``seed``."""
     from torchvision.transforms import Compose, RandomHorizontalFlip, RandomResizedCrop
 
     augment = Compose([RandomResizedCrop(size), RandomHorizontalFlip(0.5 if flip else 0)])
@@ -240,7 +240,7 @@ def _random_resized_crop(rgb: Image.Image, size: int, seed: int, flip: bool) -> 
 
 
 def read_image(path: Path) -> Image.Image:
-    """Read an image as RGB. Raises InputError if the file is no readable image."""
+    """Reads an image as RGB. Raises InputError if the file is no readable image."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # damaged metadata, which ImageNet has

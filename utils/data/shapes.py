@@ -24,7 +24,7 @@ _BLOCK = 200
 
 
 def draw_shapes(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw images, uint8 [count, 32, 32, 3], and labels, int64 [count].
+    """Draws images, uint8 [count, 32, 32, 3], and labels, int64 [count].
 
     A smaller ``count`` returns the first of the same images. Every ten labels are all classes in
     random order. Raises ValueError if ``count`` or ``seed`` is negative.
@@ -58,7 +58,7 @@ def _draw_block(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw_objects(rng: np.random.Generator, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return signed distances in pixels (negative inside) and shares of the second colour."""
+    """Returns signed distances in pixels (negative inside) and shares of the second colour."""
     radius = _uniform(rng, 7.0, 12.0)
     u, v = _rotated_grid(rng, max_offset=5.0)
     thickness, period = _uniform(rng, 0.0, 1.0), _uniform(rng, 4.0, 7.0)
@@ -78,7 +78,7 @@ def _draw_objects(rng: np.random.Generator, labels: np.ndarray) -> tuple[np.ndar
 def _outline(
     name: str, u: np.ndarray, v: np.ndarray, radius: np.ndarray, thickness: np.ndarray
 ) -> np.ndarray:
-    """Return the signed distance in pixels to a shape of about ``radius`` around the origin."""
+    """Returns the signed distance in pixels to a shape of about ``radius`` around the origin."""
     match name:
         case "circle":
             return np.sqrt(u * u + v * v) - 0.9 * radius
@@ -101,14 +101,14 @@ def _outline(
 
 
 def _side_distances(sides: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Return distances from the origin along the normal of every side, [sides, n, 32, 32]."""
+    """Returns distances from the origin along the normal of every side, [sides, n, 32, 32]."""
     angles = [2 * pi * k / sides for k in range(sides)]
     # Rounded, as the last bit of a cosine depends on the platform.
     return np.stack([u * round(sin(a), 6) + v * round(cos(a), 6) for a in angles])
 
 
 def _texture(name: str, u: np.ndarray, v: np.ndarray, period: np.ndarray) -> np.ndarray:
-    """Return the share of the second colour, 0 to 1, for a texture's ``period`` in pixels."""
+    """Returns the share of the second colour, 0 to 1, for a texture's ``period`` in pixels."""
     # Distances in pixels to the centre of the period, which is the centre of a dot.
     across, along = (np.abs(x / period - np.floor(x / period) - 0.5) * period for x in (u, v))
     if name == "dots":
@@ -118,7 +118,7 @@ def _texture(name: str, u: np.ndarray, v: np.ndarray, period: np.ndarray) -> np.
 
 
 def _rotated_grid(rng: np.random.Generator, max_offset: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return pixel coordinates, shifted and rotated at random, twice [_BLOCK, 32, 32]."""
+    """Returns pixel coordinates, shifted and rotated at random, twice [_BLOCK, 32, 32]."""
     pixels = np.arange(_SIZE, dtype=np.float32) - (_SIZE - 1) / 2
     x = pixels - _uniform(rng, -max_offset, max_offset)
     y = pixels[:, None] - _uniform(rng, -max_offset, max_offset)
@@ -137,12 +137,12 @@ def _paint_bar(rng: np.random.Generator, canvas: np.ndarray) -> None:
 
 
 def _paint(canvas: np.ndarray, distance: np.ndarray, colour: np.ndarray) -> None:
-    """Paint where ``distance`` is negative, with an edge one pixel soft."""
+    """Paints where ``distance`` is negative, with an edge one pixel soft."""
     canvas += (colour - canvas) * np.clip(0.5 - distance, 0, 1)[..., None]
 
 
 def _smooth_noise(rng: np.random.Generator) -> np.ndarray:
-    """Return noise, -0.5 to 0.5, interpolated between points 8 pixels apart."""
+    """Returns noise, -0.5 to 0.5, interpolated between points 8 pixels apart."""
     noise = rng.random((_BLOCK, 5, 5, 3), np.float32) - np.float32(0.5)
     low, step = np.divmod(np.arange(_SIZE), 8)
     step = (step / 8).astype(np.float32)[:, None]
@@ -151,6 +151,6 @@ def _smooth_noise(rng: np.random.Generator) -> np.ndarray:
 
 
 def _uniform(rng: np.random.Generator, low: float, high: float, *channels: int) -> np.ndarray:
-    """Draw one number per image, or per channel of it, float32 [_BLOCK, 1, 1, ...]."""
+    """Draws one number per image, or per channel of it, float32 [_BLOCK, 1, 1, ...]."""
     # Not rng.uniform: compiled code may fuse its multiplication and addition into one rounding.
     return rng.random((_BLOCK, 1, 1, *channels), np.float32) * (high - low) + low

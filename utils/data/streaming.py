@@ -33,14 +33,14 @@ def batches_of(
     workers: int = WORKERS,
     local_part: Callable[[Tensor], Tensor] = lambda batch_index: batch_index,
 ) -> Batches:
-    """Return :class:`StreamedBatches` if ``part`` of ``data`` is files, else :class:`Batches`."""
+    """Returns :class:`StreamedBatches` if ``part`` of ``data`` is files, else :class:`Batches`."""
     if isinstance(getattr(data, part), ImageFiles):
         return StreamedBatches(data, part, batch_size, device, seed, workers, local_part)
     return Batches(data, part, batch_size, device, seed)
 
 
 def test_batches(data: Dataset, config: Mapping[str, Any], device: torch.device) -> Batches:
-    """Return the evaluation batches; ``config`` may set ``test_batch_size`` and ``workers``."""
+    """Returns the evaluation batches; ``config`` may set ``test_batch_size`` and ``workers``."""
     workers = config.get("workers", WORKERS)
     return batches_of(data, "test", config.get("test_batch_size"), device, workers=workers)
 
@@ -79,7 +79,7 @@ class StreamedBatches(Batches):
         return torch.randint(2**32, (1, count), generator=generator)  # seeds for ImageFiles.image
 
     def epoch_indices(self, epoch: int, steps: int | None = None) -> tuple[Tensor, ...]:
-        """Return the batch indices of an epoch, on the CPU, and schedule them to be read ahead.
+        """Returns the batch indices of an epoch, on the CPU, and schedules them to be read ahead.
 
         With ImageNet's crops, a batch index is int64 [2, n]: image index, seed of the crop.
         """
@@ -106,7 +106,7 @@ class StreamedBatches(Batches):
         self._prefetcher.clear()
 
     def _prefetch(self, batch_indices: Iterable[Tensor]) -> None:
-        """Start workers that read these batches and no others."""
+        """Starts workers that read these batches and no others."""
         self._prefetcher.clear()
         loader: DataLoader[Tensor] = DataLoader(
             self.files,  # type: ignore[arg-type]
@@ -137,7 +137,7 @@ class StreamedBatches(Batches):
 
 
 def _init_worker(worker: int) -> None:
-    """Free a worker of the signal handlers and the garbage collection of the training process."""
+    """Frees a worker of the signal handlers and the garbage collection of the training process."""
     gc.freeze()  # a collection would write to, and so copy, the memory shared with the parent
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the parent acts
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
