@@ -22,10 +22,9 @@ from netslim.signals import (
     Signals,
     options,
     ref,
-    refs,
 )
 from netslim.sizes import Dim, Width, as_int, widths_in
-from netslim.trace import ATOMS, CONTAINERS, SPLITTING, Call, Ref, Trace, each, leaves
+from netslim.trace import ATOMS, CONTAINERS, SPLITTING, Call, Ref, Trace, each, leaves, refs
 
 # Elementwise operations: an output channel is a function of the same channel of the inputs.
 ELEMENTWISE = set(

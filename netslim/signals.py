@@ -8,7 +8,7 @@ can only be removed together. Atom 0 can never be removed.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from netslim.sizes import Dim, Source, Width
-from netslim.trace import Call, Ref, Trace
+from netslim.trace import Call, Ref, Trace, refs
 
 FIXED, VARYING, ZERO = 0, 0, 1  # atom 0; the signal of unknown values; the signal of padding
 
@@ -311,11 +311,3 @@ def ref(x: Any) -> int:
     if not isinstance(x, Ref):
         raise NotPrunable("takes something else than a tensor")
     return x.value
-
-
-def refs(x: Any) -> list[int]:
-    if isinstance(x, Ref):
-        return [x.value]
-    if isinstance(x, Mapping):
-        x = list(x.values())
-    return [v for each in x for v in refs(each)] if isinstance(x, tuple | list) else []

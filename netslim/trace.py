@@ -78,7 +78,7 @@ class Call:
 
     def refs(self) -> list[int]:
         """Returns the numbers of the tensor arguments."""
-        return [x.value for x in leaves((self.args, self.kwargs)) if isinstance(x, Ref)]
+        return refs((self.args, self.kwargs))
 
 
 @dataclass
@@ -109,6 +109,11 @@ def leaves(x: Any) -> list[Any]:
     found: list[Any] = []
     each(found.append, x)
     return found
+
+
+def refs(x: Any) -> list[int]:
+    """Returns the numbers of the tensors in nested tuples, lists and dicts."""
+    return [leaf.value for leaf in leaves(x) if isinstance(leaf, Ref)]
 
 
 def tensors_in(x: object) -> Iterator[Tensor]:
