@@ -114,8 +114,8 @@ def time_call(work: Callable[[], object], device: torch.device) -> float:
     With one thread on a CPU, CPU time, which other programs hardly change.
     """
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    on_cpu, clock = device.type == "cpu", time.perf_counter
-    clock = time.process_time if on_cpu and torch.get_num_threads() == 1 else clock
+    one_thread = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if one_thread else time.perf_counter
     synchronize()
     start = clock()
     work()

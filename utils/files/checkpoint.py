@@ -23,6 +23,7 @@ from utils.files.legacy_formats import (
     find_state_dict,
     from_admm_programs,
     largest_submodule,
+    selection_before,
     to_compact,
     to_released,
     unwrap,
@@ -310,8 +311,7 @@ def _momentum(optimizer: Any, state: State, model: nn.Module) -> State:
         buffer = optimizer["state"].get(number, {}).get("momentum_buffer")
         if buffer is None or name not in parameters:
             continue
-        norm = name.rpartition(".")[0].removesuffix(".norm")
-        select = f"{norm.removesuffix('bn1').removesuffix('bn')}select.indexes"
+        select = selection_before(name.rpartition(".")[0].removesuffix(".norm"))
         if select in state and buffer.shape == state[select].shape:
             buffer = buffer[state[select].bool()]
         if buffer.shape != parameters[name].shape:

@@ -16,8 +16,8 @@ from utils.flags.config import FLAGS, Config
 from utils.flags.parser import resolve
 from utils.shell import format_command, path_argument
 
-# Settings that a run from a checkpoint inherits if they are not on the command line.
-INHERITED = "dataset data normalise no_flip stream subset test_subset seed".split()
+# Settings that a run takes from its checkpoint if they are not on the command line.
+DATA_SETTINGS = "dataset data normalise no_flip stream subset test_subset seed".split()
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def config_from_checkpoint(
     Raises InputError: ``flags`` contradict them.
     """
     stored = {} if checkpoint.config is None else checkpoint.config.to_dict()
-    values = {key: stored[key] for key in INHERITED if stored.get(key) is not None}
+    values = {key: stored[key] for key in DATA_SETTINGS if stored.get(key) is not None}
     network = checkpoint.network
     values |= {"arch": network.arch, "depth": network.depth, "size": network.size}
     try:

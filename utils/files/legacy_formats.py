@@ -31,14 +31,13 @@ EARLIER = ("vgg", "resnet", "densenet")  # architectures of the earlier programs
 REMOVED = {"weight": 0.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
 # Keys of the state dict in a file: trained weights before moving averages.
 STATE_KEYS = (
-    *("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params"),
-    *("state_dict_ema", "ema_state_dict", "model_ema", "ema_model", "ema"),
-)
+    "state_dict model_state_dict model net network module weights params"
+    " state_dict_ema ema_state_dict model_ema ema_model ema"
+).split()
 # Parts of names that DataParallel, torch.compile, FSDP, activation checkpointing and Fabric add.
-WRAPPERS = {
-    *("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
-    "_forward_module",
-}
+WRAPPERS = set(
+    "module _orig_mod _fsdp_wrapped_module _checkpoint_wrapped_module _forward_module".split()
+)
 MAX_DEPTH = 4  # of dicts around a state dict, and of modules around a model
 
 
@@ -127,6 +126,11 @@ def to_compact(state: Mapping[str, Tensor]) -> State:
     return compact
 
 
+def selection_before(norm: str) -> str:
+    """Returns the name of the selection in front of batch norm ``norm`` in the released layout."""
+    return f"{norm.removesuffix('bn1').removesuffix('bn')}select.indexes"
+
+
 def to_released(network: Network) -> State:
     """Returns the state dict in the released layout. No stream of ``network`` may be pruned."""
     state = network.model.state_dict()
@@ -140,8 +144,7 @@ def to_released(network: Network) -> State:
             if entry in REMOVED:
                 kept = kept.new_full((width,), REMOVED[entry]).index_copy_(0, index, kept)
             released[f"{name}.{entry}"] = kept
-        block = name.removesuffix("bn1").removesuffix("bn")
-        released[f"{block}select.indexes"] = torch.zeros(width).index_fill_(0, index, 1)
+        released[selection_before(name)] = torch.zeros(width).index_fill_(0, index, 1)
     return released
 
 

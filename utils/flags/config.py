@@ -195,13 +195,13 @@ class Config:
                 values.setdefault(name, getattr(self, name))
         return Config.from_dict(values)
 
-    def finetuning_argv(self, cuts: bool = False) -> list[str]:
+    def finetuning_argv(self, prunes_weights: bool = False) -> list[str]:
         """Returns the flags to add to ``--refine`` for the config of :meth:`for_finetuning`.
 
-        The checkpoint has the settings of model and data. ``cuts``: with ``--prune-ratio``.
+        The checkpoint has those of model and data. ``prunes_weights``: beside ``--prune-ratio``.
         """
         training = [n for n, flag in CORE_FLAGS.items() if flag.group == TRAINING]
-        names = INHERITED if cuts else [name for name in training if name not in START_FLAGS]
+        names = INHERITED if prunes_weights else [n for n in training if n not in START_FLAGS]
         values = {name: getattr(self, name) for name in names}
         changed = {n: value for n, value in values.items() if value != CORE_FLAGS[n].default}
         return [word for n, value in changed.items() for word in CORE_FLAGS[n].to_argv(value)]

@@ -32,7 +32,7 @@ from utils.network import Network
 from utils.pruning import report
 from utils.pruning.external import prune_state_dict
 from utils.pruning.latency import LatencyTarget
-from utils.pruning.selector import TARGETS, Pruning, Selector
+from utils.pruning.selector import TARGETS, Pruning, Selector, target_of
 from utils.shell import format_command, path_argument
 
 
@@ -167,7 +167,6 @@ def prune_checkpoint(kind: str | None, args: argparse.Namespace, argv: list[str]
     batches = test_batches(data, vars(args), pick_device(args.no_cuda))
     labels = batches.labels.cpu()
     predictions = [predict(n.model, batches) for n in (network, pruning.masked, written)]
-    targeted = any((args.target_flops, args.target_params, args.target_latency))
     row: dict[str, Any] = {
         "model": files.recorded(output),
         "run": loaded.run_name or run_name_of(path),
@@ -179,7 +178,7 @@ def prune_checkpoint(kind: str | None, args: argparse.Namespace, argv: list[str]
         "arch": arch,
         "depth": network.depth,
         "dataset": data.name,
-        "percent": None if targeted else args.percent,
+        "percent": None if target_of(args) else args.percent,
         **record_values(network, pruning, predictions, labels),
         "mask": mask,
         **{
@@ -280,8 +279,7 @@ def advise(
 ) -> None:
     """Says why the command of these ``words`` removed nothing, and prints commands that would."""
     zeros = {name: int(is_zero(factor).sum()) for name, factor in factors.items()}
-    targeted = any((args.target_flops, args.target_params, args.target_latency))
-    if zeros[mask] or args.percent or targeted:
+    if zeros[mask] or args.percent or target_of(args):
         limited = args.keep or args.skip or args.round_to > 1
         limits = "the limits keep" if limited else "every layer keeps a channel:"
         limits = f"--adjust {args.adjust:g} keeps" if args.adjust else limits

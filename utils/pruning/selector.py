@@ -22,6 +22,12 @@ from utils.pruning.report import cost_of
 TARGETS = {"flops": "flops", "params": "parameters"}  # suffixes of flags, fields of a Cost
 
 
+def target_of(args: argparse.Namespace) -> str | None:
+    """Returns what follows ``--target-`` in the target flag that was given, None without one."""
+    flags = (*TARGETS, "latency")
+    return next((x for x in flags if getattr(args, f"target_{x}") is not None), None)
+
+
 @dataclass(frozen=True)
 class Pruning:
     """One pruning of a network.
@@ -176,9 +182,7 @@ class Selector:
     def _count(self, zeros: Tensor, search: Search | None) -> int:
         """Returns how many channels are removed: for a target, the fewest that reach it."""
         args, channels = self.args, int(self.scores.isfinite().sum())
-        flags = [*TARGETS, "latency"]
-        flag = next((x for x in flags if getattr(args, f"target_{x}") is not None), None)
-        if flag is None:
+        if (flag := target_of(args)) is None:
             return count_of(args.percent, channels)
         if search is not None and flag == "latency":
             counts, unit = range(0, channels + 1, max(1, channels // 100)), "milliseconds"

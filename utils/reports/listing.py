@@ -59,11 +59,10 @@ def listing(folder: Path, only: Collection[str] | None = None) -> str:
     trained = {result.row["run"]: result for result in found}
     tuned = {tuning.row["run"]: tuning for tuning in finetunings}
     runs = paths.runs_in(folder) | trained.keys() | tuned.keys()
-    after = {
-        run: [(row, *_after_training(result, row)) for row in _prunings_of(result)]
-        for run in runs
-        for result in [trained.get(run)]
-    }
+    after = {}
+    for run in runs:
+        result = trained.get(run)
+        after[run] = [(row, *_after_training(result, row)) for row in _prunings_of(result)]
     in_other_lines = {tuning for prunings in after.values() for *_, tuning in prunings}
     lines = [COLUMNS]
     for run in sorted(runs - in_other_lines if only is None else runs & set(only)):

@@ -190,7 +190,7 @@ def summary(
         lines.append(f"next: {format_command(*prune, *runtime_flags)}")
     if (flags := method.refine_flags) is not None:
         precision = trainer.execution.precision
-        shared = replace(config, precision=precision).finetuning_argv(cuts=True)
+        shared = replace(config, precision=precision).finetuning_argv(prunes_weights=True)
         refine = "main.py", "--refine", checkpoint, *flags, *shared
         lines.append(f"next: {format_command(*refine, *runtime_flags)}")
     if method.prune_flags is None and method.refine_flags is None:  # nothing to train any more

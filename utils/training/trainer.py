@@ -201,9 +201,9 @@ class Trainer:
         if self.group.rank > 0:
             return
         content = self.state_dict().to_dict()
-        # The best one first: a kill in between loses no best state.
-        for path in (self.paths.best,) * is_best + (self.paths.checkpoint,):
-            checkpoint.save(path, content)
+        if is_best:  # first: a kill in between loses no best state
+            checkpoint.save(self.paths.best, content)
+        checkpoint.save(self.paths.checkpoint, content)
 
     def state_dict(self) -> Checkpoint:
         """Returns the state at full width, which ``network`` then has too."""
