@@ -44,6 +44,11 @@ class Network:
         return {n: m for n, m in modules if isinstance(m, AnyBatchNorm) and n in names}
 
     @property
+    def gamma(self) -> Tensor:
+        """The scaling factors γ of all :attr:`norms`, float32 [channels]."""
+        return torch.cat([torch.empty(0), *(bn.weight.detach() for bn in self.norms.values())])
+
+    @property
     def layers(self) -> list[str]:
         """The names of :attr:`norms` in the full model, where none has a channel selection."""
         full_names = {f"{name}.norm": name for name, _ in selections(self.model)}

@@ -70,8 +70,7 @@ class Checkpoint:
     @property
     def scaling_factors(self) -> State:
         """The factors [channels] by which channels can be pruned: γ, and the method's own."""
-        gammas = (bn.weight.detach() for bn in self.network.norms.values())
-        gamma = torch.cat([torch.empty(0), *gammas])
+        gamma = self.network.gamma
         names = self.method_state if self.config is None else METHODS[self.config.method].factors
         same = {n: x for n, x in self.method_state.items() if n in names and x.shape == gamma.shape}
         return {"gamma": gamma, **same}

@@ -194,18 +194,18 @@ def prune_checkpoint(kind: str | None, args: argparse.Namespace, argv: list[str]
     if pruning.milliseconds is not None:
         times = (f"{ms:.4g}" for ms in pruning.milliseconds)
         row |= dict(zip(("milliseconds", "milliseconds_slim"), times, strict=True))
-    row |= report.of_original(loaded.network, pruning.with_whole_streams)
+    row |= report.shares_of_full(loaded.network, pruning.with_whole_streams)
     report.print_layers(network, pruning.masks)
     report.print_sizes(row, network, pruning.masks, pruning.rounded)
     report.print_report(row, network)
     print_remarks(predictions, labels, data.classes)
-    if text := report.told_apart(selector.scores, zeros, torch.cat(pruning.chosen)):
+    if text := report.equal_scores(selector.scores, zeros, torch.cat(pruning.chosen)):
         note(f"note: {text}")
     if mask != "gamma" and not args.engine:
         with suppress(InputError):  # the target may be out of reach
             other = selector.select(is_zero(factors["gamma"]))
             small = other.with_whole_streams
-            row_gamma = report.sizes(other.masks, report.cost_of(network), report.cost_of(small))
+            row_gamma = report.sizes(network, other.masks, small)
             row_gamma["accuracy_slim"] = report.accuracy(predict(small.model, batches), labels)
             report.print_comparison(row, row_gamma)
     content = {
@@ -241,12 +241,13 @@ def record_values(
         labels: int64 [n].
     """
     small, masks = pruning.with_whole_streams, pruning.masks
-    row: dict[str, Any] = report.sizes(masks, report.cost_of(network), report.cost_of(small))
-    row |= report.of_all(network, row)
-    row |= report.unread(network, small, pruning.pruned, pruning.removal)
+    row: dict[str, Any] = report.sizes(network, masks, small)
+    row |= report.unused_streams(network, small, pruning.pruned, pruning.removal)
     for name, logits in zip(("before", "masked", "slim"), predictions, strict=True):
         row[f"accuracy_{name}"] = report.accuracy(logits, labels)
-    return row | report.kinds(network, pruning.removal, masks) | report.differences(*predictions)
+    return (
+        row | report.count_kinds(network, pruning.removal, masks) | report.differences(*predictions)
+    )
 
 
 def print_remarks(predictions: list[Tensor], labels: Tensor, classes: tuple[str, ...]) -> None:

@@ -26,16 +26,7 @@ from utils.files.locks import check_writable
 from utils.files.paths import RunPaths
 from utils.methods.base import is_zero
 from utils.network import Network
-from utils.pruning.report import (
-    cost_of,
-    kinds,
-    of_all,
-    print_kinds,
-    print_layers,
-    print_sizes,
-    sizes,
-    told_apart,
-)
+from utils.pruning import report
 from utils.pruning.selector import Selector
 
 TOLERANCE = 1e-3  # of the largest output: above it the pruned model is not written
@@ -70,20 +61,19 @@ def prune_state_dict(args: argparse.Namespace) -> None:
     size = getattr(args, "size", size)
     network = load_network(build, state, args, size)
 
-    gamma = torch.cat([torch.empty(0), *(bn.weight.detach() for bn in network.norms.values())])
-    selector, zeros = Selector(network, args, fold=True), is_zero(gamma)
+    selector, zeros = Selector(network, args, fold=True), is_zero(network.gamma)
     pruning = selector.select(zeros)
     if all(mask.all() for mask in pruning.masks):
         raise InputError(
             f"nothing of {path} is to be pruned: choose a larger --ratio (--ratio 0.5), or fewer"
             " limits (--keep, --skip, --adjust, --round-to)"
         )
-    row = sizes(pruning.masks, cost_of(network), cost_of(pruning.pruned))
-    row |= of_all(network, row) | kinds(network, pruning.removal, pruning.masks)
-    print_layers(network, pruning.masks)
-    print_sizes(row, network, pruning.masks, pruning.rounded)
-    print_kinds(row)
-    if text := told_apart(selector.scores, zeros, torch.cat(pruning.chosen)):
+    row = report.sizes(network, pruning.masks, pruning.pruned)
+    row |= report.count_kinds(network, pruning.removal, pruning.masks)
+    report.print_layers(network, pruning.masks)
+    report.print_sizes(row, network, pruning.masks, pruning.rounded)
+    report.print_kinds(row)
+    if text := report.equal_scores(selector.scores, zeros, torch.cat(pruning.chosen)):
         note(f"note: {text}")
     if single := sum(len(mask) > 1 == int(mask.sum()) for mask in pruning.chosen):
         note(

@@ -31,27 +31,30 @@ def cost_of(network: Network) -> Cost:
     return cost(network.model, network.size, network.arch)
 
 
-def sizes(masks: Sequence[Tensor], before: Cost, after: Cost) -> dict[str, int | str]:
-    """Returns channels, parameters and FLOPs before and after, and the pruned shares in percent."""
-    full = {"channels": sum(map(len, masks)), **asdict(before)}
-    kept = {"channels": int(torch.cat([*masks]).sum()), **asdict(after)}
+def sizes(network: Network, masks: Sequence[Tensor], pruned: Network) -> dict[str, int | str]:
+    """Returns channels, parameters and FLOPs before and after, and the pruned shares in percent.
+
+    The ``batch_norm_channels`` are those of all batch norms, prunable or not.
+
+    Args:
+        masks: bool [channels] for each of ``network.norms``, True where ``pruned`` has the channel.
+    """
+    full = {"channels": sum(map(len, masks)), **asdict(cost_of(network))}
+    kept = {"channels": int(torch.cat([*masks]).sum()), **asdict(cost_of(pruned))}
     row: dict[str, int | str] = {}
     for key in full:
         if not key.startswith("paper_"):
             row |= {key: full[key], f"{key}_kept": kept[key]}
         row[f"{key}_pruned_percent"] = _percent_less(full[key], kept[key])
-    return row
+    row["batch_norm_channels"] = total = network.all_channels
+    left = total - full["channels"] + kept["channels"]
+    return row | {"batch_norm_channels_pruned_percent": _percent_less(total, left)}
 
 
-def of_all(network: Network, row: Row) -> dict[str, int | str]:
-    """Returns the channels of all batch norms, prunable or not, and the pruned share of these."""
-    total, removed = network.all_channels, row["channels"] - row["channels_kept"]
-    share = _percent_less(total, total - removed)
-    return {"batch_norm_channels": total, "batch_norm_channels_pruned_percent": share}
-
-
-def unread(network: Network, small: Network, pruned: Network, removal: Removal) -> dict[str, int]:
-    """Returns what the unused stream channels cost, which ``small`` has and ``pruned`` lacks."""
+def unused_streams(
+    network: Network, small: Network, pruned: Network, removal: Removal
+) -> dict[str, int]:
+    """Returns the cost of the unused stream channels, which ``small`` has and ``pruned`` lacks."""
     before, after = cost_of(small), cost_of(pruned)
     return {
         "unread_channels": int(
@@ -62,11 +65,11 @@ def unread(network: Network, small: Network, pruned: Network, removal: Removal) 
     }
 
 
-def of_original(network: Network, small: Network) -> dict[str, str]:
+def shares_of_full(network: Network, small: Network) -> dict[str, str]:
     """Returns the shares pruned of the full network, which may have been pruned before.
 
-    Streams count at full width, as in all figures but those of :func:`unread`: an earlier pruning
-    may have narrowed them.
+    Streams count at full width, as in all figures but those of :func:`unused_streams`: an earlier
+    pruning may have narrowed them.
     """
     small = expanded(small) if small.arch in EARLIER else small
     full = network.full()
@@ -74,8 +77,8 @@ def of_original(network: Network, small: Network) -> dict[str, str]:
     return {f"original_{x}_pruned_percent": _percent_less(before[x], after[x]) for x in COUNTED}
 
 
-def told_apart(scores: Tensor, zeros: Tensor, kept: Tensor) -> str:
-    """Says how many channels of the largest removed score are kept; "" if none is.
+def equal_scores(scores: Tensor, zeros: Tensor, kept: Tensor) -> str:
+    """Returns how many channels of the largest removed score are kept, as text; "" for none.
 
     Args:
         scores: [channels].
@@ -96,7 +99,7 @@ def told_apart(scores: Tensor, zeros: Tensor, kept: Tensor) -> str:
 
 
 @torch.no_grad()
-def kinds(network: Network, removal: Removal, masks: Sequence[Tensor]) -> dict[str, int]:
+def count_kinds(network: Network, removal: Removal, masks: Sequence[Tensor]) -> dict[str, int]:
     """Counts the removed channels by kind.
 
     ``silent`` ones have γ = 0 and give 0, ``constant`` ones have γ = 0 and give another constant,
@@ -172,8 +175,7 @@ def print_sizes(
     for flag, kept in rounded.items():
         print(f"kept for {flag}: {int(kept.sum())} channels")
         other &= ~kept
-    zeros = [is_zero(bn.weight.detach().cpu()) for bn in network.norms.values()]
-    if count := int((torch.cat(zeros) & other).sum()):
+    if count := int((is_zero(network.gamma) & other).sum()):
         besides = " besides" * bool(rounded)
         print(f"kept{besides} with γ = 0: {count} channels, as carriers of constants or by a limit")
 

@@ -83,7 +83,7 @@ class Selector:
                 f"{args.model} is of {network.arch}, no channel of which can be removed"
                 f" ({network.graph.why_none()})"
             )
-        self.scores = torch.cat([bn.weight.detach() for bn in network.norms.values()]).abs()
+        self.scores = network.gamma.abs()
         if args.criterion == "filters":
             self.scores = filter_sizes(network)
             if self.scores.isinf().all():
