@@ -8,14 +8,8 @@ from utils.files.paths import run_name_of
 from utils.files.records import Row
 from utils.methods import METHODS
 from utils.paper import lp, sas_admm
-from utils.reports.results import (
-    ExperimentKey,
-    Result,
-    Table,
-    Training,
-    mean_and_spread,
-    pruning_flags,
-)
+from utils.reports.results import ExperimentKey, Result, Training, pruning_flags
+from utils.reports.text import Table, mean_and_spread
 
 LP_NOTE = """\
 Published runs started from a trained model; its accuracy is given before pruning where published.

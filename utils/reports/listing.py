@@ -10,7 +10,8 @@ from utils.files.locks import is_locked
 from utils.files.paths import RunPaths
 from utils.files.records import Row
 from utils.methods import METHODS
-from utils.reports.results import Result, Training, format_columns, read_records
+from utils.reports.results import Result, Training, read_records
+from utils.reports.text import format_columns
 
 COLUMNS = ["run", "epochs", "top-1", "zeros", "kept", "tuned"]
 LEGEND = """\

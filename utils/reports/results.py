@@ -1,6 +1,5 @@
 """Trainings, prunings and fine-tunings, read from the record files of a folder."""
 
-import statistics
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -16,6 +15,7 @@ from utils.files.records import Row
 from utils.flags.config import CORE_FLAGS, FLAGS, START_FLAGS, Config
 from utils.methods import METHODS
 from utils.paper import published
+from utils.reports.text import format_columns as format_columns  # for utils.experiments.plan
 
 # The record and the column of every quantity in a table. Compression is in the paper's accounting;
 # accuracies are those of the final checkpoint, in percent.
@@ -46,17 +46,7 @@ IMAGE_FLAGS = ("dataset", "size", "subset", "test_subset")
 # Columns of a pruning's record that are flags of its command.
 PRUNE_FLAGS = "mask target_flops target_params percent criterion adjust".split()
 Options = tuple[tuple[str, Any], ...]  # (name of a flag, value) pairs
-Lines = list[list[str]]  # cells of a table, the column heads first
 PaperKey = tuple[str, int, str, str]  # architecture, depth, data set and method
-
-
-class Table(NamedTuple):
-    """A table to print: its lines, the notes below it, and whether any of our runs are in it."""
-
-    title: str
-    lines: Lines
-    notes: Sequence[str]
-    has_runs: bool
 
 
 class ExperimentKey(NamedTuple):
@@ -95,23 +85,6 @@ def pruning_flags(pruning: Row) -> str:
     return " ".join(f"--{name.replace('_', '-')} {pruning[name]}" for name in used)
 
 
-def mean_and_spread(values: Sequence[float], digits: int = 2) -> str:
-    """Mean ± standard deviation, or the single value."""
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{spread}"
-
-
-def format_columns(lines: Lines, markdown: bool = False) -> str:
-    """Text with aligned columns, or an aligned Markdown table; the first line are the heads."""
-    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
-    if markdown:
-        lines = [lines[0], ["-" * width for width in widths], *lines[1:]]
-    padded = ([c.ljust(w) for c, w in zip(line, widths, strict=True)] for line in lines)
-    if markdown:
-        return "".join(f"| {' | '.join(line)} |\n" for line in padded)
-    return "\n".join("  ".join(line).rstrip() for line in padded)
-
-
 def experiment_of(config: Config, row: Row | None = None) -> tuple[ExperimentKey, MethodVariant]:
     """The key and the method variant of a run.
 
@@ -137,9 +110,8 @@ def experiment_of(config: Config, row: Row | None = None) -> tuple[ExperimentKey
         terms += [f"evaluated on {test_checksum}"] if test_checksum else []
     processes = row.get("processes") or "1"  # each normalises its own part of a batch
     terms += [f"{processes} processes"] if processes != "1" else []
-    options = non_default(
-        [*METHODS[config.method].flags, *(CORE_FLAGS[name] for name in START_FLAGS)]
-    )
+    start_flags = (CORE_FLAGS[name] for name in START_FLAGS)
+    options = non_default([*METHODS[config.method].flags, *start_flags])
     key = ExperimentKey(config.arch, config.depth, config.dataset, tuple(terms))
     return key, MethodVariant(config.method, options, config.precision)
 

@@ -23,15 +23,8 @@ from utils.methods.base import Method
 from utils.paper import lp, published
 from utils.paper.published import NETWORKS, TABLES, numbers
 from utils.reports import admm_tables, results
-from utils.reports.results import (
-    QUANTITIES,
-    Groups,
-    PaperKey,
-    Result,
-    Table,
-    mean_and_spread,
-    pruning_flags,
-)
+from utils.reports.results import QUANTITIES, Groups, PaperKey, Result, pruning_flags
+from utils.reports.text import Table, format_columns, mean_and_spread
 
 DASH = "—"
 LEGEND = """\
@@ -278,7 +271,7 @@ def main(argv: list[str] | None = None) -> None:
         print(LEGEND)
     for name in only:
         title, lines, notes, _ = tables[name]
-        print(f"## {title}\n\n{results.format_columns(lines, markdown=True)}")
+        print(f"## {title}\n\n{format_columns(lines, markdown=True)}")
         print("".join(f"{note}\n\n" for note in notes if note))
         if args.csv is not None:
             with (args.csv / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
