@@ -51,9 +51,7 @@ def take(model: Model, state: Mapping[str, Tensor]) -> Model:
         k.removesuffix(".select.index"): x for k, x in state.items() if k.endswith(".select.index")
     }
     own: dict[str, Tensor] = dict(model.state_dict(keep_vars=True))
-    new = {
-        name for name in chosen if f"{name}.select.index" not in own
-    }  # without a ChannelSelection yet
+    new = {n for n in chosen if f"{n}.select.index" not in own}  # without a ChannelSelection yet
     rest = dict(state)
     widths = {k.removesuffix(WIDTH): rest.pop(k) for k in state if k.endswith(WIDTH)}
     for name in [k for k in own if k.endswith(WIDTH)]:
@@ -75,9 +73,7 @@ def take(model: Model, state: Mapping[str, Tensor]) -> Model:
             )
         for key in [k for k in rest if k.startswith(f"{name}.norm.")]:
             rest[f"{name}.{key.removeprefix(f'{name}.norm.')}"] = rest.pop(key)
-    counters = {
-        k for k in own if k.endswith("num_batches_tracked")
-    }  # not in files of before torch 0.4.1
+    counters = {k for k in own if k.endswith("num_batches_tracked")}  # torch < 0.4.1 wrote none
     missing = own.keys() - rest.keys() - counters
     biases = {k for k in rest.keys() - own.keys() if _may_have_bias(model, k, rest)}
     odd = sorted(missing) + sorted(rest.keys() - own.keys() - biases)

@@ -12,9 +12,8 @@ from netslim.signals import ZERO, Step
 
 LAYERS = ("convolution", "grouped", "linear")
 ADDING = {"add", "radd", "iadd"}  # additions pass a missing constant on
-PLAIN = {
-    m.forward for m in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-}  # forward passes that add the bias
+# Forward passes that add the bias.
+PLAIN = {m.forward for m in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
 
 
 def constants_of(
@@ -98,9 +97,7 @@ class Folding:
         self.graph, self.model = graph, model
         self.steps = [s for s in graph.steps if not s.training]
         # A parameter shared by several calls cannot correct each of them.
-        self.calls = Counter(
-            name for s in self.steps for name in {s.weight, s.bias, s.mean} if name
-        )
+        self.calls = Counter(n for s in self.steps for n in {s.weight, s.bias, s.mean} if n)
         made_by = torch.full((len(graph._atoms),), -1)
         for i, step in enumerate(self.steps):
             if step.output is not None:

@@ -93,9 +93,8 @@ class Graph:
     def _ties(self, classes: Tensor, seen: Signals) -> frozenset[str]:
         """Names of the batch norms that are the only readers of one layer's output."""
         pinned = torch.zeros(seen.atom_count, dtype=torch.bool)
-        pinned[classes[torch.cat([torch.tensor([FIXED]), *(atoms for atoms, _ in seen.pins)])]] = (
-            True
-        )
+        pins = torch.cat([torch.tensor([FIXED]), *(atoms for atoms, _ in seen.pins)])
+        pinned[classes[pins]] = True
         layers = [s for s in self.steps if s.kind in TERMINAL]
         numbers = {name: i for i, name in enumerate(dict.fromkeys(s.name for s in layers))}
         reads = [(s.name, s.inputs[0] if s.stream is None else s.stream) for s in layers]
@@ -150,12 +149,9 @@ class Graph:
 
     def _read(self) -> list[tuple[Step, Tensor]]:
         """The layers that read channels, and the classes that they read."""
-        ends = [
-            s
-            for s in self.steps
-            if s.kind in TERMINAL and not (s.kind == "norm" and s.name in self._tied)
-        ]
-        return [(s, self.classes[self._atoms[s.inputs[0]]]) for s in ends]
+        ends = (s for s in self.steps if s.kind in TERMINAL)
+        ends = (s for s in ends if s.kind != "norm" or s.name not in self._tied)
+        return [(s, self.classes_of(s.inputs[0])) for s in ends]
 
     def _constant(self, ranks: Mapping[str, Tensor]) -> Tensor:
         """Whether γ = 0 makes each signal constant: bool [signals, writers + 2].
@@ -288,11 +284,9 @@ class Graph:
     @property
     def ties(self) -> list[list[str]]:
         """Groups of ``norms`` that lose the same channels, in the order of the forward pass."""
-        order = dict.fromkeys(
-            s.name for s in self.steps if s.kind == "norm" and s.name in self.norms
-        )
         groups: dict[tuple[int, ...], list[str]] = {}
-        for name in order:
+        called = (s.name for s in self.steps if s.kind == "norm" and s.name in self.norms)
+        for name in dict.fromkeys(called):
             groups.setdefault(tuple(self.norm_classes(name).tolist()), []).append(name)
         return [names for names in groups.values() if len(names) > 1]
 

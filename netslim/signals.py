@@ -113,9 +113,7 @@ class Signals:
     count: int = 0
     atom_count: int = 1
     edges: list[Tensor] = field(default_factory=list)  # [2, n] pairs of atoms
-    pins: list[tuple[Tensor, str]] = field(
-        default_factory=list
-    )  # atoms that cannot be removed, with the reason
+    pins: list[tuple[Tensor, str]] = field(default_factory=list)  # not removable, and the reason
     axes: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)  # atoms of parameters
     known: list[Tensor] = field(default_factory=list)  # signals of parameters
     steps: list[Step] = field(default_factory=list)
@@ -126,9 +124,7 @@ class Signals:
     read: dict[Any, Tensor] = field(default_factory=dict)  # by name of a parameter, or axes
     # For each int attribute of a module, the atoms that it counts, per use.
     widths: dict[Source, list[Tensor]] = field(default_factory=dict)
-    parts: list[Tensor] = field(
-        default_factory=list
-    )  # atoms of slices, which keep at least one channel
+    parts: list[Tensor] = field(default_factory=list)  # slices, which keep at least one channel
     fixed: set[Source] = field(default_factory=set)  # int attributes that code uses in other ways
 
     def __post_init__(self) -> None:

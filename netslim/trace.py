@@ -42,11 +42,8 @@ QUERIES = set(
 
 signature = cache(inspect.signature)
 CONTAINERS = (tuple, list, dict, deque)  # and their subclasses, as arguments of calls
-SPLITTING = {
-    "split",
-    "split_with_sizes",
-    "getitem",
-}  # operations whose int arguments may be attributes
+# Operations whose int arguments may be attributes.
+SPLITTING = {"split", "split_with_sizes", "getitem"}
 ATOMS = {int, float, bool, str, type(None), torch.dtype, torch.device, torch.Size}
 LEAVES = ATOMS - {torch.Size} | {Tensor, nn.Parameter}
 # Layers whose attributes follow their weights.

@@ -234,9 +234,7 @@ class Method:
     def add_to_gradients(self, flat: Tensor, scale: float) -> None:
         """Adds ``scale`` · ``flat`` [channels] to the gradients of γ; frozen γ have none."""
         parts = zip(self._weights(), self.split(flat), strict=True)
-        pairs = [
-            (w.grad, part.to(w.grad)) for w, part in parts if w.grad is not None
-        ]  # none where frozen
+        pairs = [(w.grad, part.to(w.grad)) for w, part in parts if w.grad is not None]
         if pairs:
             gradients, added = zip(*pairs, strict=True)
             torch._foreach_add_(gradients, added, alpha=scale)

@@ -153,11 +153,8 @@ def load_dataset(
             labels = train.labels, test.labels
             train, test = map(ImageSet.from_arrays, decode(folder, files), labels)
     elif name in ("folder", IMAGENET):
-        reason = (
-            "--data DIR is missing"
-            if folder is None
-            else f"{folder} has neither {' nor '.join(parts)}"
-        )
+        reason = f"{folder} has neither {' nor '.join(parts)}"
+        reason = "--data DIR is missing" if folder is None else reason
         raise InputError(f"--dataset {name} needs DIR/{{{','.join(parts)}}}/<class>/*: {reason}")
     elif stream or size != SIZE:
         flag, advice = ("--stream", "no --stream") if stream else (f"--size {size}", "--size 32")

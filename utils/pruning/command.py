@@ -59,19 +59,14 @@ def parser(kind: str | None) -> argparse.ArgumentParser:
     text = "with --arch: side of an image in pixels (default: torchvision's, or 224)"
     add("--size", type=arguments.size, metavar="N", help=text)
     share = p.add_mutually_exclusive_group()
-    text = (
-        "share of all channels to remove, from 0 to 1 (0.3: 30 %%), smallest |γ| first (default 0)"
-    )
+    text = "share of all channels to remove, 0 to 1 (0.3: 30 %%), smallest |γ| first (default 0)"
     names = "--percent", "--ratio"
     share.add_argument(*names, type=fraction, default=0.0, metavar="P", help=text)
     for flag, unit in TARGETS.items():
         text = f"share of the {unit} to remove (0.3 or 30: 30 %%)"
-        share.add_argument(
-            f"--target-{flag}", type=arguments.share, default=None, metavar="P", help=text
-        )
-    text = (
-        "milliseconds to reach in the --for engine, or share of the full network's to save (30%%)"
-    )
+        target: dict[str, Any] = {"type": arguments.share, "default": None, "metavar": "P"}
+        share.add_argument(f"--target-{flag}", help=text, **target)
+    text = "milliseconds to reach in the --for engine, or share of the full model's to save (30%%)"
     parse = LatencyTarget.parse
     share.add_argument("--target-latency", type=parse, default=None, metavar="MS", help=text)
     text = "keep channels with γ = 0 where measurements in this engine are faster with them"
@@ -96,10 +91,10 @@ def parser(kind: str | None) -> argparse.ArgumentParser:
     add("--name", type=arguments.file_name, help=text)
     text = "names of the output's tensors: of netslim (default), or of the earlier programs"
     add("--layout", choices=("compact", "released"), default="compact", help=text)
-    add("--dataset", choices=DATASETS, help="default: the checkpoint's")
-    add("--data", metavar="DIR", help="its folder (default: the checkpoint's)")
+    add("--dataset", choices=DATASETS, help="data set (default: the checkpoint's)")
+    add("--data", metavar="DIR", help="folder of the data set (default: the checkpoint's)")
     add("--test-subset", type=count, metavar="N", help="number of test images")
-    add("--depth", type=count, help="default: the checkpoint's")
+    add("--depth", type=count, help="depth of the model (default: the checkpoint's)")
     for runtime in RUNTIME_FLAGS:
         if runtime.name in ("test_batch_size", "workers"):
             runtime.add_to(p)
@@ -245,9 +240,8 @@ def record_values(
     row |= report.unused_streams(network, small, pruning.pruned, pruning.removal)
     for name, logits in zip(("before", "masked", "slim"), predictions, strict=True):
         row[f"accuracy_{name}"] = report.accuracy(logits, labels)
-    return (
-        row | report.count_kinds(network, pruning.removal, masks) | report.differences(*predictions)
-    )
+    row |= report.count_kinds(network, pruning.removal, masks)
+    return row | report.differences(*predictions)
 
 
 def print_remarks(predictions: list[Tensor], labels: Tensor, classes: tuple[str, ...]) -> None:

@@ -137,10 +137,8 @@ class Selector:
         """Returns the channels that can be removed with their bias: not before a gate, say."""
         masked = self._masked(masks, torch.ones_like(torch.cat(masks)))
         removal, graph = masked.plan(masks), self.network.graph
-        kept = [
-            mask & ~removal.carriers[graph.norm_classes(name)]
-            for name, mask in removal.keep.items()
-        ]
+        carriers = {name: removal.carriers[graph.norm_classes(name)] for name in removal.keep}
+        kept = [mask & ~carriers[name] for name, mask in removal.keep.items()]
         return ~torch.cat(kept) | torch.cat(masks)
 
     def _masked(self, masks: list[Tensor], folded: Tensor, drop_bias: bool = False) -> Network:

@@ -125,10 +125,8 @@ class Trainer:
     def factors(self) -> dict[str, list[Tensor]]:
         """Returns the method's factors by name, one tensor per layer, at full width."""
         method, widths = self.step.method, self.network.widths
-        return {
-            name: list(self._to_full_width(method.factor(name)).split(widths))
-            for name in method.factors
-        }
+        full = {name: self._to_full_width(method.factor(name)) for name in method.factors}
+        return {name: list(factor.split(widths)) for name, factor in full.items()}
 
     def verdict(self, per_class: PerClass) -> str:
         """Returns what the result says about λ and about a collapse, "" if all is well.
