@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from main import train_step
 from steps import make_step
+from utils.methods.base import TrainingSetup
 from utils.methods.lp_admm import LpAdmm, every, exponent
+from utils.paper.settings import recipe
 
 N = 400
 
@@ -146,7 +148,7 @@ def test_flags_are_parsed():
 def test_warnings(epochs, options, message):
     (bn,) = (graph := chain(9)).norms.values()
     nn.init.constant_(bn.weight, 0.5)
-    sgd = torch.optim.SGD(bn.parameters(), 0.1, momentum=0.9)
     method = LpAdmm(graph, **{"lambda_": 1e-4, **options})
-    text = " ".join(method.warnings([(782, 0.1)] * epochs, "vgg", 16, sgd))
+    setup = TrainingSetup([(782, 0.1)] * epochs, 0.9, recipe("vgg", 16))
+    text = " ".join(method.warnings(setup))
     assert message in text and ("warning" in text) == bool(message)

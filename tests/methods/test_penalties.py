@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from netslim import Graph
 from netslim.methods.penalties import L1L2, PENALTIES, Penalty
+from utils.methods.base import TrainingSetup
 from utils.methods.slimming import ProximalSlimming, Subgradient
-from utils.paper.settings import XI_INIT
+from utils.paper.settings import XI_INIT, recipe
 
 # Penalty and range of its shape, drawn log-uniformly.
 SEPARABLE = {
@@ -243,8 +244,8 @@ def test_a_warning_tells_if_xi_cannot_reach_zero(penalty, shape, lambda_, messag
     graph = make_graph()
     options = {"penalty": penalty, "shape": shape, "xi_init": XI_INIT}
     method = ProximalSlimming(graph, lambda_, 100.0, **options)
-    sgd = torch.optim.SGD(graph.norms["1"].parameters(), 0.1, momentum=0.9)
-    text = " ".join(method.warnings([(782, 0.1)] * 10, "vgg", 19, sgd))
+    setup = TrainingSetup([(782, 0.1)] * 10, 0.9, recipe("vgg", 19))
+    text = " ".join(method.warnings(setup))
     assert message in text and bool(message) == bool(text)
 
 

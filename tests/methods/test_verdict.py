@@ -9,10 +9,11 @@ import torch
 import vgg_prune
 from netslim import Graph
 from runs import command, train
+from utils.methods.base import TrainingSetup
 from utils.methods.lp_admm import LpAdmm
 from utils.methods.slimming import ProximalSlimming, Subgradient, shrinkage
 from utils.network import fresh
-from utils.paper.settings import XI_INIT, schedule
+from utils.paper.settings import XI_INIT, recipe, schedule
 
 VGG = ["--arch", "vgg", "--depth", 11, "--name", "net", "-sr"]
 NO_ZEROS = {"gamma": 0, "xi": 0}
@@ -23,18 +24,20 @@ def graph() -> Graph:
     return fresh("vgg", 11, 2, 32).graph
 
 
+def setup(epochs: int, steps: int = 50, momentum: float = 0.9) -> TrainingSetup:
+    return TrainingSetup(schedule(epochs, steps), momentum, recipe("vgg", 11))
+
+
 def verdict(zeros: dict[str, int], collapse: str = "", lambda_: float = 0.01, epochs: int = 2):
     method = ProximalSlimming(graph(), lambda_, 100.0, xi_init=XI_INIT)
-    return method.verdict(zeros, collapse, schedule(epochs, 50), "vgg", 11)
+    return method.verdict(zeros, collapse, setup(epochs))
 
 
 def warnings(
     lambda_: float, epochs: int, steps: int = 50, beta: float = 100.0, momentum: float = 0.9
 ) -> str:
     method = ProximalSlimming(graph(), lambda_, beta, xi_init=XI_INIT)
-    sgd = {"momentum": momentum, "nesterov": True, "weight_decay": 1e-4}
-    optimizer = torch.optim.SGD(method.model.parameters(), 0.1, **sgd)
-    return " ".join(method.warnings(schedule(epochs, steps), "vgg", 11, optimizer))
+    return " ".join(method.warnings(setup(epochs, steps, momentum)))
 
 
 @pytest.mark.parametrize(
@@ -55,8 +58,8 @@ def test_the_verdict_of_proximal_slimming(zeros, collapse, message):
 @pytest.mark.parametrize("kind", [Subgradient, LpAdmm])
 def test_the_verdict_of_methods_without_xi(kind):
     method = kind(graph(), 0.1)
-    assert method.verdict({"gamma": 0}, "", schedule(2, 50), "vgg", 11) == ""
-    assert "too large" in method.verdict({"gamma": 0}, "x", schedule(2, 50), "vgg", 11)
+    assert method.verdict({"gamma": 0}, "", setup(2)) == ""
+    assert "too large" in method.verdict({"gamma": 0}, "x", setup(2))
 
 
 def test_the_advised_lambda_is_the_same_before_and_after_and_reaches_zero():

@@ -6,21 +6,28 @@ its warnings before a training and its verdict after it.
 
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-import torch
 from torch import Tensor, nn
 
 from netslim import methods
 from netslim.graph import Graph
 from netslim.methods import is_zero
 from utils.arguments import Flag
-from utils.paper.settings import Schedule
+from utils.paper.settings import Recipe, Schedule
 
 
 def count_of(share: float, count: int) -> int:
     """Returns ⌊share · count⌋ exactly: 0.29 of 100 is 29, not 28."""
     return int(Decimal(repr(share)) * count)
+
+
+class TrainingSetup(NamedTuple):
+    """The properties of a training on which a method's warnings and verdict depend."""
+
+    schedule: Schedule
+    momentum: float  # of SGD
+    recipe: Recipe  # the paper's settings for the architecture
 
 
 class Method(methods.Method):
@@ -78,15 +85,11 @@ class Method(methods.Method):
         """Returns the parameters that the optimizer trains."""
         return list(model.parameters())
 
-    def warnings(
-        self, schedule: Schedule, arch: str, depth: int, optimizer: torch.optim.SGD
-    ) -> Iterable[str]:
+    def warnings(self, setup: TrainingSetup) -> Iterable[str]:
         """Yields what to print before the training."""
         return ()
 
-    def verdict(
-        self, zeros: Mapping[str, int], collapse: str, schedule: Schedule, arch: str, depth: int
-    ) -> str:
+    def verdict(self, zeros: Mapping[str, int], collapse: str, setup: TrainingSetup) -> str:
         """Returns what to print after the training, "" if all is well.
 
         Args:

@@ -4,15 +4,12 @@ import argparse
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
-
 from netslim import methods
 from utils import arguments
 from utils.arguments import Flag
 from utils.console import note
-from utils.methods.base import Method
+from utils.methods.base import Method, TrainingSetup
 from utils.methods.slimming import lambda_flag, too_large
-from utils.paper.settings import Schedule
 
 # λM/ρ bounds |γ| where z = 0. At 0.067, the released settings, masking such γ costs nothing; at 0.6
 # a small model lost half of its accuracy.
@@ -65,14 +62,10 @@ class LpAdmm(Method, methods.LpADMM):
         primal_gap = (self.read() - self.z).square().sum().item()  # ‖γ − z‖²
         return {"objective": loss + self.penalty(), "primal_gap": primal_gap}
 
-    def verdict(
-        self, zeros: Mapping[str, int], collapse: str, schedule: Schedule, arch: str, depth: int
-    ) -> str:
+    def verdict(self, zeros: Mapping[str, int], collapse: str, setup: TrainingSetup) -> str:
         return too_large(self.lambda_, collapse) if collapse else ""
 
-    def warnings(
-        self, schedule: Schedule, arch: str, depth: int, optimizer: torch.optim.SGD
-    ) -> Iterable[str]:
+    def warnings(self, setup: TrainingSetup) -> Iterable[str]:
         """Warns if no z can become zero, or if z = 0 does not imply a small γ."""
         yield "note: only z becomes exactly 0, γ does not: no channel is removed during training"
         threshold = self.lambda_ * self.bound / self.rho
@@ -82,17 +75,16 @@ class LpAdmm(Method, methods.LpADMM):
                 f"warning: γ may be as large as λM/ρ = {threshold:.2g} where z = 0, and pruning it"
                 f" then costs accuracy: take --rho {rho:.2g} or more"
             )
-        momentum = optimizer.param_groups[0]["momentum"]
         # An update moves z by at most λω/ρ, and by no more than γ follows until the next one.
         start, reach = self.read().abs().min(), 0.0
-        for steps, lr in schedule:
+        for steps, lr in setup.schedule:
             period = min(steps, self.period)
             for n, times in ((period, steps // period), (steps % period, 1)):
-                reach += times * min(n * lr / (1 - momentum), 1 / self.rho)
+                reach += times * min(n * lr / (1 - setup.momentum), 1 / self.rho)
         reach *= self.lambda_ * self.slope(start).item()
         if reach < start.item():
             yield (
-                f"warning: in {len(schedule)} epochs the penalty alone moves γ by {reach:.2g}, but"
-                f" γ starts at {start.item():.2g} or more: there may be no zeros. Take more epochs"
-                " or a larger --lambda"
+                f"warning: in {len(setup.schedule)} epochs the penalty alone moves γ by"
+                f" {reach:.2g}, but γ starts at {start.item():.2g} or more: there may be no zeros."
+                " Take more epochs or a larger --lambda"
             )

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from netslim.graph import Graph
 from netslim.weights import Convolution, weights
-from utils.methods.base import Method, count_of
-from utils.paper.settings import RETRAINING, Schedule
+from utils.methods.base import Method, TrainingSetup, count_of
+from utils.paper.settings import RETRAINING
 
 
 @torch.no_grad()
@@ -69,11 +69,9 @@ def masking(kind: type[Method], ratio: float) -> type[Method]:
         def dead(self, optimizer: torch.optim.Optimizer, lr: float) -> Tensor:
             return Method.dead(self, optimizer, lr)  # none: the mask is of full width
 
-        def warnings(
-            self, schedule: Schedule, arch: str, depth: int, optimizer: torch.optim.SGD
-        ) -> Iterable[str]:
+        def warnings(self, setup: TrainingSetup) -> Iterable[str]:
             kept = int(self.mask.sum())
             yield f"note: {kept:,} of {len(self.mask):,} weights are kept, the others stay 0"
-            yield from super().warnings(schedule, arch, depth, optimizer)
+            yield from super().warnings(setup)
 
     return Masked

@@ -4,16 +4,15 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from netslim import methods
 from netslim.graph import AnyBatchNorm
 from netslim.weights import weights
 from utils.arguments import Flag, epochs, not_negative, positive, positive_int
-from utils.methods.base import Method
+from utils.methods.base import Method, TrainingSetup
 from utils.methods.slimming import lambda_flag
-from utils.paper.settings import SAS, SAS_RETRAINING, Schedule
+from utils.paper.settings import SAS, SAS_RETRAINING
 
 MOST_STEPS = 10**6  # of an outer iteration, whose batches are drawn at once
 
@@ -102,9 +101,7 @@ class SasAdmm(Method, methods.SASADMM):
             "dual_change": dual_change,
         }
 
-    def warnings(
-        self, schedule: Schedule, arch: str, depth: int, optimizer: torch.optim.SGD
-    ) -> Iterable[str]:
+    def warnings(self, setup: TrainingSetup) -> Iterable[str]:
         yield "note: γ is not trained: no channel is removed during training"
         if self.average_from > self.outer:
             yield (

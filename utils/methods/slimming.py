@@ -17,18 +17,19 @@ from netslim.methods.slimming import pair_step
 from utils.arguments import Flag, not_negative, number, positive, share
 from utils.console import note
 from utils.methods import penalties
-from utils.methods.base import Method
+from utils.methods.base import Method, TrainingSetup
 from utils.paper.settings import XI_INIT, Schedule, recipe
 
-BUDGETS = {f"budget_{kind}": kind for kind in ("flops", "params", "channels")}  # by flag
-BUDGET_WHAT = {"flops": "flops", "params": "parameters", "channels": "channels"}
+# The flags --target-*, and the units of their shares.
+BUDGETS = {"budget_flops": "flops", "budget_params": "parameters", "budget_channels": "channels"}
 LARGEST = 20  # times the paper's λ is the largest λ that is advised
-AMPLE = 2  # times the way to 0: γ then has half of the training to follow ξ
+AMPLE = 2  # times the path to 0: γ then has half of the training to follow ξ
 
 
-def budget_flag(name: str, kind: str) -> Flag:
-    text = f"share of the {BUDGET_WHAT[kind]} to remove (0.3 or 30: 30 %%); determines λ and β"
-    return Flag(name, text, share, metavar="P", custom_options=(f"--target-{kind}",))
+def budget_flag(name: str, unit: str) -> Flag:
+    text = f"share of the {unit} to remove (0.3 or 30: 30 %%); determines λ and β"
+    option = name.replace("budget_", "--target-")
+    return Flag(name, text, share, metavar="P", custom_options=(option,))
 
 
 def lambda_flag(default: Callable[[str, int], float]) -> Flag:
@@ -70,9 +71,7 @@ class Subgradient(Method, methods.Subgradient):
     def check(cls, options: Mapping[str, Any]) -> None:
         penalties.check(options)
 
-    def verdict(
-        self, zeros: Mapping[str, int], collapse: str, schedule: Schedule, arch: str, depth: int
-    ) -> str:
+    def verdict(self, zeros: Mapping[str, int], collapse: str, setup: TrainingSetup) -> str:
         return too_large(self.lambda_, collapse) if collapse else ""
 
     def log_metrics(self, loss: float) -> dict[str, float]:
@@ -115,14 +114,14 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
             default=False,
             in_experiment_key=False,
         ),
-        *(budget_flag(name, kind) for name, kind in BUDGETS.items()),
+        *(budget_flag(name, unit) for name, unit in BUDGETS.items()),
     )
     columns = ("objective", "ns_objective")
     prune_flags = ()
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.ways = self.phi.path_length(self.xi.abs())  # from each initial ξ to 0, at slope 1
+        self.paths = self.phi.path_length(self.xi.abs())  # from each initial ξ to 0, at slope 1
 
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> None:
@@ -130,13 +129,13 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
         if low > high:
             raise ValueError(f"--xi-init takes LOW HIGH with LOW ≤ HIGH, not {low:g} {high:g}")
         penalties.check(options)
-        targets = [f"--target-{BUDGETS[n]}" for n in BUDGETS if options.get(n) is not None]
+        strings = {flag.name: flag.option_strings[-1] for flag in cls.flags}
+        targets = [strings[name] for name in BUDGETS if options.get(name) is not None]
         if len(targets) > 1:
             raise ValueError(f"{' and '.join(targets)} exclude one another")
         defaults = {"s": None, "beta": None, "penalty": "l1", "prox_every": "step"}
         changed = [n for n, value in defaults.items() if options.get(n, value) not in (None, value)]
         if targets and changed:
-            strings = {flag.name: flag.option_strings[-1] for flag in cls.flags}
             flags = ", ".join(strings[name] for name in changed)
             raise ValueError(
                 f"{targets[0]} determines λ and β of the ℓ1 penalty: leave out {flags}"
@@ -152,9 +151,9 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
     def from_options(cls, graph: Graph, model: nn.Module, options: Mapping[str, Any]) -> Self:
         flags = (flag for flag in cls.flags if flag.name not in BUDGETS)
         arguments = {flag.constructor_name or flag.name: options[flag.name] for flag in flags}
-        for name, kind in BUDGETS.items():
+        for name, unit in BUDGETS.items():
             if options[name] is not None:
-                budget = BUDGET_WHAT[kind], options[name], options["steps"], options["lr"]
+                budget = unit, options[name], options["steps"], options["lr"]
                 arguments["target"] = methods.Budget(*budget)
         return cls(graph, model=model, **arguments)
 
@@ -178,36 +177,33 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
         penalty, size = values.tolist()
         return {"objective": loss + penalty, "ns_objective": loss + self.lambda_ * size}
 
-    def warnings(
-        self, schedule: Schedule, arch: str, depth: int, optimizer: torch.optim.SGD
-    ) -> Iterable[str]:
+    def warnings(self, setup: TrainingSetup) -> Iterable[str]:
         """Warns if no ξ or no γ can reach zero in time, or if λ is far too large."""
         if self.target is not None:
             return
-        momentum = optimizer.param_groups[0]["momentum"]
-        reach = shrinkage(self.lambda_, self.beta, self._xi_schedule(schedule))
-        way = self.ways.min().item()
-        if flat := int(self.ways.isinf().sum()):
+        reach = shrinkage(self.lambda_, self.beta, self._xi_schedule(setup.schedule))
+        shortest = self.paths.min().item()
+        if flat := int(self.paths.isinf().sum()):
             yield (
                 f"warning: {self.phi.name} is flat from {self.phi.shape:g} on, where {flat} of"
-                f" {len(self.ways)} ξ start: they stay there. Take a larger --shape"
+                f" {len(self.paths)} ξ start: they stay there. Take a larger --shape"
             )
-        elif reach < way:
+        elif reach < shortest:
             measure = "" if self.phi.name == "l1" else " (by ∫dξ/φ'(ξ))"
             yield (
-                f"warning: in {len(schedule)} epochs the penalty alone moves ξ by {reach:.2g}, but"
-                f" ξ starts at {way:.2g} or more{measure}: there may be no zeros;"
-                f" {self._advice(schedule, arch, depth)}"
+                f"warning: in {len(setup.schedule)} epochs the penalty alone moves ξ by"
+                f" {reach:.2g}, but ξ starts at {shortest:.2g} or more{measure}: there may be no"
+                f" zeros; {self._advice(setup)}"
             )
-        elif self.lambda_ > LARGEST * recipe(arch, depth).lambda_:
+        elif self.lambda_ > LARGEST * setup.recipe.lambda_:
             yield (
                 f"warning: --lambda {self.lambda_:g} is more than {LARGEST} times the paper's, and"
-                f" all ξ may become 0 at once; {self._advice(schedule, arch, depth, larger=False)}"
+                f" all ξ may become 0 at once; {self._advice(setup, larger=False)}"
             )
-        elif not self._gamma_can_follow(schedule, momentum):
+        elif not self._gamma_can_follow(setup):
             yield (
                 "warning: there are too few steps for γ = 0: where ξ = 0, a step multiplies γ by"
-                f" max(α/(α + β), momentum {momentum:g}). Prune with --mask xi, or take more"
+                f" max(α/(α + β), momentum {setup.momentum:g}). Prune with --mask xi, or take more"
                 " epochs, a larger --beta or a smaller --momentum"
             )
 
@@ -215,13 +211,13 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
         """Returns the number of updates of ξ and the learning rate of every epoch."""
         return [(1, lr) for _, lr in schedule] if self.prox_every == "epoch" else schedule
 
-    def _gamma_can_follow(self, schedule: Schedule, momentum: float) -> bool:
+    def _gamma_can_follow(self, setup: TrainingSetup) -> bool:
         """Returns whether γ could become 0 if ξ were 0 from the first step on."""
         smallest = max(self.read().abs().min().item(), TINY)
-        rates = [(steps, max(momentum, 1 / (1 + lr * self.beta))) for steps, lr in schedule]
-        return sum(steps * math.log(rate) for steps, rate in rates) <= math.log(TINY / smallest)
+        rates = ((n, max(setup.momentum, 1 / (1 + lr * self.beta))) for n, lr in setup.schedule)
+        return sum(n * math.log(rate) for n, rate in rates) <= math.log(TINY / smallest)
 
-    def _advice(self, schedule: Schedule, arch: str, depth: int, larger: bool = True) -> str:
+    def _advice(self, setup: TrainingSetup, larger: bool = True) -> str:
         """Returns the λ that moves ξ twice the way to 0, or other advice if that is no remedy.
 
         A λ above 20 times the paper's is never advised: it makes all ξ 0 at once.
@@ -229,8 +225,8 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
         Args:
             larger: whether λ should be larger than it is, or smaller.
         """
-        largest, way = LARGEST * recipe(arch, depth).lambda_, self.ways.min().item()
-        enough = AMPLE * way / shrinkage(1, self.beta, self._xi_schedule(schedule))
+        largest, updates = LARGEST * setup.recipe.lambda_, self._xi_schedule(setup.schedule)
+        enough = AMPLE * self.paths.min().item() / shrinkage(1, self.beta, updates)
         if math.isinf(enough):
             return "take a larger --shape"
         if enough <= largest and (enough > self.lambda_) == larger:
@@ -243,9 +239,7 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
             )
         return "train for more epochs" if larger else "try a smaller --lambda"
 
-    def verdict(
-        self, zeros: Mapping[str, int], collapse: str, schedule: Schedule, arch: str, depth: int
-    ) -> str:
+    def verdict(self, zeros: Mapping[str, int], collapse: str, setup: TrainingSetup) -> str:
         """Returns "λ too small" if no ξ is 0, "λ too large" after a collapse.
 
         If fewer γ than half of the ξ are 0, γ has not followed yet.
@@ -256,12 +250,11 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
         if not zeros["xi"]:
             prefix = f"{collapse}; " if collapse else ""
             reason = f"λ = {self.lambda_:g} was too small for so short a training"
-            if self.lambda_ > LARGEST * recipe(arch, depth).lambda_:
+            if self.lambda_ > LARGEST * setup.recipe.lambda_:
                 reason = "the training was too short"
-            return f"{prefix}no ξ is 0: {reason}; {self._advice(schedule, arch, depth)}"
+            return f"{prefix}no ξ is 0: {reason}; {self._advice(setup)}"
         if collapse:
-            advice = self._advice(schedule, arch, depth, larger=False)
-            return too_large(self.lambda_, collapse, advice)
+            return too_large(self.lambda_, collapse, self._advice(setup, larger=False))
         if 2 * zeros["gamma"] < zeros["xi"]:
             return (
                 f"{zeros['xi']} ξ are 0, but only {zeros['gamma']} γ yet: train for more epochs,"

@@ -83,8 +83,8 @@ def build_trainer(
     for line in (*data.describe(), *init_from.notes(data), *notes(trainer)):
         note(line)
     if resumed is None:
-        training = trainer.schedule(), config.arch, config.depth, trainer.step.optimizer
-        for line in (*short_schedule_warning(config), *trainer.step.method.warnings(*training)):
+        warnings = trainer.step.method.warnings(trainer.setup())
+        for line in (*short_schedule_warning(config), *warnings):
             note(line)
     elif init_from.path is not None and init_from.path.resolve() != paths.checkpoint.resolve():
         paths.directory.mkdir(parents=True, exist_ok=True)

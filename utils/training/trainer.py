@@ -21,9 +21,9 @@ from utils.files.checkpoint import Checkpoint
 from utils.files.paths import RunPaths
 from utils.flags.config import Config
 from utils.methods import method_of
-from utils.methods.base import is_zero
+from utils.methods.base import TrainingSetup, is_zero
 from utils.network import Network
-from utils.paper.settings import Schedule, learning_rate
+from utils.paper.settings import Schedule, learning_rate, recipe
 from utils.training.cuda_graphs import CapturedSteps
 from utils.training.distributed import SINGLE_PROCESS, ProcessGroup
 from utils.training.removal import select_removable
@@ -112,6 +112,12 @@ class Trainer:
         steps = -(-len(self.data.train) // self.config.batch_size)
         return [(steps, self.lr(e)) for e in range(self.config.start_epoch, self.config.epochs)]
 
+    def setup(self) -> TrainingSetup:
+        """Returns what the method's warnings and verdict depend on."""
+        config = self.config
+        paper = recipe(config.arch, config.depth)
+        return TrainingSetup(self.schedule(), config.momentum, paper)
+
     def metrics(self, order: Sequence[Tensor]) -> TrainMetrics:
         """Like :meth:`Step.metrics`; removed channels count as zeros."""
         metrics, removed = self.step.metrics(order), int(self.removed.sum())
@@ -133,14 +139,13 @@ class Trainer:
 
         A model has collapsed if its predictions have, or if all factors of a layer are 0.
         """
-        config, method, layers = self.config, self.step.method, self.network.layers
+        method, layers = self.step.method, self.network.layers
         reasons = [per_class.collapse(self.data.classes)]
         for factor, parts in self.factors().items() if method.prunes() else ():
             empty = [n for n, part in zip(layers, parts, strict=True) if is_zero(part).all()]
             more = f" and of {len(empty) - 1} more layers" if len(empty) > 1 else ""
             reasons += [f"every {method.factors[factor]} of {empty[0]}{more} is 0"] if empty else []
-        collapse, network = "; ".join(filter(None, reasons)), (config.arch, config.depth)
-        return method.verdict(self.zeros(), collapse, self.schedule(), *network)
+        return method.verdict(self.zeros(), "; ".join(filter(None, reasons)), self.setup())
 
     def remove_dead_channels(self) -> int:
         """Removes dead channels if there are enough of them; returns how many.
