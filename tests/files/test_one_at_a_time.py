@@ -11,14 +11,15 @@ from runs import assert_same_run, rows, start, train
 from utils.console import InputError, Interrupted
 from utils.files import locks
 
-FLAGS = ["--arch", "resnet", "--depth", "11", "--name", "net", "--epochs", "40"]
+FLAGS = ["--arch", "resnet", "--depth", "11", "--name", "net", "--epochs", "10"]
 
 
 def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path, pictures, capsys):
     process = start(tmp_path, pictures, *FLAGS)
     try:
         for line in process.stdout:
-            if "epoch 1/40" in line:
+            if "epoch 1/10" in line:
+                process.send_signal(signal.SIGSTOP)
                 break
         for more in ([], ["--resume", "auto"]):
             assert train(tmp_path, pictures, *FLAGS, *more) == 2
@@ -31,7 +32,7 @@ def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path, picture
         process.communicate()
     assert train(tmp_path, pictures, *FLAGS, "--resume", "auto") == 0
     epochs = [row["epoch"] for row in rows(tmp_path / "net_resnet_11_folder/log.csv")]
-    assert epochs == [str(epoch) for epoch in range(1, 41)]
+    assert epochs == [str(epoch) for epoch in range(1, 11)]
     assert not list(tmp_path.rglob("*lock*"))
 
 

@@ -115,10 +115,8 @@ def test_too_little_memory_is_an_error_with_a_hint(capsys):
     assert "--batch-size" in error_line(capsys.readouterr().err)
 
 
-SCRIPTS = {
-    "main.py --arch resnet --depth 12": "choose 9n + 2 (11, 20",
+SCRIPTS = {  # an InputError, and an error of the parser
     "main.py --resume {pickle} --no-cuda": "{pickle}",
-    "vgg_prune.py --model {resnet}": "has arch resnet, not vgg",
     "densenet_prune.py --model {resnet} --percent 2": "argument --percent",
 }
 

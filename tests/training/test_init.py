@@ -125,7 +125,7 @@ def test_torchvisions_weights_get_imagenets_normalisation(tmp_path, pictures, ca
     assert f"test loss {metrics.loss:.4f}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("normalise", [None, "imagenet", "data"])
+@pytest.mark.parametrize("normalise", [None, "data"])
 def test_the_files_normalisation_is_kept(normalise, tmp_path, pictures):
     flags = [] if normalise is None else ["--normalise", normalise]
     assert train(tmp_path / "first", pictures, *RESNET, "--epochs", 1, *flags) == 0

@@ -44,14 +44,14 @@ def test_equal_commands_give_equal_files_and_other_seeds_others(tmp_path, pictur
     network = ["--arch", "resnet", "--depth", 11, "-sr"]
     one, other = (run(tmp_path / name, pictures, *network) for name in ("one", "other"))
     assert one.read_bytes() == other.read_bytes()
+    assert_precision(one, "fp32")
     assert run(tmp_path / "third", pictures, *network, "--seed", 2).read_bytes() != one.read_bytes()
     assert not measured
 
 
-@pytest.mark.parametrize(("flags", "precision"), [([], "fp32"), (["--precision", "bf16"], "bf16")])
-def test_the_record_has_precision_and_memory_format(flags, precision, tmp_path, pictures):
-    path = run(tmp_path, pictures, "--arch", "resnet", "--depth", 11, "--epochs", 1, *flags)
-    (row,) = rows(tmp_path / "train_record.csv")
+def assert_precision(path: Path, precision: str) -> None:
+    """The checkpoint at ``path`` and the record of its run name this precision."""
+    (row,) = rows(path.parents[1] / "train_record.csv")
     assert (row["precision"], row["memory_format"]) == (precision, "channels last")
     assert checkpoint.load(path).precision == precision
 
@@ -78,6 +78,8 @@ def test_precision_auto_gives_the_bits_of_the_precision_it_chose(
     auto = run(tmp_path / "auto", pictures, *network, "--precision", "auto")
     assert measured == [("fp32", True), ("bf16", True)]
     assert "fastest here: --precision bf16" in capsys.readouterr().err
+    for path in (explicit, auto):
+        assert_precision(path, "bf16")
     contents = [torch.load(path, weights_only=True) for path in (explicit, auto)]
     for content in contents:
         content["settings"].pop("precision")

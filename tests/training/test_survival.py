@@ -61,16 +61,12 @@ def test_resume_auto_skips_damaged_checkpoints(tmp_path, pictures, whole, capsys
     assert_same(before, torch.load(path, weights_only=True))
 
 
-@pytest.mark.parametrize(
-    ("flags", "word"),
-    [(["--s", "2"], "--lambda 1"), (["--epochs", "9"], "epochs"), (["--no-nesterov"], "nesterov")],
-)
-def test_resuming_with_other_flags_is_refused(flags, word, tmp_path, pictures, whole, capsys):
+def test_resume_auto_with_another_flag_is_refused(tmp_path, pictures, whole, capsys):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     run = [*RESNET, "--epochs", "2", "--name", "proximal_seed1"]
     before = {p: p.read_bytes() for p in tmp_path.rglob("*.*")}
-    assert train(tmp_path, pictures, *run, *flags, "--resume", "auto") == 2
-    assert word in capsys.readouterr().err
+    assert train(tmp_path, pictures, *run, "--s", "2", "--resume", "auto") == 2
+    assert "--lambda 1" in capsys.readouterr().err
     assert {p: p.read_bytes() for p in tmp_path.rglob("*.*")} == before
 
 
