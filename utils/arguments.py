@@ -88,6 +88,8 @@ class Flag:
 def _number(
     convert: Callable[[str], Any], description: str, accept: Callable[[Any], bool]
 ) -> Callable[[str], Any]:
+    """Returns a parser of command-line numbers that ``accept`` allows."""
+
     def parse(text: str) -> Any:
         try:
             value = convert(text)

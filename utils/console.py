@@ -114,6 +114,7 @@ def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
 
 
 def _status(main: Callable[[list[str] | None], None], argv: list[str] | None) -> int:
+    """Runs a command, prints its error as one line, and returns the exit status."""
     try:
         main(argv)
         sys.stdout.flush()

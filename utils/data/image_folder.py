@@ -252,6 +252,7 @@ def read_image(path: Path) -> Image.Image:
 
 
 def _to_rgb(path: Path) -> Image.Image:
+    """Returns an image with 8 bits per channel. Raises ValueError for one that is not such."""
     with Image.open(path, formats=FORMATS) as image:
         if max(image.size) > 100 * min(image.size):  # resizing it would take too much memory
             raise ValueError(f"{image.width}×{image.height} exceeds an aspect ratio of 100")

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models import torchvision_models
 from models.registry import ARCHITECTURES
-from models.torchvision_models import DEPTHS as TORCHVISION
 from utils.atomic import atomic_write
 from utils.console import InputError, note
 from utils.data.datasets import Dataset, Norm
@@ -191,6 +191,7 @@ def load(path: Path, arch: str | None = None) -> Checkpoint:
 
 
 def _from_content(content: Mapping[str, Any], arch: str | None, path: Path) -> Checkpoint:
+    """Returns the checkpoint in a file's ``content``. Raises ValueError: what is wrong with it."""
     state, ignored = find_state_dict(content)
     if ignored:
         note(f"note: {path}: other weights in the file are not read: {', '.join(ignored)}")
@@ -253,7 +254,7 @@ def _build(
     """
     part, ignored, errors = unwrap(state), list[str](), list[ValueError]()
     size, depth = (config.size, config.depth) if config else (None, None)
-    named = arch in TORCHVISION or (config and not ARCHITECTURES[config.arch].family)
+    named = arch in torchvision_models.DEPTHS or (config and not ARCHITECTURES[config.arch].family)
     for _ in range(MAX_DEPTH):
         try:
             if named:

@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from models import check_size
-from models.torchvision_models import DEPTHS as TORCHVISION
+from models import check_size, torchvision_models
 from utils.console import InputError, note
 from utils.data.datasets import DATASETS, IMAGENET_NORM, Dataset, Norm, is_norm, normalisation
 from utils.files import records
@@ -115,8 +114,9 @@ class InitFrom:
 
 def norm_of(checkpoint: Checkpoint) -> Norm | None:
     """Returns the normalisation of the images that the weights were trained on, None if unknown."""
-    torchvision = checkpoint.config is None and checkpoint.network.arch in TORCHVISION
-    return checkpoint.norm or (IMAGENET_NORM if torchvision else None)
+    torchvision = checkpoint.network.arch in torchvision_models.DEPTHS
+    own_weights = torchvision and checkpoint.config is None  # of torchvision, trained on ImageNet
+    return checkpoint.norm or (IMAGENET_NORM if own_weights else None)
 
 
 def config_from_checkpoint(

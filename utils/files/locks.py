@@ -38,6 +38,7 @@ def file_lock(path: Path) -> Iterator[None]:
 
 
 def _open_locked(path: Path) -> TextIO:
+    """Returns the locked file, or an unlocked one with a note where there are no locks."""
     for attempt in count(1):
         path.parent.mkdir(parents=True, exist_ok=True)  # another process may delete it, empty
         file = path.open("a")

@@ -58,6 +58,7 @@ def read(path: Path) -> Any:
 
 
 def _check_zip(path: Path) -> None:
+    """Raises ValueError for an archive that is compressed, oversized or damaged."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)

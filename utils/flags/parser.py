@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from models.torchvision_models import DEPTHS as TORCHVISION
+from models import torchvision_models
 from utils import arguments
 from utils.arguments import Flag, positive_int
 from utils.console import InputError, Parser
@@ -21,7 +21,7 @@ RUNTIME_FLAGS = (  # of the process, not stored in checkpoints
     Flag("log_interval", "steps between progress lines (default 50)", positive_int),
     Flag("tensorboard", "the log as TensorBoard events in the run's folder, too", default=False),
 )
-_NAMES = list(TORCHVISION)
+_NAMES = list(torchvision_models.DEPTHS)
 ARCHITECTURES = f"""architectures:
   --arch        --depth (default)          example
   vgg           11, 13, 16, 19 (19)        --arch vgg --depth 16

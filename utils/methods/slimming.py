@@ -48,6 +48,7 @@ def shrinkage(lambda_: float, beta: float, schedule: Schedule) -> float:
 
 
 def too_large(lambda_: float, collapse: str, advice: str = "try a smaller --lambda") -> str:
+    """Returns the verdict on the λ of a model with this ``collapse``."""
     return f"{collapse}: λ = {lambda_:g} was too large; {advice}"
 
 
@@ -95,7 +96,7 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
         penalties.SHAPE,
         Flag(
             "prox_every",
-            "update ξ after every mini-batch (default) or epoch (Algorithm 1 as printed)",
+            "updates of ξ: after every mini-batch (default) or epoch (Algorithm 1 as printed)",
             default="step",
             choices=("step", "epoch"),
         ),
@@ -110,7 +111,7 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
         ),
         Flag(
             "keep_dead",
-            "do not remove dead channels during training: the same result up to rounding, slower",
+            "no removal of dead channels during training: the same result up to rounding, slower",
             default=False,
             in_experiment_key=False,
         ),

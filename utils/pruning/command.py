@@ -54,7 +54,7 @@ def parser(kind: str | None) -> argparse.ArgumentParser:
     add, fraction, count = p.add_argument, arguments.fraction, arguments.positive_int
     text = "checkpoint of main.py or, with --arch, state dict of any model"
     add("--model", required=True, metavar="FILE", help=text)
-    text = "of a state dict: torchvision model, or package:function that returns the model"
+    text = "model of a state dict: a name of torchvision's, or package:function that returns it"
     add("--arch", default=None, metavar="NAME", help=text)
     text = "with --arch: side of an image in pixels (default: torchvision's, or 224)"
     add("--size", type=arguments.size, metavar="N", help=text)
@@ -69,7 +69,7 @@ def parser(kind: str | None) -> argparse.ArgumentParser:
     text = "milliseconds to reach in the --for engine, or share of the full model's to save (30%%)"
     parse = LatencyTarget.parse
     share.add_argument("--target-latency", type=parse, default=None, metavar="MS", help=text)
-    text = "keep channels with γ = 0 where measurements in this engine are faster with them"
+    text = "engine in which widths are measured; channels with γ = 0 stay where that is faster"
     add("--for", dest="engine", choices=ENGINES, default=None, help=text)
     text = "images per call in these measurements (default 1)"
     add("--batch-size", type=count, default=None, metavar="N", help=text)
@@ -84,10 +84,10 @@ def parser(kind: str | None) -> argparse.ArgumentParser:
     add("--keep", type=layer_share, metavar="LAYER=SHARE", help=text, **layers)
     text = "layers (a pattern) that keep all channels; repeatable"
     add("--skip", metavar="LAYER", help=text, **layers)
-    text = "round widths up to a multiple of N (default 1)"
+    text = "number to a multiple of which widths are rounded up (default 1)"
     add("--round-to", type=count, default=1, metavar="N", help=text)
     add("--save", metavar="DIR", help="output folder (default: that of --model)")
-    text = "the output is NAME.pth.tar (default: pruned, or of other files <file>_pruned)"
+    text = "name of the output, NAME.pth.tar (default: pruned, or of other files <file>_pruned)"
     add("--name", type=arguments.file_name, help=text)
     text = "names of the output's tensors: of netslim (default), or of the earlier programs"
     add("--layout", choices=("compact", "released"), default="compact", help=text)
@@ -98,7 +98,7 @@ def parser(kind: str | None) -> argparse.ArgumentParser:
     for runtime in RUNTIME_FLAGS:
         if runtime.name in ("test_batch_size", "workers"):
             runtime.add_to(p)
-    add("--no-cuda", action="store_true", default=False, help="evaluate on the CPU")
+    add("--no-cuda", action="store_true", default=False, help="evaluation on the CPU")
     return p
 
 
@@ -176,15 +176,7 @@ def prune_checkpoint(kind: str | None, args: argparse.Namespace, argv: list[str]
         "percent": None if target_of(args) else args.percent,
         **record_values(network, pruning, predictions, labels),
         "mask": mask,
-        **{
-            key: getattr(args, key) for key in "target_flops target_params criterion adjust".split()
-        },
-        "keep": " ".join(f"{layer}={share:g}" for layer, share in args.keep),
-        "skip": " ".join(args.skip),
-        "round_to": args.round_to if args.round_to > 1 else None,
-        "target_latency": args.target_latency,
-        "engine": args.engine,
-        "engine_batch_size": args.batch_size,
+        **selection_columns(args),
     }
     if pruning.milliseconds is not None:
         times = (f"{ms:.4g}" for ms in pruning.milliseconds)
@@ -242,6 +234,20 @@ def record_values(
         row[f"accuracy_{name}"] = report.accuracy(logits, labels)
     row |= report.count_kinds(network, pruning.removal, masks)
     return row | report.differences(*predictions)
+
+
+def selection_columns(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the columns of the record with the flags that chose the channels."""
+    same = "target_flops target_params criterion adjust".split()
+    return {
+        **{name: getattr(args, name) for name in same},
+        "keep": " ".join(f"{layer}={share:g}" for layer, share in args.keep),
+        "skip": " ".join(args.skip),
+        "round_to": args.round_to if args.round_to > 1 else None,
+        "target_latency": args.target_latency,
+        "engine": args.engine,
+        "engine_batch_size": args.batch_size,
+    }
 
 
 def print_remarks(predictions: list[Tensor], labels: Tensor, classes: tuple[str, ...]) -> None:

@@ -110,17 +110,14 @@ class Selector:
         chosen = plan(norms, zeros, count, self.scores, args.adjust, self.ties)
         rounded = {}
         if args.keep or args.skip or args.round_to > 1:
-            ones = [torch.ones_like(mask) for mask in chosen]
+            graph, silent = network.graph, copy.deepcopy(network.model)
             folded = self._foldable(chosen) if self.fold else zeros
-            silent = self._masked(ones, folded, drop_bias=True).model
-            limited = limit(
-                network.graph,
-                network.keep(chosen),
-                minimum=dict(args.keep),
-                skip=args.skip,
-                model=silent,
-            )
-            masks = limit(network.graph, limited, round_to=args.round_to, model=silent)
+            # Whichever channels the limits leave to be removed as alive, they lose their bias.
+            for name, folds in network.keep(folded.split(network.widths)).items():
+                silent.get_parameter(f"{name}.bias").data.mul_(folds)
+            keep, minimum = network.keep(chosen), dict(args.keep)
+            limited = limit(graph, keep, minimum=minimum, skip=args.skip, model=silent)
+            masks = limit(graph, limited, round_to=args.round_to, model=silent)
             chosen = list(masks.values())
             rounded["--round-to"] = torch.cat(chosen) & ~torch.cat(list(limited.values()))
         return self._pruning(zeros, chosen, rounded)
@@ -128,27 +125,24 @@ class Selector:
     def _pruning(
         self, zeros: Tensor, chosen: list[Tensor], rounded: dict[str, Tensor] | None = None
     ) -> Pruning:
+        """Returns the pruning that keeps the ``chosen`` channels."""
         folded = self._foldable(chosen) if self.fold else zeros
         masked = self._masked(chosen, folded)
         removal = masked.plan(chosen, streams=self.args.layout != "released")
         return Pruning(masked, removal, chosen, rounded or {})
 
     def _foldable(self, masks: list[Tensor]) -> Tensor:
-        """Returns the channels that can be removed with their bias: not before a gate, say."""
+        """Returns the channels whose bias can be folded: not those before a gate, for example."""
         masked = self._masked(masks, torch.ones_like(torch.cat(masks)))
         removal, graph = masked.plan(masks), self.network.graph
         carriers = {name: removal.carriers[graph.norm_classes(name)] for name in removal.keep}
         kept = [mask & ~carriers[name] for name, mask in removal.keep.items()]
         return ~torch.cat(kept) | torch.cat(masks)
 
-    def _masked(self, masks: list[Tensor], folded: Tensor, drop_bias: bool = False) -> Network:
+    def _masked(self, masks: list[Tensor], folded: Tensor) -> Network:
+        """Returns a copy with γ = 0 outside ``masks``, and bias 0 if not ``folded`` either."""
         masked = with_weights(self.network, copy.deepcopy(self.network.model))
-        norms = list(masked.norms.values())
-        apply_plan(norms, masks, folded)
-        if drop_bias:  # of all that is removed as alive, whichever channels these are
-            with torch.no_grad():
-                for bn, keeps in zip(norms, folded.split(self.network.widths), strict=True):
-                    bn.bias.mul_(keeps)
+        apply_plan(list(masked.norms.values()), masks, folded)
         return masked
 
     def select(self, zeros: Tensor) -> Pruning:
