@@ -17,7 +17,7 @@ from netslim.surgery import Removal, apply_removal, plan_removal
 
 @dataclass(frozen=True)
 class Network:
-    """A model and what builds it again.
+    """A model, and the architecture and image size from which it is built again.
 
     Attributes:
         model: full or pruned, from [n, 3, size, size] images to [n, classes] logits.
@@ -203,7 +203,7 @@ def _check_widths(model: nn.Module, size: int, title: str) -> None:
         model.eval()(torch.zeros(1, 3, size, size))
     except (RuntimeError, IndexError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{at} of {title} does not fit what is before it: {reason}") from None
+        raise ValueError(f"{at} of {title} does not fit the layers before it: {reason}") from None
     finally:
         model.train(training)
         for hook in hooks:

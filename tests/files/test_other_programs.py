@@ -45,7 +45,7 @@ NORM = [f"features.1.conv.0.1.{x}" for x in ("weight", "bias", "running_mean", "
 DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "coupled batch norms of different widths": (
         lambda c: truncate(c["state_dict"], "features.1.conv.0.0.weight", *NORM),
-        "features.1.conv.0.0 of mobilenet_v2 does not fit what is before it",
+        "features.1.conv.0.0 of mobilenet_v2 does not fit the layers before it",
     ),
     "more channels than the full model": (
         lambda c: c["state_dict"].update({"features.0.1.weight": torch.ones(33)}),

@@ -25,7 +25,7 @@ class PerClass(NamedTuple):
     correct: list[int]
 
     def collapse(self, names: Sequence[str]) -> str:
-        """Returns in what way the model has collapsed, "" if it has not.
+        """Returns how the model has collapsed, as text; "" if it has not.
 
         It has if all predictions are one class; if its accuracy is no better than that of always
         predicting the most frequent class and its mean over classes is at most 1.5 times chance;

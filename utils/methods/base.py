@@ -43,7 +43,7 @@ class Method(methods.Method):
 
     @classmethod
     def from_options(cls, graph: Graph, model: nn.Module, options: Mapping[str, Any]) -> Self:
-        """Returns the method for ``model``, which is what is left of ``graph.model``.
+        """Returns the method for ``model``, which is ``graph.model`` without removed channels.
 
         Args:
             options: values of its flags, and ``steps`` and first ``lr`` of the training.
@@ -86,15 +86,15 @@ class Method(methods.Method):
         return list(model.parameters())
 
     def warnings(self, setup: TrainingSetup) -> Iterable[str]:
-        """Yields what to print before the training."""
+        """Yields the lines to print before the training."""
         return ()
 
     def verdict(self, zeros: Mapping[str, int], collapse: str, setup: TrainingSetup) -> str:
-        """Returns what to print after the training, "" if all is well.
+        """Returns the text to print after the training, "" if all is well.
 
         Args:
             zeros: number of zeros by factor, removed channels included.
-            collapse: in what way the model has collapsed, "" if it has not.
+            collapse: the text of :meth:`PerClass.collapse`, "" if the model has not collapsed.
         """
         return collapse
 

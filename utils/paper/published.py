@@ -20,7 +20,7 @@ METHODS = {
 
 
 class Column(NamedTuple):
-    """A column: heading, what its numbers are (two if separated by /), and of which data set.
+    """A column: heading, quantities of its numbers (two if separated by /), and data set.
 
     ``quantities`` are keys of :data:`utils.reports.results.QUANTITIES`, none in a text column.
     """

@@ -148,7 +148,7 @@ def prune_checkpoint(kind: str | None, args: argparse.Namespace, argv: list[str]
     mask = args.mask or loaded.default_mask
     if mask not in factors:
         has = ", ".join(factors)
-        raise InputError(f"{path} has no {mask}: --mask takes what it has, {has}")
+        raise InputError(f"{path} has no {mask}: --mask takes {has}")
     zeros = is_zero(factors[mask])
     pruning = selector.select(zeros)
     written = pruning.pruned
@@ -221,7 +221,7 @@ def prune_checkpoint(kind: str | None, args: argparse.Namespace, argv: list[str]
 def record_values(
     network: Network, pruning: Pruning, predictions: list[Tensor], labels: Tensor
 ) -> dict[str, Any]:
-    """Returns the columns of the record that say what was pruned and what changed.
+    """Returns the columns of the record on the removed channels and the changed outputs.
 
     Args:
         predictions: logits [n, classes] of the model, masked and pruned.

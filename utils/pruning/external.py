@@ -187,7 +187,7 @@ def find_model(arch: str, state: State) -> tuple[Callable[[], nn.Module], int, s
 
 
 def _call(arch: str) -> nn.Module:
-    """Returns what ``package:function`` returns, imported from the current directory as well."""
+    """Returns the model of ``package:function``, imported from the current directory as well."""
     package, _, function = arch.partition(":")
     writes_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     sys.path.insert(0, os.getcwd())

@@ -1,4 +1,4 @@
-"""Figures of a pruning: what was removed, what was saved, what changed."""
+"""Figures of a pruning: removed channels, costs, differences of outputs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -181,7 +181,7 @@ def print_sizes(
 
 
 def print_report(row: Row, network: Network) -> None:
-    """Prints what else a record's ``row`` has: stream channels, targets, and what changed."""
+    """Prints the rest of a record's ``row``: stream channels, targets, accuracy, differences."""
     kept = {key: row[f"{key}_kept"] - row[f"unread_{key}"] for key in COUNTED[1:]}
     pruned = {key: _percent_less(row[key], number) for key, number in kept.items()}
     if row["unread_channels"]:
@@ -232,7 +232,7 @@ def print_kinds(row: Row) -> None:
 
 
 def print_comparison(chosen: Row, gamma: Row) -> None:
-    """Prints what the chosen --mask and --mask gamma prune, and the accuracies."""
+    """Prints the shares that the chosen --mask and --mask gamma prune, and the accuracies."""
     print("mask    channels  parameters  flops    accuracy")
     for label, row in (("gamma", gamma), (chosen["mask"], chosen)):
         channels, parameters, flops = (f"{row[f'{key}_pruned_percent']} %" for key in COUNTED)

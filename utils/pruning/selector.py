@@ -23,7 +23,7 @@ TARGETS = {"flops": "flops", "params": "parameters"}  # suffixes of flags, field
 
 
 def target_of(args: argparse.Namespace) -> str | None:
-    """Returns what follows ``--target-`` in the target flag that was given, None without one."""
+    """Returns the suffix of the ``--target-`` flag that was given, None without one."""
     flags = (*TARGETS, "latency")
     return next((x for x in flags if getattr(args, f"target_{x}") is not None), None)
 

@@ -113,7 +113,7 @@ class Trainer:
         return [(steps, self.lr(e)) for e in range(self.config.start_epoch, self.config.epochs)]
 
     def setup(self) -> TrainingSetup:
-        """Returns what the method's warnings and verdict depend on."""
+        """Returns the properties on which the method's warnings and verdict depend."""
         config = self.config
         paper = recipe(config.arch, config.depth)
         return TrainingSetup(self.schedule(), config.momentum, paper)
@@ -135,7 +135,7 @@ class Trainer:
         return {name: list(factor.split(widths)) for name, factor in full.items()}
 
     def verdict(self, per_class: PerClass) -> str:
-        """Returns what the result says about λ and about a collapse, "" if all is well.
+        """Returns the method's verdict on λ and on a collapse, "" if all is well.
 
         A model has collapsed if its predictions have, or if all factors of a layer are 0.
         """
