@@ -60,12 +60,8 @@ def take(model: Model, state: Mapping[str, Tensor]) -> Model:
         _check_width(model, name, width)
     for name in new:
         index = rest.pop(f"{name}.select.index")
-        if (
-            index.dim() != 1
-            or index.dtype != torch.int64
-            or (index < 0).any()
-            or (index.diff() <= 0).any()
-        ):
+        is_list = index.dim() == 1 and index.dtype == torch.int64
+        if not is_list or (index < 0).any() or (index.diff() <= 0).any():
             raise ValueError(f"{name}.select.index is not a sorted list of channels")
         if index.shape != rest.get(f"{name}.norm.weight", index).shape:
             raise ValueError(
@@ -81,9 +77,8 @@ def take(model: Model, state: Mapping[str, Tensor]) -> Model:
         raise ValueError(f"{odd[0]} is {'missing' if odd[0] in missing else 'not expected'}")
     for name, x in own.items():
         y = rest.get(name, x)
-        narrower = y.dim() == x.dim() and all(
-            0 < a <= b for a, b in zip(y.shape, x.shape, strict=True)
-        )
+        pairs = zip(y.shape, x.shape, strict=True)
+        narrower = y.dim() == x.dim() and all(0 < a <= b for a, b in pairs)
         if (not narrower and y.shape != x.shape) or y.is_floating_point() != x.is_floating_point():
             raise ValueError(
                 f"{name} is {tuple(y.shape)} of {y.dtype},"
@@ -104,11 +99,9 @@ def take(model: Model, state: Mapping[str, Tensor]) -> Model:
                         rest[name].clone() if name in rest else torch.zeros_like(x, device="cpu")
                     )
                     value = value if x.is_meta else value.to(x.device)
-                    named[key] = (
-                        nn.Parameter(value, x.requires_grad)
-                        if isinstance(x, nn.Parameter)
-                        else value
-                    )
+                    if isinstance(x, nn.Parameter):
+                        value = nn.Parameter(value, x.requires_grad)
+                    named[key] = value
         resize(module)
     for name, width in widths.items():
         set_width(model, name, width)

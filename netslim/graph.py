@@ -85,9 +85,7 @@ class Graph:
         self._decide()
         dropped = self.classes_of(torch.cat([NOTHING, *seen.dropped]))
         # Dropout draws one number per channel: removing channels changes the numbers.
-        self.drawn_for = {
-            n for n in self.norms if bool(torch.isin(self.norm_classes(n), dropped).any())
-        }
+        self.drawn_for = {n for n in self.norms if torch.isin(self.norm_classes(n), dropped).any()}
         self.rectified = self._rectified()
 
     def _ties(self, classes: Tensor, seen: Signals) -> frozenset[str]:
@@ -112,10 +110,8 @@ class Graph:
         first: dict[str, Tensor] = {}
         for step in (s for s in self.steps if s.kind == "norm"):
             read = classes[self._atoms[step.inputs[0]]]
-            sole_reader = bool(
-                (readers[read] == numbers[step.name]).all() and not pinned[read].any()
-            )
-            sole_reader = sole_reader and not (writers[read] == SEVERAL).any()
+            others_read = pinned[read] | (readers[read] != numbers[step.name])
+            sole_reader = not (others_read | (writers[read] == SEVERAL)).any()
             # Without factors, or called by code without a module that a selection could replace,
             # it cannot lose channels of its own.
             selects = step.weight and step.call is not None and step.call.module == step.name
@@ -266,9 +262,8 @@ class Graph:
         read, _ = _numbered([x for s in self.steps if not _rectifies(s) for x in s.inputs])
         otherwise = torch.zeros(len(norms) + 1, dtype=torch.bool)
         otherwise[made_by[read]] = True
-        names = {
-            step.name for step, other in zip(norms, otherwise.tolist(), strict=False) if not other
-        }
+        pairs = zip(norms, otherwise.tolist(), strict=False)
+        names = {step.name for step, other in pairs if not other}
         return {name for name in self.norms if name in names}
 
     def prunable(self, coupled: bool = True) -> dict[str, Tensor]:

@@ -175,9 +175,8 @@ def plan_removal(
     constants = constants_of(graph, tensors, masked)
     while True:
         removed_classes = _classes_without_reader(graph, constants, stays | carriers, folding)
-        left = {
-            n: m & (removed_classes | carriers)[graph.norm_classes(n)] for n, m in masked.items()
-        }
+        constant = removed_classes | carriers
+        left = {name: mask & constant[graph.norm_classes(name)] for name, mask in masked.items()}
         if any(not torch.equal(left[name], masked[name]) for name in masked):
             masked, constants = left, constants_of(graph, tensors, left)
         elif folding.more_carriers(removed_classes, constants, carriers):

@@ -108,13 +108,9 @@ class Method:
     def write(self, gamma: Tensor) -> None:
         """Writes ``gamma`` [channels] into the model's batch norms, unless ``found_inf`` is set."""
         weights = self.weights = self._weights()
-        frozen = [not weight.requires_grad for weight in weights]
         self.update(self.gamma, self.unless_frozen(gamma, self.gamma))
-        pairs = [
-            (w, part)
-            for w, part, f in zip(weights, self.split(self.gamma), frozen, strict=True)
-            if not f
-        ]
+        each = zip(weights, self.split(self.gamma), strict=True)
+        pairs = [(weight, part) for weight, part in each if weight.requires_grad]
         if pairs:
             targets, parts = zip(*pairs, strict=True)
             torch._foreach_copy_([w.detach() for w in targets], parts)

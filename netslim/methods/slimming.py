@@ -212,9 +212,8 @@ class ProximalSlimming(Method):
             self.xi.copy_(self.gamma)
         per_step, since = pair_step(lr, self.beta), done - before
         falls = left / max(budgets.AIM * self.target.steps - done, since)  # a step
-        self.lambda_ = (
-            0.0 if budget_met else budgets.steered(lambda_, (way - left) / since, falls, per_step)
-        )
+        fell = (way - left) / since
+        self.lambda_ = 0.0 if budget_met else budgets.steered(lambda_, fell, falls, per_step)
         self.budget.copy_(torch.tensor([[self.lambda_, budget_met, done, done, left]]))
         self._silence()
 
@@ -266,19 +265,14 @@ class ProximalSlimming(Method):
         group = optimizer.param_groups[0]
         if self.keep_dead or not isinstance(optimizer, torch.optim.SGD):
             return nothing
-        if self.target is not None:  # step() sets them to 0 whatever momentum does
-            bias = torch.cat([b.detach() for b in self._biases()])
-            return (
-                self.to_remove & self.budget_met & (self.read() == 0) & (self.xi == 0) & (bias <= 0)
-            )
-        mu, n, decay = group["momentum"], int(group["nesterov"]), lr * group["weight_decay"]
-        biases = self._biases()
-        gamma_v, bias_v = (momentum_of(optimizer, x) for x in (self._weights(), biases))
+        biases, zero = self._biases(), (self.read() == 0) & (self.xi == 0)
         bias = torch.cat([b.detach() for b in biases]).double()
+        if self.target is not None:  # step() sets them to 0 whatever momentum does
+            return self.to_remove & self.budget_met & zero & (bias <= 0)
+        mu, n, decay = group["momentum"], int(group["nesterov"]), lr * group["weight_decay"]
+        gamma_v, bias_v = (momentum_of(optimizer, x) for x in (self._weights(), biases))
         # What is left of γ's momentum moves it by less than the next (8b) sets to zero.
-        stays_zero = (
-            self.rectified & (self.read() == 0) & (self.xi == 0) & (lr * gamma_v.abs() < TINY)
-        )
+        stays_zero = self.rectified & zero & (lr * gamma_v.abs() < TINY)
         z = bias_eigenvalue(mu, n, decay)
         if z is None:
             return nothing
