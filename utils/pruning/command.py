@@ -84,7 +84,7 @@ def parser(kind: str | None) -> argparse.ArgumentParser:
     add("--keep", type=layer_share, metavar="LAYER=SHARE", help=text, **layers)
     text = "layers (a pattern) that keep all channels; repeatable"
     add("--skip", metavar="LAYER", help=text, **layers)
-    text = "number to a multiple of which widths are rounded up (default 1)"
+    text = "divisor of the widths, which are rounded up to multiples of it (default 1)"
     add("--round-to", type=count, default=1, metavar="N", help=text)
     add("--save", metavar="DIR", help="output folder (default: that of --model)")
     text = "name of the output, NAME.pth.tar (default: pruned, or of other files <file>_pruned)"
@@ -93,7 +93,8 @@ def parser(kind: str | None) -> argparse.ArgumentParser:
     add("--layout", choices=("compact", "released"), default="compact", help=text)
     add("--dataset", choices=DATASETS, help="data set (default: the checkpoint's)")
     add("--data", metavar="DIR", help="folder of the data set (default: the checkpoint's)")
-    add("--test-subset", type=count, metavar="N", help="number of test images")
+    text = "number of test images (default: the checkpoint's)"
+    add("--test-subset", type=count, metavar="N", help=text)
     add("--depth", type=count, help="depth of the model (default: the checkpoint's)")
     for runtime in RUNTIME_FLAGS:
         if runtime.name in ("test_batch_size", "workers"):
