@@ -52,10 +52,10 @@ BASIC_OTHERS: tuple[dict[str, Any], ...] = (
     {"method": "lp-admm", "s": 0.012, "rho": 0.05},
 )
 BASIC_SAS, BASIC_RATIO = 10, 0.85
-# `quickstart`: proximal slimming of a VGG-11 on the built-in images. The epoch of fine-tuning has
+# `quickstart`: proximal slimming with a budget on the built-in images. The epoch of fine-tuning has
 # the training's last learning rate; at the first one the accuracy would fall.
-QUICKSTART = {"arch": "vgg", "depth": 11, "dataset": "shapes", "epochs": 5, "batch_size": 32}
-QUICKSTART |= {"method": "proximal", "s": 0.085, "beta": 80.0}
+QUICKSTART = {"arch": "resnet-basic", "depth": 20, "dataset": "shapes", "epochs": 5}
+QUICKSTART |= {"batch_size": 32, "method": "proximal", "budget_flops": 0.5}
 # One network by proximal slimming, by its name in script.sh and the data set.
 SINGLE_NAMES = ("vgg", "densenet", "resnet110", "resnet164")
 SINGLE = {
