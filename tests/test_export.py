@@ -16,8 +16,11 @@ from torch.fx.experimental.optimization import fuse
 from torchvision.models import resnet18, vgg11_bn
 
 import netslim
-from utils import console, export
+from own_pictures import noise, save
+from utils import console, engines, export
 from utils.bench import __main__ as bench
+from utils.data.batches import Batches
+from utils.data.datasets import load_dataset
 from utils.network import Network, fresh
 
 MODELS = [("vgg", 11), ("resnet", 11), ("densenet", 7), ("resnet-basic", 8)]
@@ -37,7 +40,7 @@ def checkpoint(request, tmp_path):
     torch.manual_seed(0)
     arch, depth = request.param
     small = prune(fresh(arch, depth, 3, 32))
-    content = {"cfg": small.cfg, "state_dict": small.model.state_dict(), "classes": ["ä", "b", "c"],
+    content = {"cfg": small.cfg, "state_dict": small.model.state_dict(), "classes": ["b", "c", "ä"],
                "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}  # fmt: skip
     path = tmp_path / "net_pruned.pth.tar"
     torch.save(content, path)
@@ -95,9 +98,77 @@ def test_a_pruned_resnet50_is_exported_with_its_constants(tmp_path):
     assert np.abs(logits[0] - logits[1]).max() > 1e-3
 
 
+@torch.no_grad()
+def test_int8_takes_any_number_of_images_and_answers_nearly_as_float32(checkpoint, tmp_path, capfd):
+    path, model, content = checkpoint
+    data = draw_classes(tmp_path / "data", content["classes"])
+    argv = ["--model", path, "--int8", "--dataset", "folder", "--data", data]
+    assert run(*argv) == 0
+    out, err = capfd.readouterr()
+    rows = r"accuracy, % +[\d.]+ +[\d.]+\nms at batch 1 +[\d.]+ +[\d.]+\nms at batch 64 +\d.*\n"
+    assert re.search(rf" float32 +int8\n{rows}predictions changed: \d of 6\n$", out)
+    assert "WARNING" not in err  # of onnxruntime
+    written = path.with_name("net_pruned_int8.onnx")
+    program = onnx.load(written)
+    metadata = {p.key: json.loads(p.value) for p in program.metadata_props}
+    assert metadata["classes"] == content["classes"] and metadata["input"] == "RGB from 0 to 1"
+    weights = [x for x in program.graph.initializer if len(x.dims) == 4]
+    assert {x.data_type for x in weights} == {onnx.TensorProto.INT8}
+    mean, std = (torch.tensor(content[key])[:, None, None] for key in ("mean", "std"))
+    images = load_dataset("folder", data).train.images.permute(0, 3, 1, 2) / 255
+    expected = model((images - mean) / std).numpy()
+    for n in (1, 5):
+        error = onnx_logits(written, images[:n]) - expected[:n]
+        assert 0 < np.abs(error).max() < 0.1 * expected.std(0).max() + 0.02
+
+
+@torch.no_grad()
+def test_int8_keeps_the_bias_of_channels_with_tiny_or_no_factor(tmp_path):
+    torch.manual_seed(0)
+    model = fresh("vgg", 11, 3, 32).model.eval()
+    for bn in batch_norms(model):
+        bn.weight[:30] = torch.tensor([1e-3, 1e-6, 1e-9, 1e-20, 1e-36, 0]).repeat(5)
+        bn.bias[:30] = 2
+    path = tmp_path / "net.pth.tar"
+    content = {"state_dict": model.state_dict(), "classes": ["a", "b", "c"]}
+    torch.save(content, path)
+    data = draw_classes(tmp_path / "data", content["classes"])
+    argv = ["--model", path, "--int8", "--normalised", "--dataset", "folder", "--data", data]
+    assert run(*argv) == 0
+    images = Batches(load_dataset("folder", data), "train", None, torch.device("cpu"))
+    images = next(images.iter_eval())[0]
+    expected = model(images).numpy()
+    error = np.abs(onnx_logits(tmp_path / "net_int8.onnx", images) - expected)
+    assert error.max() < 0.02 * np.abs(expected).max()
+
+
+def test_int8_needs_onnxruntime_and_images(checkpoint, tmp_path, monkeypatch, capsys):
+    path, *_ = checkpoint
+    before = sorted(tmp_path.iterdir())
+    assert run("--model", path, "--int8", "--data", tmp_path / "none") == 2
+    assert re.fullmatch(r"error: --data \S+none is not a directory\n", capsys.readouterr().err)
+    find = engines.find_spec
+    monkeypatch.setattr(engines, "find_spec", lambda n: None if n == "onnxruntime" else find(n))
+    assert run("--model", path, "--int8") == 2
+    line = r"error: onnxruntime is not installed: .* -m pip install onnxruntime\n"
+    assert re.fullmatch(line, capsys.readouterr().err)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def draw_classes(folder: Path, classes: list[str]) -> Path:
+    for i, name in enumerate(classes):
+        for part, count in (("train", 4), ("test", 2)):
+            for j in range(count):
+                colours = noise(8, 8, 3).repeat(4, 0).repeat(4, 1) // 2 + 40 * i
+                save(folder / part / name / f"{j}.png", colours.astype(np.uint8))
+    return folder
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--int8", "--format", "pt2"], "--int8 is for ONNX: --format pt2 has no int8 form"),
+        (["--data", "images"], "--data is for --int8: add --int8, or leave it out"),
         ([], "has no normalisation: export it with --normalised"),
         (["--format", "sparse", "--normalised"], "--normalised is for programs"),
         (["--output", "net_pruned.pth.tar"], "is the checkpoint itself"),

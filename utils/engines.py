@@ -6,6 +6,8 @@ import statistics
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,21 +37,24 @@ def prepare(engine: str, model: nn.Module, images: Tensor) -> Call:
         calls = [_torch(model, images, execution, dtype) for execution in formats]
         seconds = [min(time_call(call, images.device) for _ in range(3)) for call in calls]
         return calls[seconds.index(min(seconds))]
-    content, threads, inputs = to_onnx(model, images), torch.get_num_threads(), images.cpu().numpy()
+    content, inputs = to_onnx(model, images), images.cpu().numpy()
     if engine == "onnxruntime":
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        providers = ["CPUExecutionProvider"]
-        session = onnxruntime.InferenceSession(content, options, providers=providers)
-        return partial(session.run, None, {"images": inputs})
+        return partial(onnx_session(content).run, None, {"images": inputs})
     import openvino
 
-    core = openvino.Core()
+    core, threads = openvino.Core(), torch.get_num_threads()
     # By default it computes in bfloat16 where the CPU can.
     settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
     return partial(core.compile_model(core.read_model(content), "CPU", settings), inputs)
+
+
+def onnx_session(program: bytes | Path) -> Any:
+    """Returns onnxruntime's session of an ONNX program, on the CPU with torch's threads."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(program, options, providers=["CPUExecutionProvider"])
 
 
 def _torch(model: nn.Module, images: Tensor, execution: Execution, dtype: torch.dtype) -> Call:

@@ -13,23 +13,29 @@ if __name__ == "__main__":
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from netslim.weights import Compression
-from utils import console
+from utils import console, int8
 from utils.atomic import atomic_write
 from utils.console import InputError, note, require_packages
-from utils.data.datasets import IMAGENET
+from utils.data.datasets import DATASETS, IMAGENET, Dataset, load
 from utils.data.image_folder import shorter_side
+from utils.data.streaming import batches_of, test_batches
+from utils.engines import ENGINES, onnx_session
 from utils.files import checkpoint, sparse
+from utils.files.init_from import config_from_checkpoint
 from utils.files.locks import check_writable
 
 TOLERANCE = 1e-3  # of a logit
 SHAPES = ({0: torch.export.Dim("n", min=1)},)
+CPU = torch.device("cpu")
 
 
 class Normalised(nn.Module):
@@ -55,6 +61,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--format", choices=formats, default="onnx", help="default: onnx")
     text = "the program takes normalised images instead of images from 0 to 1"
     p.add_argument("--normalised", action="store_true", help=text)
+    text = "ONNX in int8, calibrated with training images; accuracy and speed are printed"
+    p.add_argument("--int8", action="store_true", help=text)
+    text, unset = "of --int8 (default: the checkpoint's)", argparse.SUPPRESS
+    p.add_argument("--dataset", choices=DATASETS, default=unset, help=f"data set {text}")
+    p.add_argument("--data", metavar="DIR", default=unset, help=f"folder of the data set {text}")
     text = "output file (default: the checkpoint's name, ending with the format)"
     p.add_argument("--output", metavar="FILE", help=text)
     return p
@@ -63,21 +74,46 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     loaded = checkpoint.load(Path(args.model))
-    default = f"{args.model.removesuffix('.tar').removesuffix('.pth')}.{args.format}"
+    stem, int8_ending = args.model.removesuffix(".tar").removesuffix(".pth"), "_int8" * args.int8
+    default = f"{stem}{int8_ending}.{args.format}"
     output = Path(args.output or default)
     if output.resolve() == Path(args.model).resolve():
         raise InputError(f"{output} is the checkpoint itself: choose another --output")
     check_writable(output.parent)
+    data = load_images(loaded, args)
     if args.format != "sparse":
-        export_program(loaded, output, args)
+        export_program(loaded, output, args, data)
     elif args.normalised:
         raise InputError("--normalised is for programs: --format sparse keeps a checkpoint")
     else:
         write_sparse(loaded, output)
 
 
-def export_program(loaded: checkpoint.Checkpoint, output: Path, args: argparse.Namespace) -> None:
+def load_images(loaded: checkpoint.Checkpoint, args: argparse.Namespace) -> Dataset | None:
+    """Loads the data set of --int8, None without it; its images are those that the program takes.
+
+    Raises:
+        InputError: flags or data set do not fit, or onnxruntime is missing.
+    """
+    flags, path = vars(args), Path(args.model)
+    if not args.int8:
+        if unused := flags.keys() & {"dataset", "data"}:
+            raise InputError(f"--{min(unused)} is for --int8: add --int8, or leave it out")
+        return None
+    if args.format != "onnx":
+        raise InputError(f"--int8 is for ONNX: --format {args.format} has no int8 form")
+    require_packages("--int8", *ENGINES["onnxruntime"])
+    data = load({**config_from_checkpoint(loaded, flags, path), **flags}, loaded.norm)
+    loaded.check_classes(data, path)
+    return data if args.normalised else replace(data, mean=(0.0,) * 3, std=(1.0,) * 3)
+
+
+def export_program(
+    loaded: checkpoint.Checkpoint, output: Path, args: argparse.Namespace, data: Dataset | None
+) -> None:
     """Writes a program whose logits on random images agree with the checkpoint's.
+
+    With ``data``, the program is then quantised to int8, and compared on the test images.
 
     Raises:
         InputError: the normalisation is unknown, or the logits differ; nothing is written then.
@@ -103,20 +139,28 @@ def export_program(loaded: checkpoint.Checkpoint, output: Path, args: argparse.N
         model = Normalised(model, loaded.mean, loaded.std)
     model.eval()
     images = torch.rand(4, 3, size, size, generator=torch.Generator().manual_seed(0))
-    with atomic_write(output) as new:
-        write = write_onnx if args.format == "onnx" else write_pt2
-        logits = write(model, images, new, metadata)
-        difference = 0.0 if logits is None else (logits - model(images[:3])).abs().max().item()
-        if not difference <= TOLERANCE:
-            raise InputError(
-                f"the logits of the exported program differ by {difference:.2g}: try another"
-                " --format, or another version of torch or onnxruntime"
-            )
-    print(f"{output}: input {takes}, [n, 3, {size}, {size}]")
-    if logits is None:
-        note("onnxruntime is not installed: the logits of the file were not compared")
-    else:
-        print(f"verified: logits differ from the model's by {difference:.2g} at most")
+    with TemporaryDirectory() as folder:
+        program = Path(folder, "float32.onnx")
+        with atomic_write(output) as new:
+            write = write_onnx if args.format == "onnx" else write_pt2
+            logits = write(model, images, program if data else new, metadata)
+            difference = 0.0 if logits is None else (logits - model(images[:3])).abs().max().item()
+            if not difference <= TOLERANCE:
+                raise InputError(
+                    f"the logits of the exported program differ by {difference:.2g}: try another"
+                    " --format, or another version of torch or onnxruntime"
+                )
+            if data:
+                calibration = batches_of(data, "train", 64, CPU).sample(int8.IMAGES)
+                int8.quantize(program, new, calibration)
+        print(f"{output}: input {takes}, [n, 3, {size}, {size}]")
+        if logits is None:
+            note("onnxruntime is not installed: the logits of the file were not compared")
+        else:
+            before = " before quantisation" * bool(data)
+            print(f"verified{before}: logits differ from the model's by {difference:.2g} at most")
+        if data:
+            int8.print_comparison((program, output), test_batches(data, {}, CPU))
 
 
 def write_pt2(
@@ -146,12 +190,9 @@ def write_onnx(
     assert program is not None
     program.model.metadata_props.update(metadata)
     program.save(output)
-    try:
-        import onnxruntime
-    except ImportError:
+    if console.missing_packages(["onnxruntime"]):
         return None
-    session = onnxruntime.InferenceSession(output, providers=["CPUExecutionProvider"])
-    (logits,) = session.run(None, {"images": images[:3].numpy()})
+    (logits,) = onnx_session(output).run(None, {"images": images[:3].numpy()})
     return torch.from_numpy(logits)
 
 
