@@ -29,8 +29,9 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
+from utils.console import missing_packages
 from utils.cost import cost
-from utils.engines import ENGINES, milliseconds, missing, prepare
+from utils.engines import ENGINES, milliseconds, prepare
 from utils.files import checkpoint
 from utils.methods.base import is_zero
 from utils.network import Network
@@ -109,7 +110,7 @@ def main() -> None:
     text = "engines (default: all that are installed)"
     p.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), help=text)
     args = p.parse_args()
-    cases = [(e, n) for e, n in CASES if e in args.engines and not missing(e)]
+    cases = [(e, n) for e, n in CASES if e in args.engines and not missing_packages(ENGINES[e])]
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     for path in args.checkpoints:
         compare(path, cases)

@@ -17,7 +17,7 @@ from torchvision.models import resnet18, vgg11_bn
 
 import netslim
 from own_pictures import noise, save
-from utils import console, engines, export
+from utils import console, export
 from utils.bench import __main__ as bench
 from utils.data.batches import Batches
 from utils.data.datasets import load_dataset
@@ -147,10 +147,10 @@ def test_int8_needs_onnxruntime_and_images(checkpoint, tmp_path, monkeypatch, ca
     before = sorted(tmp_path.iterdir())
     assert run("--model", path, "--int8", "--data", tmp_path / "none") == 2
     assert re.fullmatch(r"error: --data \S+none is not a directory\n", capsys.readouterr().err)
-    find = engines.find_spec
-    monkeypatch.setattr(engines, "find_spec", lambda n: None if n == "onnxruntime" else find(n))
+    find = console.find_spec
+    monkeypatch.setattr(console, "find_spec", lambda n: None if n == "onnxruntime" else find(n))
     assert run("--model", path, "--int8") == 2
-    line = r"error: onnxruntime is not installed: .* -m pip install onnxruntime\n"
+    line = r"error: --int8 needs onnxruntime: .* -m pip install onnxruntime\n"
     assert re.fullmatch(line, capsys.readouterr().err)
     assert sorted(tmp_path.iterdir()) == before
 
