@@ -32,6 +32,8 @@ class Experiment:
         prune_ratio: fraction of each convolution's weights to prune before the fine-tuning, which
             then starts from the training's checkpoint.
         tuning: settings of the fine-tuning that differ from the training's.
+        variant: name of the pruning, where a training has several.
+        program: the prune command, by default that of the architecture.
     """
 
     config: Config
@@ -43,15 +45,24 @@ class Experiment:
     target: float | None = None
     prune_ratio: float | None = None
     tuning: Mapping[str, Any] = field(default_factory=dict)
+    variant: str = ""
+    program: tuple[str, ...] = ()
 
     def training(self, seed: int) -> Config:
-        method = "-".join(filter(None, (self.config.method, self.kind)))
-        return replace(self.config, seed=seed, name=f"{method}_seed{seed}{self.label}")
+        return replace(self.config, seed=seed, name=self._name(seed))
+
+    def _name(self, seed: int, variant: str = "") -> str:
+        method = "-".join(filter(None, (self.config.method, self.kind, variant)))
+        return f"{method}_seed{seed}{self.label}"
+
+    def pruned(self, files: RunPaths) -> Path:
+        return files.pruned(self.variant) if self.variant else files.pruned()
 
     def finetuning(self, seed: int, files: RunPaths) -> Config:
-        start = files.pruned() if self.prune_ratio is None else files.checkpoint
+        start = self.pruned(files) if self.prune_ratio is None else files.checkpoint
         options = {"epochs": self.refine_epochs, "prune_ratio": self.prune_ratio}
-        return self.training(seed).for_finetuning(start, **{**self.tuning, **options})
+        name = {"name": self._name(seed, self.variant)}
+        return self.training(seed).for_finetuning(start, **{**self.tuning, **options, **name})
 
     def run(self, seed: int) -> str:
         """The run's name, that of its directory."""
@@ -94,7 +105,8 @@ class Job:
         """Whether ``other`` must be done before."""
         run, stage = other.files.run, other.stage
         if run == self.files.run:
-            return STAGES.index(stage) < STAGES.index(self.stage)
+            same = stage == "train" or other.experiment.variant == self.experiment.variant
+            return same and STAGES.index(stage) < STAGES.index(self.stage)
         reference = self.experiment.reference(self.seed)
         unknown_share = self.stage == "prune" and self.experiment.share is None
         return unknown_share and (run, stage) == (reference, "prune")
@@ -109,15 +121,16 @@ class Job:
                 amount = ["--percent", UNKNOWN if share is None else f"{share / 100:.6g}"]
             else:
                 amount = ["--target-flops", f"{e.target / 100:.6g}"]
-            model = [*pruner(config.arch), "--model", path_argument(self.files.checkpoint)]
-            return [*model, *amount, *data, *self.flags]
+            model = ["--model", path_argument(self.files.checkpoint)]
+            name = ["--name", e.variant] if e.variant else []
+            return [*(e.program or pruner(config.arch)), *model, *amount, *name, *data, *self.flags]
         if self.stage == "refine":
             config = e.finetuning(self.seed, self.files)
         save = ["--save", path_argument(self.folder), "--resume", "auto"]
         return ["main.py", *config.argv(), *save, *self.flags]
 
     def __str__(self) -> str:
-        return f"{self.stage} {self.files.run}"
+        return " ".join(filter(None, (self.stage, self.files.run, self.experiment.variant)))
 
 
 def recorded(folder: Path) -> dict[str, results.Result]:

@@ -17,9 +17,10 @@ SECONDS = ("train_seconds", "test_seconds")  # columns of the log
 
 
 class Plan:
-    """The ``jobs`` that ``experiments`` lack in ``folder`` for each of ``seeds``, in order.
+    """The ``jobs`` that experiments lack in ``folder``, in order.
 
     Args:
+        runs: experiments and seeds; several experiments may share a training.
         flags: added to every command.
 
     Raises:
@@ -28,7 +29,7 @@ class Plan:
     """
 
     def __init__(
-        self, experiments: list[Experiment], seeds: Iterable[int], folder: Path, flags: list[str]
+        self, runs: Iterable[tuple[Experiment, int]], folder: Path, flags: list[str]
     ) -> None:
         self.folder, self.flags = folder, tuple(flags)
         self.results = recorded(folder)
@@ -40,20 +41,19 @@ class Plan:
             self.measured[key, training.config.refine is not None].append(seconds)
         self.jobs: list[Job] = []
         self.lines = [["run", "train", "prune", "fine-tune", "left"]]
-        for seed in seeds:  # seed by seed, so that the first rows of a table are complete early
-            for experiment in experiments:
-                self._add(experiment, seed)
+        for experiment, seed in runs:
+            self._add(experiment, seed)
 
     def _add(self, e: Experiment, seed: int) -> None:
         """Add the missing stages of a run to the jobs, and its line to the overview."""
         files = RunPaths(self.folder, e.run(seed))
         train, tune = e.training(seed), e.finetuning(seed, files) if e.refine_epochs else None
-        result, pruning, finetuning = self._recorded(e, seed, tune)
+        result, pruning, finetuning = self.recorded(e, seed, tune)
         for config, training in ((train, result), (tune, finetuning)):
             if config and training:
                 _check_same(RunPaths(self.folder, config.run_name).record, config, training)
         # The pruned model may be deleted once it is fine-tuned.
-        pruned = pruning is not None and (finetuning is not None or files.pruned().exists())
+        pruned = pruning is not None and (finetuning is not None or e.pruned(files).exists())
         # The log of a fine-tuning from another pruning does not count.
         other_pruning = result is not None and result.prunings and pruning is None
         stages = (train, result), (e.prunes, pruned), (tune, finetuning)
@@ -71,9 +71,12 @@ class Plan:
                 per_epoch = self._seconds_per_epoch(needed, log)
                 seconds = None if per_epoch is None else rest * per_epoch
             cells.append(cell)
+            if stage == "train" and any(j.files.run == files.run for j in self.jobs):
+                continue  # of an experiment before
             left.append(Job(e, seed, stage, self.folder, self.flags, seconds))
         self.jobs += left
-        self.lines.append([files.run, *cells, _cost(left) if left else "-"])
+        name = " ".join(filter(None, (files.run, e.variant)))
+        self.lines.append([name, *cells, _cost(left) if left else "-"])
 
     def _log(self, config: Config) -> list[records.Row]:
         """The log of a training that has a checkpoint to resume from."""
@@ -89,7 +92,7 @@ class Plan:
         same = self.measured.get((key, finetunes)) or self.measured.get((key, False))
         return fmean(same) if same else None
 
-    def _recorded(
+    def recorded(
         self, e: Experiment, seed: int, tune: Config | None
     ) -> tuple[Result | None, records.Row | None, Training | None]:
         """The finished training, pruning and fine-tuning of an experiment, as far as recorded."""
@@ -99,6 +102,10 @@ class Plan:
         share = e.share_of(seed, self.results)
         chosen = e.prunes and (e.target is not None or share is not None)
         pruning = result.pruning(share, e.target) if chosen else None
+        if e.variant:
+            files = RunPaths(self.folder, e.run(seed))
+            model = files.recorded(e.pruned(files))
+            pruning = next((row for row in result.prunings[::-1] if row["model"] == model), None)
         finetunings = result.finetunings_of(pruning) if pruning else result.finetunings
         if tune is None or (e.prunes and not pruning):
             return result, pruning, None

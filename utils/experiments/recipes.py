@@ -10,7 +10,7 @@ if __name__ == "__main__":
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
@@ -181,9 +181,14 @@ def parser() -> argparse.ArgumentParser:
         description="Train, prune and fine-tune what tables lack.",
     )
     p.add_argument("parts", nargs="+", choices=PARTS, metavar="PART", help=", ".join(PARTS))
+    add_flags(p, "epochs instead of 160, with a larger λ for the same total shrinkage")
+    return p
+
+
+def add_flags(p: argparse.ArgumentParser, scale: str) -> None:
+    """Adds the flags of all commands that run experiments; ``scale`` is a help text."""
     seeds: dict[str, Any] = {"nargs": "+", "type": arguments.seed, "default": [1], "metavar": "N"}
     p.add_argument("--seeds", **seeds, help="seeds of the runs (default 1)")
-    scale = "epochs instead of 160, with a larger λ for the same total shrinkage"
     p.add_argument("--scale", type=arguments.epochs, metavar="EPOCHS", help=scale)
     subset = "number of training and of test images, to rehearse (with another --save)"
     p.add_argument("--subset", type=arguments.positive_int, metavar="N", help=subset)
@@ -194,30 +199,39 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--precision", choices=PRECISIONS, default="fp32", help=precision)
     p.add_argument("--no-cuda", action="store_true", help="use the CPU")
     p.add_argument("--dry-run", action="store_true", help="print the missing commands only")
-    return p
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parser().parse_args(argv)
-    chosen: dict[str, Experiment] = {}
-    for e in (e for part in args.parts for e in experiments(part, args.scale)):
-        e = replace(e, config=replace(e.config, data=args.data, precision=args.precision))
-        if args.subset is not None:
-            subset = {"subset": args.subset, "test_subset": args.subset}
-            e = replace(e, config=replace(e.config, **subset))
-        if e.prunes or e.run(0) not in chosen:  # a run of Table 1 may also be in Table 2
-            chosen[e.run(0)] = e
-    folder, seeds = Path(args.save), dict.fromkeys(args.seeds)
+def with_flags(e: Experiment, args: argparse.Namespace) -> Experiment:
+    """Returns the experiment with --data, --precision and --subset."""
+    config = replace(e.config, data=args.data, precision=args.precision)
+    if args.subset is not None:
+        config = replace(config, subset=args.subset, test_subset=args.subset)
+    return replace(e, config=config)
+
+
+def run(
+    runs: Iterable[tuple[Experiment, int]],
+    args: argparse.Namespace,
+    finished: Callable[[], object] = lambda: None,
+) -> bool | None:
+    """Runs what the experiments lack for their seeds, or with --dry-run prints the commands.
+
+    Args:
+        finished: called after each job.
+
+    Returns whether all jobs succeeded, None with --dry-run.
+    """
+    folder = Path(args.save)
     check_writable(folder)
     flags, gpus = (["--no-cuda"], []) if args.no_cuda else ([], scheduler.visible_gpus())
-    plan = Plan(list(chosen.values()), seeds, folder, flags)
+    plan = Plan(runs, folder, flags)
     overview = plan.overview(len(gpus))
     if args.dry_run:
         for words in (job.argv() for job in plan.jobs):
             comment = "# " if UNKNOWN in words else ""  # until the share is known
             print(f"{comment}{format_command(*words)}")
         print(overview)
-        return
+        return None
     print(overview, flush=True)
     names = ("dataset", "data", "size", "stream", "subset", "test_subset")
     for data in {itemgetter(*names)(job.experiment.config.to_dict()) for job in plan.jobs}:
@@ -225,8 +239,22 @@ def main(argv: list[str] | None = None) -> None:
         if data[:2] != ("shapes", None):
             load(dict(zip(names, data, strict=True)))
     folder.mkdir(parents=True, exist_ok=True)
-    done = scheduler.run(plan.jobs, gpus)
-    print(listing(folder, [run for run, *_ in plan.lines]))
+    return scheduler.run(plan.jobs, gpus, finished)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    chosen: dict[str, Experiment] = {}
+    for e in (e for part in args.parts for e in experiments(part, args.scale)):
+        e = with_flags(e, args)
+        if e.prunes or e.run(0) not in chosen:  # a run of Table 1 may also be in Table 2
+            chosen[e.run(0)] = e
+    # Seed by seed, so that the first rows of a table are complete early.
+    runs = [(e, seed) for seed in dict.fromkeys(args.seeds) for e in chosen.values()]
+    done, folder = run(runs, args), Path(args.save)
+    if done is None:
+        return
+    print(listing(folder, [e.run(seed) for e, seed in runs]))
     if not done:
         raise SystemExit(1)
     tables = format_command("-m", "utils.reports.tables", "--save", path_argument(folder))

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -22,12 +22,14 @@ def visible_gpus() -> list[str]:
     return [str(i) for i in range(count)] if names is None else names.split(",")[:count]
 
 
-def run(jobs: Sequence[Job], gpus: Sequence[str]) -> bool:
+def run(
+    jobs: Sequence[Job], gpus: Sequence[str], finished: Callable[[], object] = lambda: None
+) -> bool:
     """Runs ``jobs`` in order, one on each of ``gpus`` at a time; returns whether all succeeded.
 
     With several GPUs the output of each job goes to a file. After a failure, jobs that do not
     depend on the failed one still run. A first signal is passed on to the running jobs. All have
-    ended when this returns.
+    ended when this returns. ``finished`` is called after each job that succeeded.
 
     Raises:
         Interrupted: a signal was received.
@@ -66,6 +68,8 @@ def run(jobs: Sequence[Job], gpus: Sequence[str]) -> bool:
                         text = f"FAILED with status {process.returncode}: {job}{output}"
                     if not passed_on:
                         print(text, flush=True)
+                    if not process.returncode:
+                        finished()
             signals.check()
         finally:
             for process in running:

@@ -48,6 +48,23 @@ def append(path: Path, row: Mapping[str, object]) -> None:
         raise InputError(f"{path} could not be written ({error})") from None
 
 
+def put(path: Path, row: Mapping[str, object], key: Sequence[str]) -> None:
+    """Replaces the row with the same cells in the columns ``key``, or appends ``row``.
+
+    Raises InputError as :func:`append` does.
+    """
+    cells = {name: "" if value is None else str(value) for name, value in row.items()}
+    try:
+        with _locked(path):
+            columns, rows = _parse(path, path.read_bytes(), key[:1])
+            same = [all(old.get(name) == cells[name] for name in key) for old in rows]
+            new = [cells if match else old for old, match in zip(rows, same, strict=True)]
+            new += [] if any(same) else [cells]
+            _write(path, list(dict.fromkeys([*columns, *cells])), new)
+    except OSError as error:
+        raise InputError(f"{path} could not be written ({error})") from None
+
+
 def keep_epochs(path: Path, count: int) -> list[Row]:
     """Deletes the rows of a log after epoch ``count``, which a resumed run repeats.
 

@@ -73,8 +73,11 @@ def parser(kind: str | None) -> argparse.ArgumentParser:
     add("--for", dest="engine", choices=ENGINES, default=None, help=text)
     text = "images per call in these measurements (default 1)"
     add("--batch-size", type=count, default=None, metavar="N", help=text)
-    text = "size of a channel: |γ| (default), or the ℓ1 norm of its filter, scaled by layer"
-    add("--criterion", choices=("gamma", "filters"), default="gamma", help=text)
+    text = (
+        "size of a channel: |γ| (default), the ℓ1 norm of its filter, scaled by layer, or random,"
+        " by the training's seed"
+    )
+    add("--criterion", choices=("gamma", "filters", "random"), default="gamma", help=text)
     text = "factor whose zeros are removed, one of the checkpoint's (default: by method)"
     add("--mask", default=None, help=text)
     text = "smallest share of its channels that every layer keeps, from 0 to 1 (default 0)"
@@ -145,7 +148,8 @@ def prune_checkpoint(kind: str | None, args: argparse.Namespace, argv: list[str]
         if arch not in EARLIER:
             raise InputError(f"--layout released: the earlier programs know no {arch}")
         network = expanded(network)  # streams at full width: the only ones that they read
-    selector, factors = Selector(network, args), loaded.scaling_factors
+    selector = Selector(network, args, seed=1 if config is None else config.seed)
+    factors = loaded.scaling_factors
     mask = args.mask or loaded.default_mask
     if mask not in factors:
         has = ", ".join(factors)

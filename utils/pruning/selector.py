@@ -70,12 +70,15 @@ class Selector:
     Args:
         fold: whether channels with γ ≠ 0 are removed as constants where possible; if not, they
             lose their bias, as in original network slimming.
+        seed: of random scores.
 
     Raises:
         InputError: no channel can be removed, or a pattern matches no layer.
     """
 
-    def __init__(self, network: Network, args: argparse.Namespace, fold: bool = False) -> None:
+    def __init__(
+        self, network: Network, args: argparse.Namespace, fold: bool = False, seed: int = 1
+    ) -> None:
         self.network, self.args, self.fold = network, args, fold
         names = list(network.norms)
         if not names:
@@ -90,6 +93,9 @@ class Selector:
                 raise InputError(
                     f"--criterion filters: no channel of a {network.arch} has a filter of its own"
                 )
+        elif args.criterion == "random":
+            random = torch.Generator().manual_seed(seed)
+            self.scores = torch.rand(len(self.scores), generator=random)
         for flag, patterns in (("--keep", dict(args.keep)), ("--skip", args.skip)):
             for pattern in patterns:
                 try:
