@@ -11,6 +11,8 @@ usage: bash script.sh quickstart             train, prune and fine-tune a small 
                                                  sas32|sas56|sasalex|lp16|lp56|lp110|lp50
                       [--seeds N ...] [--dry-run] [more flags]
                                              run the experiments that a table lacks
+       bash script.sh compare [--seeds N ...] [more flags]
+                                             methods side by side at equal FLOPs
        bash script.sh vgg|densenet|resnet110|resnet164 cifar10|cifar100 [seed] [more flags]
                                              the paper's recipe for one network
        bash script.sh tables|plots [flags]   tables or figures of the runs in logs
@@ -95,6 +97,7 @@ test) run_tests "$@" ;;
 table1 | table2a | table2b | table3 | small | small-basic | sas32 | sas56 | sasalex | lp16 | lp56 | lp110 | lp50)
     run_module experiments.recipes "$command" "$@"
     ;;
+compare) run_module experiments.compare "$@" ;;
 vgg | densenet | resnet110 | resnet164) run_single "$command" "$@" ;;
 tables | plots) run_module "reports.$command" "$@" ;;
 bench) run_module bench "$@" ;;

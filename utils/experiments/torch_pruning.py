@@ -1,0 +1,137 @@
+"""Prunes a checkpoint by one of Torch-Pruning's pruners, for comparisons.
+
+    python -m utils.experiments.torch_pruning --model FILE --pruner bn-scale --target-flops 0.5
+
+The model is written and recorded as by the prune command, so that main.py --refine fine-tunes it.
+"""
+
+if __name__ == "__main__":
+    from utils import startup as startup  # before all others
+
+import copy
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from netslim.cost import cost
+from utils import arguments, console
+from utils.console import InputError, require_packages
+from utils.data.datasets import load
+from utils.data.streaming import test_batches
+from utils.device import pick_device
+from utils.files import checkpoint, records
+from utils.files.init_from import config_from_checkpoint
+from utils.files.paths import PRUNED, locate
+from utils.network import restore
+from utils.pruning import report
+from utils.pruning.command import predict
+
+PACKAGE = "torch_pruning"
+PRUNERS = {  # its classes: of the pruner and of the importance, whose options these are
+    "bn-scale": ("BNScalePruner", "BNScaleImportance", {}),
+    "group-norm": ("GroupNormPruner", "GroupMagnitudeImportance", {"p": 2}),
+    "magnitude": ("MagnitudePruner", "MagnitudeImportance", {"p": 1}),
+}
+STEPS = 400  # as in Torch-Pruning's own experiments
+
+
+def prune(model: nn.Module, example: torch.Tensor, name: str, share: float) -> None:
+    """Removes channels from ``model`` in place until ``share`` of its FLOPs are removed.
+
+    The loop is that of Torch-Pruning's experiments (``progressive_pruning``): one ranking of all
+    layers' channels, in small steps, without training between them; the classifier keeps its
+    outputs.
+
+    Raises:
+        InputError: Torch-Pruning is not installed, or ``share`` is out of reach.
+    """
+    require_packages("Torch-Pruning's part of the comparison", PACKAGE)
+    import torch_pruning as tp
+
+    pruner, importance, options = PRUNERS[name]
+    steps = getattr(tp.pruner, pruner)(
+        model,
+        example,
+        importance=getattr(tp.importance, importance)(**options),
+        global_pruning=True,
+        pruning_ratio=1.0,
+        iterative_steps=STEPS,
+        ignored_layers=[m for m in model.modules() if isinstance(m, nn.Linear)],
+    )
+    full = cost(model, example).flops
+    while 1 - cost(model, example).flops / full < share:
+        if steps.current_step == STEPS:
+            raise InputError(f"--target-flops {share} is out of reach of --pruner {name}")
+        steps.step()
+
+
+def main(argv: list[str] | None = None) -> None:
+    p = console.Parser(
+        prog="python -m utils.experiments.torch_pruning",
+        description="Prune a checkpoint of main.py by one of Torch-Pruning's pruners.",
+    )
+    add = p.add_argument
+    add("--model", required=True, metavar="FILE", help="checkpoint of main.py")
+    add("--pruner", required=True, choices=PRUNERS, help=", ".join(PRUNERS))
+    text = "share of the FLOPs to remove (0.3 or 30: 30 %%)"
+    add("--target-flops", required=True, type=arguments.share, metavar="P", help=text)
+    text = "the output is NAME.pth.tar, beside FILE (default: torch-pruning)"
+    add("--name", type=arguments.file_name, default="torch-pruning", help=text)
+    add("--data", metavar="DIR", help="folder of the data set (default: the checkpoint's)")
+    add("--no-cuda", action="store_true", help="evaluate on the CPU")
+    args = p.parse_args(argv)
+    flags = {name: value for name, value in vars(args).items() if value is not None}
+    path = Path(args.model)
+    loaded = checkpoint.load(path)
+    network = loaded.network
+    files, _ = locate(path, loaded.run_name)
+    output = files.pruned(args.name)
+    if loaded.config is None or output in (path, files.checkpoint, files.best):
+        raise InputError(f"{path} is no checkpoint of main.py, or --name is one of its files")
+    config = config_from_checkpoint(loaded, flags, path)
+    data = load(config | flags, loaded.norm)
+    batches = test_batches(data, flags, pick_device(args.no_cuda))
+
+    model = copy.deepcopy(network.model).eval()
+    example = torch.zeros(1, 3, network.size, network.size)
+    prune(model, example, args.pruner, args.target_flops)
+    pruned = restore(model.state_dict(), network.arch, network.size, network.depth)
+    widths = zip(network.widths, pruned.widths, strict=True)
+    masks = [torch.arange(width) < kept for width, kept in widths]
+    row = report.sizes(masks, report.cost_of(network), report.cost_of(pruned))
+    for name, net in (("before", network), ("slim", pruned)):
+        logits = predict(net.model, batches)
+        row[f"accuracy_{name}"] = report.accuracy(logits, batches.labels.cpu())
+    content = {
+        "cfg": pruned.cfg,
+        "state_dict": pruned.model.state_dict(),
+        "layout": "compact",
+        "settings": loaded.config.to_dict(),
+        "run": loaded.run_name,
+        **{name: getattr(loaded, name) for name in ("classes", "mean", "std")},
+    }
+    checkpoint.save(output, content)
+    head = {
+        "model": files.recorded(output),
+        "run": files.run,
+        "checkpoint": files.recorded(path),
+        "epoch": loaded.epoch,
+        "checksum": checkpoint.checksum(path),
+        "test_pictures": f"{data.test.checksum():08x}",
+        **loaded.config.to_row(),
+        "mask": "gamma",
+        "criterion": f"torch-pruning {args.pruner}",
+        "target_flops": args.target_flops,
+        "slim_checksum": checkpoint.sha256(output),
+    }
+    records.append(files.folder / PRUNED, head | row)
+    print(
+        f"FLOPs removed: {row['flops_pruned_percent']} %; accuracy {row['accuracy_before']} %"
+        f" before and {row['accuracy_slim']} % after pruning\npruned model: {output}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(console.run(main))

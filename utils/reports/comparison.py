@@ -1,0 +1,153 @@
+"""Table and figure of the comparison of methods at equal FLOPs, from its raw results."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from utils.console import InputError, missing_packages, note
+from utils.files import records
+from utils.reports import style
+from utils.reports.results import format_columns, mean_and_spread
+
+Row = dict[str, str]
+KEY = ("network", "dataset", "settings", "method", "share", "seed")
+TIMES = ("milliseconds_full", "milliseconds")
+BASELINE = "Baseline"
+ACCURACIES = {"accuracy_pruned": "pruned", "accuracy_finetuned": "fine-tuned"}
+COLUMNS = {
+    "flops_pruned_percent": ("FLOPs removed, %", 2),
+    "accuracy_before": ("accuracy before, %", 2),
+    **{column: (label, 2) for column, label in ACCURACIES.items()},
+    "milliseconds": ("ms", 1),
+    "milliseconds_full": ("ms of the full model", 1),
+    "train_pflops": ("training, PFLOPs", 4),
+    "finetune_pflops": ("fine-tuning", 4),
+}
+# Student's t for a two-sided test at 5 %, by degrees of freedom from 1 on.
+T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+LEGEND = """\
+Mean ± standard deviation over n seeds. A method is *different* from the best one of its share if a
+paired t-test over their common seeds finds it lower (two-sided, 5 %, not corrected for several
+comparisons). ms: median for 64 images in onnxruntime, one thread. PFLOPs are counted: 3 × FLOPs of
+the model × images, epoch by epoch; a training that several rows share is counted in each.
+"""
+
+
+def complete(rows: Sequence[Row]) -> set[tuple[str, ...]]:
+    """Returns the keys of the results that have all accuracies."""
+    last = {True: "accuracy_before", False: "accuracy_finetuned"}
+    done = (row for row in rows if row.get(last[row["method"] == BASELINE]))
+    return {tuple(row[name] for name in KEY) for row in done}
+
+
+def values(rows: Sequence[Row], column: str) -> dict[str, float]:
+    """Returns the numbers in a column by seed."""
+    return {row["seed"]: float(row[column]) for row in rows if row.get(column)}
+
+
+def verdicts(methods: dict[str, list[Row]], column: str) -> str:
+    """Says which method is the best by its mean, and which ones differ from it."""
+    found = {name: x for name, rows in methods.items() if (x := values(rows, column))}
+    if len(found) < 2:
+        return ""
+    best = max(found, key=lambda name: statistics.fmean(found[name].values()))
+    groups = defaultdict[str, list[str]](list)
+    for name in found.keys() - {best}:
+        pairs = [
+            (found[best][seed], found[name][seed]) for seed in found[best].keys() & found[name]
+        ]
+        differences, n = [a - b for a, b in pairs], len(pairs)
+        word = "undecided (fewer than two common seeds)"
+        if n > 1:
+            error = T[min(n - 1, len(T)) - 1] * statistics.stdev(differences) / n**0.5
+            word = "different" if statistics.fmean(differences) > error else "not different"
+        groups[word].append(name)
+    texts = [f"{word}: {'; '.join(sorted(names))}" for word, names in sorted(groups.items())]
+    return f"highest {ACCURACIES[column]}: {best}. From it {'. '.join(texts)}."
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """Returns a Markdown table for each network, data set and settings, and what differs."""
+    texts = []
+    for title, shares in grouped(rows).items():
+        lines = [["share", "method", "n", *(name for name, _ in COLUMNS.values())]]
+        notes = []
+        for share, methods in shares.items():
+            for name, own in methods.items():
+                cells = []
+                for column, (_, digits) in COLUMNS.items():
+                    numbers = list(values(own, column).values())
+                    cells.append(mean_and_spread(numbers, digits) if numbers else "—")
+                lines.append([f"{share} %" if share else "—", name, str(len(own)), *cells])
+            for column in ACCURACIES:
+                if text := verdicts(methods, column):
+                    notes.append(f"* {share} %, {text}\n")
+        texts.append(f"### {title}\n\n{format_columns(lines, markdown=True)}\n{''.join(notes)}")
+    return "\n".join([*texts, LEGEND])
+
+
+def grouped(rows: Sequence[Row]) -> dict[str, dict[int, dict[str, list[Row]]]]:
+    """Returns the rows by comparable settings, share and method, the methods in their order."""
+    order = list(dict.fromkeys(row["method"] for row in rows))
+    found: dict[str, dict[int, dict[str, list[Row]]]] = {}
+    for row in sorted(rows, key=lambda r: (int(r["share"]), order.index(r["method"]))):
+        title = ", ".join([f"{row['network']} on {row['dataset']}", row["settings"]])
+        title += f", images {row['images']}" * bool(row.get("images"))
+        shares = found.setdefault(title, {}).setdefault(int(row["share"]), {})
+        shares.setdefault(row["method"], []).append(row)
+    return found
+
+
+def draw(rows: Sequence[Row]) -> Any:
+    """Returns a figure: accuracy after pruning and after fine-tuning, against FLOPs removed."""
+    groups = grouped(rows)
+    figure, axes = style.subplots(len(groups), 1 + 3.2 * len(groups), sharey="row")
+    for row, (title, shares) in zip(axes, groups.items(), strict=True):
+        methods = dict.fromkeys(name for found in shares.values() for name in found)
+        looks = dict(
+            zip(methods, zip(cycle("osD^vPX*"), cycle(("-", "--")), strict=False), strict=False)
+        )
+        for axis, (column, label) in zip(row, ACCURACIES.items(), strict=True):
+            for name, (marker, dashes) in looks.items():
+                if name == BASELINE:
+                    own = list(values(shares[0][name], "accuracy_before").values())
+                    axis.axhline(statistics.fmean(own), color="black", linestyle=":", label=name)
+                    continue
+                points = []
+                for found in shares.values():
+                    y = list(values(found.get(name, []), column).values())
+                    x = list(values(found.get(name, []), "flops_pruned_percent").values())
+                    if y:
+                        spread = statistics.stdev(y) if len(y) > 1 else 0.0
+                        points.append((statistics.fmean(x), statistics.fmean(y), spread))
+                xs, ys, spreads = zip(*points, strict=True) if points else ((), (), ())
+                look = {"marker": marker, "linestyle": dashes, "capsize": 2, "linewidth": 1}
+                axis.errorbar(xs, ys, spreads, label=name, **look)
+            axis.set_title(f"{label}")
+            axis.set_xlabel("FLOPs removed, %")
+        row[0].set_ylabel(f"{title.partition(',')[0]}: accuracy, %")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, ncols=4, loc="outside upper center", fontsize=8)
+    return figure
+
+
+def write(csv: Path) -> None:
+    """Prints the table of the raw results in ``csv``; writes it, and the figure, beside them.
+
+    Raises:
+        InputError: there are no results.
+    """
+    rows = records.read(csv, KEY)
+    if not rows:
+        raise InputError(f"{csv} has no results yet")
+    text = tables(rows)
+    csv.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(text)
+    if missing_packages(["matplotlib"]):
+        note("note: no figure is drawn without matplotlib")
+        return
+    draw(rows).savefig(csv.with_suffix(".png"))
+    print(f"{csv.with_suffix('.md')}, {csv.with_suffix('.png')}")
