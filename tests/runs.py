@@ -1,6 +1,7 @@
 """Small training runs for tests: flags, processes, and what two runs must have in common."""
 
 import csv
+import importlib
 import random
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from types import ModuleType
 import torch
 
 from utils import console
+from utils.experiments.jobs import Job
 
 ROOT = Path(__file__).parents[1]
 # Deterministic: nothing is measured, so that every start computes the same.
@@ -43,6 +45,19 @@ def command(program: ModuleType, *args: object) -> int | str | None:
         return console.run(program.main, list(map(str, args)))
     except SystemExit as stop:  # argparse
         return stop.code
+
+
+class InThisProcess:
+    """A job of an experiment that runs when started, without importing torch again."""
+
+    def __init__(self, job: Job, gpu: str, parallel: bool) -> None:
+        words = job.argv()
+        module, flags = (words[1], words[2:]) if words[0] == "-m" else (words[0], words[1:])
+        main = importlib.import_module(module.removesuffix(".py")).main
+        self.returncode = console.run(main, flags)
+
+    def poll(self) -> int:
+        return self.returncode
 
 
 def start(folder: Path, pictures: Path, *more: object, **options: object) -> subprocess.Popen:

@@ -1,6 +1,5 @@
 """Running the missing stages: by the real commands, and on several GPUs."""
 
-import importlib
 import itertools
 import json
 import os
@@ -30,22 +29,10 @@ TINY = Experiment(PROXIMAL, True, 1)
 DEPENDENT = Experiment(SUBGRADIENT, True, 0, share=None)
 
 
-class InThisProcess:
-    """A job that runs when started, without importing torch again."""
-
-    def __init__(self, job: jobs.Job, gpu: str, parallel: bool) -> None:
-        script, *flags = job.argv()
-        main = importlib.import_module(script.removesuffix(".py")).main
-        self.returncode = console.run(main, flags)
-
-    def poll(self) -> int:
-        return self.returncode
-
-
 @pytest.fixture
 def plan(monkeypatch):
     """A function that sets the experiments of all recipes, whose jobs run in this process."""
-    monkeypatch.setattr(scheduler, "start", InThisProcess)
+    monkeypatch.setattr(scheduler, "start", runs.InThisProcess)
     return lambda *planned: monkeypatch.setattr(recipes, "experiments", lambda *part: planned)
 
 

@@ -23,6 +23,8 @@ from utils.files.legacy_formats import to_released
 from utils.flags.config import Config
 from utils.flags.parser import parser
 from utils.network import Network
+from utils.pruning import command
+from utils.pruning.selector import Selector
 from utils.training import build
 
 MODELS = [("vgg", 11), ("resnet", 11), ("densenet", 7)]
@@ -213,6 +215,14 @@ def test_ratio_adjust_and_criterion(prune, tmp_path):
     assert prune("vgg", path, "--ratio", 0.5, "--criterion", "filters") == 0
     assert record(tmp_path)["criterion"] == "filters"
     assert batch_norms(pruned_model(tmp_path))[0].num_features > 16
+    next(tmp_path.rglob("*pruned.pth.tar")).unlink()
+    assert prune("vgg", path, "--ratio", 0.5, "--criterion", "random") == 0
+    assert record(tmp_path)["criterion"] == "random"
+    assert 20 < batch_norms(pruned_model(tmp_path))[0].num_features < 44  # of 64
+    args = command.parser(None).parse_args(["--model", "x", "--criterion", "random"])
+    net = Network(model, "vgg", 11, 32)
+    scores = [Selector(net, args, seed=seed).scores for seed in (1, 1, 2)]
+    assert torch.equal(scores[0], scores[1]) and not torch.equal(scores[0], scores[2])
 
 
 def test_limits_by_layer_and_on_widths(prune, tmp_path, capsys):

@@ -91,7 +91,7 @@ def experiments(arch: str, depth: int, shares: list[int], scale: int | None) -> 
         add("Original NS", share, {"method": "subgradient"}, variant=str(share))
         add("Proximal NS, λ", share, proximal | strength, variant=str(share))
         budget = proximal | {"budget_flops": share / 100}
-        add("Proximal NS, budget", share, budget, kind=str(share))
+        add("Proximal NS, budget", share, budget, kind=f"budget-{share}")
         for name in PRUNERS:
             program = (*TORCH_PRUNING, "--pruner", name)
             variant = f"{name}-{share}"
