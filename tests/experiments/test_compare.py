@@ -7,7 +7,7 @@ import pytest
 
 import runs
 from utils import console
-from utils.experiments import compare, recipes, scheduler
+from utils.experiments import compare, recipes, scheduler, torch_pruning
 from utils.files import records
 from utils.files.paths import REFINED
 from utils.reports import comparison
@@ -15,9 +15,9 @@ from utils.reports import comparison
 command = partial(runs.command, compare)
 TINY = {"dataset": "folder", "epochs": 2, "batch_size": 16}
 IMAGES = 32
-METHODS = ["Baseline", "Original NS", "Proximal NS, λ", "Proximal NS, budget"]
+METHODS = ["Baseline", "Random channels"]
 METHODS += [f"Torch-Pruning, {name}" for name in ("bn-scale", "group-norm", "magnitude")]
-METHODS += ["Random channels"]
+METHODS += ["Original NS", "Proximal NS, λ", "Proximal NS, budget"]
 
 
 @pytest.fixture
@@ -26,6 +26,7 @@ def tiny(monkeypatch, tmp_path, pictures):
     monkeypatch.setattr(scheduler, "start", runs.InThisProcess)
     monkeypatch.setattr(recipes, "SMALL_DATA", TINY)
     monkeypatch.setattr(compare, "IMAGES", IMAGES)
+    monkeypatch.setattr(torch_pruning, "STEPS", 40)
     monkeypatch.setitem(compare.LAMBDAS, ("resnet-basic", 8), {"s": 0.01, "beta": 10.0})
     argv = ["--networks", "resnet-basic-8", "--shares", 50, "--save", tmp_path, "--data", pictures]
     return lambda *more: command(*argv, "--no-cuda", *more)
@@ -40,7 +41,7 @@ def test_a_comparison_is_completed_and_resumed(tiny, tmp_path, capsys):
     baseline = lines.pop("Baseline")
     full = float(baseline["train_pflops"])
     for row in lines.values():
-        assert 50 <= float(row["flops_pruned_percent"]) < 60
+        assert 50 <= float(row["flops_pruned_percent"]) < 70
         kept = 1 - float(row["flops_pruned_percent"]) / 100
         assert float(row["finetune_pflops"]) == pytest.approx(full * kept, rel=1e-3)
         assert float(row["accuracy_finetuned"]) >= 0
@@ -51,7 +52,7 @@ def test_a_comparison_is_completed_and_resumed(tiny, tmp_path, capsys):
     assert all(f"| {method} " in table for method in METHODS)
     assert csv.with_suffix(".png").exists()
 
-    before = csv.read_bytes()
+    before, whole = csv.read_bytes(), runs.rows(csv)
     capsys.readouterr()
     assert tiny() == 0
     assert "8 of 8 results already" in (err := capsys.readouterr()).err and "all is done" in err.out
@@ -64,7 +65,7 @@ def test_a_comparison_is_completed_and_resumed(tiny, tmp_path, capsys):
         records.append(tmp_path / REFINED, row)
     assert tiny() == 0
     assert "left: 0 trainings, 0 prunings, 1 fine-tunings" in capsys.readouterr().out
-    assert runs.rows(csv)[-1]["accuracy_finetuned"]
+    assert comparison.complete(runs.rows(csv)) == comparison.complete(whole)
     assert len(runs.rows(tmp_path / REFINED)) == len(refined)
 
 

@@ -88,16 +88,16 @@ def experiments(arch: str, depth: int, shares: list[int], scale: int | None) -> 
     add(comparison.BASELINE, 0, {})
     proximal = {"method": "proximal"}
     for share in shares:
-        add("Original NS", share, {"method": "subgradient"}, variant=str(share))
-        add("Proximal NS, λ", share, proximal | strength, variant=str(share))
-        budget = proximal | {"budget_flops": share / 100}
-        add("Proximal NS, budget", share, budget, kind=f"budget-{share}")
+        at_random = (*pruner(arch), "--criterion", "random")
+        add("Random channels", share, {}, variant=f"random-{share}", program=at_random)
         for name in PRUNERS:
             program = (*TORCH_PRUNING, "--pruner", name)
             variant = f"{name}-{share}"
             add(f"Torch-Pruning, {name}", share, {}, variant=variant, program=program)
-        at_random = (*pruner(arch), "--criterion", "random")
-        add("Random channels", share, {}, variant=f"random-{share}", program=at_random)
+        add("Original NS", share, {"method": "subgradient"}, variant=str(share))
+        add("Proximal NS, λ", share, proximal | strength, variant=str(share))
+        budget = proximal | {"budget_flops": share / 100}
+        add("Proximal NS, budget", share, budget, kind=f"budget-{share}")
     return runs
 
 

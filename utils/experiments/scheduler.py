@@ -43,7 +43,9 @@ def run(
     with Signals(*([hang_up] if signal.getsignal(hang_up) != signal.SIG_IGN else [])) as signals:
         try:
             while running or (waiting and not signals.received):
-                for job in [] if signals.received else list(waiting):
+                # Prunings first: they take seconds, and half of a result is known then.
+                ready = sorted(waiting, key=lambda job: job.stage != "prune")
+                for job in [] if signals.received else ready:
                     unfinished = [*waiting, *(other for other, *_ in running.values())]
                     if any(map(job.depends_on, failed)):
                         waiting.remove(job)
