@@ -26,6 +26,7 @@ def tiny(monkeypatch, tmp_path, pictures):
     monkeypatch.setattr(scheduler, "start", runs.InThisProcess)
     monkeypatch.setattr(recipes, "SMALL_DATA", TINY)
     monkeypatch.setattr(compare, "IMAGES", IMAGES)
+    monkeypatch.setattr(compare, "BATCH", 1)
     monkeypatch.setattr(torch_pruning, "STEPS", 40)
     monkeypatch.setitem(compare.LAMBDAS, ("resnet-basic", 8), {"s": 0.01, "beta": 10.0})
     argv = ["--networks", "resnet-basic-8", "--shares", 50, "--save", tmp_path, "--data", pictures]

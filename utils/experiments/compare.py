@@ -139,11 +139,13 @@ def rows(runs: Runs, seeds: list[int], folder: Path) -> Iterator[tuple[Row, list
 
 
 def update(runs: Runs, seeds: list[int], folder: Path, csv: Path) -> None:
-    """Writes the recorded results that ``csv`` lacks; its other lines stay as they are."""
+    """Writes the recorded results that ``csv`` lacks; its complete lines stay as they are."""
     old = {tuple(row[name] for name in KEY): row for row in records.read(csv, KEY)}
+    complete = comparison.complete(list(old.values()))
     for row, paths in rows(runs, seeds, folder):
-        line = old.get(tuple(row[name] for name in KEY), {})
-        if any(row[name] and not line.get(name) for name in row):
+        key = tuple(row[name] for name in KEY)
+        line = old.get(key, {})
+        if key not in complete and any(row[name] and not line.get(name) for name in row):
             times = {name: line.get(name, "") for name in comparison.TIMES}
             if not line and not missing_packages(ENGINES[ENGINE]):
                 times = dict(zip(comparison.TIMES, measure(paths), strict=True))

@@ -108,25 +108,24 @@ def draw(rows: Sequence[Row]) -> Any:
     for row, (title, shares) in zip(axes, groups.items(), strict=True):
         methods = dict.fromkeys(name for found in shares.values() for name in found)
         looks = dict(
-            zip(methods, zip(cycle("osD^vPX*"), cycle(("-", "--")), strict=False), strict=False)
+            zip(methods, cycle(("o-", "s--", "D-", "^--", "v-", "P--", "X-")), strict=False)
         )
         for axis, (column, label) in zip(row, ACCURACIES.items(), strict=True):
-            for name, (marker, dashes) in looks.items():
-                if name == BASELINE:
-                    own = list(values(shares[0][name], "accuracy_before").values())
-                    axis.axhline(statistics.fmean(own), color="black", linestyle=":", label=name)
-                    continue
+            for name, look in looks.items():
                 points = []
                 for found in shares.values():
-                    y = list(values(found.get(name, []), column).values())
-                    x = list(values(found.get(name, []), "flops_pruned_percent").values())
-                    if y:
+                    own = found.get(name, [])
+                    x, y = (values(own, c).values() for c in ("flops_pruned_percent", column))
+                    if x and y:
                         spread = statistics.stdev(y) if len(y) > 1 else 0.0
                         points.append((statistics.fmean(x), statistics.fmean(y), spread))
-                xs, ys, spreads = zip(*points, strict=True) if points else ((), (), ())
-                look = {"marker": marker, "linestyle": dashes, "capsize": 2, "linewidth": 1}
-                axis.errorbar(xs, ys, spreads, label=name, **look)
-            axis.set_title(f"{label}")
+                if points:
+                    xs, ys, spreads = zip(*points, strict=True)
+                    axis.errorbar(xs, ys, spreads, fmt=look, label=name, capsize=2, linewidth=1)
+            if baseline := values(shares.get(0, {}).get(BASELINE, []), "accuracy_before"):
+                level = statistics.fmean(baseline.values())
+                axis.axhline(level, color="black", linestyle=":", label=BASELINE)
+            axis.set_title(label)
             axis.set_xlabel("FLOPs removed, %")
         row[0].set_ylabel(f"{title.partition(',')[0]}: accuracy, %")
     handles, labels = axes[0][0].get_legend_handles_labels()
