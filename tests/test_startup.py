@@ -12,7 +12,10 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = [
     ["main.py"],
     *([f"{arch}_prune.py"] for arch in ("vgg", "resnet", "densenet")),
-    *(["-m", f"utils.{name}"] for name in ("prune", "export", "bench", "experiments.recipes")),
+    *(
+        ["-m", f"utils.{name}"]
+        for name in ("prune", "export", "bench", "experiments.recipes", "experiments.compare")
+    ),
     *(["-m", f"utils.reports.{name}"] for name in ("tables", "plots")),
 ]
 BARE = [getattr(sys, "_base_executable", sys.executable), "-S"]  # Python without packages
