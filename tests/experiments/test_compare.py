@@ -76,7 +76,8 @@ def test_lines_of_another_machine_are_kept(tiny, tmp_path, capsys):
     network = compare.experiments("resnet-basic", 8, [50], None)
     for seed in (1, 2):
         for name, e in network.items():
-            results = {"accuracy_before": 70 + seed, "commit": "abc", "images": "0a"}
+            results = dict.fromkeys(comparison.COLUMNS, "")
+            results |= {"accuracy_before": 70 + seed, "commit": "abc", "images": "0a"}
             if name[1] != "Baseline":
                 results |= {"accuracy_pruned": 60, "accuracy_finetuned": 65 + seed}
             if (name[1], seed) != ("Random channels", 2):
@@ -112,15 +113,19 @@ def test_differences_are_paired_by_seed():
 
 
 def test_bad_input_is_rejected_with_one_line(tmp_path, monkeypatch, capsys):
+    damaged = tmp_path / "damaged.csv"
+    row = dict.fromkeys([*comparison.KEY, *comparison.COLUMNS], "1")
+    records.append(damaged, row | {"accuracy_before": "x"})
     for arguments, message in (
         (["--networks", "vgg-19"], "--networks vgg-19 needs --scale; without it: vgg-11"),
         (["--networks", "vgg"], "'vgg' is not ARCH-DEPTH"),
         (["--shares", 100], "100 is not a percentage below 100"),
         (["--report"], "has no results yet"),
+        (["--report", "--csv", damaged], "line 2: accuracy_before is 'x'"),
     ):
         assert command(*arguments, "--save", tmp_path) == 2
         assert message in capsys.readouterr().err.splitlines()[-1]
     monkeypatch.setattr(console, "find_spec", lambda name: None)
     assert command("--save", tmp_path) == 2
     assert "needs torch_pruning: " in capsys.readouterr().err.splitlines()[-1]
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [damaged]

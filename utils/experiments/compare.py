@@ -119,7 +119,7 @@ def rows(runs: Runs, seeds: list[int], folder: Path) -> Iterator[tuple[Row, list
             result, pruning, tuned = plan.recorded(e, seed, tune)
             if result is None or (e.prunes and pruning is None):
                 continue
-            row = key_of(name, e, seed)
+            row = key_of(name, e, seed) | dict.fromkeys(comparison.COLUMNS, "")
             images = 3 * (e.config.subset or IMAGES) / 1e15  # backward costs twice the forward
             for column, training in (("train", result), ("finetune", tuned)):
                 log = RunPaths(folder, training.row["run"]).log if training else None
@@ -140,7 +140,7 @@ def rows(runs: Runs, seeds: list[int], folder: Path) -> Iterator[tuple[Row, list
 
 def update(runs: Runs, seeds: list[int], folder: Path, csv: Path) -> None:
     """Writes the recorded results that ``csv`` lacks; its complete lines stay as they are."""
-    old = {tuple(row[name] for name in KEY): row for row in records.read(csv, KEY)}
+    old = {tuple(row[name] for name in KEY): row for row in comparison.read(csv)}
     complete = comparison.complete(list(old.values()))
     for row, paths in rows(runs, seeds, folder):
         key = tuple(row[name] for name in KEY)
@@ -196,7 +196,7 @@ def main(argv: list[str] | None = None) -> None:
             runs[name] = recipes.with_flags(e, args)
     done: bool | None = True
     if not args.report:
-        complete = comparison.complete(records.read(csv))
+        complete = comparison.complete(comparison.read(csv))
         every = [(e, seed, key_of(name, e, seed)) for seed in seeds for name, e in runs.items()]
         lacking = [(e, s) for e, s, key in every if tuple(key.values()) not in complete]
         if kept := len(every) - len(lacking):
@@ -204,7 +204,7 @@ def main(argv: list[str] | None = None) -> None:
         if not args.dry_run and any(e.program[:2] == TORCH_PRUNING for e, _ in lacking):
             require_packages("the comparison", PACKAGE)
         torch.set_num_threads(1)  # of the measurements
-        if folder.is_dir():
+        if folder.is_dir() and not args.dry_run:
             update(runs, seeds, folder, csv)
         done = recipes.run(lacking, args, lambda: update(runs, seeds, folder, csv))
     if done is not None:

@@ -36,6 +36,15 @@ the model × images, epoch by epoch; a training that several rows share is count
 """
 
 
+def read(csv: Path) -> list[Row]:
+    """Returns the raw results in ``csv``, none if there is no such file.
+
+    Raises:
+        InputError: the file is damaged, or another program's.
+    """
+    return records.read(csv, KEY, COLUMNS)
+
+
 def complete(rows: Sequence[Row]) -> set[tuple[str, ...]]:
     """Returns the keys of the results that have all accuracies."""
     last = {True: "accuracy_before", False: "accuracy_finetuned"}
@@ -139,7 +148,7 @@ def write(csv: Path) -> None:
     Raises:
         InputError: there are no results.
     """
-    rows = records.read(csv, KEY)
+    rows = read(csv)
     if not rows:
         raise InputError(f"{csv} has no results yet")
     text = tables(rows)
