@@ -112,15 +112,13 @@ def grouped(rows: Sequence[Row]) -> dict[str, dict[int, dict[str, list[Row]]]]:
 
 def draw(rows: Sequence[Row]) -> Any:
     """Returns a figure: accuracy after pruning and after fine-tuning, against FLOPs removed."""
-    groups = grouped(rows)
-    figure, axes = style.subplots(len(groups), 1 + 3.2 * len(groups), sharey="row")
-    for row, (title, shares) in zip(axes, groups.items(), strict=True):
-        methods = dict.fromkeys(name for found in shares.values() for name in found)
-        looks = dict(
-            zip(methods, cycle(("o-", "s--", "D-", "^--", "v-", "P--", "X-")), strict=False)
-        )
-        for axis, (column, label) in zip(row, ACCURACIES.items(), strict=True):
-            for name, look in looks.items():
+    groups, legend = grouped(rows), dict[str, Any]()
+    figure, axes = style.subplots(len(groups), 1 + 3.2 * len(groups))
+    methods = dict.fromkeys(row["method"] for row in rows if row["method"] != BASELINE)
+    markers = ("o-", "s--", "D-", "^--", "v-", "P--", "X-")
+    for panels, (title, shares) in zip(axes, groups.items(), strict=True):
+        for axis, (column, label) in zip(panels, ACCURACIES.items(), strict=True):
+            for i, (name, look) in enumerate(zip(methods, cycle(markers), strict=False)):
                 points = []
                 for found in shares.values():
                     own = found.get(name, [])
@@ -130,15 +128,15 @@ def draw(rows: Sequence[Row]) -> Any:
                         points.append((statistics.fmean(x), statistics.fmean(y), spread))
                 if points:
                     xs, ys, spreads = zip(*points, strict=True)
-                    axis.errorbar(xs, ys, spreads, fmt=look, label=name, capsize=2, linewidth=1)
+                    options = {"color": f"C{i}", "capsize": 2, "linewidth": 1}
+                    legend[name] = axis.errorbar(xs, ys, spreads, fmt=look, **options)
             if baseline := values(shares.get(0, {}).get(BASELINE, []), "accuracy_before"):
                 level = statistics.fmean(baseline.values())
-                axis.axhline(level, color="black", linestyle=":", label=BASELINE)
-            axis.set_title(label)
+                legend[BASELINE] = axis.axhline(level, color="black", linestyle=":")
+            axis.set_title(f"{title.partition(',')[0]}: {label}")
             axis.set_xlabel("FLOPs removed, %")
-        row[0].set_ylabel(f"{title.partition(',')[0]}: accuracy, %")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, ncols=4, loc="outside upper center", fontsize=8)
+            axis.set_ylabel("test accuracy, %")
+    figure.legend(legend.values(), legend, ncols=4, loc="outside upper center", fontsize=8)
     return figure
 
 
