@@ -11,7 +11,8 @@ from utils.experiments.jobs import STAGES, Experiment, Job, recorded
 from utils.files import records
 from utils.files.paths import RunPaths
 from utils.flags.config import FLAGS, Config
-from utils.reports.results import Result, Training, experiment_of, format_columns
+from utils.reports.results import Result, Training, experiment_of
+from utils.reports.text import format_columns
 
 SECONDS = ("train_seconds", "test_seconds")  # columns of the log
 

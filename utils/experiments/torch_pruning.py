@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
     pruned = restore(model.state_dict(), network.arch, network.size, network.depth)
     widths = zip(network.widths, pruned.widths, strict=True)
     masks = [torch.arange(width) < kept for width, kept in widths]
-    row = report.sizes(masks, report.cost_of(network), report.cost_of(pruned))
+    row = report.sizes(network, masks, pruned)
     for name, net in (("before", network), ("slim", pruned)):
         logits = predict(net.model, batches)
         row[f"accuracy_{name}"] = report.accuracy(logits, batches.labels.cpu())

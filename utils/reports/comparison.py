@@ -10,7 +10,7 @@ from typing import Any
 from utils.console import InputError, missing_packages, note
 from utils.files import records
 from utils.reports import style
-from utils.reports.results import format_columns, mean_and_spread
+from utils.reports.text import format_columns, mean_and_spread
 
 Row = dict[str, str]
 KEY = ("network", "dataset", "settings", "method", "share", "seed")

@@ -15,7 +15,6 @@ from utils.files.records import Row
 from utils.flags.config import CORE_FLAGS, FLAGS, START_FLAGS, Config
 from utils.methods import METHODS
 from utils.paper import published
-from utils.reports.text import format_columns as format_columns  # for utils.experiments.plan
 
 # The record and the column of every quantity in a table. Compression is in the paper's accounting;
 # accuracies are those of the final checkpoint, in percent.
