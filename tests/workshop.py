@@ -121,7 +121,7 @@ def refused(
 
 def error_line(err: str) -> str:
     """The message of the only line of ``err``."""
-    assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n"), err
+    assert err.startswith("error: ") and "\n" not in err.removesuffix("\n"), err
     return err.removeprefix("error: ").removesuffix("\n")
 
 

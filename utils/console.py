@@ -24,7 +24,10 @@ BAR = "{desc}: |{bar}| {n_fmt}/{total_fmt}{postfix}, {rate_fmt}"
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser, whose errors are one line, with the most similar flag or value."""
+    """argparse's parser without abbreviations, whose errors are one line with a suggestion."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         typed = re.search(r"(?:arguments:|choice:) '?([^\s'=]+)", message)

@@ -127,6 +127,19 @@ def test_further_prunings_have_a_line_below_their_run(tmp_path, capsys):
     assert lines[f"{run}_refine"][1] == "91.00"
 
 
+def test_a_pruned_fine_tuning_has_its_own_line(tmp_path, capsys):
+    run = recorded.run(tmp_path, **VGG, method="proximal", seed=1, percent=0.0, tuned=91.0)
+    (row,) = records.read(tmp_path / PRUNED)
+    (tuning,) = records.read(tmp_path / REFINED)
+    again = {"run": tuning["run"], "model": f"{tuning['run']}/pruned.pth.tar", "channels": 500}
+    again |= {"checksum": tuning["checksum"], "channels_kept": 100}
+    recorded.append(tmp_path / PRUNED, row | again)
+    assert listed(capsys, tmp_path) == {
+        run: ["5/5", "90.00", "0", "50.0%", "91.00"],
+        tuning["run"]: ["5/5", "91.00", "-", "20.0%", "-"],
+    }
+
+
 def test_share_of_weights_kept_by_retraining(tmp_path, capsys):
     run = recorded.run(tmp_path, "resnet-basic", 32, "sas-admm", 1)
     settings = {"arch": "resnet-basic", "depth": 32, "name": "sas-admm_seed1", "epochs": 190,

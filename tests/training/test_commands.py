@@ -249,6 +249,15 @@ def test_tensorboard_gets_the_columns_of_the_log(tmp_path, pictures):
         assert written == [(row["epoch"], pytest.approx(float(row[name]))) for row in log]
 
 
+def test_wrong_data_is_reported_before_an_existing_run(tmp_path, capsys):
+    checkpoint = tmp_path / "x_vgg_19_folder" / "checkpoint.pth.tar"
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    flags = ["--dataset", "folder", "--data", str(tmp_path), "--name", "x", "--save", str(tmp_path)]
+    assert console.run(main.main, flags) == 2
+    assert "has neither train nor test" in capsys.readouterr().err
+
+
 def test_tensorboard_without_its_package_is_refused(tmp_path, pictures, monkeypatch, capsys):
     monkeypatch.setattr(console, "find_spec", lambda name: None)
     assert train(tmp_path, pictures, *RESNET, "--tensorboard") == 2

@@ -112,6 +112,20 @@ def load(config: Mapping[str, Any], norm: Norm | None = None) -> Dataset:
     return load_dataset(name, folder, *subsets, size, stream, config.get("normalise"), norm, flip)
 
 
+def check_folder(name: str, folder: Path | None) -> None:
+    """Raises InputError if the data set ``name`` cannot be in ``folder``."""
+    parts = IMAGENET_PARTS if name == IMAGENET else PARTS
+    if name == "shapes" and folder is not None:
+        raise InputError(f"--dataset shapes is drawn by the program: remove --data {folder}")
+    if name not in ("folder", IMAGENET):
+        if folder is not None and not folder.is_dir():
+            raise InputError(f"--data {folder} is not a directory")
+    elif folder is None or not any((folder / part).is_dir() for part in parts):
+        reason = f"{folder} has neither {' nor '.join(parts)}"
+        reason = "--data DIR is missing" if folder is None else reason
+        raise InputError(f"--dataset {name} needs DIR/{{{','.join(parts)}}}/<class>/*: {reason}")
+
+
 def load_dataset(
     name: str,
     folder: Path | None = None,
@@ -141,8 +155,7 @@ def load_dataset(
     parts = IMAGENET_PARTS if imagenet else PARTS
     train: ImageSet | ImageFiles
     test: ImageSet | ImageFiles
-    if name == "shapes" and folder is not None:
-        raise InputError(f"--dataset shapes is drawn by the program: remove --data {folder}")
+    check_folder(name, folder)
     if folder is not None and any((folder / part).is_dir() for part in parts):
         train, test = files = scan_folder(folder, parts, size, imagenet, flip)
         classes = train.classes
@@ -152,10 +165,6 @@ def load_dataset(
         if not (imagenet or stream):
             labels = train.labels, test.labels
             train, test = map(ImageSet.from_arrays, decode(folder, files), labels)
-    elif name in ("folder", IMAGENET):
-        reason = f"{folder} has neither {' nor '.join(parts)}"
-        reason = "--data DIR is missing" if folder is None else reason
-        raise InputError(f"--dataset {name} needs DIR/{{{','.join(parts)}}}/<class>/*: {reason}")
     elif stream or size != SIZE:
         flag, advice = ("--stream", "no --stream") if stream else (f"--size {size}", "--size 32")
         raise InputError(
@@ -233,8 +242,6 @@ def _load_torchvision(name: str, folder: Path | None) -> tuple[tuple[str, ...], 
     from torchvision import datasets  # slow import
 
     root = folder or Path(f"data.{name}")
-    if folder is not None and not folder.is_dir():
-        raise InputError(f"--data {folder} is not a directory")
     if name == "SVHN":  # before the download
         require_packages("torchvision's reader of SVHN", "scipy")
 

@@ -74,7 +74,7 @@ class ImageFiles:
             counts.append(len(files))
         if ignored:
             some = ", ".join(entry.path for entry in ignored[:3]) + ", …" * (len(ignored) > 3)
-            note(f"note: {len(ignored):,} entries are no images, or links, and are ignored: {some}")
+            note(f"note: ignored, because no images, or links: {len(ignored):,} ({some})")
         labels = torch.arange(len(classes)).repeat_interleave(torch.tensor(counts))
         class_names = tuple(folder.name for folder in classes)
         files_info = np.concatenate(names), labels, size, imagenet, flip, crc, digest.hexdigest()

@@ -41,7 +41,9 @@ class InitFrom:
             return cls()
         checkpoint = load(Path(path), flags.get("arch"))
         if "init" in flags and not checkpoint.network.is_full:
-            raise InputError(f"{path} is a pruned model: use --refine instead of --init")
+            own = checkpoint.config is not None
+            way = "use --refine instead of --init" if own else "load it by netslim.load in Python"
+            raise InputError(f"{path} is a pruned model: {way}")
         return cls(Path(path), checkpoint)
 
     def latest(self, flags: Mapping[str, Any]) -> "InitFrom":

@@ -54,6 +54,8 @@ def read(path: Path) -> Any:
                 ) from None
             raise InputError(f"{path} is not a PyTorch file, or is damaged") from None
         reason = text.partition("\n")[0][:150] or type(error).__name__
+        if reason.isdecimal():  # the file's first bytes
+            raise InputError(f"{path} is not a PyTorch file, or is damaged") from None
         raise InputError(f"{path} is not a whole checkpoint ({reason})") from None
 
 

@@ -54,12 +54,12 @@ def prune_state_dict(args: argparse.Namespace) -> None:
     default = f"{path.name.partition('.')[0]}_pruned"
     output = RunPaths(folder, "").pruned(getattr(args, "name", default))
     check_writable(folder)
-    if output.exists():
-        raise InputError(f"{output} exists already: delete it, or pass another --name")
     state = read_state_dict(path)
     build, size, code = find_model(args.arch, state)
     size = getattr(args, "size", size)
     network = load_network(build, state, args, size)
+    if output.exists():
+        raise InputError(f"{output} exists already: delete it, or pass another --name")
 
     selector, zeros = Selector(network, args, fold=True), is_zero(network.gamma)
     pruning = selector.select(zeros)

@@ -17,8 +17,8 @@ COLUMNS = ["run", "epochs", "top-1", "zeros", "kept", "tuned"]
 LEGEND = """\
 top-1: test accuracy, %; zeros: scaling factors equal to 0; kept: channels kept
 by pruning (w: weights); tuned: accuracy fine-tuned (epochs, if not as many).
-Further prunings of a run follow it. A fine-tuning that is not finished, or is
-of another file or on other images, has a line of its own"""
+Further prunings of a run follow it. A fine-tuning that is not finished, was
+pruned, or is of another file or on other images, has a line of its own"""
 LOG_COLUMNS = ("epoch", "test_accuracy")
 
 
@@ -62,9 +62,10 @@ def listing(folder: Path, only: Collection[str] | None = None) -> str:
     runs = paths.runs_in(folder) | trained.keys() | tuned.keys()
     after = {}
     for run in runs:
-        result = trained.get(run)
+        result = trained.get(run) or tuned.get(run)
         after[run] = [(row, *_after_training(result, row)) for row in _prunings_of(result)]
     in_other_lines = {tuning for prunings in after.values() for *_, tuning in prunings}
+    in_other_lines -= {run for run, tuning in tuned.items() if tuning.prunings}
     lines = [COLUMNS]
     for run in sorted(runs - in_other_lines if only is None else runs & set(only)):
         if progress := progress_of(RunPaths(folder, run), trained.get(run) or tuned.get(run)):

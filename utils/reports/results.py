@@ -258,7 +258,7 @@ def load(folder: Path) -> list[Result]:
     return read_records(folder)[0]
 
 
-def read_records(folder: Path) -> tuple[list[Result], list[Training]]:
+def read_records(folder: Path) -> tuple[list[Result], list[Result]]:
     """All finished trainings, and all finished fine-tunings, of repeated runs the latest.
 
     Raises:
@@ -268,8 +268,8 @@ def read_records(folder: Path) -> tuple[list[Result], list[Training]]:
         raise InputError(f"there is no folder {folder}: give the one that --save named")
     trained, finetuned = (_trainings(folder / name) for name in (paths.TRAINED, paths.REFINED))
     prunings = records.read(folder / paths.PRUNED, PRUNED, ("percent", *PRUNED[3:]))
-    results = []
-    for training in trained:
+
+    def result(training: Training) -> Result:
         own = [
             row
             for row in prunings
@@ -283,8 +283,9 @@ def read_records(folder: Path) -> tuple[list[Result], list[Training]]:
             if t.row["run"] == refined
             or any(paths.is_same_file(t.config.refine or "", model) for model in models)
         ]
-        results.append(Result(training.config, training.row, own, finetunings))
-    return results, finetuned
+        return Result(training.config, training.row, own, finetunings)
+
+    return [result(training) for training in trained], [result(tuning) for tuning in finetuned]
 
 
 def _trainings(path: Path) -> list[Training]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from netslim.graph import AnyBatchNorm
 from netslim.methods.penalties import L1
 from utils.console import InputError, note
 from utils.data.batches import Batches
-from utils.data.datasets import Dataset, load
+from utils.data.datasets import Dataset, check_folder, load
 from utils.data.streaming import WORKERS, batches_of
 from utils.device import Execution, be_deterministic
 from utils.files.checkpoint import Checkpoint
@@ -40,6 +41,7 @@ def build_trainer(
     resumed = init_from.checkpoint if init_from.resumes else None
     check_config(config, resumed.precision if resumed else None, device)
     paths = init_from.paths(args, config)
+    check_folder(config.dataset, None if config.data is None else Path(config.data))
     check_not_overwriting(paths, init_from.path if resumed else None)
 
     if group.rank > 0:
