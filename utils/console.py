@@ -4,6 +4,7 @@ import argparse
 import io
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -13,8 +14,6 @@ from importlib.util import find_spec
 from typing import Any, NoReturn
 
 from tqdm import tqdm
-
-from utils.shell import format_command
 
 _muted = False  # on ranks other than 0: prints errors only
 ONE_VALUE = "more than 1 value per channel"  # in torch's error for a batch norm of one value
@@ -88,7 +87,7 @@ def missing_packages(packages: Sequence[str]) -> list[str]:
 def require_packages(feature: str, *packages: str) -> None:
     """Raises InputError with the command that installs those of ``packages`` that are missing."""
     if missing := missing_packages(packages):
-        install = format_command("-m", "pip", "install", *missing)
+        install = shlex.join([sys.executable, "-m", "pip", "install", *missing])
         raise InputError(f"{feature} needs {' and '.join(missing)}: {install}")
 
 
