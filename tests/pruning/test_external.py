@@ -186,7 +186,7 @@ def test_a_pruned_file_is_pruned_again(folder):
 
 
 BAD = {
-    "--arch resnet19": "is neither a classification model of torchvision (resnet1",
+    "--arch resnet19": "nor package:function: did you mean resnet1",
     "--arch squeezenet1_0": "has no batch norm",
     "--arch widget:normed": "has no batch norm",
     "--arch widget:reading": "can be removed (1: it is an output of the model)",

@@ -163,10 +163,11 @@ def find_model(arch: str, state: State) -> tuple[Callable[[], nn.Module], int, s
 
     names = models.list_models(module=models)
     if arch not in names:
-        near = ", ".join(get_close_matches(arch, names)) or "resnet50, densenet121, ..."
+        near = get_close_matches(arch, names)
+        hint = f"did you mean {' or '.join(near)}?" if near else "see torchvision.models"
         raise InputError(
-            f"--arch {arch} is neither a classification model of torchvision ({near})"
-            " nor package:function"
+            f"--arch {arch} is neither a classification model of torchvision nor package:function:"
+            f" {hint}"
         )
 
     build = partial(models.get_model, arch, weights=None)
