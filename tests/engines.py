@@ -1,5 +1,5 @@
 # ruff: noqa: E402  # the repository comes first on the path, before tests/netslim
-"""How fast pruned networks are in inference engines, beside Torch-Pruning's of as many FLOPs.
+"""Speed of pruned networks in inference engines, beside Torch-Pruning's with equal FLOPs.
 
     OMP_NUM_THREADS=1 python tests/engines.py CHECKPOINT ...
 

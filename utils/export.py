@@ -204,15 +204,12 @@ def write_sparse(loaded: checkpoint.Checkpoint, output: Path) -> None:
     Raises:
         InputError: the file reads back with other values.
     """
-    model, config = loaded.network.model, loaded.config
+    model = loaded.network.model
     content: dict[str, Any] = {
         "cfg": loaded.network.cfg,
-        "classes": loaded.classes,
-        "run": loaded.run_name,
-        "mean": loaded.mean,
-        "std": loaded.std,
         "layout": "sparse",
-    } | ({} if config is None else {"settings": config.to_dict()})
+        **loaded.metadata(),
+    }
     checkpoint.save(output, sparse.content(model, content))
     read = checkpoint.load(output).network.model.state_dict()
     if not all(torch.equal(read[key], value) for key, value in model.state_dict().items()):

@@ -396,6 +396,8 @@ def test_where_nothing_is_zero_the_printed_commands_prune(kind, prune, tmp_path,
         capsys.readouterr()
         assert prune(kind, path, "--percent", "0.1") == 2  # a pruned model is not overwritten
         assert f"{output} exists already" in capsys.readouterr().err
+        assert prune(kind, path, "--data", tmp_path) == 2  # the wrong data are named first
+        assert "has neither train nor test" in capsys.readouterr().err
         output.unlink()
 
 

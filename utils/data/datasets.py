@@ -112,8 +112,9 @@ def load(config: Mapping[str, Any], norm: Norm | None = None) -> Dataset:
     return load_dataset(name, folder, *subsets, size, stream, config.get("normalise"), norm, flip)
 
 
-def check_folder(name: str, folder: Path | None) -> None:
-    """Raises InputError if the data set ``name`` cannot be in ``folder``."""
+def check_folder(name: str, path: str | Path | None) -> None:
+    """Raises InputError if the data set ``name`` cannot be in the folder ``path``."""
+    folder = None if path is None else Path(path)
     parts = IMAGENET_PARTS if name == IMAGENET else PARTS
     if name == "shapes" and folder is not None:
         raise InputError(f"--dataset shapes is drawn by the program: remove --data {folder}")

@@ -108,9 +108,7 @@ def main(argv: list[str] | None = None) -> None:
         "cfg": pruned.cfg,
         "state_dict": pruned.model.state_dict(),
         "layout": "compact",
-        "settings": loaded.config.to_dict(),
-        "run": loaded.run_name,
-        **{name: getattr(loaded, name) for name in ("classes", "mean", "std")},
+        **loaded.metadata(),
     }
     checkpoint.save(output, content)
     head = {

@@ -67,6 +67,12 @@ class Checkpoint:
         """Mean and standard deviation that normalised the images, if the file has them."""
         return None if self.mean is None or self.std is None else (self.mean, self.std)
 
+    def metadata(self) -> dict[str, Any]:
+        """Returns the entries that a file of another form of this model shares with this one."""
+        settings = None if self.config is None else self.config.to_dict()
+        shared = {name: getattr(self, name) for name in ("classes", "mean", "std")}
+        return {"run": self.run_name, "settings": settings, **shared}
+
     @property
     def scaling_factors(self) -> State:
         """The factors [channels] by which channels can be pruned: γ, and the method's own."""

@@ -16,7 +16,7 @@ from utils import arguments
 from utils.console import InputError, Parser, note, require_packages
 from utils.data.batches import Batches
 from utils.data.classes import PerClass, class_counts
-from utils.data.datasets import DATASETS, load
+from utils.data.datasets import DATASETS, check_folder, load
 from utils.data.streaming import test_batches
 from utils.device import pick_device
 from utils.engines import ENGINES
@@ -87,7 +87,7 @@ def parser(kind: str | None) -> argparse.ArgumentParser:
     add("--keep", type=layer_share, metavar="LAYER=SHARE", help=text, **layers)
     text = "layers (a pattern) that keep all channels; repeatable"
     add("--skip", metavar="LAYER", help=text, **layers)
-    text = "divisor of the widths, which are rounded up to multiples of it (default 1)"
+    text = "number to whose multiples widths are rounded up (default 1)"
     add("--round-to", type=count, default=1, metavar="N", help=text)
     add("--save", metavar="DIR", help="output folder (default: that of --model)")
     text = "name of the output, NAME.pth.tar (default: pruned, or of other files <file>_pruned)"
@@ -142,6 +142,9 @@ def prune_checkpoint(kind: str | None, args: argparse.Namespace, argv: list[str]
     check_writable(files.directory)
     records.read(files.folder / PRUNED, ("run",))
 
+    known |= vars(args)
+    check_folder(known.get("dataset", DATASETS[0]), known.get("data"))
+
     network.model.eval()
     released = args.layout == "released"
     if released:
@@ -162,7 +165,7 @@ def prune_checkpoint(kind: str | None, args: argparse.Namespace, argv: list[str]
         output.samefile(path) or not holds(output, written.model, network.model)
     ):
         raise InputError(f"{output} exists already: delete it, or pass another --name")
-    data = load({**known, **vars(args)}, loaded.norm)
+    data = load(known, loaded.norm)
     loaded.check_classes(data, path)
     batches = test_batches(data, vars(args), pick_device(args.no_cuda))
     labels = batches.labels.cpu()
@@ -204,11 +207,7 @@ def prune_checkpoint(kind: str | None, args: argparse.Namespace, argv: list[str]
         "cfg": written.cfg,
         "state_dict": to_released(written) if released else written.model.state_dict(),
         "layout": args.layout,
-        "classes": loaded.classes,
-        "mean": loaded.mean,
-        "std": loaded.std,
-        "settings": None if config is None else config.to_dict(),
-        "run": loaded.run_name,
+        **loaded.metadata(),
         **{key: row[key] for key in ("percent", "mask")},
     }
     checkpoint.save(output, content)

@@ -68,8 +68,8 @@ def unused_streams(
 def shares_of_full(network: Network, small: Network) -> dict[str, str]:
     """Returns the shares pruned of the full network, which may have been pruned before.
 
-    Streams count at full width, as in all figures but those of :func:`unused_streams`: an earlier
-    pruning may have narrowed them.
+    Streams count at full width, even if an earlier pruning made them narrower, as in all figures
+    but those of :func:`unused_streams`.
     """
     small = expanded(small) if small.arch in EARLIER else small
     full = network.full()

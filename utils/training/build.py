@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,7 +40,7 @@ def build_trainer(
     resumed = init_from.checkpoint if init_from.resumes else None
     check_config(config, resumed.precision if resumed else None, device)
     paths = init_from.paths(args, config)
-    check_folder(config.dataset, None if config.data is None else Path(config.data))
+    check_folder(config.dataset, config.data)
     check_not_overwriting(paths, init_from.path if resumed else None)
 
     if group.rank > 0:
