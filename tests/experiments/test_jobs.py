@@ -128,6 +128,14 @@ def test_jobs_run_one_at_a_time_on_each_gpu(calls, tmp_path, pictures, monkeypat
     assert len(list((tmp_path / "logs").glob("*/*.out"))) == 9
 
 
+def test_fine_tunings_wait_for_the_trainings_of_all_seeds(calls, tmp_path, pictures, monkeypatch):
+    monkeypatch.setattr(scheduler, "visible_gpus", list)
+    argv = ["small", "--seeds", 1, 2, "--save", tmp_path / "logs", "--data", pictures]
+    assert command(*argv) == 0
+    stages = [stage for stage, *_ in calls()]
+    assert stages == ["train", "prune", "train", "prune", "refine", "refine"]
+
+
 def test_a_failed_job_stops_only_its_dependents(calls, tmp_path, pictures, monkeypatch, capfd):
     monkeypatch.setattr(scheduler, "visible_gpus", list)
     monkeypatch.setenv("FAILS", "proximal_seed1")

@@ -249,7 +249,7 @@ def main(argv: list[str] | None = None) -> None:
         e = with_flags(e, args)
         if e.prunes or e.run(0) not in chosen:  # a run of Table 1 may also be in Table 2
             chosen[e.run(0)] = e
-    # Seed by seed, so that the first rows of a table are complete early.
+    # Seed by seed, so that the first rows of a table are known early.
     runs = [(e, seed) for seed in dict.fromkeys(args.seeds) for e in chosen.values()]
     done, folder = run(runs, args), Path(args.save)
     if done is None:

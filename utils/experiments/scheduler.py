@@ -14,6 +14,9 @@ from utils.console import Signals, format_duration
 from utils.experiments.jobs import Job
 from utils.shell import ROOT, format_command
 
+# Prunings take seconds, and half of a result is known then; fine-tunings add the other half.
+ORDER = ("prune", "train", "refine")
+
 
 def visible_gpus() -> list[str]:
     """Returns the visible GPUs as CUDA_VISIBLE_DEVICES names them."""
@@ -25,7 +28,7 @@ def visible_gpus() -> list[str]:
 def run(
     jobs: Sequence[Job], gpus: Sequence[str], finished: Callable[[], object] = lambda: None
 ) -> bool:
-    """Runs ``jobs`` in order, one on each of ``gpus`` at a time; returns whether all succeeded.
+    """Runs ``jobs`` by stage, one on each of ``gpus`` at a time; returns whether all succeeded.
 
     With several GPUs the output of each job goes to a file. After a failure, jobs that do not
     depend on the failed one still run. A first signal is passed on to the running jobs. All have
@@ -43,8 +46,7 @@ def run(
     with Signals(*([hang_up] if signal.getsignal(hang_up) != signal.SIG_IGN else [])) as signals:
         try:
             while running or (waiting and not signals.received):
-                # Prunings first: they take seconds, and half of a result is known then.
-                ready = sorted(waiting, key=lambda job: job.stage != "prune")
+                ready = sorted(waiting, key=lambda job: ORDER.index(job.stage))
                 for job in [] if signals.received else ready:
                     unfinished = [*waiting, *(other for other, *_ in running.values())]
                     if any(map(job.depends_on, failed)):
