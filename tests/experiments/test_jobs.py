@@ -4,10 +4,12 @@ import itertools
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -69,6 +71,20 @@ def test_a_recipe_is_completed_and_resumed(plan, tmp_path, pictures, monkeypatch
     assert command(*argv) == 0
     assert {result.row["run"] for result in results.load(folder)} == found.keys()
     assert (folder / REFINED).exists()
+
+
+def test_quickstart_ends_with_a_figure(plan, tmp_path, pictures, monkeypatch, capsys):
+    plan(replace(DEPENDENT, prunes=False))
+    argv = ["quickstart", "--save", tmp_path, "--data", pictures, "--no-cuda"]
+    plot = RunPaths(tmp_path, DEPENDENT.run(1)).plot
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert command(*argv) == 0
+    assert "no figure is drawn without matplotlib" in capsys.readouterr().err
+    monkeypatch.undo()
+    pytest.importorskip("matplotlib")
+    plan(replace(DEPENDENT, prunes=False))
+    assert command(*argv) == 0
+    assert f"{plot}.png" in capsys.readouterr().out and Path(f"{plot}.png").exists()
 
 
 def test_a_run_with_other_settings_is_not_resumed(plan, tmp_path, pictures, capsys):

@@ -24,13 +24,14 @@ from utils.experiments import scheduler
 from utils.experiments.jobs import UNKNOWN, Experiment
 from utils.experiments.plan import Plan
 from utils.files.locks import check_writable
-from utils.files.paths import DEFAULT_FOLDER
+from utils.files.paths import DEFAULT_FOLDER, RunPaths
 from utils.flags.config import Config
 from utils.methods import METHODS
 from utils.methods.slimming import shrinkage
 from utils.paper import lp, sas_admm
 from utils.paper.published import NETWORKS, TABLES
 from utils.paper.settings import RETRAINING, SAS, Recipe, recipe, schedule
+from utils.reports import plots, style
 from utils.reports.listing import listing
 from utils.shell import format_command, path_argument
 
@@ -257,6 +258,10 @@ def main(argv: list[str] | None = None) -> None:
     print(listing(folder, [e.run(seed) for e, seed in runs]))
     if not done:
         raise SystemExit(1)
+    first = runs[0][0].run(runs[0][1])
+    drawn = "quickstart" in args.parts and RunPaths(folder, first).checkpoint.exists()
+    if drawn and style.can_draw():
+        plots.main(["--save", args.save, "--run", first])
     tables = format_command("-m", "utils.reports.tables", "--save", path_argument(folder))
     print(f"results: {tables}")
 

@@ -7,7 +7,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from utils.console import InputError, missing_packages, note
+from utils.console import InputError
 from utils.files import records
 from utils.reports import style
 from utils.reports.text import format_columns, mean_and_spread
@@ -152,8 +152,6 @@ def write(csv: Path) -> None:
     text = tables(rows)
     csv.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
-    if missing_packages(["matplotlib"]):
-        note("note: no figure is drawn without matplotlib")
-        return
-    draw(rows).savefig(csv.with_suffix(".png"))
-    print(f"{csv.with_suffix('.md')}, {csv.with_suffix('.png')}")
+    if style.can_draw():
+        draw(rows).savefig(csv.with_suffix(".png"))
+        print(f"{csv.with_suffix('.md')}, {csv.with_suffix('.png')}")
