@@ -49,6 +49,8 @@ def test_a_command_ends_silently_after_its_reader(line, stream):
     [
         (["--taget-flops", "30"], ": did you mean --target-flops?"),
         (["--arch", "resnet51"], ": did you mean resnet50?"),
+        (["--arch", "VGG19"], "use --arch vgg --depth 19"),
+        (["--arch", "resnet-basic-56"], "use --arch resnet-basic --depth 56"),
         (["--arch=\x1b[2J"], ")"),
         (["--epochs", "0"], "'0' is not an integer from 1 to 10**6"),
     ],

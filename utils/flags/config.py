@@ -1,11 +1,16 @@
 """The settings that define a run: one field of :class:`Config`, hence one flag, for each."""
 
+import argparse
+import contextlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from models import DEFAULT_DEPTHS, NAMES, check_size, display_name, size_of
+import torch
+
+from models import DEFAULT_DEPTHS, NAMES, build_model, check_size, display_name, size_of
 from utils import arguments
 from utils.arguments import Flag, fraction, positive, positive_int
 from utils.data.datasets import DATASETS, IMAGENET, NORMALISATIONS, UPRIGHT
@@ -25,6 +30,17 @@ def option(group: str, *arguments: Any, **keywords: Any) -> Any:
     return field(metadata={"arguments": arguments, "keywords": {"group": group, **keywords}})
 
 
+def arch_name(text: str) -> str:
+    """Returns ``text``, but for a name with the depth of an architecture that takes --depth."""
+    parts = re.fullmatch(r"([a-z-]*[a-z])[-_]?(\d+)", text.lower())
+    if parts and text not in NAMES and parts[1] in NAMES:
+        with contextlib.suppress(ValueError), torch.device("meta"):
+            build_model(parts[1], int(parts[2]), 1)
+            advice = f"--arch {parts[1]} --depth {parts[2]}"
+            raise argparse.ArgumentTypeError(f"{text!r} has a depth in its name: use {advice}")
+    return text
+
+
 @dataclass(frozen=True)
 class Config:
     """The settings of a run, as plain values. Stored in its checkpoints and records.
@@ -33,7 +49,12 @@ class Config:
     """
 
     arch: str = option(
-        MODEL, "architecture, see below (default vgg)", str, "vgg", choices=NAMES, metavar="NAME"
+        MODEL,
+        "architecture, see below (default vgg)",
+        arch_name,
+        "vgg",
+        choices=NAMES,
+        metavar="NAME",
     )
     depth: int = option(MODEL, "depth, see below", positive_int, lambda a, _: DEFAULT_DEPTHS[a])
     dataset: str = option(MODEL, "data set (default cifar10)", str, "cifar10", choices=DATASETS)
