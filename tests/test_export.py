@@ -71,6 +71,15 @@ def test_onnx_has_the_checkpoints_logits_and_metadata(checkpoint):
         np.testing.assert_allclose(onnx_logits(written, images), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("arch", "depth", "left"), [("vgg", 11, 0), ("resnet", 11, 4)])
+def test_batch_norms_behind_convolutions_are_folded_into_them(arch, depth, left, tmp_path):
+    small = prune(fresh(arch, depth, 3, 32))
+    torch.save({"state_dict": small.model.state_dict(), "cfg": small.cfg}, tmp_path / "net.pth")
+    assert run("--model", tmp_path / "net.pth", "--normalised") == 0
+    nodes = onnx.load(tmp_path / "net.onnx").graph.node
+    assert [node.op_type for node in nodes].count("BatchNormalization") == left
+
+
 @torch.no_grad()
 def test_pt2_has_the_checkpoints_logits_and_metadata(checkpoint):
     path, model, content = checkpoint
