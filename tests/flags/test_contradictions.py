@@ -32,6 +32,17 @@ def test_another_model_or_data_set_is_refused(shop, refused, reader, flags, prun
     assert str(path) in line and CONTRADICTIONS[flags] in line
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_files_own_class_names_are_named_if_it_has_any(shop, refused, tmp_path, named):
+    content = torch.load(shop.trained["resnet"], weights_only=True)
+    if not named:
+        content = {"state_dict": content["state_dict"]}
+    torch.save(content, path := tmp_path / "given.pth.tar")
+    line = refused(main, "--evaluate", path, "--dataset", "folder", "--data", shop.others)
+    own = "2 classes (blue, red)" if named else "2 classes"
+    assert line == f"{path} has {own}, but folder has 3 classes (blue, green, red)"
+
+
 RESUMED = {
     "--lr 0.2": "--lr 0.1",
     "--epochs 2": "--epochs 1",

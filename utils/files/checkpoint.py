@@ -116,11 +116,14 @@ class Checkpoint:
     def check_classes(self, data: Dataset, path: Path) -> None:
         """Raises InputError if the model in ``path`` was trained on other classes than ``data``."""
         if not self.has_classes(data.classes):
-            count, classes = self.network.num_classes, self.classes or data.classes
-            raise InputError(
-                f"{path} has {count} classes ({', '.join(classes[:3])}, ...), but {data.name} has"
-                f" {len(data.classes)} classes ({', '.join(data.classes[:3])}, ...)"
-            )
+
+            def describe(count: int, names: Sequence[str] | None) -> str:
+                few = f" ({', '.join(names[:3])}{', ...' * (count > 3)})" if names else ""
+                return f"{count} classes{few}"
+
+            own = describe(self.network.num_classes, self.classes)
+            others = describe(len(data.classes), data.classes)
+            raise InputError(f"{path} has {own}, but {data.name} has {others}")
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
