@@ -133,6 +133,7 @@ def draw(rows: Sequence[Row]) -> Any:
             if baseline := values(shares.get(0, {}).get(BASELINE, []), "accuracy_before"):
                 level = statistics.fmean(baseline.values())
                 legend[BASELINE] = axis.axhline(level, color="black", linestyle=":")
+            axis.set_visible(bool(axis.containers))  # not before anything is fine-tuned
             axis.set_title(f"{title.partition(',')[0]}: {label}")
             axis.set_xlabel("FLOPs removed, %")
             axis.set_ylabel("test accuracy, %")
