@@ -4,12 +4,13 @@ import math
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from netslim.graph import Graph, Keep
-from netslim.surgery import plan_removal
+from netslim.surgery import check_keep, plan_removal
 
 
 @torch.no_grad()
@@ -29,7 +30,8 @@ def limit(
 
     Args:
         graph: the dependency graph of the model.
-        keep: {name of a batch norm: bool [channels]}, True where a channel is kept.
+        keep: {name of a batch norm: bool [channels]}, True where a channel is kept. Batch norms
+            that are not named keep all.
         round_to: each width is rounded up to a multiple of it, where the layer is as wide.
             Carriers, which stay with γ = 0, count towards the width.
         minimum: {pattern: share} of the channels that layers with such a name keep at least.
@@ -38,9 +40,17 @@ def limit(
         model: the model that is pruned, if it is not the graph's.
 
     Raises:
-        ValueError: a pattern matches no name in ``keep``.
+        ValueError: a pattern matches no batch norm that can be pruned, or ``keep`` does not fit.
     """
+    check_keep(graph, keep)
+    prunable, minimum = graph.prunable(), minimum or {}
+    skipped = [name for pattern in skip for name in matching(pattern, prunable)]
+    shares = [
+        (name, minimum[pattern]) for pattern in minimum for name in matching(pattern, prunable)
+    ]
     masks = {name: mask.cpu().clone() for name, mask in keep.items()}
+    for name in (*skipped, *(name for name, _ in shares)):  # it may share channels with others
+        masks.setdefault(name, torch.ones_like(prunable[name]))
     channels = {name: graph.norm_classes(name) for name in masks}
     scores = torch.full((len(graph.classes),), math.inf)
     for name, index in channels.items():
@@ -52,7 +62,9 @@ def limit(
         index, removed = channels[name], torch.zeros_like(changed)
         for other, mask in masks.items():
             removed[channels[other][~mask]] = True
-        order = graph.all_norms[name].bias.cpu().argsort(descending=True, stable=True)
+        norm: Any = graph.all_norms[name]
+        bias = torch.zeros(len(index)) if norm.bias is None else norm.bias.cpu()
+        order = bias.argsort(descending=True, stable=True)
         order = order[scores[index][order].argsort(descending=True, stable=True)]
         added = index[order[(removed[index] & ~kept)[order]][:count]]
         changed[added] = True
@@ -60,14 +72,12 @@ def limit(
             mask |= torch.isin(channels[other], added)
 
     changed = torch.zeros(len(graph.classes), dtype=torch.bool)
-    for pattern in skip:
-        for name in matching(pattern, masks):
-            add(name, torch.zeros_like(masks[name]), len(masks[name]))
+    for name in skipped:
+        add(name, torch.zeros_like(masks[name]), len(masks[name]))
     least = dict.fromkeys(masks, 0)
-    for pattern, share in (minimum or {}).items():
-        for name in matching(pattern, masks):
-            wanted = math.ceil(Decimal(repr(share)) * len(masks[name]))
-            least[name] = max(least[name], wanted)
+    for name, share in shares:
+        wanted = math.ceil(Decimal(repr(share)) * len(masks[name]))
+        least[name] = max(least[name], wanted)
     while round_to > 1 or minimum:
         removal = plan_removal(graph, masks, model)
         changed[:] = False
@@ -82,7 +92,7 @@ def limit(
                 add(name, kept, width - int(kept.sum()))
         if not changed.any():
             break
-    return masks
+    return {name: masks[name] for name in keep}
 
 
 def matching(pattern: str, names: Iterable[str]) -> list[str]:

@@ -153,16 +153,8 @@ def plan_removal(
         ValueError: ``keep`` names a batch norm without removable channels, or a mask has another
             length.
     """
+    check_keep(graph, keep)
     model, prunable = graph.model if model is None else model, graph.prunable()
-    for name, mask in keep.items():
-        if name not in prunable:
-            why = graph.reasons.get(name, "there is no such batch norm")
-            raise ValueError(f"no channel of {name!r} can be removed: {why}")
-        if mask.dtype != torch.bool or mask.shape != prunable[name].shape:
-            raise ValueError(
-                f"the mask of {name} is {mask.dtype} {tuple(mask.shape)}, not torch.bool"
-                f" ({len(prunable[name])},)"
-            )
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     if any(x.is_meta for x in tensors.values()):
         raise ValueError("the model has no values: it is on the meta device")
@@ -204,6 +196,20 @@ def plan_removal(
     return Removal(
         removed_classes, constants, kept, carriers, index, selects, wholes, widths, added
     )
+
+
+def check_keep(graph: Graph, keep: Mapping[str, Tensor]) -> None:
+    """Raises ValueError as :func:`plan_removal` does where ``keep`` does not fit."""
+    prunable = graph.prunable()
+    for name, mask in keep.items():
+        if name not in prunable:
+            why = graph.reasons.get(name, "there is no such batch norm")
+            raise ValueError(f"no channel of {name!r} can be removed: {why}")
+        if mask.dtype != torch.bool or mask.shape != prunable[name].shape:
+            raise ValueError(
+                f"the mask of {name} is {mask.dtype} {tuple(mask.shape)}, not torch.bool"
+                f" ({len(prunable[name])},)"
+            )
 
 
 def _written(graph: Graph) -> list[Tensor]:

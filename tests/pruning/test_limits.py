@@ -1,5 +1,7 @@
 """netslim.choice.limit: masks that keep layers, shares and multiples."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -69,3 +71,36 @@ def test_the_largest_factors_are_kept_and_of_equal_ones_the_larger_bias():
     assert keep["1"].sum() == 1  # the argument is not changed
     with pytest.raises(ValueError, match="called bn: there are 1"):
         limit(graph, keep, skip=["bn"])
+
+
+def test_a_layer_that_keep_does_not_name_keeps_all_channels_unless_it_shares_them():
+    torch.manual_seed(0)
+    graph = netslim.analyze(model(8), torch.randn(1, 3, 8, 8))
+    keep = {"1": torch.arange(8) < 2}
+    half = limit(graph, keep, minimum={"4": 0.5})  # the depthwise layer loses those of "1"
+    assert half.keys() == {"1"}
+    removal = plan_removal(graph, half)
+    assert int((removal.keep["4"] & ~removal.carriers[graph.norm_classes("4")]).sum()) >= 4
+    assert limit(graph, keep, skip=["4"])["1"].all()
+    apart = nn.Sequential(*layers(8), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1))
+    graph = netslim.analyze(apart.eval(), torch.randn(1, 3, 8, 8))
+    assert torch.equal(limit(graph, keep, skip=["4"], minimum={"4": 0.5})["1"], keep["1"])
+
+
+def test_names_and_lengths_are_checked_as_prune_does():
+    graph = netslim.analyze(model(8), torch.randn(1, 3, 8, 8))
+    for keep, said in (
+        ({"2": torch.ones(8, dtype=torch.bool)}, "no channel of '2' can be removed: there is no"),
+        ({"1": torch.ones(7, dtype=torch.bool)}, "the mask of 1 is torch.bool (7,), not"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(said)):
+            limit(graph, keep, skip=["1"])
+
+
+def test_batch_norms_without_bias():
+    norm = nn.BatchNorm2d(6, bias=False)
+    norm.weight.data = torch.tensor([0.1, 0.9, 0.5, 0.5, 0.3, 1.0])
+    sequence = nn.Sequential(nn.Conv2d(3, 6, 3), norm, nn.ReLU(), nn.Conv2d(6, 2, 3))
+    graph = netslim.analyze(sequence, torch.randn(1, 3, 8, 8))
+    kept = limit(graph, {"1": torch.arange(6) == 0}, round_to=4)["1"]
+    assert kept.nonzero().flatten().tolist() == [0, 1, 2, 5]
