@@ -330,9 +330,12 @@ def set_width(model: nn.Module, name: str, width: Tensor) -> None:
 
 def resize(module: nn.Module) -> None:
     """Sets the size attributes of one of torch's layers to the shape of its weight."""
+    # Computing a parametrized weight may have side effects: spectral_norm updates its vectors.
+    parametrized = nn.utils.parametrize.is_parametrized(module)
+    source: Any = copied(module).eval() if parametrized else module
     match module:
-        case nn.modules.conv._ConvNd() if module.weight is not None:
-            rows, columns = module.weight.shape[:2]
+        case nn.modules.conv._ConvNd() if source.weight is not None:
+            rows, columns = source.weight.shape[:2]
             before = module.in_channels if module.transposed else module.out_channels
             if module.groups > 1:  # each as wide as before
                 module.groups = module.groups * rows // before
@@ -341,14 +344,14 @@ def resize(module: nn.Module) -> None:
             else:
                 module.out_channels, module.in_channels = rows, columns * module.groups
         case nn.Linear():
-            module.out_features, module.in_features = module.weight.shape
+            module.out_features, module.in_features = source.weight.shape
         case nn.modules.batchnorm._NormBase() if (
-            module.running_mean is not None or module.weight is not None
+            module.running_mean is not None or source.weight is not None
         ):
-            x = module.weight if module.weight is not None else module.running_mean
+            x = source.weight if source.weight is not None else source.running_mean
             module.num_features = len(x)
         case nn.PReLU():
-            module.num_parameters = module.weight.numel()
+            module.num_parameters = source.weight.numel()
 
 
 def report_of(

@@ -12,6 +12,7 @@ from checks import disturb, example, plain_net
 from torch import Tensor, nn
 from torch.ao.quantization import fuse_modules
 from torch.fx.experimental.optimization import fuse
+from torch.nn.utils.parametrizations import spectral_norm
 
 import netslim
 
@@ -188,3 +189,20 @@ def test_safetensors_in_slimming(tmp_path: Path) -> None:
     save_model(model, str(tmp_path / "model.safetensors"))
     torch.save(model[1].weight, tmp_path / "layer.pt")
     assert (tmp_path / "layer.pt").stat().st_size < 2500
+
+
+def test_vectors_of_spectral_norm_are_not_updated(tmp_path: Path) -> None:
+    def fresh() -> nn.Sequential:
+        model = plain_net()
+        model[8] = spectral_norm(model[8])
+        return model.train()
+
+    model = fresh()
+    with torch.no_grad():
+        model[8].parametrizations.weight.original += torch.randn(2, 6)  # as an optimizer's step
+    small, _ = netslim.prune(model, {"1": torch.arange(8) > 2}, example())
+    netslim.save(small, tmp_path / "small.pt")
+    loaded = netslim.load(fresh(), tmp_path / "small.pt")
+    for name, x in model[8].state_dict().items():
+        assert torch.equal(small.state_dict()[f"8.{name}"], x)
+        assert torch.equal(loaded.state_dict()[f"8.{name}"], x)
