@@ -1,5 +1,6 @@
 """Saving and loading pruned models: the state dict's shapes say how to shrink a full model."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,11 +13,43 @@ from netslim.surgery import resize, set_width
 from netslim.trace import first_line, ints_of
 
 Model = TypeVar("Model", bound=nn.Module)
+EXTRA = "_extra_state"  # last part of the names of torch's extra state
 
 
 def save(model: nn.Module, path: str | Path) -> None:
-    """Writes the state dict of ``model`` (tensors only) for :func:`load`."""
-    torch.save({name: x.detach().cpu().clone() for name, x in model.state_dict().items()}, path)
+    """Writes the parameters and buffers of ``model`` for :func:`load`, by their names in the model.
+
+    These are its state dict, unless the model renames entries there. Extra state
+    (``get_extra_state``) may consist of tensors and plain values. No code is written.
+
+    Raises:
+        ValueError: names an entry of the state dict that cannot be saved; nothing is written.
+    """
+    own, extra = _tensors(model), _with_extra_state(model)
+    known = {id(x) for x in own.values()}
+    for name, x in model.state_dict(keep_vars=True).items():
+        if name not in own and id(x) not in known and not name.endswith(EXTRA):
+            raise ValueError(
+                f"{name} in the state dict is no parameter or buffer of the model: cannot save it"
+            )
+    modules = dict(model.named_modules(remove_duplicate=False))
+    state: dict[str, Any] = {}
+    for name, x in own.items():
+        parent, _, key = name.rpartition(".")
+        if key not in modules[parent]._non_persistent_buffers_set:
+            state[name] = x.detach().cpu().clone()
+    for name, module in extra.items():
+        file = io.BytesIO()
+        try:
+            torch.save(module.get_extra_state(), file)
+            file.seek(0)
+            state[name] = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # of any kind: it is the user's code
+            raise ValueError(
+                f"cannot save {name}, which may have tensors and plain values only:"
+                f" {first_line(error)}"
+            ) from None
+    torch.save(state, path)
 
 
 def load(model: Model, path: str | Path) -> Model:
@@ -33,7 +66,9 @@ def load(model: Model, path: str | Path) -> Model:
         raise
     except Exception as error:  # of any kind, where it is no file of torch's
         raise ValueError(f"{path} is not a file of netslim.save: {first_line(error)}") from None
-    if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(x, Tensor) or str(name).endswith(EXTRA) for name, x in state.items()
+    ):
         raise ValueError(f"{path} is not a file of netslim.save: it is no dict of tensors")
     try:
         return take(model, state)
@@ -41,19 +76,25 @@ def load(model: Model, path: str | Path) -> Model:
         raise ValueError(f"{path} does not fit this model: {error}") from None
 
 
-def take(model: Model, state: Mapping[str, Tensor]) -> Model:
+def take(model: Model, state: Mapping[str, Any]) -> Model:
     """Shrinks ``model`` in place to the shapes of a pruned model's state dict, and loads it.
+
+    Tensors that the model has under several names stay one tensor.
 
     Raises:
         ValueError: names the first tensor that does not fit; ``model`` is left unchanged.
     """
+    own, extra = _tensors(model), _with_extra_state(model)
+    theirs: dict[str, Any] = dict(model.state_dict(keep_vars=True))
+    names = {id(x): name for name, x in own.items()}
+    # A model's own state_dict() may have other names.
+    renamed = {k: names[id(x)] for k, x in theirs.items() if k not in own and id(x) in names}
+    rest = {renamed.get(k, k): x for k, x in state.items()}
     chosen = {
-        k.removesuffix(".select.index"): x for k, x in state.items() if k.endswith(".select.index")
+        k.removesuffix(".select.index"): x for k, x in rest.items() if k.endswith(".select.index")
     }
-    own: dict[str, Tensor] = dict(model.state_dict(keep_vars=True))
     new = {n for n in chosen if f"{n}.select.index" not in own}  # without a ChannelSelection yet
-    rest = dict(state)
-    widths = {k.removesuffix(WIDTH): rest.pop(k) for k in state if k.endswith(WIDTH)}
+    widths = {k.removesuffix(WIDTH): rest.pop(k) for k in [*rest] if k.endswith(WIDTH)}
     for name in [k for k in own if k.endswith(WIDTH)]:
         widths.setdefault(name.removesuffix(WIDTH), own.pop(name))
     for name, width in widths.items():
@@ -69,47 +110,91 @@ def take(model: Model, state: Mapping[str, Tensor]) -> Model:
             )
         for key in [k for k in rest if k.startswith(f"{name}.norm.")]:
             rest[f"{name}.{key.removeprefix(f'{name}.norm.')}"] = rest.pop(key)
-    counters = {k for k in own if k.endswith("num_batches_tracked")}  # torch < 0.4.1 wrote none
-    missing = own.keys() - rest.keys() - counters
+    extra_state = {k: rest.pop(k) for k in extra if k in rest}
+    sources: dict[int, str] = {}
+    for name, x in own.items():
+        if name in rest:
+            first = sources.setdefault(id(x), name)
+            if not _equal(rest[first], rest[name]):
+                raise ValueError(f"{first} and {name} are one tensor in this model, and differ")
+    saved = {id(x) for x in theirs.values()}
+    required = {k for k, x in own.items() if k in theirs or id(x) in saved}
+    required -= {k for k in own if k.endswith("num_batches_tracked")}  # torch < 0.4.1 wrote none
+    missing = {k for k in required if id(own[k]) not in sources} | extra.keys() - extra_state.keys()
     biases = {k for k in rest.keys() - own.keys() if _may_have_bias(model, k, rest)}
     odd = sorted(missing) + sorted(rest.keys() - own.keys() - biases)
     if odd:
         raise ValueError(f"{odd[0]} is {'missing' if odd[0] in missing else 'not expected'}")
+    modules = dict(model.named_modules(remove_duplicate=False))
     for name, x in own.items():
         y = rest.get(name, x)
         pairs = zip(y.shape, x.shape, strict=True)
         narrower = y.dim() == x.dim() and all(0 < a <= b for a, b in pairs)
+        narrower &= not isinstance(modules[name.rpartition(".")[0]], torch.jit.ScriptModule)
         if (not narrower and y.shape != x.shape) or y.is_floating_point() != x.is_floating_point():
             raise ValueError(
                 f"{name} is {tuple(y.shape)} of {y.dtype},"
                 f" and in the full model {tuple(x.shape)} of {x.dtype}"
             )
-    for path, module in model.named_modules():
+    values: dict[int, Tensor] = {}
+    for name, x in own.items():
+        path, _, key = name.rpartition(".")
+        module, source = modules[path], sources.get(id(x))
+        if source is None and key != "num_batches_tracked":
+            continue  # neither the file nor its state dict has it
+        if id(x) not in values:
+            value = torch.zeros_like(x, device="cpu") if source is None else rest[source].clone()
+            value = value if x.is_meta else value.to(x.device)
+            is_parameter = isinstance(x, nn.Parameter)
+            values[id(x)] = nn.Parameter(value, x.requires_grad) if is_parameter else value
         if isinstance(module, torch.jit.ScriptModule):
-            continue
-        tensors: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-        for named in tensors:
-            for key, x in list(named.items()):
-                name = f"{path}.{key}" if path else key
-                if x is None and name in biases:
-                    weight = next(iter(module.parameters(recurse=False)))
-                    named[key] = nn.Parameter(rest[name].clone(), weight.requires_grad)
-                elif x is not None and name in own:
-                    value = (
-                        rest[name].clone() if name in rest else torch.zeros_like(x, device="cpu")
-                    )
-                    value = value if x.is_meta else value.to(x.device)
-                    if isinstance(x, nn.Parameter):
-                        value = nn.Parameter(value, x.requires_grad)
-                    named[key] = value
-        resize(module)
+            x.data.copy_(values[id(x)])
+        elif key in module._parameters:
+            vars(module)["_parameters"][key] = values[id(x)]
+        else:
+            module._buffers[key] = values[id(x)]
+            if name in rest:
+                module._non_persistent_buffers_set.discard(key)
+    for name in biases:
+        module = modules[name.rpartition(".")[0]]
+        weight = next(module.parameters())
+        module.bias = nn.Parameter(rest[name].to(weight.device, copy=True), weight.requires_grad)
+    for module in model.modules():
+        if not isinstance(module, torch.jit.ScriptModule):
+            resize(module)
     for name, width in widths.items():
         set_width(model, name, width)
     for name in new:
         norm = model.get_submodule(name)
         index = chosen[name].clone()
         model.set_submodule(name, selecting(index, norm).train(norm.training))
+    for name, value in extra_state.items():
+        extra[name].set_extra_state(value)
     return model
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers by name, in module order; shared ones have several names."""
+    return {
+        f"{path}.{key}".lstrip("."): x
+        for path, module in model.named_modules(remove_duplicate=False)
+        for named in (module.named_parameters, module.named_buffers)
+        for key, x in named(recurse=False, remove_duplicate=False)
+    }
+
+
+def _with_extra_state(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that define ``get_extra_state``, by the name of their entry."""
+    modules = model.named_modules(remove_duplicate=False)
+    plain = nn.Module.get_extra_state
+    return {
+        f"{path}.{EXTRA}".lstrip("."): m for path, m in modules if type(m).get_extra_state != plain
+    }
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal, NaN to NaN."""
+    return a is b or (a.shape == b.shape and not ((a != b) & ((a == a) | (b == b))).any())
 
 
 def _check_width(model: nn.Module, name: str, width: Tensor) -> None:

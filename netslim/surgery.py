@@ -283,6 +283,9 @@ def apply_removal(graph: Graph, model: Model, removal: Removal) -> Model:
             kept = removal.index.get(f"{path}.weight".lstrip("."), (slice(None),))[0]
             rows = removal.added[name][kept].to(weight)
             module.register_parameter("bias", nn.Parameter(rows, weight.requires_grad))
+        for key in [*module._non_persistent_buffers_set]:
+            if f"{path}.{key}".lstrip(".") in less:  # those of a fresh model are too long
+                module._non_persistent_buffers_set.discard(key)
         resize(module)
     for attribute, width in removal.widths.items():
         set_width(small, attribute, width)
@@ -390,7 +393,8 @@ def prune(model: Model, keep: Mapping[str, Tensor], example: Any) -> tuple[Model
     """Removes channels; returns a smaller model of the same class, with torch's own layers.
 
     Removed channels are treated as γ = 0; their constant outputs are folded into the layers that
-    read them. ``model`` is not changed.
+    read them. A buffer that loses channels is in the smaller model's state dict, even if it was not
+    persistent. ``model`` is not changed.
 
     Args:
         model: any module that :func:`netslim.analyze` can run.

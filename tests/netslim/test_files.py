@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from checks import disturb, example, plain_net
 from torch import Tensor, nn
 from torch.ao.quantization import fuse_modules
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.fx.experimental.optimization import fuse
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -206,3 +208,135 @@ def test_vectors_of_spectral_norm_are_not_updated(tmp_path: Path) -> None:
     for name, x in model[8].state_dict().items():
         assert torch.equal(small.state_dict()[f"8.{name}"], x)
         assert torch.equal(loaded.state_dict()[f"8.{name}"], x)
+
+
+def tied() -> nn.Sequential:
+    torch.manual_seed(0)
+    units = [(nn.Conv2d(i, 8, 3), nn.BatchNorm2d(8), nn.ReLU()) for i in (3, 8, 8)]
+    model = nn.Sequential(*(layer for unit in units for layer in unit), nn.Conv2d(8, 2, 1))
+    model[6].weight = model[3].weight
+    return model.eval()
+
+
+def test_tied_parameters_stay_tied(tmp_path: Path) -> None:
+    model = tied()
+    small, _ = netslim.prune(model, {"7": torch.arange(8) < 8}, example())
+    netslim.save(small, tmp_path / "small.pt")
+    loaded = netslim.load(tied(), tmp_path / "small.pt")
+    assert loaded[6].weight is loaded[3].weight
+    assert torch.equal(loaded(example()), small(example()))
+    state = torch.load(tmp_path / "small.pt")
+    torch.save({k: x for k, x in state.items() if k != "3.weight"}, tmp_path / "one.pt")
+    assert torch.equal(netslim.load(tied(), tmp_path / "one.pt")[3].weight, model[3].weight)
+    torch.save(state | {"6.weight": state["6.weight"] + 1}, tmp_path / "two.pt")
+    with pytest.raises(ValueError, match=r"3\.weight and 6\.weight are one tensor"):
+        netslim.load(tied(), tmp_path / "two.pt")
+
+
+class Wrapper(nn.Module):
+    """Its state dict is the one of the model in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = plain_net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x)
+
+    def state_dict(self, *args, **options) -> dict:
+        return self.module.state_dict(*args, **options)
+
+
+def checkpointed() -> nn.Module:
+    layers = plain_net()
+    return nn.Sequential(checkpoint_wrapper(layers[:3]), layers[3:])
+
+
+@pytest.mark.parametrize("make", [Wrapper, checkpointed])
+def test_a_state_dict_with_other_names(make: Callable[[], nn.Module], tmp_path: Path) -> None:
+    model = make().eval()
+    graph = netslim.analyze(model, example())
+    keep = {name: torch.arange(len(mask)) > 2 for name, mask in graph.removable.items()}
+    small, report = netslim.prune(model, keep, example())
+    assert report.removed
+    netslim.save(small, tmp_path / "small.pt")
+    loaded = netslim.load(make(), tmp_path / "small.pt").eval()
+    assert torch.equal(loaded(example()), small(example()))
+    disturb(model)
+    torch.save(model.state_dict(), tmp_path / "full.pt")
+    loaded = netslim.load(make(), tmp_path / "full.pt").eval()
+    assert torch.equal(loaded(example()), model(example()))
+
+
+def test_a_state_dict_of_other_tensors(tmp_path: Path) -> None:
+    model = plain_net()
+    model.register_state_dict_post_hook(lambda m, s, prefix, _: s.update(more=torch.ones(1)))
+    with pytest.raises(ValueError, match="more in the state dict is no parameter or buffer"):
+        netslim.save(model, tmp_path / "model.pt")
+    assert not any(tmp_path.iterdir())
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(*plain_net()[:3])
+        self.register_buffer("scale", torch.linspace(0.5, 1, 8).view(8, 1, 1), persistent=False)
+        self.register_buffer("factor", torch.ones(1), persistent=False)
+        self.last = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.net(x) * self.scale * self.factor)
+
+
+def test_a_buffer_that_is_not_persistent(tmp_path: Path) -> None:
+    model = Scaled().eval()
+    small, _ = netslim.prune(model, {"net.1": torch.arange(8) > 3}, example())
+    assert "scale" in small.state_dict() and "scale" not in model.state_dict()
+    assert "factor" not in small.state_dict()
+    netslim.save(small, tmp_path / "small.pt")
+    loaded = netslim.load(Scaled(), tmp_path / "small.pt").eval()
+    assert torch.equal(loaded(example()), small(example()))
+    netslim.save(loaded, tmp_path / "again.pt")
+    loaded = netslim.load(Scaled(), tmp_path / "again.pt").eval()
+    assert torch.equal(loaded(example()), small(example()))
+
+
+class Labelled(nn.Sequential):
+    state: object = None
+
+    def get_extra_state(self) -> object:
+        return self.state
+
+    def set_extra_state(self, state: object) -> None:
+        self.state = state
+
+
+def test_extra_state(tmp_path: Path) -> None:
+    model = Labelled(*plain_net()).eval()
+    model.state = {"classes": ["a", "b"], "mean": torch.ones(3)}
+    small, _ = netslim.prune(model, {"1": torch.arange(8) > 3}, example())
+    netslim.save(small, tmp_path / "small.pt")
+    loaded = netslim.load(Labelled(*plain_net()), tmp_path / "small.pt").eval()
+    assert torch.equal(loaded(example()), small(example()))
+    assert loaded.state["classes"] == ["a", "b"] and torch.equal(
+        loaded.state["mean"], torch.ones(3)
+    )
+    for wrong in ([nn.Identity()], lambda: None):
+        small.state = wrong
+        with pytest.raises(ValueError, match="cannot save _extra_state, which may have tensors"):
+            netslim.save(small, tmp_path / "small.pt")
+    with pytest.raises(ValueError, match="_extra_state is not expected"):
+        netslim.load(plain_net(), tmp_path / "small.pt")
+
+
+def test_scripted_parts_are_loaded(tmp_path: Path) -> None:
+    def fresh() -> nn.Sequential:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return nn.Sequential(*plain_net()[:6], torch.jit.script(nn.Conv2d(6, 2, 1))).eval()
+
+    model = fresh()
+    nn.init.ones_(model[6].weight)
+    netslim.save(model, tmp_path / "model.pt")
+    loaded = netslim.load(fresh(), tmp_path / "model.pt")
+    assert torch.equal(loaded(example()), model(example()))
