@@ -33,6 +33,25 @@ def reading():
     return nn.Sequential(nn.Conv2d(3, 20, 3), nn.BatchNorm2d(20))
 
 
+class Wrapper(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.module = build()
+
+    def forward(self, x):
+        return self.module(x)
+
+
+def parallel():
+    return nn.DataParallel(build())
+
+
+def unbiased():
+    model = build()
+    model[1], model[4] = nn.BatchNorm2d(20, bias=False), nn.BatchNorm2d(24, bias=False)
+    return model
+
+
 class Number(nn.Sequential):
     def forward(self, x):
         return super().forward(x).argmax(1)
@@ -183,6 +202,32 @@ def test_a_pruned_file_is_pruned_again(folder):
     assert run("--model", "widget_pruned.pth.tar", *again) == 0
     sizes = [Path(name).stat().st_size for name in ("widget_pruned.pth.tar", "again.pth.tar")]
     assert sizes[1] < sizes[0]
+
+
+@pytest.mark.parametrize("arch", ["Wrapper", "parallel"])
+def test_names_of_the_model_that_look_like_a_wrappers(arch, folder, capsys):
+    build = namespace_of()[arch]
+    torch.save(trained(build()).state_dict(), "widget.pth")
+    flags = ("--arch", f"widget:{arch}", "--size", 16, "--ratio")
+    assert run("--model", "widget.pth", *flags, 0.5) == 0
+    small = netslim.load(build(), "widget_pruned.pth.tar")
+    assert small.module[1].num_features + small.module[4].num_features < 30
+    assert run("--model", "widget_pruned.pth.tar", *flags, 0.3, "--name", "again") == 0
+    state = torch.load("widget.pth", weights_only=True)
+    del state["module.0.bias"]
+    torch.save(state, "less.pth")
+    assert run("--model", "less.pth", *flags, 0.5) == 2
+    assert "module.0.bias is missing" in capsys.readouterr().err
+
+
+def test_batch_norms_without_bias(folder, capsys):
+    torch.save(namespace_of()["unbiased"]().state_dict(), "widget.pth")
+    flags = ("--arch", "widget:unbiased", "--size", 16, "--ratio", 0.5)
+    assert run("--model", "widget.pth", *flags) == 0
+    limits = ("--round-to", 8, "--keep", "1=0.5", "--name", "limited")
+    assert run("--model", "widget.pth", *flags, *limits) == 0
+    small = netslim.load(namespace_of()["unbiased"](), "limited.pth.tar")
+    assert small[1].num_features == 16 and small[1].bias is None
 
 
 BAD = {

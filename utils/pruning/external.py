@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
@@ -117,10 +118,7 @@ def read_state_dict(path: Path) -> State:
         raise InputError(f"{path} holds no state dict: save model.state_dict() with torch.save")
     if bad := [name for name, x in state.items() if not x.isfinite().all()]:
         raise InputError(f"{path} has values that are not finite in {bad[0]}")
-    try:
-        state = unwrap(state)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
+    state = {name: x.detach() for name, x in state.items()}
     return {name: x.float() if x.is_floating_point() else x for name, x in state.items()}
 
 
@@ -129,11 +127,21 @@ def load_network(
 ) -> Network:
     """Returns the analyzed network of ``state``.
 
+    Names that a wrapper such as DataParallel has changed are restored, unless the model has them.
+
     Raises:
         InputError: ``state`` does not fit the model, or the model does not take such images.
     """
+    model = build()
+    own = model.state_dict().keys()
+    if own != state.keys():
+        try:
+            unwrapped = unwrap(state)
+        except ValueError as error:
+            raise InputError(f"{args.model}: {error}") from None
+        state = max(unwrapped, state, key=lambda x: len(own & x.keys()))
     try:
-        model = take(build(), state).cpu().float().eval()
+        model = take(model, state).cpu().float().eval()
     except ValueError as error:
         raise InputError(f"{args.model} does not fit --arch {args.arch}: {error}") from None
     network = Network(model, args.arch, 0, size)
@@ -172,6 +180,8 @@ def find_model(arch: str, state: State) -> tuple[Callable[[], nn.Module], int, s
 
     build = partial(models.get_model, arch, weights=None)
     options: dict[str, Any] = {}
+    with suppress(ValueError):  # two entries would get the same name: load_network says so
+        state = unwrap(state)
     if arch in AUXILIARY:
         has_heads = any(name.startswith(AUXILIARY[arch]) for name in state)
         options = {"aux_logits": has_heads, "init_weights": False}

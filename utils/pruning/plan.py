@@ -49,7 +49,9 @@ def plan(
     ranks = scores.masked_fill(zeros, -1).split(widths)
     untied = ([i] for i in range(len(norms)) if not any(i in tie for tie in ties))
     layers = [*ties, *untied]
-    biases: list[Tensor] = [norms[layer[-1]].bias for layer in layers]
+    biases: list[Tensor] = []
+    for bn in (norms[layer[-1]] for layer in layers):
+        biases.append(torch.zeros_like(bn.weight) if bn.bias is None else bn.bias)
     positions = [torch.arange(len(bias), device=bias.device) for bias in biases]
     rank = torch.cat([torch.stack([ranks[i] for i in layer]).amin(0) for layer in layers])
     order = sort_by(rank, torch.cat(biases), torch.cat([-p / len(p) for p in positions]))
@@ -108,4 +110,5 @@ def apply_plan(norms: Sequence[AnyBatchNorm], masks: Sequence[Tensor], zeros: Te
     parts = zeros.split([len(mask) for mask in masks])
     for bn, mask, zero in zip(norms, masks, parts, strict=True):
         bn.weight.mul_(mask)
-        bn.bias.mul_(mask | zero)
+        if bn.bias is not None:
+            bn.bias.mul_(mask | zero)

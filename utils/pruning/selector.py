@@ -120,7 +120,9 @@ class Selector:
             folded = self._foldable(chosen) if self.fold else zeros
             # Whichever channels the limits leave to be removed as alive, they lose their bias.
             for name, folds in network.keep(folded.split(network.widths)).items():
-                silent.get_parameter(f"{name}.bias").data.mul_(folds)
+                bias = silent.get_submodule(name).bias
+                if isinstance(bias, Tensor):
+                    bias.data.mul_(folds)
             keep, minimum = network.keep(chosen), dict(args.keep)
             limited = limit(graph, keep, minimum=minimum, skip=args.skip, model=silent)
             masks = limit(graph, limited, round_to=args.round_to, model=silent)
