@@ -111,8 +111,11 @@ def steered(lambda_: float, fell: float, falls: float, per_step: float) -> float
 
     A pair (γ, ξ) decreases by (λ − G)/(2α + β) per step, where G is the opposing gradient of the
     loss and ``per_step`` is 1/(2α + β). G is estimated from the decrease ``fell`` per step at
-    ``lambda_``. After the first epoch λ changes by a factor of 2 at most.
+    ``lambda_``. After the first epoch λ changes by a factor of 2 at most. Where ``per_step`` is 0
+    (the learning rate is), it does not change.
     """
+    if not per_step:
+        return lambda_
     if not lambda_:
         return OPPOSED * falls / per_step
     held_up = lambda_ - fell / per_step

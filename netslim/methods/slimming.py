@@ -152,13 +152,16 @@ class ProximalSlimming(Method):
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        alpha = 1 / lr
         before = self.read()
+        if self.target is not None:
+            self.update(self.budget, self.budget + self.a_step)
+        if not lr:  # the limit α → ∞: (8b) and (9) leave γ and ξ as they are
+            return
+        alpha = 1 / lr
         # (8b), for a γ that SGD has stepped: (α(γ − ∇L/α) + βξ)/(α + β) is its right-hand side.
         gamma = (before * alpha).add_(self.xi, alpha=self.beta).div_(alpha + self.beta)
         if self.target is not None:
             gamma = torch.where(self.budget[0, 1] > 0, before.masked_fill(self.to_remove, 0), gamma)
-            self.update(self.budget, self.budget + self.a_step)
         # A dead channel's γ is halved and halved but never arrives: rounding has a fixed point
         # among the subnormals.
         self.write(F.hardshrink(gamma, BELOW_TINY))
@@ -170,7 +173,7 @@ class ProximalSlimming(Method):
 
     @torch.no_grad()
     def end_epoch(self, lr: float) -> None:
-        if self.prox_every == "epoch":
+        if self.prox_every == "epoch" and lr:
             self._update_xi(1 / lr)
         if self.target is not None and not (self.budget_met or self.found_inf):
             self._steer(lr)
@@ -288,9 +291,10 @@ class ProximalSlimming(Method):
 def pair_step(lr: float, beta: float) -> float:
     """Returns 1/(2α + β) with α = 1/``lr``: how far λ = 1 alone moves a pair (γ, ξ) in a step.
 
-    (8b) and (9) decrease αγ + (α + β)ξ by λ; γ and ξ decrease equally once they are coupled.
+    (8b) and (9) decrease αγ + (α + β)ξ by λ; γ and ξ decrease equally once they are coupled. With
+    ``lr`` = 0 nothing moves.
     """
-    return 1 / (2 / lr + beta)
+    return 1 / (2 / lr + beta) if lr else 0.0
 
 
 def bias_eigenvalue(mu: float, n: int, decay: float) -> float | None:

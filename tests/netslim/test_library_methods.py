@@ -157,6 +157,31 @@ def test_a_step_sets_just_what_is_subnormal_to_zero() -> None:
     assert sum(int(zeros.sum()) for zeros in method.zeros().values()) == 2
 
 
+@pytest.mark.parametrize("every", ["step", "epoch"])
+def test_a_step_with_learning_rate_0_changes_nothing(every: str) -> None:
+    """As in a warm-up that starts at 0, or at the end of a cosine schedule."""
+    method = slimming(plain_net(), xi_init=(0.47, 0.50), prox_every=every)
+    gamma, xi = method.read().clone(), method.xi.clone()
+    method.step(0.0)
+    method.end_epoch(0.0)
+    assert torch.equal(method.read(), gamma) and torch.equal(method.xi, xi)
+    method.step(0.1)
+    assert not torch.equal(method.read(), gamma)
+
+
+def test_a_budget_is_steered_by_the_epochs_whose_learning_rate_is_not_0() -> None:
+    """Steps with learning rate 0 count, so that the budget is met in time all the same."""
+    graph = netslim.analyze(plain_net(), example())
+    method = netslim.ProximalSlimming(graph, target=netslim.Budget("channels", 0.3, 10, 0.1))
+    seen = []
+    for lr in (0.0, 0.1, 0.0, 0.0, 0.0):
+        method.step(lr)
+        method.end_epoch(lr)
+        seen.append(method.lambda_)
+    assert seen[0] == 0 < seen[1] == seen[2] == seen[3]
+    assert method.budget_met and sum(int(zeros.sum()) for zeros in method.zeros().values()) == 5
+
+
 def test_an_unknown_penalty_is_refused_with_the_names_that_exist():
     graph = netslim.analyze(plain_net(), example())
     with pytest.raises(ValueError, match="no penalty 'lasso', only l1, group"):
