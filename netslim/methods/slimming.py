@@ -130,6 +130,7 @@ class ProximalSlimming(Method):
             self.xi.copy_(torch.empty(self.gamma.numel()).uniform_(*xi_init))
         self.reach = 0.0  # how far the penalty alone has moved a pair (γ, ξ) so far
         self.start = float(self.xi.abs().min())
+        self.stepped = self.ended = False  # whether step() and end_epoch() were called
         self.target = target
         if target is not None:
             # budget: λ; whether it is met; steps so far; steps up to this epoch; the largest |ξ| to
@@ -152,6 +153,7 @@ class ProximalSlimming(Method):
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
+        self.stepped = True
         before = self.read()
         if self.target is not None:
             self.update(self.budget, self.budget + self.a_step)
@@ -173,6 +175,7 @@ class ProximalSlimming(Method):
 
     @torch.no_grad()
     def end_epoch(self, lr: float) -> None:
+        self.ended = True
         if self.prox_every == "epoch" and lr:
             self._update_xi(1 / lr)
         if self.target is not None and not (self.budget_met or self.found_inf):
@@ -236,9 +239,19 @@ class ProximalSlimming(Method):
     def zeros(self, factor: str | None = None) -> dict[str, Tensor]:
         """Extends :meth:`Method.zeros`, for γ or ``"xi"``: warns if no factor is zero.
 
+        It also warns if :meth:`end_epoch` is needed and has not been called after the steps so far.
         γ follows each ξ = 0, but slowly with momentum; pruning by ξ does not have to wait.
         """
         zeros = super().zeros(factor)
+        needs_end = self.target is not None or self.prox_every == "epoch"
+        if needs_end and self.stepped and not self.ended:
+            does = "updates ξ" if self.target is None else "chooses λ and the channels to remove"
+            warnings.warn(
+                f"end_epoch() has not been called yet, and only it {does}: call it after every"
+                " epoch",
+                stacklevel=2,
+            )
+            return zeros
         if any(zero.any() for zero in zeros.values()):
             return zeros
         if of_xi := int(is_zero(self.xi).sum()):

@@ -35,6 +35,7 @@ class Separable:
         m, moved = self.method, 0.0
         for i in range(iterations):
             before = m.z.clone()
+            m.before_step()
             m.write((self.a * self.c + m.rho * (m.z - m.u)) / (self.a + m.rho))
             m.step(0.1)
             if i >= iterations - last:

@@ -121,6 +121,43 @@ def test_subgradient_has_to_change_gradients_before_the_step() -> None:
     assert torch.allclose(model[1].weight.grad - before, torch.full((8,), 0.1))
 
 
+def test_lp_admm_has_to_change_gradients_before_every_step() -> None:
+    method = netslim.LpADMM(netslim.analyze(plain_net(), example()), lambda_=0.1)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="before_step"):
+            method.step(0.1)
+        method.before_step()
+        method.step(0.1)
+
+
+BY_END_EPOCH = {
+    "chooses λ": lambda graph: netslim.ProximalSlimming(
+        graph, target=netslim.Budget("flops", 0.3, 10, 0.1)
+    ),
+    "updates ξ": lambda graph: netslim.ProximalSlimming(graph, 1.0, 100, prox_every="epoch"),
+    "updates z": lambda graph: netslim.LpADMM(graph, lambda_=0.1),
+}
+
+
+@pytest.mark.parametrize("what", BY_END_EPOCH)
+def test_a_run_without_end_epoch_is_told(what: str) -> None:
+    model = plain_net()
+    with torch.no_grad():
+        model[1].weight[0] = 0  # a zero from an earlier training
+    method = BY_END_EPOCH[what](netslim.analyze(model, example()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        method.zeros()  # before the first step nothing is missing
+        for epoch in range(2):
+            method.before_step()
+            method.step(0.1)
+            if not epoch:
+                with pytest.warns(UserWarning, match=rf"end_epoch\(\) has .* only it {what}"):
+                    method.zeros()
+                method.end_epoch(0.1)
+            method.zeros()
+
+
 def test_from_training_to_the_pruned_model() -> None:
     torch.manual_seed(0)
     model = plain_net()
