@@ -7,7 +7,7 @@ quadratic one, α the reciprocal of the learning rate.
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -149,7 +149,13 @@ class ProximalSlimming(Method):
 
     def state_dict(self) -> dict[str, Tensor]:
         own = {} if self.target is None else {"to_remove": self.to_remove, "budget": self.budget}
+        if any(weight.dtype != self.gamma.dtype for weight in self._weights()):
+            own["gamma"] = self.gamma  # of which the model holds the rounding, in bfloat16 say
         return {"xi": self.xi, **own}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Extends :meth:`Method.load_state_dict`: γ may be missing, as in earlier state dicts."""
+        super().load_state_dict({"gamma": self.gamma, **state})
 
     @torch.no_grad()
     def step(self, lr: float) -> None:

@@ -51,6 +51,30 @@ def test_rounding_does_not_stop_the_shrinking() -> None:
     assert torch.equal(gamma[0].bfloat16().float(), gamma[1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_a_resumed_run_ends_with_the_same_bits(dtype: torch.dtype) -> None:
+    """Where the model rounds γ, the method's state dict holds it unrounded."""
+    options = {"beta": 1.0, "lambda_": 0.01, "xi_init": (0, 0)}
+    model = plain_net().to(dtype)
+    method = slimming(model, **options)
+    for _ in range(100):
+        method.step(1e-3)
+    other = plain_net().to(dtype)
+    resumed = slimming(other, **options)
+    state = copy.deepcopy(method.state_dict())
+    other.load_state_dict(model.state_dict())
+    resumed.load_state_dict(state)
+    for _ in range(100):
+        method.step(1e-3)
+        resumed.step(1e-3)
+    assert torch.equal(resumed.gamma, method.gamma) and torch.equal(resumed.xi, method.xi)
+    assert torch.equal(other[1].weight, model[1].weight)
+    rounds = dtype in (torch.bfloat16, torch.float16)
+    assert state.keys() == ({"xi", "gamma"} if rounds else {"xi"})
+    resumed.load_state_dict({"xi": state["xi"]})  # as before γ was in it
+    assert torch.equal(resumed.xi, state["xi"])
+
+
 def test_another_width_is_noticed() -> None:
     model = plain_net()
     method = slimming(model)
