@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from netslim.graph import Graph
 from netslim.methods.base import Method
 from netslim.methods.penalties import soft_threshold
-from netslim.weights import weights
+from netslim.weights import Convolution, weights
 
 TAU, SIGMA = 0.9, 1.09  # factors of the two dual steps; τ + σ + 1 > τ² + σ² + τσ
 
@@ -36,7 +36,8 @@ class SASADMM(Method):
     mini-batch, then :meth:`end_epoch`; within :meth:`eval_weights` the model holds Wᵃ.
 
     Raises:
-        ValueError: λ is negative, β or v not positive, or a count below 1.
+        ValueError: λ is negative, β or v not positive, or a count below 1; or the weight of a layer
+            is not a parameter, but computed from others.
     """
 
     def __init__(
@@ -61,6 +62,14 @@ class SASADMM(Method):
         self.lambda_, self.beta, self.outer, self.inner = lambda_, beta, outer, inner
         self.k0, self.q, self.v, self.average_from = k0, q, v, average_from
         self.tau, self.sigma = tau, sigma
+        layers = {n: m for n, m in model.named_modules() if isinstance(m, Convolution | nn.Linear)}
+        for name, layer in layers.items():
+            if "weight" not in dict(layer.named_parameters(recurse=False)):
+                raise ValueError(
+                    f"the weight of {name} is not a parameter, but computed from others, as by"
+                    " weight_norm: replace it by its value, with"
+                    " torch.nn.utils.parametrize.remove_parametrizations or remove_weight_norm"
+                )
         own = list(weights(model).values())
         for parameter in model.parameters():
             parameter.requires_grad_(any(parameter is w for w in own))
@@ -120,7 +129,9 @@ class SASADMM(Method):
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        d = torch.cat([w.grad.flatten() for w in self.points if w.grad is not None])
+        # A layer that the forward pass did not use has no gradient: it counts as 0.
+        gradients = (torch.zeros_like(w) if w.grad is None else w.grad for w in self.points)
+        d = torch.cat([gradient.flatten() for gradient in gradients])
         # argmin of dᵀW + (g/2)‖W − W̆‖² + (ρ/2)‖W − W_old‖² − (U − β(W_old − Z))ᵀW. With ρ = β,
         # W_old falls out.
         g = 2 / (self.eta * self.t)

@@ -1,6 +1,8 @@
 """SAS-ADMM on least squares and closed forms, and beside a reference implementation."""
 
+import copy
 import math
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -172,6 +174,52 @@ def test_rounding_adds_no_inner_step():
     """50 · 55/50 is a little more than 55 in floating point."""
     method = SasAdmm(graph(torch.zeros(2)), **{**DEFAULTS, "q": 1.0})
     assert [method.steps(i - 1) for i in range(50, 191)] == [*range(50, 191)]
+
+
+class WithUnused(nn.Module):
+    """A linear layer that the forward pass does not use, and one that it does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused, self.used = nn.Linear(3, 4), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.used(x)
+
+
+def test_the_gradient_of_an_unused_layer_counts_as_0():
+    torch.manual_seed(0)
+    model, inputs = WithUnused(), torch.randn(5, 3)
+    alone = copy.deepcopy(model)
+    del alone.unused
+    unused, used = (layer.weight.detach().clone() for layer in (model.unused, model.used))
+    options = {**DEFAULTS, "lambda_": 0}
+    methods = [SasAdmm(netslim.analyze(each, inputs), **options) for each in (model, alone)]
+    for method in methods:
+        method.begin_epoch(0)
+        for _ in range(3):
+            method.before_forward()
+            method.model.zero_grad()
+            method.model(inputs).square().sum().backward()
+            method.step(0.1)
+    both, one = (method.w for method in methods)
+    torch.testing.assert_close(both[:12].view(4, 3), unused)
+    assert torch.equal(both[12:], one) and not torch.equal(one.view(2, 3), used)
+
+
+def normed_formerly(layer: nn.Module) -> nn.Module:
+    with warnings.catch_warnings(action="ignore"):  # deprecated, but common
+        return nn.utils.weight_norm(layer)
+
+
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, normed_formerly])
+def test_a_weight_that_is_no_parameter_is_refused_with_its_name(norm):
+    model = WithUnused()
+    norm(model.used)
+    known = netslim.analyze(model, torch.randn(5, 3))
+    with pytest.raises(ValueError, match=r"the weight of used is not a parameter.*weight_norm"):
+        SasAdmm(known, **DEFAULTS)
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_zeros_stay_zero_and_the_other_weights_are_solved():
