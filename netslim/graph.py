@@ -62,8 +62,11 @@ class Graph:
         self._known = torch.cat([NOTHING, *(x.flatten() for x in seen.known)])
         modules = dict(model.named_modules())
         self.all_norms = {
-            n: m for n, m in modules.items() if isinstance(m, AnyBatchNorm) and m.weight is not None
+            n: m
+            for n, m in modules.items()
+            if isinstance(m, AnyBatchNorm) and f"{n}.weight".lstrip(".") in seen.axes
         }
+        self.reasons = self._without_own_gamma(modules, seen)
         edges = torch.cat([torch.zeros(2, 0, dtype=torch.int64), *seen.edges], 1)
         used = torch.zeros(seen.atom_count, dtype=torch.bool)
         used[edges.flatten()] = True
@@ -87,6 +90,26 @@ class Graph:
         # Dropout draws one number per channel: removing channels changes the numbers.
         self.drawn_for = {n for n in self.norms if torch.isin(self.norm_classes(n), dropped).any()}
         self.rectified = self._rectified()
+
+    def _without_own_gamma(self, modules: Mapping[str, nn.Module], seen: Signals) -> dict[str, str]:
+        """Returns why batch norms stay whose γ is computed, or not in a module of torch's.
+
+        Pins γ that several batch norms share.
+        """
+        reasons = {}
+        for name, module in modules.items():
+            if isinstance(module, AnyBatchNorm) and name not in self.all_norms:
+                if isinstance(gamma := module._parameters.get("weight"), nn.Parameter):
+                    first = next(n for n, m in self.all_norms.items() if m.weight is gamma)
+                    reasons[name] = f"its γ is also that of {first}"
+                    shared = seen.axes[f"{first}.weight".lstrip(".")][0]
+                    seen.pin(shared, f"its γ is also that of {name}")
+                elif module.weight is not None:
+                    reasons[name] = "its γ is computed from other parameters"
+        for step in seen.steps:
+            if step.kind == "norm" and step.weight and step.name not in self.all_norms:
+                reasons.setdefault(step.name, "its module is none of torch's batch norms")
+        return reasons
 
     def _ties(self, classes: Tensor, seen: Signals) -> frozenset[str]:
         """Names of the batch norms that are the only readers of one layer's output."""
@@ -220,7 +243,6 @@ class Graph:
                 self.reached[self.classes_of(step.stream)] = True
         by, reached = by.bool(), self.reached
         self.norms: dict[str, AnyBatchNorm] = {}
-        self.reasons: dict[str, str] = {}
         self.removable: dict[str, Tensor] = {}
         self.coupled: dict[str, Tensor] = {}
         called = {s.name for s in self.steps if s.kind == "norm"}
@@ -252,7 +274,9 @@ class Graph:
                     else "what reads it needs it"
                 )
             else:
-                self.reasons[name] = "its channels are read before a batch norm"
+                self.reasons[name] = (
+                    "its channels are read before a batch norm, or with γ = 0 they still vary"
+                )
 
     def _rectified(self) -> set[str]:
         norms = [s for s in self.steps if s.kind == "norm" and s.output is not None]
@@ -274,7 +298,11 @@ class Graph:
 
     def why_none(self) -> str:
         """Returns the commonest reasons why batch norms have no removable channels."""
-        return "; ".join(commonest(self.reasons)) or "it has no batch norm"
+        if isinstance(self.model, torch.jit.ScriptModule | torch.fx.GraphModule):
+            none = "it is a program without batch norm modules: prune the model it was made from"
+        else:
+            none = "it has no batch norm"
+        return "; ".join(commonest(self.reasons)) or none
 
     @property
     def ties(self) -> list[list[str]]:

@@ -124,6 +124,9 @@ class _Rules(Reader):
             if call.name == "size":
                 axes, equal, divisor = call.args
                 return self.size(axes, equal, divisor, call.module)
+            if call.name not in REARRANGING:
+                for n in (x for x in leaves((call.args, call.kwargs)) if isinstance(x, Dim)):
+                    self.size(n.axes, None, 0, call.module)
             if not call.refs() or call.name in NEW:
                 return  # a constant tensor
             if call.name not in RULES:
@@ -282,8 +285,6 @@ class _Rules(Reader):
                 signals = signals.view(-1, *[1] * (dims - 2))
             arrays.append(signals.view([1] * (dims - signals.dim()) + list(signals.shape)))
         wide = {axis for x in arrays for axis, n in enumerate(x.shape) if n > 1}
-        for size in (x for x in leaves((call.args, call.kwargs)) if isinstance(x, Dim)):
-            self.size(size.axes, None, 0, call.module)
         if call.name in ("softmax", "log_softmax"):
             axis = call.argument(1, "dim")
             if axis is None or wide == {axis % dims}:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from netslim.folding import LAYERS, Folding, constants_of, double
 from netslim.graph import Graph, analyze, commonest
 from netslim.selection import WIDTH, selecting, selections
-from netslim.trace import call, copied, first_line, moved, plain, tensors_in
+from netslim.trace import call, copied, first_line, moved, passed
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -406,21 +406,55 @@ def prune(model: Model, keep: Mapping[str, Tensor], example: Any) -> tuple[Model
         The smaller model and a :class:`Report`.
 
     Raises:
-        ValueError: the model cannot take the example, or ``keep`` does not fit it.
+        ValueError: the model cannot take the example, ``keep`` does not fit it, or the smaller
+            model does not compute on the example what ``model`` does with γ = 0.
     """
     graph = analyze(model, example)
     removal = plan_removal(graph, keep)
     small = apply_removal(graph, model, removal)
     report = report_of(graph, model, removal, keep, small)
     report.difference, report.largest = compare(model, small, example)
+    if _differs(model, report.difference, report.largest):
+        _check_masked(model, small, removal, example)
     return small, report
+
+
+def _differs(model: nn.Module, difference: float, largest: float) -> bool:
+    """Whether outputs differ by more than rounding in the dtype of ``model``."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    return difference > torch.finfo(dtype).eps ** 0.5 * largest
+
+
+@torch.no_grad()
+def _check_masked(model: nn.Module, small: nn.Module, removal: Removal, example: Any) -> None:
+    """Compares ``small`` with ``model`` with γ = 0 in the removed channels, in float64.
+
+    Raises ValueError: they compute different functions.
+    """
+    masked, own = copied(model), dict(small.named_parameters())
+    gammas = {removal.full_name(name): gamma for name, gamma in own.items()}
+    for name, stays in removal.keep.items():
+        key = f"{name}.weight".lstrip(".")
+        masked.get_parameter(key).zero_()[stays] = gammas[key]
+    wide, slim = masked.double(), copied(small).double()
+    try:
+        chance, _ = compare(wide, wide, example)  # of a model that draws numbers
+        difference, largest = compare(wide, slim, example)
+    except Exception:  # it cannot compute in float64
+        return
+    if chance == 0 and _differs(model, difference, largest):
+        raise ValueError(
+            f"the pruned model computes something else than with γ = 0: outputs differ by"
+            f" {difference:.2g} of {largest:.2g}. Code of the model computes with a number of"
+            " channels where that is not seen: keep all channels of that part"
+        )
 
 
 @torch.no_grad()
 def compare(model: nn.Module, small: nn.Module, example: Any) -> tuple[float, float]:
     """Returns the largest difference of the outputs in evaluation mode, and the largest output.
 
-    NaN if no output is a tensor of floating-point numbers.
+    NaN if no output is a tensor of floating-point numbers, infinite if their shapes differ.
 
     Raises:
         ValueError: ``small`` does not run.
@@ -433,6 +467,8 @@ def compare(model: nn.Module, small: nn.Module, example: Any) -> tuple[float, fl
             f"the pruned model does not run, as code of the model needs what was removed:"
             f" {first_line(error)}; keep all channels of that part"
         ) from error
+    if [x.shape for x in before] != [x.shape for x in after]:
+        return math.inf, max((float(x.abs().max()) for x in before if x.numel()), default=0.0)
     pairs = [(a, b) for a, b in zip(before, after, strict=True) if a.numel()]
     sizes = [[float((a - b).abs().max()), float(a.abs().max())] for a, b in pairs]
     worst = torch.tensor(sizes or [[math.nan, math.nan]], dtype=torch.float64).amax(0)
@@ -441,4 +477,4 @@ def compare(model: nn.Module, small: nn.Module, example: Any) -> tuple[float, fl
 
 def _outputs(model: nn.Module, example: Any) -> list[Tensor]:
     answers = call(copied(model).eval(), moved(model, example))
-    return [x.double() for x in tensors_in(plain(answers)) if x.is_floating_point()]
+    return [x.double() for x in passed(answers) if x.is_floating_point()]

@@ -154,7 +154,9 @@ def _copied(x: Any, memo: dict[int, Any]) -> Any:
     elif isinstance(x, nn.Module) and _copies_its_dict(kind):
         new = memo[id(x)] = kind.__new__(kind)
         vars(new).update(
-            (k, v if type(v) in ATOMS else _copied(v, memo)) for k, v in vars(x).items()
+            (k, v if type(v) in ATOMS else _copied(v, memo))
+            for k, v in vars(x).items()
+            if k != "_compiled_call_impl"  # which calls ``x``
         )
     else:
         memo.update((id(y), _copied(y, memo)) for y in tensors_in(x) if not y.is_leaf)
@@ -227,11 +229,22 @@ def _meta(x: Tensor) -> Tensor:
     return nn.Parameter(new, x.requires_grad) if isinstance(x, nn.Parameter) else new
 
 
-def plain(x: Any) -> Any:
-    """Returns the attributes of an output object that is no list, dict or tensor."""
-    if isinstance(x, dict | list | tuple) or not hasattr(x, "__dict__") or isinstance(x, Tensor):
-        return x
-    return list(vars(x).values())
+def passed(x: Any) -> Iterator[Tensor]:
+    """Yields the tensors in an argument or output of a model, also in attributes of objects."""
+    left, seen = [x], set[int]()
+    while left:
+        x = left.pop()
+        if isinstance(x, Tensor):
+            yield x
+        elif type(x) not in ATOMS and id(x) not in seen and not isinstance(x, nn.Module | type):
+            seen.add(id(x))
+            if isinstance(x, Mapping):
+                left += [*x.values()][::-1]
+            elif isinstance(x, tuple | list | deque | Set):
+                left += [*x][::-1]
+            else:
+                slots = (n for kind in type(x).__mro__ for n in vars(kind).get("__slots__", ()))
+                left += [getattr(x, n, None) for n in (*getattr(x, "__dict__", ()), *slots)][::-1]
 
 
 def first_line(error: Exception) -> str:
@@ -278,14 +291,14 @@ class _Runs:
             hooks.register_module_forward_hook(recorder.leave, always_call=True),
         ]
         try:
-            for x in tensors_in(inputs):
+            for x in passed(inputs):
                 recorder.register(x)
             with torch.random.fork_rng(devices=[]), torch.no_grad(), recorder:
                 outputs = call(model, inputs)
         finally:
             for handle in handles:
                 handle.remove()
-        for x in tensors_in(plain(outputs)):
+        for x in passed(outputs):
             recorder.trace.outputs.append(recorder.number(x))
         trace = recorder.trace
         if trace.split and watched is None:
@@ -383,11 +396,11 @@ class _Recorder(TorchFunctionMode):
             args = tuple(map(as_plain, args))
         if name in ("shape", "size"):
             return self._sizes(function, args, kwargs)
-        if name in ("len", "numel", "nelement"):
+        if name in ("len", "numel", "nelement", "stride"):
             axes = frozenset(
                 (self.number(args[0]), i) for i in range(1 if name == "len" else args[0].dim())
             )
-            return Dim.of(function(*args, **kwargs), axes, self.used)
+            return each(lambda n: Dim.of(n, axes, self.used), function(*args, **kwargs))
         args, kwargs = _evaluating(function, name, args, kwargs)
         arguments = leaves((args, kwargs))
         if not RECORDING.isdisjoint(map(type, arguments)):

@@ -1,0 +1,160 @@
+"""Code in users' models that netslim cannot follow: channels stay, or the pruning is refused."""
+
+import math
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import l1_unstructured
+
+import netslim
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+KEEP = {"norm": torch.arange(8) > 3}
+
+
+class Net(nn.Module):
+    """Applies ``between`` to the feature map and ``wrap`` to logits and feature map."""
+
+    def __init__(
+        self,
+        between: Callable[[Any, Tensor], Tensor] = lambda model, x: x,
+        wrap: Callable[[Tensor, Tensor], Any] = lambda logits, features: logits,
+    ) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.head = nn.Conv2d(8, 3, 1)
+        self.between, self.wrap = between, wrap
+        with torch.no_grad():  # silent where KEEP removes
+            self.norm.weight[:4] = 0
+            self.norm.bias[:4] = -1
+        self.eval()
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.between(self, self.norm(self.conv(x)).relu())
+        return self.wrap(self.head(x).mean((2, 3)), x)
+
+
+@dataclass
+class Out:
+    logits: Any
+    features: Any
+
+
+@dataclass(slots=True)
+class Slots:
+    features: Any
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda logits, x: [Out(logits, x)],
+        lambda logits, x: {"detections": Out(logits, [x])},
+        lambda logits, x: Out(logits, Slots(x)),
+        lambda logits, x: types.MappingProxyType({"logits": logits, "features": x}),
+        lambda logits, x: {logits, x},
+    ],
+)
+def test_a_feature_map_inside_an_object_is_an_output(wrap):
+    graph = netslim.analyze(Net(wrap=wrap), X)
+    assert graph.reasons == {"norm": "it is an output of the model"}
+
+
+def test_tensors_in_objects_are_inputs():
+    class Unwraps(Net):
+        def forward(self, batch: Any) -> Any:
+            return super().forward(batch.features)
+
+    assert [*netslim.analyze(Unwraps(), (Slots(X),)).norms] == ["norm"]
+
+
+# A number of channels becomes a value: the pruned model would compute another function.
+COMPUTES: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "an attribute of a layer": lambda model, x: x / math.sqrt(model.conv.out_channels),
+    "an attribute of the reader": lambda model, x: x * model.head.in_channels,
+    "numpy": lambda model, x: x / float(np.sqrt(x.shape[1])),
+    "a loop": lambda model, x: x * sum(1 for _ in range(x.shape[1])),
+    "math": lambda model, x: x / math.log(x.shape[1]),
+}
+
+
+@pytest.mark.parametrize("code", COMPUTES)
+def test_code_that_computes_with_a_number_of_channels_is_refused(code):
+    with pytest.raises(ValueError, match="computes something else than with γ = 0"):
+        netslim.prune(Net(COMPUTES[code]), KEEP, X)
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda model, x: x * torch.arange(x.shape[1]).sum(),
+        lambda model, x: x / x.stride(0),
+        lambda model, x: F.interpolate(x, size=x.shape[1]),
+    ],
+)
+def test_channels_whose_number_torch_computes_with_stay(between):
+    reasons = netslim.analyze(Net(between), X).reasons
+    assert reasons == {"norm": "code of the model computes with its width"}
+
+
+def test_a_model_that_draws_numbers_is_not_refused():
+    model = Net(wrap=lambda logits, x: logits + torch.randn(2, 3))
+    small, report = netslim.prune(model, KEEP, X)
+    assert report.silent == 4 and small.conv.out_channels == 4
+
+
+class Positive(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.abs()
+
+
+def test_batch_norms_without_a_gamma_of_their_own_stay():
+    computed = "its γ is computed from other parameters"
+    model = Net()
+    parametrize.register_parametrization(model.norm, "weight", Positive())
+    assert netslim.analyze(model, X).reasons == {"norm": computed}
+    model = Net()
+    l1_unstructured(model.norm, "weight", 0.5)
+    assert netslim.analyze(model, X).reasons == {"norm": computed}
+    model = nn.Sequential(Net(wrap=lambda logits, x: x), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
+    model.append(nn.Conv2d(8, 2, 1))
+    model[2].weight = model[0].norm.weight
+    reasons = {"0.norm": "its γ is also that of 2", "2": "its γ is also that of 0.norm"}
+    assert netslim.analyze(model, X).reasons == reasons
+
+
+def test_a_module_that_is_to_be_compiled_is_seen():
+    model = Net()
+    model.compile(backend="eager")
+    assert [*netslim.analyze(model, X).norms] == ["norm"]
+    small, report = netslim.prune(model, KEEP, X)
+    assert report.difference < 1e-6 and small(X).shape == (2, 3)
+
+
+class Norm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = (nn.Parameter(torch.ones(8)) for _ in range(2))
+        self.mean, self.var = nn.Buffer(torch.zeros(8)), nn.Buffer(torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.mean, self.var, self.weight, self.bias)
+
+
+def test_what_has_batch_norms_of_another_kind_is_not_said_to_have_none():
+    model = Net()
+    model.norm = Norm()
+    other = "its module is none of torch's batch norms"
+    assert netslim.analyze(model, X).why_none() == f"norm: {other}"
+    program = torch.export.export(nn.Sequential(Net().conv, Net().norm).eval(), (X,)).module()
+    assert "prune the model it was made from" in netslim.analyze(program, X).why_none()
