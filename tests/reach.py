@@ -35,7 +35,7 @@ from torch import Tensor, nn
 import netslim
 from netslim.graph import AnyBatchNorm
 from netslim.surgery import apply_removal, plan_removal
-from netslim.trace import copied, plain, tensors_in
+from netslim.trace import copied, passed
 
 TORCHVISION = """
     resnet18 resnet50 wide_resnet50_2 resnext50_32x4d densenet121 efficientnet_b0
@@ -85,7 +85,7 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
 def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
     torch.manual_seed(0)  # of dropout
     found = model(x)
-    return [*tensors_in(plain(found))]
+    return [*passed(found)]
 
 
 def change(small: nn.Module, full: nn.Module, x: Tensor, training: bool = False) -> float:
