@@ -90,12 +90,16 @@ class Folding:
         steps: the steps in evaluation mode.
         absorbs: for each step, whether the layers behind take up a constant missing in its output.
         folds: weights of layers that can lose inputs with constants other than 0.
+        bordered: weights of layers that pad their input in any mode.
         carried: weights in ``folds`` that need a carrier.
+        reads: the input signals of each layer with a weight in ``folds``.
     """
 
     def __init__(self, graph: Graph, model: nn.Module) -> None:
         self.graph, self.model = graph, model
         self.steps = [s for s in graph.steps if not s.training]
+        layers = [s for s in graph.steps if s.kind in LAYERS]
+        self.bordered = {s.weight for s in layers if s.bordered}
         # A parameter shared by several calls cannot correct each of them.
         self.calls = Counter(n for s in self.steps for n in {s.weight, s.bias, s.mean} if n)
         made_by = torch.full((len(graph._atoms),), -1)
@@ -107,16 +111,20 @@ class Folding:
             for x in step.inputs:
                 for producer in made_by[x].unique().tolist():
                     consumers.setdefault(producer, set()).add(i)
+        only_training = [x for s in graph.steps if s.training for x in s.inputs]
+        uncorrected = {i for x in only_training for i in made_by[x].unique().tolist()}
         self.absorbs = [False] * len(self.steps)
         for i in reversed(range(len(self.steps))):  # an output without readers needs no correction
-            followed = self.steps[i].output is not None
+            followed = self.steps[i].output is not None and i not in uncorrected
             self.absorbs[i] = followed and all(self._hands_on(j) for j in consumers.get(i, ()))
         self.folds, self.carried = set(), set()
+        self.reads: dict[str, Tensor] = {}
         for step, absorbs in zip(self.steps, self.absorbs, strict=True):
             if step.kind in ("convolution", "linear") and self.calls[step.weight] == 1:
                 self.folds.add(step.weight)
+                self.reads[step.weight] = step.inputs[0]
                 biased = self.calls[step.bias] == 1 if step.bias else self._takes_bias(step)
-                if step.bordered or not (absorbs or biased):
+                if step.weight in self.bordered or not (absorbs or biased):
                     self.carried.add(step.weight)
 
     def _hands_on(self, i: int) -> bool:
@@ -125,7 +133,7 @@ class Folding:
         if step.kind == "norm":
             return self.calls[step.mean] == 1
         if step.kind in LAYERS:
-            once = self.calls[step.weight] == 1 and not step.bordered
+            once = self.calls[step.weight] == 1 and step.weight not in self.bordered
             return once and (self.calls[step.bias] == 1 if step.bias else self.absorbs[i])
         return self.absorbs[i] and (step.kind == "select" or _adds(step))
 

@@ -74,6 +74,9 @@ def read(signals: Signals, trace: Trace, training: bool) -> None:
         output = reader.of(value)
         signals.pin(signals.atom(output), "it is an output of the model")
         reader.step("other", "output", [output], None)
+    for name in trace.changed & signals.axes.keys():
+        for atoms in signals.axes[name]:
+            signals.pin(atoms, f"code changes {name}")
     if trace.unseen:
         everything = torch.arange(signals.atom_count)
         reason = "the model runs code that torch cannot see (compiled, or of its own)"
@@ -426,6 +429,12 @@ class _Rules(Reader):
             self.all.join(groups[:1], groups)
         elif call.name in PICKING and not torch.equal(arrays[0].flatten(), signals.flatten()):
             raise NotPrunable("picks or rearranges its channels")
+        elif (
+            call.name == "narrow"
+            and signals.shape[call.argument(1, "dim")] > 1
+            and not self.follows(call.argument(3, "length"))
+        ):
+            raise NotPrunable("has a width that is written in the code")
         return arrays
 
     def plain(self, x: Any) -> Any:

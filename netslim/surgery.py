@@ -227,7 +227,9 @@ def _classes_without_reader(
     for step, classes in graph._readers:
         if step.kind in ("convolution", "linear"):
             seen = constants[step.inputs[0]]
-            needed = seen.isnan() if step.weight in folding.folds else seen != 0  # NaN is not 0
+            needed = seen != 0  # NaN is not 0
+            if step.weight in folding.folds:  # and in training the constant is the same
+                needed &= seen != constants[folding.reads[step.weight]]
             removed_classes[classes[needed]] = False
     selecting_ = [(s, classes) for s, classes in graph._readers if s.kind in ("norm", "select")]
     while True:

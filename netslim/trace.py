@@ -87,6 +87,7 @@ class Trace:
     names: dict[int, str] = field(default_factory=dict)  # of parameters and buffers, by value
     outputs: list[int] = field(default_factory=list)
     unseen: list[int] = field(default_factory=list)  # values of unknown origin
+    changed: set[str] = field(default_factory=set)  # buffers that the forward pass changes
     split: set[Source] = field(default_factory=set)  # int attributes at which calls split
     fixed: set[Source] = field(default_factory=set)  # int attributes with other uses
 
@@ -300,6 +301,11 @@ class _Runs:
                 handle.remove()
         for x in passed(outputs):
             recorder.trace.outputs.append(recorder.number(x))
+        for path, original in self.modules.items():
+            own = vars(memo.get(id(original), original))["_buffers"]
+            for key, x in original._buffers.items():
+                if x is not None and own.get(key) is not memo.get(id(x), x):  # replaced
+                    recorder.trace.changed.add(f"{path}.{key}".lstrip("."))
         trace = recorder.trace
         if trace.split and watched is None:
             try:
@@ -418,6 +424,8 @@ class _Recorder(TorchFunctionMode):
             return result
         for x in written:  # tensors that share its storage have changed, too
             for other in self.aliases.get(x.untyped_storage()._cdata, ()):
+                if buffer := self.trace.names.get(self.numbers[id(other)]):
+                    self.trace.changed.add(buffer)
                 if other is not x:
                     self.stale[id(other)] = len(self.trace.shapes)
         for x in {id(x): x for x in (*made, *written)}.values():

@@ -158,3 +158,63 @@ def test_what_has_batch_norms_of_another_kind_is_not_said_to_have_none():
     assert netslim.analyze(model, X).why_none() == f"norm: {other}"
     program = torch.export.export(nn.Sequential(Net().conv, Net().norm).eval(), (X,)).module()
     assert "prune the model it was made from" in netslim.analyze(program, X).why_none()
+
+
+class Trains(nn.Module):
+    """Constants of ``norm`` reach a convolution without bias and a batch norm behind it."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind = kind
+        self.conv, self.norm, self.other = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+        self.reader, self.behind = nn.Conv2d(8, 6, 1, bias=False), nn.BatchNorm2d(6)
+        self.head, self.aux = nn.Linear(6, 3), nn.Conv2d(6, 3, 1)
+        self.center = nn.Buffer(torch.zeros(8))
+        for norm in (self.norm, self.other):
+            nn.init.zeros_(norm.weight[:4])
+        nn.init.ones_(self.norm.bias)
+        nn.init.constant_(self.other.bias, 2)
+        self.double()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        training = self.training and self.kind
+        x = (self.other if training == "another batch norm" else self.norm)(self.conv(x)).relu()
+        if training == "a sum":
+            x = x + 1
+        if self.kind == "a moving average":
+            if training:
+                self.center.mul_(0.9).add_(x.mean((0, 2, 3)).detach(), alpha=0.1)
+            x = x - self.center.view(1, -1, 1, 1)
+        padding = 1 if training == "padding" else 0
+        x = F.conv2d(x, self.reader.weight, padding=padding)
+        y = self.head(self.behind(x).relu().mean((2, 3)))
+        return (y, self.aux(x)) if training == "a head" else (y, x) if training == "x" else (y,)
+
+
+@pytest.mark.parametrize("removed", ["a head", "x", "padding"])
+@pytest.mark.parametrize("training", [False, True])
+def test_constants_are_folded_for_what_only_training_reads(removed, training):
+    model = Trains(removed)
+    small, report = netslim.prune(model, KEEP, X.double())
+    assert report.folded >= 3
+    for _ in range(2):
+        for a, b in zip(*(m.train(training)(X.double()) for m in (model, small)), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["another batch norm", "a sum", "a moving average"])
+def test_channels_stay_whose_constant_is_another_in_training(kind):
+    model, x = Trains(kind), X.double()
+    keep = {n: KEEP["norm"] for n in netslim.analyze(model, x).norms if n in ("norm", "other")}
+    small, report = netslim.prune(model, keep, x)
+    assert report.removed == 0
+    for m in (model, small):
+        m.train()(x)
+    assert torch.equal(model.eval()(x)[0], small.eval()(x)[0])
+
+
+def test_a_literal_width_is_none_that_follows():
+    reasons = netslim.analyze(Net(lambda model, x: x.narrow(1, 0, 8)), X).reasons
+    assert "has a width that is written in the code" in reasons["norm"]
+    assert not netslim.analyze(Net(lambda model, x: x.narrow(2, 0, 4)), X).reasons
