@@ -130,6 +130,7 @@ def take(model: Model, state: Mapping[str, Any]) -> Model:
         y = rest.get(name, x)
         pairs = zip(y.shape, x.shape, strict=True)
         narrower = y.dim() == x.dim() and all(0 < a <= b for a, b in pairs)
+        narrower &= y.shape[2:] == x.shape[2:]  # such as those of kernels
         narrower &= not isinstance(modules[name.rpartition(".")[0]], torch.jit.ScriptModule)
         if (not narrower and y.shape != x.shape) or y.is_floating_point() != x.is_floating_point():
             raise ValueError(
@@ -145,6 +146,8 @@ def take(model: Model, state: Mapping[str, Any]) -> Model:
         if id(x) not in values:
             value = torch.zeros_like(x, device="cpu") if source is None else rest[source].clone()
             value = value if x.is_meta else value.to(x.device)
+            if x.dim() == 4 and not x.is_contiguous():  # channels last
+                value = value.contiguous(memory_format=torch.channels_last)
             is_parameter = isinstance(x, nn.Parameter)
             values[id(x)] = nn.Parameter(value, x.requires_grad) if is_parameter else value
         if isinstance(module, torch.jit.ScriptModule):

@@ -340,3 +340,18 @@ def test_scripted_parts_are_loaded(tmp_path: Path) -> None:
     netslim.save(model, tmp_path / "model.pt")
     loaded = netslim.load(fresh(), tmp_path / "model.pt")
     assert torch.equal(loaded(example()), model(example()))
+
+
+def test_a_file_keeps_the_fresh_models_memory_format(tmp_path: Path) -> None:
+    small, _ = netslim.prune(plain_net(), {"1": torch.arange(8) < 5}, example())
+    netslim.save(small, tmp_path / "small.pt")
+    fresh = plain_net().to(memory_format=torch.channels_last)
+    loaded = netslim.load(fresh, tmp_path / "small.pt")
+    assert loaded[3].weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(loaded[3].weight, small[3].weight)
+
+
+def test_a_smaller_kernel_is_not_taken_for_a_pruned_one(tmp_path: Path) -> None:
+    netslim.save(nn.Sequential(nn.Conv2d(3, 8, 3)), tmp_path / "small.pt")
+    with pytest.raises(ValueError, match=r"0.weight is \(8, 3, 3, 3\) .* \(8, 3, 7, 7\)"):
+        netslim.load(nn.Sequential(nn.Conv2d(3, 8, 7)), tmp_path / "small.pt")
