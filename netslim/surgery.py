@@ -438,10 +438,10 @@ def _check_masked(model: nn.Module, small: nn.Module, removal: Removal, example:
     for name, stays in removal.keep.items():
         key = f"{name}.weight".lstrip(".")
         masked.get_parameter(key).zero_()[stays] = gammas[key]
-    wide, slim = masked.double(), copied(small).double()
+    masked, small = masked.double(), copied(small).double()
     try:
-        chance, _ = compare(wide, wide, example)  # of a model that draws numbers
-        difference, largest = compare(wide, slim, example)
+        chance, _ = compare(masked, masked, example)  # of a model that draws numbers
+        difference, largest = compare(masked, small, example)
     except Exception:  # it cannot compute in float64
         return
     if chance == 0 and _differs(model, difference, largest):
