@@ -440,7 +440,7 @@ def _check_masked(model: nn.Module, small: nn.Module, removal: Removal, example:
         masked.get_parameter(key).zero_()[stays] = gammas[key]
     if not _differs(model, *compare(masked, small, example)):
         return
-    masked, small = masked.double(), copied(small).double()  # of rounding, little is left there
+    masked, small = masked.double(), copied(small).double()  # where rounding is negligible
     try:
         chance, _ = compare(masked, masked, example)  # of a model that draws numbers
         difference, largest = compare(masked, small, example)
