@@ -151,7 +151,7 @@ def update(runs: Runs, seeds: list[int], folder: Path, csv: Path) -> None:
             same = all(line.get(name) == row[name] for name in models)
             if not same and not missing_packages(ENGINES[ENGINE]):
                 times = dict(zip(comparison.TIMES, measure(paths), strict=True))
-            records.put(csv, row | times, KEY)
+            records.append(csv, row | times, KEY)
 
 
 def measure(paths: list[Path]) -> tuple[str, str]:

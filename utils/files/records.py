@@ -34,30 +34,18 @@ def read(path: Path, needs: Iterable[str] = (), numbers: Iterable[str] = ()) -> 
         raise InputError(f"{path} cannot be read ({error}): move it away") from None
 
 
-def append(path: Path, row: Mapping[str, object]) -> None:
+def append(path: Path, row: Mapping[str, object], key: Sequence[str] = ()) -> None:
     """Appends ``row``, with None as an empty cell, and new columns behind those of the file.
 
+    With ``key``, it replaces the row that has the same cells in these columns, if there is one.
     Several processes may append at the same time. Raises InputError: the file was written by
     another program, or could not be written; it is then unchanged.
-    """
-    try:
-        with _locked(path):
-            columns, rows = _parse(path, path.read_bytes(), list(row)[:1])
-            _write(path, list(dict.fromkeys([*columns, *row])), [*rows, row])
-    except OSError as error:
-        raise InputError(f"{path} could not be written ({error})") from None
-
-
-def put(path: Path, row: Mapping[str, object], key: Sequence[str]) -> None:
-    """Replaces the row with the same cells in the columns ``key``, or appends ``row``.
-
-    Raises InputError as :func:`append` does.
     """
     cells = {name: "" if value is None else str(value) for name, value in row.items()}
     try:
         with _locked(path):
-            columns, rows = _parse(path, path.read_bytes(), key[:1])
-            same = [all(old.get(name) == cells[name] for name in key) for old in rows]
+            columns, rows = _parse(path, path.read_bytes(), list(row)[:1])
+            same = [bool(key) and all(old.get(k) == cells[k] for k in key) for old in rows]
             new = [cells if match else old for old, match in zip(rows, same, strict=True)]
             new += [] if any(same) else [cells]
             _write(path, list(dict.fromkeys([*columns, *cells])), new)
