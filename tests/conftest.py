@@ -1,6 +1,5 @@
 import os
 import signal
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,20 +21,20 @@ def pytest_report_header() -> str:
     return f"the GPU path is not tested: {why}" if why else "the GPU path is tested"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def processes_start_fast():
+    import warm  # not before OMP_NUM_THREADS is set
+
+    with warm.server():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def subnormals():
     """Commands flush them for the whole process; what tests assert must hold without that."""
     import torch  # not before OMP_NUM_THREADS is set
 
     torch.set_flush_denormal(False)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def shapes_drawn_once():
-    """All images of ``--dataset shapes`` take seconds to draw."""
-    from utils.data import shapes
-
-    shapes.draw_shapes = cache(shapes.draw_shapes)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from types import ModuleType
 
 import torch
 
+import warm
 from utils import console
 from utils.experiments.jobs import Job
 
@@ -62,8 +63,9 @@ class InThisProcess:
 
 def start(folder: Path, pictures: Path, *more: object, **options: object) -> subprocess.Popen:
     """Train in a process of its own."""
+    python = sys.executable if "start_new_session" in options else warm.PYTHON
     data = ["--dataset", "folder", "--data", pictures]
-    argv = [sys.executable, ROOT / "main.py", *QUICK, *data, "--save", folder, *more]
+    argv = [python, ROOT / "main.py", *QUICK, *data, "--save", folder, *more]
     return subprocess.Popen(
         [str(arg) for arg in argv],
         stdout=subprocess.PIPE,
@@ -164,5 +166,5 @@ sys.exit(console.run(main.main, sys.argv[2:]))
 
 def dies_at(call: int, argv: list[object]) -> int:
     """Train, but be killed at the ``call``-th call that touches files; the exit status."""
-    command = [sys.executable, "-c", DIES_AT, str(call), *map(str, argv)]
+    command = [warm.PYTHON, "-c", DIES_AT, str(call), *map(str, argv)]
     return subprocess.run(command, cwd=ROOT, capture_output=True).returncode

@@ -2,11 +2,12 @@
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+import warm
 
 ROOT = Path(__file__).parents[1]
 TOY = '''
@@ -47,7 +48,7 @@ def program(tmp_path_factory) -> Path:
     """A copy of the program, with one more file."""
     folder = tmp_path_factory.mktemp("program")
     for name in ("models", "utils", "netslim"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, folder / name)
     for name in ("main.py", "requirements.txt"):
         shutil.copy(ROOT / name, folder)
     (folder / "models" / "toy.py").write_text(TOY)
@@ -55,7 +56,7 @@ def program(tmp_path_factory) -> Path:
 
 
 def run(program: Path, *words: object) -> str:
-    line = [sys.executable, *map(str, words)]
+    line = [warm.PYTHON, *map(str, words)]
     done = subprocess.run(line, cwd=program, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr

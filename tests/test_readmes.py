@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import warm
 from utils.flags.parser import parser as main_parser
 from utils.pruning.command import parser as prune_parser
 
@@ -72,17 +73,18 @@ def test_code_runs_as_it_stands(readme, tmp_path):
     if not blocks:
         return
     for name in ("models", "utils", "netslim"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, tmp_path / name)
     for name in ("main.py", "vgg_prune.py", "requirements.txt"):
         shutil.copy(ROOT / name, tmp_path)
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    folders = (Path(python).parent for python in (warm.PYTHON, sys.executable))
+    path = os.pathsep.join([*map(str, folders), os.environ["PATH"]])
     for language, block in blocks:
         if place := re.match(r"# (append to )?(\S+\.py)\n", block):
             with (tmp_path / place[2]).open("a" if place[1] else "x") as file:
                 file.write(block)
             assert block.count("\n") <= 25
             continue
-        command = [sys.executable, "-c"] if language == "python" else ["bash", "-euc"]
+        command = [warm.PYTHON, "-c"] if language == "python" else ["bash", "-euc"]
         environment = {**os.environ, "PATH": path, "CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(
             [*command, block], cwd=tmp_path, env=environment, capture_output=True, text=True

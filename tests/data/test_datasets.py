@@ -16,7 +16,6 @@ from torchvision import datasets as torchvision_datasets
 from own_pictures import noise, one_line, same, save
 from utils import console
 from utils.console import InputError
-from utils.data import shapes
 from utils.data.datasets import CIFAR_NORM, SVHN_NORM, ImageSet, load, load_dataset
 from workshop import Payload, dump
 
@@ -252,9 +251,7 @@ def test_modified_cifar_pickles_are_not_unpickled(name: str, folder: str, tmp_pa
     assert not Path("owned").exists()
 
 
-def test_shapes_have_ten_classes_and_distinct_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    draw = shapes.draw_shapes  # drawing all 12,000 images takes seconds
-    monkeypatch.setattr(shapes, "draw_shapes", lambda count, seed: draw(count // 20, seed))
+def test_shapes_have_ten_classes_and_distinct_parts() -> None:
     data = load_dataset("shapes", subset=400, test_subset=100)
     assert len(data.classes) == 10 and data.augment
     assert data.train.images.shape == (400, 32, 32, 3)

@@ -2,13 +2,13 @@
 
 import os
 import subprocess
-import sys
 
 import pytest
 import torch
 
 import main
 import resnet_prune
+import warm
 from runs import command
 from utils import console, export
 from utils.arguments import share
@@ -128,7 +128,7 @@ def test_scripts_exit_with_status_2_and_one_line(shop, tmp_path, line):
     before = snapshot(tmp_path), snapshot(shop.folder)
     script, *args = line.format(**paths).split()
     done = subprocess.run(
-        [sys.executable, ROOT / script, *args],
+        [warm.PYTHON, ROOT / script, *args],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -3,17 +3,19 @@
 import ast
 import re
 import subprocess
-import sys
 
 import torch
 
+import warm
 from runs import QUICK, ROOT, assert_same_run, rows
 
-TOY = [sys.executable, "tests/toy.py"]
+TOY = "tests/toy.py"
 
 
 def toy(*argv: object) -> str:
-    done = subprocess.run([*TOY, *map(str, argv)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [warm.PYTHON, TOY, *map(str, argv)], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -24,7 +26,7 @@ def test_a_users_method_trains_resumes_and_is_recorded(tmp_path, pictures):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert re.search(r"\nnext: \S+ resnet_prune.py .*--percent 0.1", toy(*flags, whole))
 
-    command = [*TOY, *flags, str(parts), "--resume", "auto"]
+    command = [warm.PYTHON, TOY, *flags, str(parts), "--resume", "auto"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.startswith("epoch 3/8"):

@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ import torch
 
 import main
 import resnet_prune
+import warm
 from runs import QUICK, ROOT, assert_same_run, rows, train
 from runs import command as run_command
 from utils import console
@@ -70,7 +70,7 @@ def test_train_prune_and_refine(arch, depth, tmp_path, pictures, capsys, monkeyp
     run, save = f"-x_{arch}_{depth}_folder", "-my runs"
     data = ["--dataset", "folder", "--data", pictures, f"--save={save}", "--name=-x"]
     flags = [*QUICK, *SLIMMING, *data, "--arch", arch, "--depth", depth]
-    output = run_line(shlex.join(map(str, [sys.executable, ROOT / "main.py", *flags])))
+    output = run_line(shlex.join(map(str, [warm.PYTHON, ROOT / "main.py", *flags])))
     folder = tmp_path / save
     log = rows(folder / f"{run}/log.csv")
     assert list(log[0]) == LOG

@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+import warm
 from runs import DYING, QUICK, ROOT, assert_same_run, rows
 from utils.data.batches import Batches
 from utils.data.datasets import load_dataset
@@ -29,7 +29,7 @@ LOST = re.compile("SIGKILL|the process group lost")
 def torchrun(
     folder: Path, pictures: Path, *flags: object, script: Path = Path("main.py")
 ) -> subprocess.Popen:
-    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
+    argv = [warm.PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
     # Without --, torchrun reads --s as an abbreviation of a flag of its own.
     argv += ["--", script, *QUICK, *RESNET, "--dataset", "folder", "--data", pictures]
     return subprocess.Popen(
