@@ -40,9 +40,15 @@ def limit(
         model: the model that is pruned, if it is not the graph's.
 
     Raises:
-        ValueError: a pattern matches no batch norm that can be pruned, or ``keep`` does not fit.
+        ValueError: a pattern matches no batch norm that can be pruned, ``keep`` does not fit, a
+            ``minimum`` is no share, or ``round_to`` no positive number.
     """
     check_keep(graph, keep)
+    if round_to < 1:
+        raise ValueError(f"round_to is {round_to}, not a positive number of channels")
+    for pattern, share in (minimum or {}).items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"minimum of {pattern} is {share}, not a share from 0 to 1")
     prunable, minimum = graph.prunable(), minimum or {}
     skipped = [name for pattern in skip for name in matching(pattern, prunable)]
     shares = [

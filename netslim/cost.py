@@ -1,9 +1,10 @@
 """Parameters and FLOPs of a model, and of the model that a pruning would leave."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from netslim.graph import Graph
 from netslim.surgery import plan_removal
-from netslim.trace import call, copied
+from netslim.trace import call, copied, moved
 
+Counted = TypeVar("Counted")
 Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
 
 
@@ -29,28 +31,37 @@ class Cost:
 
 
 @torch.no_grad()  # FlopCounterMode sees nothing under inference_mode
-def cost(model: nn.Module, example: Any, hook: Hook | None = None) -> Cost:
-    """Returns the cost of ``model`` for ``example``; runs on the meta device.
+def cost(model: nn.Module, example: Any, hook: Callable[[], Hook] | None = None) -> Cost:
+    """Returns the cost of ``model`` for ``example``; runs on the meta device if it can.
 
-    ``hook`` is registered as a forward hook of each module.
+    ``hook`` returns the forward hook of each module, anew for each run.
     """
-    model, example = _on_meta(model, example)
-    if hook is not None:
-        for module in model.modules():
-            module.register_forward_hook(hook)
-    with FlopCounterMode(display=False) as counter:
-        call(model, example)
-    return Cost(sum(p.numel() for p in model.parameters()), counter.get_total_flops())
+
+    def count(model: nn.Module, example: Any) -> Cost:
+        if hook is not None:
+            own = hook()
+            for module in model.modules():
+                module.register_forward_hook(own)
+        with FlopCounterMode(display=False) as counter:
+            call(model, example)
+        return Cost(sum(p.numel() for p in model.parameters()), counter.get_total_flops())
+
+    return _counted(count, model, example)
 
 
-def _on_meta(model: nn.Module, example: Any) -> tuple[nn.Module, Any]:
-    """Copies of both on the meta device, in float32 and evaluation mode."""
+def _counted(count: Callable[[nn.Module, Any], Counted], model: nn.Module, example: Any) -> Counted:
+    """Calls ``count`` with copies in evaluation mode, on the meta device: nothing is computed.
+
+    Code that needs values, or makes tensors on a device, fails there, and is run as it is.
+    """
 
     def move(x: Any) -> Any:
         x = x.to("meta") if isinstance(x, Tensor) else x
         return x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
 
-    return copied(model).to("meta").float().eval(), tree_map(move, example)
+    with suppress(Exception):
+        return count(copied(model).to("meta").float().eval(), tree_map(move, example))
+    return count(copied(model).eval(), moved(model, example))
 
 
 class PrunedCost:
@@ -66,12 +77,15 @@ class PrunedCost:
             bias = self.silent.get_submodule(name).bias
             if isinstance(bias, Tensor):
                 nn.init.zeros_(bias)
-        model, example = _on_meta(graph.model, graph.example)
+        with torch.no_grad():
+            _counted(self._count, graph.model, graph.example)
+        self.full = self({})
+
+    def _count(self, model: nn.Module, example: Any) -> None:
         self.flops = dict.fromkeys((n for n, _ in model.named_parameters()), 0)
         self.other_flops = 0  # of products without a parameter
-        with torch.no_grad(), _FlopsByWeight(self, model):
+        with _FlopsByWeight(self, model):
             call(model, example)
-        self.full = self({})
 
     def __call__(self, keep: Mapping[str, Tensor]) -> Cost:
         """Returns the cost after ``prune`` with ``keep``, with the channels of ``graph.norms``."""

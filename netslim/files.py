@@ -7,13 +7,21 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from netslim.selection import WIDTH, selecting
 from netslim.surgery import resize, set_width
 from netslim.trace import first_line, ints_of
 
 Model = TypeVar("Model", bound=nn.Module)
+State = dict[str, Tensor]
 EXTRA = "_extra_state"  # last part of the names of torch's extra state
+# Parts of names that DataParallel, torch.compile, FSDP, activation checkpointing and Fabric add.
+WRAPPERS = set(
+    "module _orig_mod _fsdp_wrapped_module _checkpoint_wrapped_module _forward_module".split()
+)
+WRAPPING = nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel
+THOP = ("total_ops", "total_params")  # buffers that thop adds to count operations
 
 
 def save(model: nn.Module, path: str | Path) -> None:
@@ -55,7 +63,8 @@ def save(model: nn.Module, path: str | Path) -> None:
 def load(model: Model, path: str | Path) -> Model:
     """Shrinks a fresh full ``model`` in place to the pruned one in ``path``, and returns it.
 
-    Nothing is traced, and no code is read from the file.
+    Nothing is traced, and no code is read from the file. Either may be wrapped, as by
+    DataParallel or torch.compile.
 
     Raises:
         ValueError: the file does not fit the model, which is left unchanged.
@@ -70,10 +79,31 @@ def load(model: Model, path: str | Path) -> Model:
         isinstance(x, Tensor) or str(name).endswith(EXTRA) for name, x in state.items()
     ):
         raise ValueError(f"{path} is not a file of netslim.save: it is no dict of tensors")
+    inner: nn.Module = model
+    while isinstance(inner, WRAPPING) or hasattr(inner, "_orig_mod"):
+        inner = getattr(inner, "_orig_mod", None) or inner.get_submodule("module")
     try:
-        return take(model, state)
+        take(inner, state)
     except ValueError as error:
         raise ValueError(f"{path} does not fit this model: {error}") from None
+    return model
+
+
+def unwrap(state: Mapping[str, Any]) -> State:
+    """Returns ``state`` with the WRAPPERS removed from its names, and without THOP's entries.
+
+    Raises ValueError: two entries get the same name.
+    """
+    plain: State = {}
+    for key, value in state.items():
+        name = ".".join(part for part in key.split(".") if part not in WRAPPERS)
+        if name in plain:
+            raise ValueError(f"it has {name} twice, once as {key}")
+        plain[name] = value.detach() if isinstance(value, Tensor) else value
+    plain.pop("n_averaged", None)  # of torch.optim.swa_utils.AveragedModel
+    for name in [key for key in plain if key.rpartition(".")[2] in THOP]:
+        del plain[name]
+    return plain
 
 
 def take(model: Model, state: Mapping[str, Any]) -> Model:
@@ -85,6 +115,8 @@ def take(model: Model, state: Mapping[str, Any]) -> Model:
         ValueError: names the first tensor that does not fit; ``model`` is left unchanged.
     """
     own, extra = _tensors(model), _with_extra_state(model)
+    if not own.keys() & state.keys():
+        state = unwrap(state)
     theirs: dict[str, Any] = dict(model.state_dict(keep_vars=True))
     names = {id(x): name for name, x in own.items()}
     # A model's own state_dict() may have other names.

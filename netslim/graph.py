@@ -397,15 +397,23 @@ def _numbered(arrays: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return torch.cat([NOTHING, *(x.flatten() for x in arrays)]), numbers
 
 
+@torch.inference_mode(False)
 def analyze(model: nn.Module, example: Any) -> Graph:
     """Finds the channels of ``model`` that can be removed.
 
     Args:
-        model: any module; a copy of it is run.
+        model: any module; a copy of it is run. Of a compiled model, the one it was made from.
         example: arguments of its forward pass: a tensor, a tuple, or a dict of keyword
             arguments.
 
     Raises:
-        ValueError: the model cannot take the example.
+        ValueError: the model cannot take the example, is a TorchScript program, or has a layer that
+            is lazy still.
     """
+    model = getattr(model, "_orig_mod", model)
+    for name, x in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(x):
+            raise ValueError(f"{name} is lazy still: call the model on an image first")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("the model is a TorchScript program: give the module it was made from")
     return Graph(model, example)

@@ -25,7 +25,8 @@ class Report:
         silent: number of removed channels that were 0 for every input.
         folded: number of removed channels with another constant, which is folded into the layers
             behind.
-        alive: number of removed channels with γ ≠ 0: the outputs change.
+        alive: number of removed channels with γ ≠ 0 in all batch norms that lose the same ones: the
+            outputs change.
         staying: {name: number of channels that stay because other layers need them}.
         carriers: number of channels that stay, with γ = 0, to carry the constants of removed ones
             through zero padding.
@@ -364,6 +365,10 @@ def report_of(
 ) -> Report:
     silent = folded = alive = carriers = 0
     channels, staying = {}, {}
+    weights = {n: model.get_parameter(f"{n}.weight".lstrip(".")) for n in graph.all_norms}
+    zeros = {name: weight.detach().cpu() == 0 for name, weight in weights.items()}
+    for tie in graph.ties:  # one of them is enough
+        zeros |= dict.fromkeys(tie, torch.stack([zeros[name] for name in tie]).any(0))
     for name, stays in removal.keep.items():
         removed_classes = ~stays
         channels[name] = len(removed_classes), int(stays.sum())
@@ -375,8 +380,7 @@ def report_of(
                 staying[name] = int(more.sum()) - carrying
         zero = graph.behind(name, removal.constants)[removed_classes] == 0
         silent, folded = silent + int(zero.sum()), folded + int((~zero).sum())
-        weight = model.get_parameter(f"{name}.weight".lstrip("."))
-        alive += int((weight.detach().cpu()[removed_classes] != 0).sum())
+        alive += int((~zeros[name][removed_classes]).sum())
     before, after = (sum(p.numel() for p in m.parameters()) for m in (model, small))
     return Report(
         channels,
@@ -391,6 +395,7 @@ def report_of(
     )
 
 
+@torch.inference_mode(False)
 def prune(model: Model, keep: Mapping[str, Tensor], example: Any) -> tuple[Model, Report]:
     """Removes channels; returns a smaller model of the same class, with torch's own layers.
 
@@ -411,6 +416,7 @@ def prune(model: Model, keep: Mapping[str, Tensor], example: Any) -> tuple[Model
         ValueError: the model cannot take the example, ``keep`` does not fit it, or the smaller
             model does not compute on the example what ``model`` does with γ = 0.
     """
+    model = getattr(model, "_orig_mod", model)  # of a compiled one
     graph = analyze(model, example)
     removal = plan_removal(graph, keep)
     small = apply_removal(graph, model, removal)

@@ -37,7 +37,7 @@ QUERIES = set(
     " is_floating_point is_complex stride storage_offset get_device element_size itemsize nbytes"
     " is_leaf grad_fn is_quantized is_sparse type is_signed is_inference names is_mps is_xpu"
     " data_ptr is_nested base result_type can_cast is_tensor hash format repr assert"
-    " is_shared".split()
+    " is_shared version".split()
 )
 
 signature = cache(inspect.signature)

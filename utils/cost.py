@@ -39,9 +39,20 @@ class Cost:
     paper_flops: int
 
 
+def image_shape(model: nn.Module, size: int) -> tuple[int, int, int]:
+    """Returns the shape of an image for ``model``: RGB, or what no other convolution can read."""
+    channels = [m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
+    return (3 if 3 in channels else channels[0] if channels else 3), size, size
+
+
 def cost(model: nn.Module, size: int = SIZE, arch: str = "") -> Cost:
-    """Returns the cost of ``model`` for one [3, size, size] image, without computing anything."""
+    """Returns the cost of ``model`` for one image."""
     extra_parameters = extra_flops = 0
+
+    def counting() -> netslim_cost.Hook:
+        nonlocal extra_parameters, extra_flops
+        extra_parameters = extra_flops = 0
+        return count
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal extra_parameters, extra_flops
@@ -57,7 +68,7 @@ def cost(model: nn.Module, size: int = SIZE, arch: str = "") -> Cost:
                 extra_flops += 2 * (inputs[0].numel() - output.numel())
                 extra_parameters += inputs[0].shape[1] + 2 * removed
 
-    total = netslim_cost.cost(model, torch.empty(1, 3, size, size, device="meta"), count)
+    total = netslim_cost.cost(model, torch.zeros(1, *image_shape(model, size)), counting)
     for norm in selecting_norms(arch, model).values():
         if isinstance(norm, nn.BatchNorm2d):  # all channels are kept: there is no selection
             extra_parameters += norm.num_features

@@ -13,6 +13,7 @@ from netslim.files import take
 from netslim.graph import AnyBatchNorm, Graph, analyze
 from netslim.selection import selections
 from netslim.surgery import Removal, apply_removal, plan_removal
+from utils.cost import image_shape
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Network:
     """A model, and the architecture and image size from which it is built again.
 
     Attributes:
-        model: full or pruned, from [n, 3, size, size] images to [n, classes] logits.
+        model: full or pruned, from [n, channels, size, size] images to [n, classes] logits.
         arch, depth: its architecture.
         size: side of an image in pixels.
         coupled: whether channels of residual streams, which several layers write, can be removed.
@@ -35,7 +36,7 @@ class Network:
     @cached_property
     def graph(self) -> Graph:
         """The dependency graph."""
-        return analyze(self.model, torch.zeros(1, 3, self.size, self.size))
+        return analyze(self.model, torch.zeros(1, *image_shape(self.model, self.size)))
 
     @property
     def norms(self) -> dict[str, AnyBatchNorm]:
@@ -200,7 +201,7 @@ def _check_widths(model: nn.Module, size: int, title: str) -> None:
     training = model.training
     hooks = [m.register_forward_pre_hook(partial(enter, n)) for n, m in model.named_modules()]
     try:
-        model.eval()(torch.zeros(1, 3, size, size))
+        model.eval()(torch.zeros(1, *image_shape(model, size)))
     except (RuntimeError, IndexError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"{at} of {title} does not fit the layers before it: {reason}") from None

@@ -159,6 +159,8 @@ class ProximalSlimming(Method):
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
+        if not isinstance(lr, int | float | Tensor):
+            raise TypeError(f"lr is {lr!r}: give this step's learning rate, a number")
         self.stepped = True
         before = self.read()
         if self.target is not None:
@@ -267,10 +269,10 @@ class ProximalSlimming(Method):
                 stacklevel=2,
             )
         elif 0 < self.reach < self.start:
+            longer = "longer or with a larger lambda_" if self.target is None else "all its steps"
             warnings.warn(
                 f"no scaling factor is zero: so far the penalty alone has moved them by"
-                f" {self.reach:.2g}, and ξ started at {self.start:.2g} or more; train for longer"
-                " or with a larger lambda_",
+                f" {self.reach:.2g}, and ξ started at {self.start:.2g} or more; train for {longer}",
                 stacklevel=2,
             )
         return zeros

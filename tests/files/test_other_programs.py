@@ -1,6 +1,8 @@
 """Weights of other programs and of torchvision's models are found, checked and loaded."""
 
+from argparse import Namespace
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -114,6 +116,8 @@ FORMATS: dict[str, Callable[[State], Any]] = {
     },
     "any key": lambda s: {"trained": s, "accuracy": torch.tensor(0.9)},
     "dicts in dicts": lambda s: {"checkpoint": {}, "model": {"state_dict": s}},
+    "flags of its script": lambda s: {"model": s, "args": Namespace(lr=0.1, output=Path("x"))},
+    "thop": lambda s: s | {name: torch.zeros(1) for name in ("total_ops", "fc.total_params")},
     "AveragedModel": lambda s: {
         "model_ema": {"n_averaged": torch.tensor(3), **under("module.", s)}
     },
@@ -146,6 +150,7 @@ NOT_FOUND: dict[str, tuple[Callable[[State], Any], str]] = {
     "another model": (lambda s: {"model": {"proj.weight": torch.ones(2)}}, "proj.weight"),
     "wrapped and plain": (lambda s: s | under("module.", s), "features.0.0.weight twice"),
     "no weights": (lambda s: {"epoch": 3, "model": "resnet18"}, "epoch, model"),
+    "a list": (lambda s: [s], "it has no state_dict of finite tensors"),
 }
 
 

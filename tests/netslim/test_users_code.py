@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import l1_unstructured
+from torch.optim.swa_utils import AveragedModel
 
 import netslim
+from netslim.cost import PrunedCost, cost
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 KEEP = {"norm": torch.arange(8) > 3}
@@ -218,3 +220,93 @@ def test_a_literal_width_is_none_that_follows():
     reasons = netslim.analyze(Net(lambda model, x: x.narrow(1, 0, 8)), X).reasons
     assert "has a width that is written in the code" in reasons["norm"]
     assert not netslim.analyze(Net(lambda model, x: x.narrow(2, 0, 4)), X).reasons
+
+
+class Hands(nn.Module):
+    """Code that the meta device cannot run."""
+
+    def __init__(self, between: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.net = Net(between)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.net(x / x.abs().max().item()) + torch.zeros(len(x), 3)
+
+
+def test_costs_are_counted_where_the_meta_device_fails():
+    plain, hands = Net(), Hands(lambda model, x: x * torch.ones(1))
+    graphs = [netslim.analyze(model, X) for model in (plain, hands)]
+    costs = [PrunedCost(graph) for graph in graphs]
+    keep = KEEP["norm"]
+    assert costs[0]({"norm": keep}) == costs[1]({"net.norm": keep})
+    assert cost(plain, X) == cost(hands, X)
+    assert cost(plain, X).flops > 0
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel, AveragedModel])
+def test_wrapped_models_are_pruned_saved_and_loaded(wrap, tmp_path):
+    wrapped = wrap(Net())
+    names = netslim.analyze(wrapped, X).norms
+    assert len(names) == 1
+    small, report = netslim.prune(wrapped, dict.fromkeys(names, KEEP["norm"]), X)
+    assert report.removed == 4
+    netslim.save(small, tmp_path / "wrapped.pt")
+    plain, _ = netslim.prune(Net(), KEEP, X)
+    netslim.save(plain, tmp_path / "plain.pt")
+    for path in tmp_path.iterdir():
+        loaded = netslim.load(Net(), path), netslim.load(wrap(Net()), path)
+        for x, y, z in zip(*(m.parameters() for m in (plain, *loaded)), strict=True):
+            assert torch.equal(x, y) and torch.equal(x, z)
+
+
+def test_a_model_for_distributed_training_is_analyzed(tmp_path):
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(Net())
+        assert [*netslim.analyze(wrapped, X).norms] == ["module.norm"]
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_learning_rate_that_is_no_number_is_refused():
+    method = netslim.ProximalSlimming(netslim.analyze(Net(), X), lambda_=0.1, beta=1)
+    for lr in (None, [0.1]):
+        with pytest.raises(TypeError, match="give this step's learning rate"):
+            method.step(lr)
+
+
+def test_what_is_no_ordinary_module_is_refused_by_name():
+    with pytest.raises(ValueError, match="TorchScript"):
+        netslim.analyze(torch.jit.script(nn.Sequential(nn.Conv2d(3, 8, 1))), X)
+    with pytest.raises(ValueError, match="weight is lazy still"):
+        netslim.analyze(nn.Sequential(nn.LazyConv2d(8, 3), nn.BatchNorm2d(8)), X)
+
+
+def test_inference_mode_changes_nothing():
+    with torch.inference_mode():
+        small, report = netslim.prune(Net(), KEEP, X)
+    assert report.removed == 4 and small.head.weight.requires_grad
+    small.train()(X).sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        ({"minimum": {"norm": 2}}, "minimum of norm is 2, not a share"),
+        ({"round_to": 0}, "round_to is 0, not a positive number"),
+    ],
+)
+def test_limits_that_mean_nothing_are_refused(limit, message):
+    with pytest.raises(ValueError, match=message):
+        netslim.limit(netslim.analyze(Net(), X), KEEP, **limit)
+
+
+def test_a_channel_that_another_factor_made_constant_is_not_alive():
+    """Behind a depthwise convolution, γ = 0 before it makes the channel constant."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1, groups=8)
+    model = nn.Sequential(*layers, nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 3, 1)).eval()
+    nn.init.zeros_(model[1].weight[:4])
+    _, report = netslim.prune(model, {"1": KEEP["norm"], "4": KEEP["norm"]}, X)
+    assert (report.removed, report.alive) == (8, 0)

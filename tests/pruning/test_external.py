@@ -10,6 +10,7 @@ import torchvision
 from torch import nn
 
 import netslim
+from runs import assert_same
 from utils import console, prune
 
 README = Path(prune.__file__).parent / "pruning" / "README.md"
@@ -59,6 +60,19 @@ class Number(nn.Sequential):
 
 def numbering():
     return Number(*build())
+
+
+def grey():
+    return nn.Sequential(nn.Conv2d(1, 20, 3), *[*build()][1:])
+
+
+class Scaled(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x / x.abs().max().item())
+
+
+def scaled():
+    return Scaled(*build())
 
 
 def broken():
@@ -218,6 +232,29 @@ def test_names_of_the_model_that_look_like_a_wrappers(arch, folder, capsys):
     torch.save(state, "less.pth")
     assert run("--model", "less.pth", *flags, 0.5) == 2
     assert "module.0.bias is missing" in capsys.readouterr().err
+
+
+def test_weights_in_a_lightning_module_are_found(folder, capsys):
+    state = torch.load("widget.pth", weights_only=True)
+    inner = {f"model.{name}": x for name, x in state.items()} | {"loss.weight": torch.ones(5)}
+    torch.save({"state_dict": inner, "epoch": 3}, "lightning.ckpt")
+    flags = ("--arch", "widget:build", "--size", 16, "--ratio", 0.5)
+    for name in ("widget.pth", "lightning.ckpt"):
+        assert run("--model", name, *flags, "--name", f"from_{name[0]}") == 0
+    pair = (torch.load(f"from_{x}.pth.tar", weights_only=True) for x in "wl")
+    assert_same(*pair)
+
+
+def test_a_model_that_needs_values_is_pruned(folder):
+    """It fails on the meta device, where nothing is computed."""
+    flags = ("--arch", "widget:scaled", "--size", 16, "--ratio", 0.5)
+    assert run("--model", "widget.pth", *flags) == 0
+
+
+def test_a_model_of_grey_images_is_pruned(folder):
+    torch.save(namespace_of()["grey"]().state_dict(), "widget.pth")
+    flags = ("--arch", "widget:grey", "--size", 28, "--ratio", 0.5)
+    assert run("--model", "widget.pth", *flags) == 0
 
 
 def test_batch_norms_without_bias(folder, capsys):

@@ -63,7 +63,8 @@ class ImageFiles:
         for folder in classes:
             files, others = _scan(folder, _is_image)
             if not files:
-                raise InputError(f"{folder.path} contains no images ({' '.join(SUFFIXES)})")
+                kinds = f"{' '.join(SUFFIXES)}, and no links to them"
+                raise InputError(f"{folder.path} must contain images ({kinds}), not in folders")
             ignored += others
             stats = [file.stat(follow_symlinks=False) for file in files]
             paths = [os.fsencode(f"{folder.name}/{file.name}") for file in files]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from models import torchvision_models
 from models.registry import ARCHITECTURES
+from netslim.files import State, unwrap
 from utils.atomic import atomic_write
 from utils.console import InputError, note
 from utils.data.datasets import Dataset, Norm
@@ -19,14 +20,12 @@ from utils.device import PRECISIONS
 from utils.files import safe_load, sparse
 from utils.files.legacy_formats import (
     MAX_DEPTH,
-    State,
     find_state_dict,
     from_admm_programs,
     largest_submodule,
     selection_before,
     to_compact,
     to_released,
-    unwrap,
 )
 from utils.flags.config import Config
 from utils.methods import METHODS, penalties
@@ -207,7 +206,8 @@ def _from_content(content: Mapping[str, Any], arch: str | None, path: Path) -> C
     if "sparse" in content and isinstance(state, dict):
         state = {**state, **sparse.unpack(content["sparse"])}
     if not state or not _are_tensors(state):
-        keys = f", but {_first_names(state or content)}" if isinstance(state, dict) else ""
+        shown = state or content if isinstance(state, dict) else {}
+        keys = f", but {_first_names(shown)}" if shown else ""
         raise ValueError(f"is not a checkpoint: it has no state_dict of finite tensors{keys}")
     fields: dict[str, Any] = {}
     for key, (name, is_valid) in ENTRIES.items():

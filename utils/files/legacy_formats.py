@@ -21,11 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from netslim.files import take
+from netslim.files import State, take
 from utils.cost import selecting_norms
 from utils.network import Network
 
-State = dict[str, Tensor]
 EARLIER = ("vgg", "resnet", "densenet")  # architectures of the earlier programs
 # Entries of a batch norm, and their values for removed channels in the released layout.
 REMOVED = {"weight": 0.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
@@ -34,10 +33,6 @@ STATE_KEYS = (
     "state_dict model_state_dict model net network module weights params"
     " state_dict_ema ema_state_dict model_ema ema_model ema"
 ).split()
-# Parts of names that DataParallel, torch.compile, FSDP, activation checkpointing and Fabric add.
-WRAPPERS = set(
-    "module _orig_mod _fsdp_wrapped_module _checkpoint_wrapped_module _forward_module".split()
-)
 MAX_DEPTH = 4  # of dicts around a state dict, and of modules around a model
 
 
@@ -62,21 +57,6 @@ def find_state_dict(content: Any) -> tuple[Any, list[str]]:
         ignored += [key for key in present if key in states and key != chosen]
         content = content[chosen]
     return content, ignored
-
-
-def unwrap(state: Mapping[str, Tensor]) -> State:
-    """Returns ``state`` with the WRAPPERS removed from its names.
-
-    Raises ValueError: two entries get the same name.
-    """
-    plain: State = {}
-    for key, value in state.items():
-        name = ".".join(part for part in key.split(".") if part not in WRAPPERS)
-        if name in plain:
-            raise ValueError(f"it has {name} twice, once as {key}")
-        plain[name] = value.detach()
-    plain.pop("n_averaged", None)  # of torch.optim.swa_utils.AveragedModel
-    return plain
 
 
 def largest_submodule(state: Mapping[str, Tensor]) -> tuple[State, list[str]]:

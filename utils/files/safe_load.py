@@ -4,13 +4,14 @@
 tensors larger than their memory, and containers that contain themselves: checked here.
 """
 
+import argparse
 import math
+import pathlib
 import pickle
 import re
 import warnings
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,11 @@ NUMPY_SCALARS: list[Any] = [
     *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     *(np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType),
 ]
+# The flags of a run, which the training scripts of torchvision and timm save: plain values.
+FLAGS: list[Any] = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath]
 
 
-def read(path: Path) -> Any:
+def read(path: pathlib.Path) -> Any:
     """Returns the content of a torch file, zip or older than torch 1.6, on the CPU.
 
     Raises InputError: the file is missing, damaged, or needs code to be loaded.
@@ -39,7 +42,7 @@ def read(path: Path) -> Any:
     try:
         if zipfile.is_zipfile(path):
             _check_zip(path)
-        with torch.serialization.safe_globals(NUMPY_SCALARS), warnings.catch_warnings():
+        with torch.serialization.safe_globals(NUMPY_SCALARS + FLAGS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old pickles
             content = torch.load(path, map_location="cpu", weights_only=True)
         _check_values(content, 0, iter(range(MAX_VALUES)))
@@ -59,10 +62,12 @@ def read(path: Path) -> Any:
         raise InputError(f"{path} is not a whole checkpoint ({reason})") from None
 
 
-def _check_zip(path: Path) -> None:
+def _check_zip(path: pathlib.Path) -> None:
     """Raises ValueError for an archive that is compressed, oversized or damaged."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
+        if any("/code/" in entry.filename for entry in entries):
+            raise ValueError("it is a TorchScript program: save the model's state_dict() instead")
         stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
         if not stored or sum(entry.file_size for entry in entries) > path.stat().st_size:
             raise ValueError("it is compressed, or claims to be larger than it is")

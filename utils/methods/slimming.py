@@ -163,9 +163,9 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
         super().end_epoch(lr)
         if self.target is not None and self.budget_met and not before:
             note(
-                f"the budget is met: {int((self.xi == 0).sum())} channels with"
-                f" {100 * self.removed:.1f} % of the {self.target.what} will be removed; the"
-                " penalty on the others ends"
+                f"the budget is met: ξ = 0 for {int((self.xi == 0).sum())} factors removes"
+                f" {100 * self.removed:.1f} % of the {self.target.what}; the penalty on the others"
+                " ends"
             )
 
     def reset_state(self) -> str:

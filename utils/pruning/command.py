@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models import family
+from netslim.files import State
 from utils import arguments
 from utils.console import InputError, Parser, note, require_packages
 from utils.data.batches import Batches
@@ -22,7 +23,7 @@ from utils.device import pick_device
 from utils.engines import ENGINES
 from utils.files import checkpoint, records
 from utils.files.init_from import config_from_checkpoint
-from utils.files.legacy_formats import EARLIER, State, expanded, to_released
+from utils.files.legacy_formats import EARLIER, expanded, to_released
 from utils.files.locks import check_writable
 from utils.files.paths import PRUNED, RunPaths, locate, run_name_of
 from utils.flags.config import FLAGS

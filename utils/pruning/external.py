@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 import netslim
-from netslim.files import take
+from netslim.files import State, take, unwrap
 from netslim.graph import AnyBatchNorm
 from netslim.surgery import compare
 from utils.atomic import atomic_write
 from utils.console import InputError, note
+from utils.cost import image_shape
 from utils.files import safe_load
-from utils.files.legacy_formats import State, find_state_dict, unwrap
+from utils.files.legacy_formats import find_state_dict, largest_submodule
 from utils.files.locks import check_writable
 from utils.files.paths import RunPaths
 from utils.methods.base import is_zero
@@ -81,7 +82,8 @@ def prune_state_dict(args: argparse.Namespace) -> None:
             f"warning: layers of which a single channel is left, as each has to keep one: {single};"
             " choose a smaller share"
         )
-    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    random = torch.Generator().manual_seed(0)
+    images = torch.randn(2, *image_shape(network.model, size), generator=random)
     change, largest = compare(network.model, pruning.masked.model, images)
     print(
         f"before -> masked: outputs on random images differ by {change:.3g} at most (largest output"
@@ -139,7 +141,8 @@ def load_network(
             unwrapped = unwrap(state)
         except ValueError as error:
             raise InputError(f"{args.model}: {error}") from None
-        state = max(unwrapped, state, key=lambda x: len(own & x.keys()))
+        inner, _ = largest_submodule(unwrapped)  # of a LightningModule
+        state = max(unwrapped, inner, state, key=lambda x: len(own & x.keys()))
     try:
         model = take(model, state).cpu().float().eval()
     except ValueError as error:

@@ -17,6 +17,7 @@ from netslim.choice import limit
 from netslim.surgery import plan_removal
 from utils import arguments
 from utils.console import note
+from utils.cost import image_shape
 from utils.engines import MOST, Call, milliseconds, prepare
 from utils.network import Network
 from utils.pruning.report import cost_of
@@ -60,7 +61,8 @@ class Search:
         self, network: Network, engine: str, batch_size: int, device: torch.device
     ) -> None:
         self.network, self.engine = network, engine
-        self.images = torch.randn(batch_size, 3, network.size, network.size, device=device)
+        shape = image_shape(network.model, network.size)
+        self.images = torch.randn(batch_size, *shape, device=device)
         self.full, self.flops = self._call(network), cost_of(network).flops
         (self.full_milliseconds,) = milliseconds([self.full], device)
         graph = network.graph
@@ -182,7 +184,7 @@ def _places(network: Network) -> dict[str, tuple[str, str]]:
         return hook
 
     hooks = [bn.register_forward_hook(see(name)) for name, bn in network.norms.items()]
-    network.model(torch.zeros(1, 3, network.size, network.size))
+    network.model(torch.zeros(1, *image_shape(network.model, network.size)))
     for hook in hooks:
         hook.remove()
     return {name: places[name] for name in network.norms}
