@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+# Slow imports of other packages.
+IMPORTED = "torchvision", "torch._dynamo", "torch.distributed.run", "torch.utils.flop_counter"
 PYTHON = sys.executable  # until the server is started
 # Stands for the program: hands everything over, passes signals on, and ends as the program does.
 CLIENT = """#!{python} -IS
@@ -102,10 +104,11 @@ def serve(address: str) -> list[str]:
 
 
 if __name__ == "__main__":
+    import importlib
     import runpy
 
-    import torchvision  # noqa: F401
-
+    for name in IMPORTED:
+        importlib.import_module(name)
     sys.executable, *words = serve(sys.argv[1])
     unbuffered = words[0] == "-u"
     words = words[unbuffered:]

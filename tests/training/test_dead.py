@@ -32,10 +32,13 @@ class Trainer:
 
     def __init__(self, network: Network, xi: Tensor | None) -> None:
         self.network, self.model = network, network.model.train()
+        # The paper's for the VGG. It takes 830 steps until no bit of a gradient is left, 0.7 takes
+        # 250.
+        momentum = 0.9 if network.arch == "vgg" else 0.7
         self.method = ProximalSlimming(network.graph, lambda_=0.2, beta=10, model=self.model)
         if xi is not None:
             self.method.xi = xi.clone()
-        sgd = {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}
+        sgd = {"momentum": momentum, "nesterov": True, "weight_decay": 1e-4}
         self.optimizer = torch.optim.SGD(self.model.parameters(), LR, **sgd)
 
     def step(self, images: Tensor, labels: Tensor, lr: float) -> None:
@@ -102,7 +105,7 @@ def shuffled() -> Iterator[Batch]:
 
 @functools.cache
 def trained(arch: str, depth: int) -> Trainer:
-    """A model whose training, with the paper's momentum, killed more than 30 % of its channels."""
+    """A model whose training killed more than 30 % of its channels."""
     torch.manual_seed(0)
     network = fresh(arch, depth, 10, 32)
     if arch == "vgg":  # an eighth of its width, to be fast
