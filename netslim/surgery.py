@@ -206,10 +206,11 @@ def check_keep(graph: Graph, keep: Mapping[str, Tensor]) -> None:
         if name not in prunable:
             why = graph.reasons.get(name, "there is no such batch norm")
             raise ValueError(f"no channel of {name!r} can be removed: {why}")
-        if mask.dtype != torch.bool or mask.shape != prunable[name].shape:
+        is_mask = isinstance(mask, Tensor) and mask.dtype == torch.bool
+        if not is_mask or mask.shape != prunable[name].shape:
+            found = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask)
             raise ValueError(
-                f"the mask of {name} is {mask.dtype} {tuple(mask.shape)}, not torch.bool"
-                f" ({len(prunable[name])},)"
+                f"the mask of {name} is {found}, not torch.bool ({len(prunable[name])},)"
             )
 
 

@@ -203,6 +203,8 @@ def record(model: nn.Module, example: Any) -> tuple[Trace, Trace | None]:
     Raises ValueError: the model cannot take the example.
     """
     inputs, runs = moved(model, example), _Runs(model)
+    if not [*passed(inputs)]:
+        raise ValueError("the example has no tensor: give images, as torch.randn(1, 3, 224, 224)")
     there = on_meta = None
     if sum(x.numel() for x in tensors_in(inputs)) > SMALL:
         there = tree_map(lambda x: x.to("meta") if isinstance(x, Tensor) else x, inputs)

@@ -102,10 +102,15 @@ def _number(
     return parse
 
 
+def _fraction(text: str) -> float:
+    """Returns the number that 0.5 and 50% mean: a half."""
+    return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+
+
 def _share(text: str) -> float:
     """Returns the number that 0.5, 50 and 50% mean: a half."""
-    number = float(text.removesuffix("%"))
-    return number / 100 if text.endswith("%") or number >= 1 else number
+    value = _fraction(text)
+    return value / 100 if value >= 1 else value
 
 
 # The bounds keep all values within 64-bit integers and float32.
@@ -123,7 +128,7 @@ share = _number(
     "a share above 0 and below 1, or a percentage from 1 to 99",
     lambda x: 0 < x <= 0.99,
 )
-fraction = _number(float, "a fraction from 0 to 1", lambda x: 0 <= x <= 1)
+fraction = _number(_fraction, "a fraction from 0 to 1, or a percentage: 50%", lambda x: 0 <= x <= 1)
 momentum = _number(float, "a number in [0, 1)", lambda x: 0 <= x < 1)
 
 

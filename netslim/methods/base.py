@@ -37,6 +37,7 @@ class Method:
         coupled: whether the batch norms in ``graph.coupled`` are also driven to zero.
 
     Raises:
+        TypeError: ``graph`` is no graph.
         ValueError: the method ``needs_channels`` that can be removed, and there are none.
     """
 
@@ -45,6 +46,8 @@ class Method:
     needs_channels = False  # whether it does nothing without channels that can be removed
 
     def __init__(self, graph: Graph, model: nn.Module | None = None, coupled: bool = False) -> None:
+        if not isinstance(graph, Graph):
+            raise TypeError(f"give netslim.analyze(model, example), not {type(graph).__name__}")
         self.graph, self.model = graph, graph.model if model is None else model
         self.names = {name: name_in(self.model, name) for name in graph.prunable(coupled)}
         if self.needs_channels and not self.names:

@@ -104,7 +104,8 @@ class ProximalSlimming(Method):
         target: budgets.Budget | None = None,
     ) -> None:
         if penalty is None:
-            penalty = "group" if graph.coupled and target is None else "l1"
+            shared = isinstance(graph, Graph) and graph.coupled
+            penalty = "group" if shared and target is None else "l1"
         phi = penalty_named(penalty, shape)
         super().__init__(graph, model, phi.grouped)
         if isinstance(phi, GroupLasso):

@@ -290,6 +290,15 @@ def test_inference_mode_changes_nothing():
     small.train()(X).sum().backward()
 
 
+def test_other_arguments_than_expected_are_refused_by_name():
+    with pytest.raises(ValueError, match="the example has no tensor"):
+        netslim.analyze(Net(), (1, 3, 8, 8))
+    with pytest.raises(TypeError, match=r"give netslim.analyze\(model, example\), not Net"):
+        netslim.ProximalSlimming(Net(), lambda_=0.1, beta=1)
+    with pytest.raises(ValueError, match=r"the mask of norm is \S+ 'list'>, not"):
+        netslim.prune(Net(), {"norm": [True] * 8}, X)
+
+
 @pytest.mark.parametrize(
     ("limit", "message"),
     [

@@ -261,7 +261,7 @@ def test_batch_norms_without_bias(folder, capsys):
     torch.save(namespace_of()["unbiased"]().state_dict(), "widget.pth")
     flags = ("--arch", "widget:unbiased", "--size", 16, "--ratio", 0.5)
     assert run("--model", "widget.pth", *flags) == 0
-    limits = ("--round-to", 8, "--keep", "1=0.5", "--name", "limited")
+    limits = ("--round-to", 8, "--keep", "1=50%", "--name", "limited")
     assert run("--model", "widget.pth", *flags, *limits) == 0
     small = netslim.load(namespace_of()["unbiased"](), "limited.pth.tar")
     assert small[1].num_features == 16 and small[1].bias is None
