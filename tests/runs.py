@@ -18,7 +18,7 @@ from utils.experiments.jobs import Job
 
 ROOT = Path(__file__).parents[1]
 # Deterministic: nothing is measured, so that every start computes the same.
-QUICK = ["--epochs", "8", "--batch-size", "8", "--deterministic", "--no-cuda"]
+QUICK = ["--epochs", "4", "--batch-size", "8", "--deterministic", "--no-cuda"]
 # Channels die, and are cut, from epoch 11 on: so large a λ brings ξ to 0 in a few of an epoch's
 # four steps, and with so little momentum γ follows within some dozen.
 DYING = ["-sr", "--arch", "resnet", "--depth", "11", "--s", "30", "--beta", "100"]
