@@ -7,6 +7,7 @@ from math import prod
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
@@ -59,9 +60,19 @@ def _counted(count: Callable[[nn.Module, Any], Counted], model: nn.Module, examp
         x = x.to("meta") if isinstance(x, Tensor) else x
         return x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
 
-    with suppress(Exception):
+    with suppress(Exception), _WithoutNorms():
         return count(copied(model).to("meta").float().eval(), tree_map(move, example))
     return count(copied(model).eval(), moved(model, example))
+
+
+class _WithoutNorms(TorchFunctionMode):
+    """Passes inputs on instead of calling batch norms and ReLUs, half of the time on the meta
+    device: their outputs have the same shape."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return args[0] if func in (F.batch_norm, F.relu) else func(*args, **(kwargs or {}))
 
 
 class PrunedCost:

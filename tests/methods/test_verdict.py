@@ -95,7 +95,7 @@ def test_a_warning_tells_if_gamma_cannot_follow():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--lambda", 100, "--beta", 1000, "--momentum", 0, "--epochs", 8], "too large"),
+        (["--lambda", 100, "--beta", 1000, "--momentum", 0, "--epochs", 4], "too large"),
         (
             ["--lambda", 27, "--beta", 1, "--epochs", 2],
             "every ξ of feature.1 and of 7 more layers is 0",
