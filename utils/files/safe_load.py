@@ -27,8 +27,12 @@ NUMPY_SCALARS: list[Any] = [
     *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     *(np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType),
 ]
-# The flags of a run, which the training scripts of torchvision and timm save: plain values.
-FLAGS: list[Any] = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath]
+# The flags of a run, which the training scripts of torchvision and timm save: plain values. Python
+# 3.13 names the module of paths differently.
+FLAGS: list[Any] = [
+    argparse.Namespace,
+    *((pathlib.PosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
+]
 
 
 def read(path: pathlib.Path) -> Any:
