@@ -40,7 +40,10 @@ class Cost:
 
 
 def image_shape(model: nn.Module, size: int) -> tuple[int, int, int]:
-    """Returns the shape of an image for ``model``: RGB, or what no other convolution can read."""
+    """Returns the shape of an image for ``model``.
+
+    It has three channels, or where no convolution reads three, as many as the first one reads.
+    """
     channels = [m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
     return (3 if 3 in channels else channels[0] if channels else 3), size, size
 
