@@ -276,6 +276,7 @@ def test_a_learning_rate_that_is_no_number_is_refused():
             method.step(lr)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's, about TorchScript
 def test_what_is_no_ordinary_module_is_refused_by_name():
     with pytest.raises(ValueError, match="TorchScript"):
         netslim.analyze(torch.jit.script(nn.Sequential(nn.Conv2d(3, 8, 1))), X)
