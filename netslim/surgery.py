@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -417,8 +417,8 @@ def prune(model: Model, keep: Mapping[str, Tensor], example: Any) -> tuple[Model
         ValueError: the model cannot take the example, ``keep`` does not fit it, or the smaller
             model does not compute on the example what ``model`` does with γ = 0.
     """
-    model = getattr(model, "_orig_mod", model)  # of a compiled one
     graph = analyze(model, example)
+    model = cast(Model, graph.model)  # of a compiled one, the model it was made from
     removal = plan_removal(graph, keep)
     small = apply_removal(graph, model, removal)
     report = report_of(graph, model, removal, keep, small)

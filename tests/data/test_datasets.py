@@ -1,5 +1,6 @@
 """Public data sets, subsets, normalisation, and the messages when data is missing."""
 
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -249,6 +250,13 @@ def test_modified_cifar_pickles_are_not_unpickled(name: str, folder: str, tmp_pa
     with pytest.raises(InputError):
         load_dataset(name, tmp_path)
     assert not Path("owned").exists()
+
+
+def test_a_single_class_is_warned_of(pictures: Path, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        shutil.copytree(pictures / part / "red", tmp_path / part / "red")
+    assert "warning: there is a single class" in load_dataset("folder", tmp_path).describe()[0]
+    assert "warning" not in load_dataset("folder", pictures).describe()[0]
 
 
 def test_shapes_have_ten_classes_and_distinct_parts() -> None:

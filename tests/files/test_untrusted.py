@@ -78,6 +78,13 @@ def test_saved_content_is_loaded(tmp_path, kind):
     assert same(loaded["state_dict"], content["state_dict"]) and loaded["epoch"] == 3
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's, about TorchScript
+def test_a_torchscript_program_is_named(tmp_path):
+    torch.jit.save(torch.jit.script(nn.ReLU()), tmp_path / "x")
+    with pytest.raises(InputError, match="it is a TorchScript program"):
+        safe_load.read(tmp_path / "x")
+
+
 def test_a_flipped_bit_is_detected(tmp_path):
     """Wherever it is, the file is refused or has the same content."""
     torch.save(CONTENT, tmp_path / "x")

@@ -98,13 +98,13 @@ def _is_number(cell: str) -> bool:
     return not cell or re.fullmatch(r"-?\d+(\.\d*)?(e[-+]?\d+)?", cell) is not None
 
 
-def _write(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+def _write(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
     """Replaces the file; unprintable characters become spaces, so that a row is a line."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(columns)
     for row in rows:
-        cells = ["" if row.get(column) is None else str(row[column]) for column in columns]
+        cells = (row.get(column, "") for column in columns)
         writer.writerow("".join(c if c.isprintable() else " " for c in cell) for cell in cells)
     with atomic_write(path) as new:
         new.write_bytes(text.getvalue().encode())
