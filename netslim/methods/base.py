@@ -1,8 +1,8 @@
 """Base class of all methods: the vector of scaling factors γ, and hooks around a training step."""
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,19 @@ from netslim.selection import name_in
 
 # Scaling factors below float32's smallest normal number count as zero in every dtype.
 TINY = torch.finfo(torch.float32).tiny
-# Threshold for ``hardshrink``, which zeroes magnitudes up to it: the number just below TINY.
-BELOW_TINY = TINY * (1 - 2**-23)
 
 
 def is_zero(factor: Tensor) -> Tensor:
     """Elementwise mask (bool) of the scaling factors (γ or ξ) that are zero or subnormal."""
     return factor.float().abs() < TINY
+
+
+def foreach(
+    operation: Callable[..., object], pairs: Sequence[tuple[Tensor, Tensor]], **options: float
+) -> None:
+    """Calls one of ``torch._foreach_*`` with the targets and the operands in ``pairs``."""
+    if pairs:
+        operation(*zip(*pairs, strict=True), **options)
 
 
 class Method:
@@ -44,6 +50,8 @@ class Method:
     factors: dict[str, str] = {"gamma": "γ"}  # noqa: RUF012  # scaling factors by name, with their symbols
     pruned_by = "gamma"  # the factor whose zeros mark the channels to remove
     needs_channels = False  # whether it does nothing without channels that can be removed
+    by_end_epoch = ""  # what nothing but end_epoch() does, for a warning
+    stepped = ended = ready = False  # whether step(), end_epoch(), add_to_gradients() were called
 
     def __init__(self, graph: Graph, model: nn.Module | None = None, coupled: bool = False) -> None:
         if not isinstance(graph, Graph):
@@ -52,75 +60,60 @@ class Method:
         self.names = {name: name_in(self.model, name) for name in graph.prunable(coupled)}
         if self.needs_channels and not self.names:
             raise ValueError(f"no channel of the model can be removed ({graph.why_none()})")
-        parameter = next(self.model.parameters())
-        self.weights = self._weights(check=False)  # as read last
-        self.widths = [len(weight) for weight in self.weights]
-        self.gamma = torch.zeros(sum(self.widths), device=parameter.device)
-        if any(weight.dtype == torch.float64 for weight in self.weights):
-            self.gamma = self.gamma.double()
+        weights = [self.model.get_parameter(f"{path}.weight") for path in self.names.values()]
+        self.widths = [len(weight) for weight in weights]
+        double = any(weight.dtype == torch.float64 for weight in weights)
+        self.gamma = torch.zeros(
+            sum(self.widths),
+            device=next(self.model.parameters()).device,
+            dtype=torch.float64 if double else torch.float32,
+        )
         # Like a GradScaler's ``found_inf``: once it is 1, no step changes a parameter or a tensor
         # of the method.
-        self.found_inf = torch.zeros((), device=parameter.device)
+        self.found_inf = torch.zeros((), device=self.gamma.device)
         self.read()
 
-    def _weights(self, check: bool = True) -> list[Tensor]:
-        """Current scaling factors of the model's batch norms."""
-        weights: list[Tensor] = []
-        for i, (name, path) in enumerate(self.names.items()):
+    def _weights(self) -> list[nn.Parameter]:
+        """Current γ of the model's batch norms."""
+        weights = []
+        for (name, path), width in zip(self.names.items(), self.widths, strict=True):
             try:
-                weight: Any = self.model.get_submodule(path).weight
+                weight = self.model.get_parameter(f"{path}.weight")
             except AttributeError:
-                weight = None
-            if not isinstance(weight, Tensor) or (check and len(weight) != self.widths[i]):
-                found = (
-                    "was removed"
-                    if not isinstance(weight, Tensor)
-                    else f"has {len(weight)} channels now, not {self.widths[i]}"
-                )
-                raise RuntimeError(f"{name} {found}: construct the method again")
+                raise RuntimeError(f"{name} was removed: construct the method again") from None
+            if len(weight) != width:
+                now = f"{name} has {len(weight)} channels now, not {width}"
+                raise RuntimeError(f"{now}: construct the method again")
             weights.append(weight)
         return weights
 
     @torch.no_grad()
     def read(self) -> Tensor:
         """Returns γ [channels], read from the model."""
-        weights = self.weights = self._weights()
-        if weights and weights[0].device != self.gamma.device:
-            self._move(weights[0].device)
-        if weights:
-            pairs = zip(weights, self.split(self.gamma), strict=True)
-            parts = [self._precise(w.detach(), before) for w, before in pairs]
-            torch.cat(parts, out=self.gamma)
-        return self.gamma
-
-    @staticmethod
-    def _precise(weight: Tensor, before: Tensor) -> Tensor:
-        """γ of one batch norm in full precision: ``before`` where ``weight`` is its rounding."""
-        if weight.dtype == before.dtype:
-            return weight
-        rounded = before.to(weight.dtype) == weight
-        return torch.where(rounded, before, weight.to(before))
-
-    def _move(self, device: torch.device) -> None:
-        """Moves the method's tensors to the device of the model."""
-        for name, x in vars(self).items():
-            if isinstance(x, Tensor):
-                setattr(self, name, x.to(device))
+        weights = self._weights()
+        if not weights:
+            return self.gamma
+        if (device := weights[0].device) != self.gamma.device:
+            for name, x in vars(self).items():
+                if isinstance(x, Tensor):
+                    setattr(self, name, x.to(device))
+        parts = list[Tensor](weights)
+        for i, before in enumerate(self.split(self.gamma)):
+            if parts[i].dtype != before.dtype:  # keep ``before`` where γ is its rounding
+                rounded = before.to(parts[i].dtype) == parts[i]
+                parts[i] = torch.where(rounded, before, parts[i].to(before))
+        return torch.cat(parts, out=self.gamma)
 
     @torch.no_grad()
     def write(self, gamma: Tensor) -> None:
         """Writes ``gamma`` [channels] into the model's batch norms, unless ``found_inf`` is set."""
-        weights = self.weights = self._weights()
         self.update(self.gamma, self.unless_frozen(gamma, self.gamma))
-        each = zip(weights, self.split(self.gamma), strict=True)
-        pairs = [(weight, part) for weight, part in each if weight.requires_grad]
-        if pairs:
-            targets, parts = zip(*pairs, strict=True)
-            torch._foreach_copy_([w.detach() for w in targets], parts)
+        pairs = zip(self._weights(), self.split(self.gamma), strict=True)
+        foreach(torch._foreach_copy_, [(w, part) for w, part in pairs if w.requires_grad])
 
     def unless_frozen(self, new: Tensor, old: Tensor) -> Tensor:
         """Returns ``new``, with ``old`` in the channels of frozen batch norms."""
-        trains = [weight.requires_grad for weight in self.weights]
+        trains = [weight.requires_grad for weight in self._weights()]
         if all(trains):
             return new
         each = torch.tensor(trains).repeat_interleave(torch.tensor(self.widths))
@@ -165,7 +158,8 @@ class Method:
         """
         for name, tensor in self.state_dict().items():
             if name not in state or state[name].shape != tensor.shape:
-                raise ValueError(f"{name} is missing or not of shape {tuple(tensor.shape)}")
+                found = f"has shape {[*state[name].shape]}" if name in state else "is missing"
+                raise ValueError(f"{name} {found}, expected {[*tensor.shape]}")
             tensor.copy_(state[name])
 
     def factor(self, name: str) -> Tensor:
@@ -173,13 +167,12 @@ class Method:
         return self.read() if name == "gamma" else self.state_dict()[name]
 
     def zeros(self, factor: str | None = None) -> dict[str, Tensor]:
-        """Returns masks of the zero factors, by batch norm.
+        """Returns masks of the zero factors, {name of the batch norm: bool [channels]}.
+
+        Warns if the training lacks something (:meth:`lacks`).
 
         Args:
             factor: one of ``factors``; None selects ``pruned_by``.
-
-        Returns:
-            {name of the batch norm: bool [channels]}.
 
         Raises:
             ValueError: there is no such factor.
@@ -188,7 +181,19 @@ class Method:
         if factor not in self.factors:
             raise ValueError(f"there is no factor {factor!r}, only {', '.join(self.factors)}")
         parts = self.split(is_zero(self.factor(factor)))
-        return dict(zip(self.names, parts, strict=True))
+        zeros = dict(zip(self.names, parts, strict=True))
+        if lacks := self.lacks(zeros):
+            warnings.warn(lacks, stacklevel=2)
+        return zeros
+
+    def lacks(self, zeros: Mapping[str, Tensor]) -> str:
+        """Returns what the training lacks whose result is ``zeros``, "" if nothing."""
+        if not self.by_end_epoch or not self.stepped or self.ended:
+            return ""
+        return (
+            f"end_epoch() has not been called yet, and only it {self.by_end_epoch}: call it after"
+            " every epoch"
+        )
 
     def steps(self, epoch: int) -> int | None:
         """Returns the number of mini-batches of an epoch, drawn with replacement.
@@ -232,8 +237,12 @@ class Method:
 
     def add_to_gradients(self, flat: Tensor, scale: float) -> None:
         """Adds ``scale`` · ``flat`` [channels] to the gradients of γ; frozen γ have none."""
-        parts = zip(self._weights(), self.split(flat), strict=True)
-        pairs = [(w.grad, part.to(w.grad)) for w, part in parts if w.grad is not None]
-        if pairs:
-            gradients, added = zip(*pairs, strict=True)
-            torch._foreach_add_(gradients, added, alpha=scale)
+        pairs = zip((w.grad for w in self._weights()), self.split(flat), strict=True)
+        foreach(torch._foreach_add_, [(g, x.to(g)) for g, x in pairs if g is not None], alpha=scale)
+        self.ready = True
+
+    def check_gradients(self) -> None:
+        """Raises RuntimeError unless :meth:`add_to_gradients` was called since the last step."""
+        if not self.ready:
+            raise RuntimeError("call before_step() between backward() and the optimizer's step")
+        self.ready = False

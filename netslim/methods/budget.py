@@ -62,48 +62,37 @@ class Planner:
         what = self.budget.what
         return 1 - getattr(cost, what) / getattr(self.cost.full, what)
 
-    def order(self, xi: Tensor, gamma: Tensor, trains: Sequence[bool]) -> tuple[Tensor, int]:
-        """Channel indices sorted by |ξ|, then |γ| (CPU tensors), and how many of the first may go.
+    def choose(self, xi: Tensor, gamma: Tensor, trains: Sequence[bool]) -> tuple[Tensor, float]:
+        """Returns the channels to remove, bool [channels] on the CPU, and the share they make.
 
-        The largest channel of each batch norm and all channels of frozen ones are kept.
+        The fewest of the smallest |ξ|, and where these are equal |γ|, that meet the budget. The
+        largest channel of each batch norm stays, and all channels of those that do not train.
+
+        Raises:
+            ValueError: all that may be removed do not meet it.
         """
-        by_size = _ascending(xi.abs(), gamma.abs())
+        by_size = gamma.abs().cpu().argsort(stable=True)
+        by_size = by_size[xi.abs().cpu()[by_size].argsort(stable=True)]
         rank = by_size.argsort()
-        stays = [
-            (rank == rank.max()) | (not train)
-            for rank, train in zip(rank.split(self.widths), trains, strict=True)
-        ]
-        stay = torch.cat(stays)[by_size]
-        return torch.cat((by_size[~stay], by_size[stay])), int((~stay).sum())
+        parts = zip(rank.split(self.widths), trains, strict=True)
+        stays = torch.cat([(part == part.max()) | (not train) for part, train in parts])
+        order = by_size[~stays[by_size]]
 
-    def needed(self, order: Tensor, most: int) -> tuple[int, float]:
-        """The number of leading channels in ``order`` that meets the budget, and the share removed.
-
-        Raises ValueError if even ``most`` of them do not meet it.
-        """
+        def removal(count: int) -> Tensor:
+            return torch.zeros_like(stays).index_fill_(0, order[:count], True)
 
         def share(count: int) -> float:
-            keep = torch.ones(len(order), dtype=torch.bool)
-            keep[order[:count]] = False
-            masks = dict(zip(self.cost.graph.norms, keep.split(self.widths), strict=True))
-            return self.removed(self.cost(masks))
+            keep = (~removal(count)).split(self.widths)
+            return self.removed(self.cost(dict(zip(self.cost.graph.norms, keep, strict=True))))
 
         budget = self.budget
-        if (found := share(most)) < budget.share:
+        if (most := share(len(order))) < budget.share:
             raise ValueError(
                 f"{100 * budget.share:g} % of the {budget.what} cannot be removed:"
-                f" the channels that can go make {100 * found:.1f} %"
+                f" the channels that can go make {100 * most:.1f} %"
             )
-        count = bisect_left(range(most), budget.share, key=share)
-        return count, share(count)
-
-
-def _ascending(*keys: Tensor) -> Tensor:
-    """Indices that sort lexicographically by ``keys``."""
-    order = torch.arange(len(keys[0]))
-    for key in reversed(keys):
-        order = order[key[order].argsort(stable=True)]
-    return order
+        count = bisect_left(range(len(order)), budget.share, key=share)
+        return removal(count), share(count)
 
 
 def steered(lambda_: float, fell: float, falls: float, per_step: float) -> float:

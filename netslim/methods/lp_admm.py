@@ -6,7 +6,6 @@ are silent, this module squares ρ/2·‖γ − z + u‖², clamps ω at M, and 
 """
 
 import math
-import warnings
 
 import torch
 from torch import Tensor, nn
@@ -53,10 +52,10 @@ class LpADMM(Method):
             raise ValueError("Lp slimming takes λ ≥ 0, 0 < p ≤ 1, ρ > 0, M > 0")
         self.lambda_, self.p, self.rho, self.bound = lambda_, p, rho, bound
         self.period = math.inf if z_every == "epoch" else int(z_every)
+        self.by_end_epoch = "updates z" if z_every == "epoch" else ""
         self.z, self.u = self.gamma.clone(), torch.zeros_like(self.gamma)
         # Steps since the last update of z, on the device because a captured step must count, too.
         self.count = torch.zeros((), device=self.gamma.device)
-        self.ready = False
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"z": self.z, "u": self.u, "count": self.count}
@@ -69,18 +68,17 @@ class LpADMM(Method):
     def before_step(self) -> None:
         # ∇γ of ρ/2·‖γ − z + u‖²; SGD's momentum is over it too.
         self.add_to_gradients((self.read() - self.z).add_(self.u), self.rho)
-        self.ready = True
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        if not self.ready:
-            raise RuntimeError("call before_step() between backward() and the optimizer's step")
-        self.ready = False
+        self.check_gradients()
+        self.stepped = True
         self.update(self.count, self.count + 1)
         self._update_z(self.count >= self.period)
 
     @torch.no_grad()
     def end_epoch(self, lr: float) -> None:
+        self.ended = True
         self._update_z(self.count > 0)
 
     def _update_z(self, due: Tensor) -> None:
@@ -91,17 +89,6 @@ class LpADMM(Method):
         u = v.clamp(-threshold, threshold)
         for tensor, new in ((self.u, u), (self.z, v - u), (self.count, self.count * 0)):
             self.update(tensor, torch.where(due, new, tensor))
-
-    def zeros(self, factor: str | None = None) -> dict[str, Tensor]:
-        """Extends :meth:`Method.zeros`: warns if z still waits for an :meth:`end_epoch`."""
-        zeros = super().zeros(factor)
-        if math.isinf(self.period) and self.count > 0 and not self.u.any():
-            warnings.warn(
-                "end_epoch() has not been called yet, and only it updates z: call it after every"
-                " epoch",
-                stacklevel=2,
-            )
-        return zeros
 
     def penalty(self) -> float:
         """Returns λΣh(z): slope M up to the x with ω(x) = M, then |z|^p plus a constant."""

@@ -12,10 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def soft_threshold(x: Tensor, threshold: float) -> Tensor:
-    """S(x, t) = sign(x) · max(0, |x| − t), elementwise (section 3.2)."""
-    return F.softshrink(x, threshold)
+soft_threshold = F.softshrink  # S(x, t) = sign(x) · max(0, |x| − t), elementwise (section 3.2)
 
 
 class Penalty:

@@ -56,24 +56,22 @@ class SASADMM(Method):
         model: nn.Module | None = None,
     ) -> None:
         super().__init__(graph, model)
-        model = self.model
         if not (lambda_ >= 0 and min(beta, v) > 0 and min(outer, inner, k0, average_from) >= 1):
             raise ValueError("SAS-ADMM takes λ ≥ 0, β > 0, v > 0 and counts of at least 1")
         self.lambda_, self.beta, self.outer, self.inner = lambda_, beta, outer, inner
         self.k0, self.q, self.v, self.average_from = k0, q, v, average_from
         self.tau, self.sigma = tau, sigma
-        layers = {n: m for n, m in model.named_modules() if isinstance(m, Convolution | nn.Linear)}
-        for name, layer in layers.items():
-            if "weight" not in dict(layer.named_parameters(recurse=False)):
+        for name, layer in self.model.named_modules():
+            if isinstance(layer, Convolution | nn.Linear) and "weight" not in layer._parameters:
                 raise ValueError(
                     f"the weight of {name} is not a parameter, but computed from others, as by"
                     " weight_norm: replace it by its value, with"
                     " torch.nn.utils.parametrize.remove_parametrizations or remove_weight_norm"
                 )
-        own = list(weights(model).values())
-        for parameter in model.parameters():
-            parameter.requires_grad_(any(parameter is w for w in own))
-        self.w = torch.cat([w.detach().flatten() for w in own])
+        self.model.requires_grad_(False)
+        for weight in self.points():
+            weight.requires_grad_(True)
+        self.w = torch.cat([w.detach().flatten() for w in self.points()])
         self.breve, self.z, self.average = (self.w.clone() for _ in range(3))
         self.u = torch.zeros_like(self.w)
         # On the device because they change from step to step in a captured graph.
@@ -82,10 +80,15 @@ class SASADMM(Method):
         self.i = 1
         self.changes = torch.zeros_like(self.w[:2])  # ‖ΔW‖², ‖ΔZ‖²
 
-    @property
     def points(self) -> list[nn.Parameter]:
-        """The model's weight parameters, which hold Ŵ."""
+        """Returns the model's weight parameters, which hold Ŵ."""
         return list(weights(self.model).values())
+
+    def parts(self, flat: Tensor) -> list[Tensor]:
+        """Splits a vector [weights] into one part in the shape of each weight parameter."""
+        points = self.points()
+        split = flat.split([w.numel() for w in points])
+        return [part.view_as(w) for part, w in zip(split, points, strict=True)]
 
     def zeros(self, factor: str | None = None) -> dict[str, Tensor]:
         """Returns {name of the weight: bool mask in its shape}, true where Z is exactly 0.
@@ -94,13 +97,12 @@ class SASADMM(Method):
         """
         if factor:
             return super().zeros(factor)
-        named = weights(self.model)
-        parts = (self.z == 0).split([w.numel() for w in named.values()])
-        return {name: part.view_as(w) for (name, w), part in zip(named.items(), parts, strict=True)}
+        return dict(zip(weights(self.model), self.parts(self.z == 0), strict=True))
 
     def state_dict(self) -> dict[str, Tensor]:
-        own = {"W": self.w, "breve": self.breve, "Z": self.z, "U": self.u, "average": self.average}
-        return own | {"t": self.t}
+        names = "W", "breve", "Z", "U", "average", "t"
+        own = self.w, self.breve, self.z, self.u, self.average, self.t
+        return dict(zip(names, own, strict=True))
 
     def steps(self, epoch: int) -> int:
         """Returns M_i, the number of mini-batches of outer iteration ``epoch`` + 1."""
@@ -118,19 +120,18 @@ class SASADMM(Method):
         """Returns bW̆ + (1 − b)W with b = 2/(t + 1): Ŵ before an inner step, W after it."""
         return torch.lerp(self.w, self.breve, 2 / (self.t.to(self.w) + 1))
 
-    def _load(self, flat: Tensor) -> None:
-        parts = flat.split([w.numel() for w in self.points])
-        for point, part in zip(self.points, parts, strict=True):
-            point.copy_(part.view_as(point))
-
     @torch.no_grad()
+    def _load(self, flat: Tensor) -> None:
+        for point, part in zip(self.points(), self.parts(flat), strict=True):
+            point.copy_(part)
+
     def before_forward(self) -> None:
         self._load(self._mean())  # Ŵ
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
         # A layer that the forward pass did not use has no gradient: it counts as 0.
-        gradients = (torch.zeros_like(w) if w.grad is None else w.grad for w in self.points)
+        gradients = (torch.zeros_like(w) if w.grad is None else w.grad for w in self.points())
         d = torch.cat([gradient.flatten() for gradient in gradients])
         # argmin of dᵀW + (g/2)‖W − W̆‖² + (ρ/2)‖W − W_old‖² − (U − β(W_old − Z))ᵀW. With ρ = β,
         # W_old falls out.
@@ -153,7 +154,6 @@ class SASADMM(Method):
 
     @contextmanager
     def eval_weights(self, recompute_statistics: Callable[[], None]) -> Iterator[None]:
-        with torch.no_grad():
-            self._load(self.average)
+        self._load(self.average)
         recompute_statistics()
         yield

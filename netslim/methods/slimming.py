@@ -6,9 +6,7 @@ quadratic one, α the reciprocal of the learning rate.
 """
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +14,11 @@ from torch import Tensor, nn
 
 from netslim.graph import Graph
 from netslim.methods import budget as budgets
-from netslim.methods.base import BELOW_TINY, TINY, Method, is_zero
+from netslim.methods.base import TINY, Method, foreach, is_zero
 from netslim.methods.penalties import GroupLasso, penalty_named
+
+# Threshold for ``hardshrink``, which zeroes magnitudes up to it: the number just below TINY.
+BELOW_TINY = TINY * (1 - 2**-23)
 
 
 class Subgradient(Method):
@@ -40,19 +41,15 @@ class Subgradient(Method):
         super().__init__(graph, model, self.phi.grouped)
         if isinstance(self.phi, GroupLasso):
             self.phi.group(self.stream_numbers())
-        self.ready = False
 
     @torch.no_grad()
     def before_step(self) -> None:
         # (3b): the subgradient of λ‖γ‖₁, or of λφ(γ), 0 where γ = 0.
         gamma = self.read()
         self.add_to_gradients(gamma.sign() * self.phi.slope(gamma.abs()), self.lambda_)
-        self.ready = True
 
     def step(self, lr: float) -> None:
-        if not self.ready:
-            raise RuntimeError("call before_step() between backward() and the optimizer's step")
-        self.ready = False
+        self.check_gradients()
 
 
 class ProximalSlimming(Method):
@@ -106,39 +103,38 @@ class ProximalSlimming(Method):
         if penalty is None:
             shared = isinstance(graph, Graph) and graph.coupled
             penalty = "group" if shared and target is None else "l1"
-        phi = penalty_named(penalty, shape)
-        super().__init__(graph, model, phi.grouped)
-        if isinstance(phi, GroupLasso):
-            phi.group(self.stream_numbers())
+        self.phi = penalty_named(penalty, shape)
+        super().__init__(graph, model, self.phi.grouped)
+        if isinstance(self.phi, GroupLasso):
+            self.phi.group(self.stream_numbers())
         if target is not None:
             if (lambda_, beta, prox_every, penalty) != (None, None, "step", "l1"):
-                raise ValueError(
-                    "a target determines λ and β of the ℓ1 penalty: leave out the others"
-                )
+                raise ValueError("a target determines λ and β of the ℓ1 penalty: leave out others")
             lambda_, beta = 0.0, 1 / target.lr
         if lambda_ is None or beta is None:
             raise ValueError("proximal slimming takes λ and β, or a target")
         if not (lambda_ >= 0 and beta > 0 and prox_every in ("step", "epoch")):
             raise ValueError("proximal slimming takes λ ≥ 0, β > 0, prox_every 'step' or 'epoch'")
-        self.lambda_, self.beta, self.phi = lambda_, beta, phi
+        self.lambda_, self.beta, self.target = lambda_, beta, target
         self.prox_every, self.keep_dead = prox_every, keep_dead
         self.xi = self.gamma.clone()
-        rectified = torch.tensor([name in graph.rectified for name in self.names])
-        # On the device from the start: :meth:`dead` is asked every epoch.
-        self.rectified = rectified.repeat_interleave(torch.tensor(self.widths)).to(self.xi.device)
         if xi_init is not None:
             # Drawn on the CPU, so that a seed means the same ξ on every device.
             self.xi.copy_(torch.empty(self.gamma.numel()).uniform_(*xi_init))
+        # On the device from the start: :meth:`dead` is asked every epoch.
+        self.rectified = torch.zeros_like(self.gamma, dtype=torch.bool)
+        for name, part in zip(self.names, self.split(self.rectified), strict=True):
+            part.fill_(name in graph.rectified)
         self.reach = 0.0  # how far the penalty alone has moved a pair (γ, ξ) so far
         self.start = float(self.xi.abs().min())
-        self.stepped = self.ended = False  # whether step() and end_epoch() were called
-        self.target = target
+        if prox_every == "epoch":
+            self.by_end_epoch = "updates ξ"
         if target is not None:
+            self.by_end_epoch = "chooses λ and the channels to remove"
             # budget: λ; whether it is met; steps so far; steps up to this epoch; the largest |ξ| to
             # remove. Tensors, because a captured step reads them.
-            self.to_remove = torch.zeros_like(self.gamma, dtype=torch.bool)
+            self.to_remove = torch.zeros_like(self.rectified)
             self.budget = torch.zeros(1, 5, device=self.gamma.device)
-            self.a_step = torch.tensor([[0.0, 0, 1, 0, 0]], device=self.gamma.device)
             if self.widths == [len(mask) for mask in graph.removable.values()]:  # nothing is cut
                 self.planner = budgets.Planner(graph, target)
                 self._choose()
@@ -165,7 +161,7 @@ class ProximalSlimming(Method):
         self.stepped = True
         before = self.read()
         if self.target is not None:
-            self.update(self.budget, self.budget + self.a_step)
+            self.budget[0, 2] += self.found_inf == 0
         if not lr:  # the limit α → ∞: (8b) and (9) leave γ and ξ as they are
             return
         alpha = 1 / lr
@@ -173,11 +169,10 @@ class ProximalSlimming(Method):
         gamma = (before * alpha).add_(self.xi, alpha=self.beta).div_(alpha + self.beta)
         if self.target is not None:
             gamma = torch.where(self.budget[0, 1] > 0, before.masked_fill(self.to_remove, 0), gamma)
+            self._silence()
         # A dead channel's γ is halved and halved but never arrives: rounding has a fixed point
         # among the subnormals.
         self.write(F.hardshrink(gamma, BELOW_TINY))
-        if self.target is not None:
-            self._silence()
         self.reach += self.lambda_ * pair_step(lr, self.beta)
         if self.prox_every == "step":
             self._update_xi(alpha)
@@ -190,28 +185,20 @@ class ProximalSlimming(Method):
         if self.target is not None and not (self.budget_met or self.found_inf):
             self._steer(lr)
 
-    def _biases(self) -> list[Tensor]:
-        return [self.model.get_parameter(f"{path}.bias") for path in self.names.values()]
-
     @torch.no_grad()
     def _silence(self) -> None:
         """Sets the biases of the removed channels to 0, once the budget is met."""
         stays = self.split(~(self.to_remove & (self.budget[0, 1] > 0)))
-        biases: list[Any] = [self.model.get_submodule(p).bias for p in self.names.values()]
-        pairs = [*zip(biases, stays, strict=True)]
-        pairs = [(b, part.to(b)) for b, part in pairs if b is not None and b.requires_grad]
-        if pairs:
-            own, factors = zip(*pairs, strict=True)
-            torch._foreach_mul_(own, factors)
+        norms = (self.model.get_submodule(path) for path in self.names.values())
+        pairs = [(norm._parameters["bias"], part) for norm, part in zip(norms, stays, strict=True)]
+        trained = [(b, part.to(b)) for b, part in pairs if b is not None and b.requires_grad]
+        foreach(torch._foreach_mul_, trained)
 
-    def _choose(self) -> Tensor:
-        """Returns the channels to remove, bool [channels]."""
+    def _choose(self) -> None:
+        """Selects the channels to remove."""
         trains = [weight.requires_grad for weight in self._weights()]
-        order, most = self.planner.order(self.xi.cpu(), self.read().cpu(), trains)
-        count, self.removed = self.planner.needed(order, most)
-        chosen = torch.zeros(len(order), dtype=torch.bool)
-        chosen[order[:count]] = True
-        return chosen.to(self.to_remove.device)
+        chosen, self.removed = self.planner.choose(self.xi, self.read(), trains)
+        self.to_remove.copy_(chosen)
 
     def _steer(self, lr: float) -> None:
         """Chooses the channels to remove and λ, or sets these channels to 0 once they are due."""
@@ -219,7 +206,7 @@ class ProximalSlimming(Method):
         lambda_, _, done, before, way = self.budget[0].tolist()
         if not self.read().isfinite().all() or done == before:
             return
-        self.to_remove.copy_(self._choose())
+        self._choose()
         left = float(self.xi.abs()[self.to_remove].max())
         budget_met = not left or done >= budgets.DEADLINE * self.target.steps
         if budget_met:
@@ -234,49 +221,34 @@ class ProximalSlimming(Method):
 
     def _update_xi(self, alpha: float) -> None:
         """Sets ξ by (9), line 4 of Algorithm 1, in closed form; ``alpha`` is 1/lr."""
-        if self.target is not None:
-            mean = (self.xi * alpha).add_(self.gamma, alpha=self.beta).div_(alpha + self.beta)
-            t = self.to_remove * (self.budget[0, 0] / (alpha + self.beta))
-            new = torch.where(self.budget[0, 1] > 0, self.gamma, mean - mean.clamp(-t, t))
-            self.update(self.xi, self.unless_frozen(new, self.xi))
-            return
         xi = self.xi.double() if self.phi.precise else self.xi
         mean = (xi * alpha).add_(self.gamma, alpha=self.beta).div_(alpha + self.beta)
-        new = self.phi.prox(mean, self.lambda_ / (alpha + self.beta))
-        self.update(self.xi, self.unless_frozen(new.to(self.xi), self.xi))
+        if self.target is None:
+            new = self.phi.prox(mean, self.lambda_ / (alpha + self.beta)).to(self.xi)
+        else:  # soft thresholding, where the channel is to be removed
+            t = self.to_remove * (self.budget[0, 0] / (alpha + self.beta))
+            new = torch.where(self.budget[0, 1] > 0, self.gamma, mean - mean.clamp(-t, t))
+        self.update(self.xi, self.unless_frozen(new, self.xi))
 
-    def zeros(self, factor: str | None = None) -> dict[str, Tensor]:
-        """Extends :meth:`Method.zeros`, for γ or ``"xi"``: warns if no factor is zero.
+    def lacks(self, zeros: Mapping[str, Tensor]) -> str:
+        """Extends :meth:`Method.lacks` by a training that is too short for any zero.
 
-        It also warns if :meth:`end_epoch` is needed and has not been called after the steps so far.
         γ follows each ξ = 0, but slowly with momentum; pruning by ξ does not have to wait.
         """
-        zeros = super().zeros(factor)
-        needs_end = self.target is not None or self.prox_every == "epoch"
-        if needs_end and self.stepped and not self.ended:
-            does = "updates ξ" if self.target is None else "chooses λ and the channels to remove"
-            warnings.warn(
-                f"end_epoch() has not been called yet, and only it {does}: call it after every"
-                " epoch",
-                stacklevel=2,
-            )
-            return zeros
-        if any(zero.any() for zero in zeros.values()):
-            return zeros
+        if (lacks := super().lacks(zeros)) or any(zero.any() for zero in zeros.values()):
+            return lacks
         if of_xi := int(is_zero(self.xi).sum()):
-            warnings.warn(
+            return (
                 f"{of_xi} of {len(self.xi)} ξ are zero, but no γ is yet: train for longer, or with"
-                ' a larger beta or a smaller momentum, or prune by ξ, with zeros("xi")',
-                stacklevel=2,
+                ' a larger beta or a smaller momentum, or prune by ξ, with zeros("xi")'
             )
-        elif 0 < self.reach < self.start:
+        if 0 < self.reach < self.start:
             longer = "longer or with a larger lambda_" if self.target is None else "all its steps"
-            warnings.warn(
-                f"no scaling factor is zero: so far the penalty alone has moved them by"
-                f" {self.reach:.2g}, and ξ started at {self.start:.2g} or more; train for {longer}",
-                stacklevel=2,
+            return (
+                "no scaling factor is zero: so far the penalty alone has moved them by"
+                f" {self.reach:.2g}, and ξ started at {self.start:.2g} or more; train for {longer}"
             )
-        return zeros
+        return ""
 
     @torch.no_grad()
     def dead(self, optimizer: torch.optim.Optimizer, lr: float) -> Tensor:
@@ -286,23 +258,22 @@ class ProximalSlimming(Method):
         the filter before and of the weights behind are 0. Only momentum and weight decay could
         still move γ and bias; the conditions rule that out at learning rates up to ``lr``.
         """
-        nothing = super().dead(optimizer, lr)
-        group = optimizer.param_groups[0]
         if self.keep_dead or not isinstance(optimizer, torch.optim.SGD):
-            return nothing
-        biases, zero = self._biases(), (self.read() == 0) & (self.xi == 0)
-        bias = torch.cat([b.detach() for b in biases]).double()
+            return super().dead(optimizer, lr)
+        biases = [self.model.get_parameter(f"{path}.bias") for path in self.names.values()]
+        bias = torch.cat([*biases]).double()
+        dead = (self.read() == 0) & (self.xi == 0) & (bias <= 0)
         if self.target is not None:  # step() sets them to 0 whatever momentum does
-            return self.to_remove & self.budget_met & zero & (bias <= 0)
+            return dead & self.to_remove & self.budget_met
+        group = optimizer.param_groups[0]
         mu, n, decay = group["momentum"], int(group["nesterov"]), lr * group["weight_decay"]
+        if (z := bias_eigenvalue(mu, n, decay)) is None:
+            return super().dead(optimizer, lr)
         gamma_v, bias_v = (momentum_of(optimizer, x) for x in (self._weights(), biases))
-        # What is left of γ's momentum moves it by less than the next (8b) sets to zero.
-        stays_zero = self.rectified & zero & (lr * gamma_v.abs() < TINY)
-        z = bias_eigenvalue(mu, n, decay)
-        if z is None:
-            return nothing
         c = -lr * mu ** (1 + n) / (z - mu) if mu else 0.0
-        return stays_zero & (bias <= 0) & (bias + c * bias_v.double() <= 0)
+        # What is left of γ's momentum moves it by less than the next (8b) sets to zero.
+        dead &= self.rectified & (lr * gamma_v.abs() < TINY)
+        return dead & (bias + c * bias_v.double() <= 0)
 
     def penalty(self) -> Tensor:
         """λφ(ξ) + (β/2)‖γ − ξ‖², which eq. (5) adds to the loss."""
@@ -336,6 +307,5 @@ def bias_eigenvalue(mu: float, n: int, decay: float) -> float | None:
 def momentum_of(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> Tensor:
     """Momentum buffers of ``parameters`` in one vector, 0 where there is none."""
     buffers = [optimizer.state[p].get("momentum_buffer") for p in parameters]
-    return torch.cat(
-        [torch.zeros_like(p) if b is None else b for p, b in zip(parameters, buffers, strict=True)]
-    )
+    pairs = zip(parameters, buffers, strict=True)
+    return torch.cat([torch.zeros_like(p) if buffer is None else buffer for p, buffer in pairs])

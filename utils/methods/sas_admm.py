@@ -1,7 +1,7 @@
 """SAS-ADMM: flags, initial values, log."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +17,14 @@ from utils.paper.settings import SAS, SAS_RETRAINING
 MOST_STEPS = 10**6  # of an outer iteration, whose batches are drawn at once
 
 
+def sas_flag(name: str, text: str, parse: Callable[[str], Any], field: str = "") -> Flag:
+    """Returns a flag whose default is the ``field`` (default: ``name``) of ``SAS``."""
+    value = getattr(SAS, field or name)
+    options: dict[str, Any] = {"custom_options": ("--k0",)} if field == "k0" else {}
+    help_text = f"{text} (default {value:g})"
+    return Flag(name, help_text, parse, value, constructor_name=field, **options)
+
+
 class SasAdmm(Method, methods.SASADMM):
     """ADMM on all weights, for unstructured pruning."""
 
@@ -25,38 +33,21 @@ class SasAdmm(Method, methods.SASADMM):
     unused_flags = ("epochs", "lr", "momentum", "nesterov", "weight_decay", "schedule", "warmup")
     flags = (
         lambda_flag(lambda arch, depth: SAS.lambda_),
-        Flag("sas_beta", f"β (default {SAS.beta})", positive, SAS.beta, constructor_name="beta"),
-        Flag("outer", f"outer iterations, its epochs (default {SAS.outer})", epochs, SAS.outer),
-        Flag(
-            "inner",
-            f"M, mini-batches of an outer iteration before the k0-th (default {SAS.inner})",
-            positive_int,
-            SAS.inner,
-        ),
-        Flag(
-            "growth_from",
-            f"k0, the outer iteration from which M grows (default {SAS.k0})",
-            positive_int,
-            SAS.k0,
-            custom_options=("--k0",),
-            constructor_name="k0",
-        ),
-        Flag("q", f"exponent of the growth of M (default {SAS.q})", not_negative, SAS.q),
-        Flag("v", f"reciprocal of the first step size (default {SAS.v:g})", positive, SAS.v),
-        Flag(
-            "average_from",
-            f"outer iteration from which weights are averaged (default {SAS.average_from})",
-            positive_int,
-            SAS.average_from,
-        ),
+        sas_flag("sas_beta", "β", positive, "beta"),
+        sas_flag("outer", "outer iterations, its epochs", epochs),
+        sas_flag("inner", "M, mini-batches of an outer iteration before the k0-th", positive_int),
+        sas_flag("growth_from", "k0, the outer iteration from which M grows", positive_int, "k0"),
+        sas_flag("q", "exponent of the growth of M", not_negative),
+        sas_flag("v", "reciprocal of the first step size", positive),
+        sas_flag("average_from", "outer iteration from which weights are averaged", positive_int),
     )
     columns = ("penalised_loss", "inner_steps", "primal_gap", "w_change", "dual_change")
     refine_flags = ("--prune-ratio", "0.85")
 
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> None:
-        inner, outer = options.get("inner", SAS.inner), options.get("outer", SAS.outer)
-        k0, q = options.get("growth_from", SAS.k0), options.get("q", SAS.q)
+        given = {flag.name: flag.default for flag in cls.flags} | dict(options)
+        inner, outer, k0, q = (given[name] for name in ("inner", "outer", "growth_from", "q"))
         # Logarithms: the last iteration's number of mini-batches may overflow.
         if math.log(inner) + q * max(math.log(outer / k0), 0) > math.log(MOST_STEPS):
             raise ValueError(

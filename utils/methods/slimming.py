@@ -57,7 +57,7 @@ class Subgradient(Method, methods.Subgradient):
 
     name, title, help = "subgradient", "Original NS", "original network slimming, eq. (3b)"
     flags = (
-        lambda_flag(lambda arch, depth: recipe(arch, depth).subgradient_lambda),
+        lambda_flag(lambda *network: recipe(*network).subgradient_lambda),
         # A penalty of infinite slope at 0 has no subgradient there.
         replace(
             penalties.FLAG,
@@ -85,12 +85,12 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
 
     name, title, help = "proximal", "Proximal NS", "the paper's algorithm"
     flags = (
-        lambda_flag(lambda arch, depth: recipe(arch, depth).lambda_),
+        lambda_flag(lambda *network: recipe(*network).lambda_),
         Flag(
             "beta",
             "β, the weight of the quadratic penalty",
             positive,
-            lambda arch, depth: recipe(arch, depth).beta,
+            lambda *network: recipe(*network).beta,
         ),
         penalties.FLAG,
         penalties.SHAPE,
@@ -135,12 +135,10 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
         if len(targets) > 1:
             raise ValueError(f"{' and '.join(targets)} exclude one another")
         defaults = {"s": None, "beta": None, "penalty": "l1", "prox_every": "step"}
-        changed = [n for n, value in defaults.items() if options.get(n, value) not in (None, value)]
-        if targets and changed:
-            flags = ", ".join(strings[name] for name in changed)
-            raise ValueError(
-                f"{targets[0]} determines λ and β of the ℓ1 penalty: leave out {flags}"
-            )
+        others = [strings[n] for n, x in defaults.items() if options.get(n, x) not in (None, x)]
+        if targets and others:
+            determined = f"{targets[0]} determines λ and β of the ℓ1 penalty"
+            raise ValueError(f"{determined}: leave out {', '.join(others)}")
 
     @classmethod
     def presets(cls, known: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,9 +151,8 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
         flags = (flag for flag in cls.flags if flag.name not in BUDGETS)
         arguments = {flag.constructor_name or flag.name: options[flag.name] for flag in flags}
         for name, unit in BUDGETS.items():
-            if options[name] is not None:
-                budget = unit, options[name], options["steps"], options["lr"]
-                arguments["target"] = methods.Budget(*budget)
+            if (value := options[name]) is not None:
+                arguments["target"] = methods.Budget(unit, value, options["steps"], options["lr"])
         return cls(graph, model=model, **arguments)
 
     def end_epoch(self, lr: float) -> None:
@@ -182,7 +179,7 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
         """Warns if no ξ or no γ can reach zero in time, or if λ is far too large."""
         if self.target is not None:
             return
-        reach = shrinkage(self.lambda_, self.beta, self._xi_schedule(setup.schedule))
+        reach = self.lambda_ * self._reach(setup)
         shortest = self.paths.min().item()
         if flat := int(self.paths.isinf().sum()):
             yield (
@@ -208,9 +205,11 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
                 " epochs, a larger --beta or a smaller --momentum"
             )
 
-    def _xi_schedule(self, schedule: Schedule) -> Schedule:
-        """Returns the number of updates of ξ and the learning rate of every epoch."""
-        return [(1, lr) for _, lr in schedule] if self.prox_every == "epoch" else schedule
+    def _reach(self, setup: TrainingSetup) -> float:
+        """Returns how far λ = 1 alone moves ξ in the training."""
+        per_epoch = self.prox_every == "epoch"
+        schedule = [(1 if per_epoch else count, lr) for count, lr in setup.schedule]
+        return shrinkage(1, self.beta, schedule)
 
     def _gamma_can_follow(self, setup: TrainingSetup) -> bool:
         """Returns whether γ could become 0 if ξ were 0 from the first step on."""
@@ -226,8 +225,8 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
         Args:
             larger: whether λ should be larger than it is, or smaller.
         """
-        largest, updates = LARGEST * setup.recipe.lambda_, self._xi_schedule(setup.schedule)
-        enough = AMPLE * self.paths.min().item() / shrinkage(1, self.beta, updates)
+        largest = LARGEST * setup.recipe.lambda_
+        enough = AMPLE * self.paths.min().item() / self._reach(setup)
         if math.isinf(enough):
             return "take a larger --shape"
         if enough <= largest and (enough > self.lambda_) == larger:

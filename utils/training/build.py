@@ -65,29 +65,19 @@ def build_trainer(
     execution = choose_execution(resumed, config, network, batches, group, use_cuda_graphs)
     group.barrier()  # everything is loaded: from here on, nobody waits long
     try:
-        trainer = Trainer(
-            config,
-            paths,
-            network,
-            data,
-            batches,
-            execution,
-            group.with_timeout(),
-            use_cuda_graphs,
-            resumed,
-            config.start_epoch,
-            init_from.init_checksum(),
-        )
+        what = config, paths, network, data, batches, execution, group.with_timeout()
+        start = resumed, config.start_epoch, init_from.init_checksum()
+        trainer = Trainer(*what, use_cuda_graphs, *start)
     except ValueError as error:
         subject = f"{init_from.path} cannot be resumed" if resumed else config.arch
         raise InputError(f"{subject}: {error}") from None
-    for line in (*data.describe(), *init_from.notes(data), *notes(trainer)):
-        note(line)
+    lines = [*data.describe(), *init_from.notes(data), *notes(trainer)]
     if resumed is None:
-        warnings = trainer.step.method.warnings(trainer.setup())
-        for line in (*short_schedule_warning(config), *warnings):
-            note(line)
-    elif init_from.path is not None and init_from.path.resolve() != paths.checkpoint.resolve():
+        lines += short_schedule_warning(config)
+        lines += trainer.step.method.warnings(trainer.setup())
+    for line in lines:
+        note(line)
+    if resumed and init_from.path and init_from.path.resolve() != paths.checkpoint.resolve():
         paths.directory.mkdir(parents=True, exist_ok=True)
         trainer.save()  # its own checkpoint is elsewhere or damaged
     return trainer
@@ -122,9 +112,8 @@ def build_network(config: Config, data: Dataset) -> Network:
 def load_network(init_from: InitFrom, config: Config, data: Dataset) -> Network:
     """Returns the network of the checkpoint; for --init, with a new head if classes differ."""
     assert init_from.checkpoint is not None and init_from.path is not None
-    network, coupled = init_from.checkpoint.network, penalties.grouped(config.options)
-    if network.coupled != coupled:
-        network = replace(network, coupled=coupled)
+    coupled = penalties.grouped(config.options)
+    network = replace(init_from.checkpoint.network, coupled=coupled)
     is_init = config.init is not None and not init_from.resumes
     if not is_init or init_from.checkpoint.has_classes(data.classes):
         init_from.checkpoint.check_classes(data, init_from.path)
@@ -144,7 +133,7 @@ def choose_execution(
 ) -> Execution:
     """Returns precision and memory format: of the resumed run, else as configured or measured."""
     device, precision = batches.labels.device, config.precision
-    if resumed is not None and resumed.precision is not None:
+    if resumed and resumed.precision:
         if precision not in ("auto", resumed.precision):
             raise InputError(f"this run was started with --precision {resumed.precision}")
         return Execution(device, resumed.precision, resumed.channels_last)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -85,9 +85,9 @@ class ProcessGroup:
         """Returns rank 0's ``value()`` in all processes; only rank 0 calls it."""
         if self.size == 1:
             return value()
-        values = [value() if self.rank == 0 else None]
+        values: list[Any] = [value() if self.rank == 0 else None]
         dist.broadcast_object_list(values, group=self.processes)
-        return cast(T, values[0])
+        return values[0]
 
     def broadcast_(self, tensors: Sequence[Tensor]) -> None:
         """Sets ``tensors`` to rank 0's values, in place."""
@@ -101,9 +101,7 @@ class ProcessGroup:
         mine = [x.detach().cpu() for x in tensors]
         gathered: list[list[Tensor]] = [[]] * self.size
         dist.all_gather_object(gathered, mine, self.processes)
-        return all(
-            torch.equal(x, y) for others in gathered for x, y in zip(mine, others, strict=True)
-        )
+        return all(all(map(torch.equal, mine, others)) for others in gathered)
 
 
 SINGLE_PROCESS = ProcessGroup()

@@ -185,19 +185,17 @@ def summary(
     lines.append(per_class.accuracies(trainer.data.classes))
     if verdict := trainer.verdict(per_class):
         lines.append(f"verdict: {verdict}")
+    commands = []
     if (flags := method.prune_flags) is not None:
-        prune = *pruner(config.arch), "--model", checkpoint, *flags
-        lines.append(f"next: {format_command(*prune, *runtime_flags)}")
+        commands.append([*pruner(config.arch), "--model", checkpoint, *flags, *runtime_flags])
     if (flags := method.refine_flags) is not None:
-        precision = trainer.execution.precision
-        shared = replace(config, precision=precision).finetuning_argv(prunes_weights=True)
-        refine = "main.py", "--refine", checkpoint, *flags, *shared
-        lines.append(f"next: {format_command(*refine, *runtime_flags)}")
-    if method.prune_flags is None and method.refine_flags is None:  # nothing to train any more
+        measured = replace(config, precision=trainer.execution.precision)
+        flags = *flags, *measured.finetuning_argv(prunes_weights=True), *runtime_flags
+        commands.append(["main.py", "--refine", checkpoint, *flags])
+    if not commands:  # nothing to train any more
         form = "sparse" if weights else "onnx"
-        export = "-m", "utils.export", "--model", checkpoint, "--format", form
-        lines.append(f"next: {format_command(*export)}")
-    return "\n".join(lines)
+        commands.append(["-m", "utils.export", "--model", checkpoint, "--format", form])
+    return "\n".join([*lines, *(f"next: {format_command(*words)}" for words in commands)])
 
 
 def resume_command(trainer: Trainer, args: Mapping[str, Any]) -> str:
@@ -216,11 +214,12 @@ def commit() -> str | None:
     None if this file is not tracked: then the repository around it, if any, is another program's.
     """
     git = ["git", "--git-dir", str(ROOT / ".git"), "--work-tree", str(ROOT)]
-    tracked = [*git, "ls-files", "--error-unmatch", str(Path(__file__).resolve())]
-    describe = [*git, "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+    tracked = "ls-files", "--error-unmatch", str(Path(__file__).resolve())
+    describe = "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"
     options: dict[str, Any] = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 10}
     try:
-        subprocess.run(tracked, check=True, **options)
-        return subprocess.run(describe, check=True, **options).stdout.strip() or None
+        for words in (tracked, describe):
+            done = subprocess.run([*git, *words], check=True, **options)
+        return done.stdout.strip() or None
     except (OSError, subprocess.SubprocessError):
         return None

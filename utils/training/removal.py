@@ -22,8 +22,6 @@ def select_removable(network: Network, removed: Tensor, dead: Tensor) -> Tensor:
         network: of full width.
         removed, dead: bool [channels] on the CPU: already removed, and dead of the others.
     """
-    if not dead.any():
-        return dead
     graph, widths = network.graph, network.widths
     before = dict(zip(network.norms, removed.split(widths), strict=True))
     masks = {name: part.clone() for name, part in zip(before, dead.split(widths), strict=True)}

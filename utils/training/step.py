@@ -1,6 +1,6 @@
 """The state of a training step, and evaluation."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from netslim.graph import AnyBatchNorm
 from utils.console import NonFiniteLoss
@@ -18,20 +19,6 @@ from utils.methods.base import Method
 from utils.training.distributed import SINGLE_PROCESS, ProcessGroup
 
 TOP_FIVE_ABOVE = 10  # top-five accuracy is reported for more classes than this
-
-
-def new_sums(device: torch.device) -> Tensor:
-    """Returns zeros for the sums of loss, correct answers and images, float64 on ``device``."""
-    return torch.zeros(3, dtype=torch.float64, device=device)
-
-
-@torch.no_grad()
-def add_batch(sums: Tensor, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
-    """Adds a batch to ``sums`` without waiting for the device."""
-    correct = (logits.argmax(1) == labels).sum()
-    sums[0] += loss * len(labels)
-    sums[1] += correct
-    sums[2] += len(labels)
 
 
 @dataclass(frozen=True)
@@ -77,20 +64,21 @@ class Step:
     label_smoothing: float = 0.0
     forward: nn.Module = field(init=False)  # the model, or DistributedDataParallel of it
     lr: float = field(init=False)
-    sums: Tensor = field(init=False)  # of this epoch, see new_sums
+    sums: Tensor = field(init=False)  # loss, correct answers and images of this epoch, float64
     finite_steps: Tensor = field(init=False)  # number of finite steps in this epoch
 
     def __post_init__(self) -> None:
-        self.sums = new_sums(self.execution.device)
-        self.finite_steps = torch.zeros((), dtype=torch.int64, device=self.execution.device)
+        device = self.execution.device
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device)
+        self.finite_steps = torch.zeros((), dtype=torch.int64, device=device)
         # Fused optimizers skip their step where found_inf is 1 (torch's stubs lack it).
         self.optimizer.found_inf = self.method.found_inf  # type: ignore[attr-defined]
         self.forward = self.group.replicate(self.model)
-        for group in self.optimizer.param_groups:
-            for parameter in group["params"] if group["momentum"] else ():
-                # SGD creates the buffer lazily; a graph and a checkpoint need it from the start.
-                # The first step is the same: 0 · μ + g = g.
-                self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        (group,) = self.optimizer.param_groups
+        for parameter in group["params"] if group["momentum"] else ():
+            # SGD creates the buffer lazily; a graph and a checkpoint need it from the start. The
+            # first step is the same: 0 · μ + g = g.
+            self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
     @property
     def alpha(self) -> float:
@@ -98,9 +86,7 @@ class Step:
 
     def start_epoch(self, lr: float) -> None:
         """Sets the learning rate and the training mode, and clears the sums."""
-        self.lr = lr
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        self.lr = self.optimizer.param_groups[0]["lr"] = lr
         self.sums.zero_()
         self.finite_steps.zero_()
         self.model.train()
@@ -120,14 +106,16 @@ class Step:
             # x − x is 0 for a finite x, else NaN. A γ that is not finite shows in the loss.
             self.method.found_inf.masked_fill_(loss - loss != 0, 1)
             self.finite_steps += self.method.found_inf == 0
-        add_batch(self.sums, logits.detach(), labels, loss.detach())
+            self.sums[0] += loss * len(labels)
+            self.sums[1] += (logits.argmax(1) == labels).sum()
+            self.sums[2] += len(labels)
         return loss if weight == 1 else loss * weight
 
     @contextmanager
     def _counting_batches_at_once(self) -> Iterator[None]:
         """Updates ``num_batches_tracked`` of all batch norms in one kernel instead of one each."""
-        modules = (m for m in self.model.modules() if isinstance(m, AnyBatchNorm) and m.momentum)
-        counters = {m: m.num_batches_tracked for m in modules if m.num_batches_tracked is not None}
+        norms = (m for m in self.model.modules() if isinstance(m, AnyBatchNorm) and m.momentum)
+        counters = {m: m.num_batches_tracked for m in norms if m.num_batches_tracked is not None}
         for norm in counters:
             norm.num_batches_tracked = None
         try:
@@ -187,22 +175,19 @@ class Step:
     @torch.no_grad()
     def _first_bad_layer(self, batch_index: Tensor) -> str:
         """Returns the first layer with parameters or outputs that are not finite."""
+        layers = {m: n for n, m in self.model.named_modules() if not list(m.children())}
         bad: list[str] = []
 
-        def check(name: str) -> Callable:
-            def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
-                if not all(x.isfinite().all() for x in module.parameters(recurse=False)):
-                    bad.append(f"the parameters of {name}")
-                elif not output.isfinite().all():
-                    bad.append(f"the output of {name}")
+        def check(module: nn.Module, inputs: object, output: Tensor) -> None:
+            if (name := layers.get(module)) is None:
+                return
+            if not all(x.isfinite().all() for x in module.parameters(recurse=False)):
+                bad.append(f"the parameters of {name}")
+            elif not output.isfinite().all():
+                bad.append(f"the output of {name}")
 
-            return hook
-
-        layers = [(n, m) for n, m in self.model.named_modules() if not list(m.children())]
-        hooks = [module.register_forward_hook(check(name)) for name, module in layers]
-        logits = self.execution.logits(self.model, self.batches.get_batch(batch_index)[0])
-        for handle in hooks:
-            handle.remove()
+        with register_module_forward_hook(check):
+            logits = self.execution.logits(self.model, self.batches.get_batch(batch_index)[0])
         return next(iter(bad), "the loss" if logits.isfinite().all() else "the logits")
 
 
@@ -212,19 +197,17 @@ def evaluate(
 ) -> EvalMetrics:
     """Returns the metrics of ``model`` in eval mode; each process evaluates a share."""
     model.eval()
-    device, n = execution.device, batches.classes
-    sums = new_sums(device)
-    in_top_five = torch.zeros(1, dtype=torch.float64, device=device)
-    per_class = torch.zeros(3, n, dtype=torch.float64, device=device)
+    n = batches.classes
+    totals = torch.zeros(2 + 3 * n, dtype=torch.float64, device=execution.device)
     for images, labels in batches.iter_eval(group.rank, group.size):
         logits = execution.logits(model, images)
-        add_batch(sums, logits, labels, F.cross_entropy(logits, labels))
-        per_class += class_counts(logits.argmax(1), labels, n)
+        totals[0] += F.cross_entropy(logits, labels) * len(labels)
         if n > TOP_FIVE_ABOVE:
-            in_top_five += (logits.topk(5).indices == labels[:, None]).sum()
-    totals = torch.cat([sums, in_top_five, per_class.flatten()])
+            totals[1] += (logits.topk(5).indices == labels[:, None]).sum()
+        totals[2:] += class_counts(logits.argmax(1), labels, n).flatten()
     group.all_reduce_(totals)
-    loss, correct, seen, top_five, *counts = totals.tolist()  # the only wait for the device
-    rows = [[*map(int, counts[i * n : (i + 1) * n])] for i in range(3)]
-    top_five_percent = 100 * top_five / seen if n > TOP_FIVE_ABOVE else None
-    return EvalMetrics(loss / seen, 100 * correct / seen, top_five_percent, PerClass(*rows))
+    loss, in_top_five, *counts = totals.tolist()  # the only wait for the device
+    per_class = PerClass(*([int(x) for x in counts[i : i + n]] for i in range(0, 3 * n, n)))
+    seen, correct = sum(per_class.images), sum(per_class.correct)
+    top_five = 100 * in_top_five / seen if n > TOP_FIVE_ABOVE else None
+    return EvalMetrics(loss / seen, 100 * correct / seen, top_five, per_class)

@@ -152,16 +152,15 @@ class Trainer:
 
         Continues exactly as a run that is resumed here: from the same state, by the same code.
         """
-        step = self.step
-        if not len(self.removed):  # a model without batch norm
-            return 0
+        method, optimizer = self.step.method, self.step.optimizer
 
         def select() -> Tensor:
             highest_lr = max(map(self.lr, range(self.epoch, self.config.epochs)))
             dead = torch.zeros_like(self.removed)
-            dead[~self.removed] = step.method.dead(step.optimizer, highest_lr).cpu()
-            if dead.any():
-                self.state_dict()  # select_removable reads the biases of ``network``
+            dead[~self.removed] = method.dead(optimizer, highest_lr).cpu()
+            if not dead.any():
+                return dead
+            self.state_dict()  # select_removable reads the biases of ``network``
             return select_removable(self.network, self.removed, dead)
 
         selected = self.group.broadcast_object(select)
@@ -260,18 +259,15 @@ class Trainer:
             full_name = self.removal.full_name(name)
             if full_name in state.momentum:
                 buffer.copy_(self.removal.part(full_name, state.momentum[full_name]))
-        # That of the last epoch: start_epoch() is not called if none is left.
-        for group in step.optimizer.param_groups if self.epoch else ():
-            group["lr"] = self.lr(self.epoch - 1)
-        method_state = step.method.state_dict()
-        if method_state.keys() - state.method_state.keys():
+        if self.epoch:  # that of the last epoch: start_epoch() is not called if none is left
+            step.optimizer.param_groups[0]["lr"] = self.lr(self.epoch - 1)
+        if step.method.state_dict().keys() - state.method_state.keys():
             restart = step.method.reset_state()
             note(f"note: the checkpoint lacks a part of the method's state: {restart}")
             return
-        for name, tensor in method_state.items():
-            value = state.method_state[name]
-            value = value[~self.removed] if value.shape == self.removed.shape else value
-            if value.shape != tensor.shape:
-                symbol = step.method.factors.get(name, name)
-                raise ValueError(f"its {symbol} has shape {[*value.shape]}, not {[*tensor.shape]}")
-            tensor.copy_(value)
+        full = self.removed.shape
+        method_state = {
+            name: x[~self.removed] if x.shape == full else x
+            for name, x in state.method_state.items()
+        }
+        step.method.load_state_dict(method_state)
