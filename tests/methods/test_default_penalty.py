@@ -1,6 +1,5 @@
 """The penalty is group where several layers write a stream, and l1 in the paper's networks."""
 
-import pytest
 import torch
 from torch import nn
 
@@ -10,33 +9,24 @@ from utils.flags.parser import resolve
 from utils.network import Network, fresh
 from utils.training.removal import select_removable
 
+PAPERS = ("vgg", "resnet", "resnet-basic", "densenet")
 
-def penalty(**flags: object) -> str:
-    return resolve({"sparsity_regularization": True, **flags}, None, {}).options["penalty"]
+
+def penalty(stored: Config | None = None, **flags: object) -> str:
+    return resolve({"sparsity_regularization": True, **flags}, stored, {}).options["penalty"]
 
 
 def test_the_default_depends_on_the_network():
-    assert {arch: penalty(arch=arch) for arch in DEPTHS} == {
-        arch: "group" if arch in STREAMS else "l1" for arch in DEPTHS
-    }
-    for arch in ("vgg", "resnet", "resnet-basic", "densenet"):
-        assert penalty(arch=arch) == "l1"
-    assert penalty(arch="resnet18", penalty="l1") == "l1"
-    assert penalty(arch="resnet18", method="subgradient") == "l1"
-    assert penalty(arch="resnet18", budget_flops=0.3) == "l1"  # a budget needs it
-
-
-def test_a_run_with_l1_is_resumed_with_l1():
+    for arch in (*DEPTHS, *PAPERS):
+        assert penalty(arch=arch) == ("group" if arch in STREAMS else "l1")
+    assert all(
+        fresh(arch, DEPTHS[arch], 2, 32).graph.coupled for arch in ("resnet18", "mobilenet_v2")
+    )
+    for flags in ({"penalty": "l1"}, {"method": "subgradient"}, {"budget_flops": 0.3}):
+        assert penalty(arch="resnet18", **flags) == "l1"
     stored = Config.from_dict({"arch": "resnet18", "method": "proximal", "penalty": "l1"})
+    assert penalty(stored, arch="resnet18") == "l1"  # a run with l1 is resumed with l1
     assert resolve({"arch": "resnet18"}, stored, {}).options["penalty"] == "l1"
-    flags = {"sparsity_regularization": True, "arch": "resnet18"}
-    assert resolve(flags, stored, {}).options["penalty"] == "l1"
-
-
-@pytest.mark.parametrize("arch", ["resnet18", "mobilenet_v2"])
-def test_streams_are_those_of_the_graph(arch):
-    network = fresh(arch, DEPTHS[arch], 2, 32)
-    assert arch in STREAMS and network.graph.coupled
 
 
 def test_channels_of_a_group_within_a_layer_are_removed_after_training():

@@ -11,47 +11,31 @@ from utils.methods.base import TrainingSetup
 from utils.methods.lp_admm import LpAdmm, every, exponent
 from utils.paper.settings import recipe
 
-N = 400
+N = 100
 
 
 class Separable:
-    """Σ½a(γ − c)² over 400 γ, a from ½ to 2, in float64, with a method."""
+    """Σ½a(γ − c)² over 100 γ, a from ½ to 2, in float64."""
 
-    def __init__(self, method: type[LpAdmm] = LpAdmm, **options: object) -> None:
+    def __init__(self, **options: object) -> None:
         torch.manual_seed(0)
         self.a = 0.5 + 1.5 * torch.rand(N, dtype=torch.float64)
         self.c = 2 * torch.randn(N, dtype=torch.float64)
         graph = chain(N, dtype=torch.float64)
-        (self.bn,) = graph.norms.values()
-        self.method = method(graph, **options)
+        self.method = LpAdmm(graph, **options)
         self.method.write(self.c)
         self.method.reset_state()
 
     def gradient(self) -> Tensor:
         return self.a * (self.method.read() - self.c)
 
-    def solve_exactly(self, iterations: int, last: int = 1) -> float:
-        """γ ← argmin L + ρ/2‖γ − z + u‖², then z and u; returns how far z moved in the ``last``."""
-        m, moved = self.method, 0.0
-        for i in range(iterations):
-            before = m.z.clone()
+    def solve(self, iterations: int) -> None:
+        """γ ← argmin L + ρ/2‖γ − z + u‖², then z and u."""
+        m = self.method
+        for _ in range(iterations):
             m.before_step()
             m.write((self.a * self.c + m.rho * (m.z - m.u)) / (self.a + m.rho))
             m.step(0.1)
-            if i >= iterations - last:
-                moved = max(moved, (m.z - before).abs().max().item())
-        return moved
-
-    def solve_by_sgd(self, steps: int) -> float:
-        """Returns how far the last step moved z."""
-        m, optimizer = self.method, torch.optim.SGD([self.bn.weight], 0.1, 0.9)
-        for _ in range(steps):
-            before = m.z.clone()
-            self.bn.weight.grad = self.gradient()
-            m.before_step()
-            optimizer.step()
-            m.step(0.1)
-        return (m.z - before).abs().max().item()
 
     def check(self, within: float) -> None:
         """Stationary where z ≠ 0, |∇L| ≤ λM where z = 0, and some of both."""
@@ -59,45 +43,28 @@ class Separable:
         residual = gradient + m.lambda_ * m.slope(m.z.abs()) * m.z.sign()
         assert residual[~zero].abs().max() <= within
         assert gradient[zero].abs().max() <= m.lambda_ * m.bound + within
-        assert 20 < int(zero.sum()) < 380
+        assert 5 < int(zero.sum()) < 95
 
 
-@pytest.mark.parametrize("p", [0.2, 0.5, 1.0])
-@pytest.mark.parametrize("rho", [1.0, 3.0])
-def test_exact_steps_converge(p, rho):
+@pytest.mark.parametrize(("p", "rho"), [(0.2, 1.0), (0.5, 3.0), (1.0, 1.0)])
+def test_it_converges(p, rho):
     problem = Separable(lambda_=0.3, p=p, rho=rho, z_every=1)
-    assert problem.solve_exactly(2000) <= 1e-15
-    problem.check(1e-14)
-
-
-def test_sgd_steps_converge_to_the_same_point():
-    """Momentum is over the coupling too, so λ means the same."""
-    problem = Separable(lambda_=0.2, rho=1.0, z_every=20)
-    assert problem.solve_by_sgd(6000) <= 1e-15
-    problem.check(1e-12)
-    assert (problem.method.read()[problem.method.z == 0].abs() < 1e-12).all()
-
-
-def test_a_large_bound_with_a_small_rho_cycles():
-    options = {"lambda_": 0.1, "p": 0.5, "bound": 5.0, "z_every": 1}
-    assert Separable(**options, rho=0.1).solve_exactly(4000, 50) > 0.5
-    assert Separable(**options, rho=1.0).solve_exactly(2000) <= 1e-15
+    problem.solve(500)
+    problem.check(1e-13)
 
 
 def test_the_dual_is_bounded_and_z_moves_every_third_step():
     """|ρu| ≤ λM at every step of a real model, in float32."""
     step = make_step(method=lambda graph: LpAdmm(graph, 0.02, rho=0.1, bound=1.5, z_every=3))
-    m, done = step.method, 0
-    for epoch in range(3):
-        for batch_index in step.batches.epoch_indices(epoch):
-            z, gamma = m.z.clone(), m.read().clone()
-            train_step(step, batch_index)
-            done += 1
-            assert not torch.equal(m.read(), gamma)
-            assert torch.equal(m.z, z) == (done % 3 != 0)
-            assert (m.rho * m.u.abs()).max() <= m.lambda_ * m.bound * (1 + 1e-6)
+    m, order = step.method, step.batches.epoch_indices(0)
+    for number, batch_index in enumerate([*order, *order[:2]], 1):
+        z, gamma = m.z.clone(), m.read().clone()
+        train_step(step, batch_index)
+        assert not torch.equal(m.read(), gamma)
+        assert torch.equal(m.z, z) == (number % 3 != 0)
+        assert (m.rho * m.u.abs()).max() <= m.lambda_ * m.bound * (1 + 1e-6)
     assert m.u.any() and m.count == 0
-    train_step(step, batch_index)
+    train_step(step, order[0])
     for moves in (True, False):  # at the end of an epoch, if there was a step since
         z = m.z.clone()
         m.end_epoch(0.1)
@@ -132,11 +99,6 @@ def test_the_logged_penalty_has_the_slope_of_the_steps():
     assert flat.log_metrics(1.0)["primal_gap"] == 0
 
 
-def test_flags_are_parsed():
-    assert (exponent("0.2"), exponent("1"), exponent("5")) == (0.2, 1.0, 0.2)
-    assert (every("epoch"), every("step"), every("10")) == ("epoch", 1, 10)
-
-
 @pytest.mark.parametrize(
     ("epochs", "options", "message"),
     [
@@ -153,3 +115,5 @@ def test_warnings(epochs, options, message):
     setup = TrainingSetup([(782, 0.1)] * epochs, 0.9, recipe("vgg", 16))
     text = " ".join(method.warnings(setup))
     assert message in text and ("warning" in text) == bool(message)
+    assert (exponent("0.2"), exponent("1"), exponent("5")) == (0.2, 1.0, 0.2)
+    assert (every("epoch"), every("step"), every("10")) == ("epoch", 1, 10)

@@ -1,6 +1,5 @@
 """Pruning of single weights, and training in which zeros stay zero."""
 
-import copy
 import math
 
 import pytest
@@ -22,10 +21,7 @@ from utils.training.step import Step
 @pytest.mark.parametrize(
     ("depth", "ratio", "total", "kept", "factor", "factor_all"),
     [  # as the SAS-ADMM papers count
-        (20, 0.85, 268_336, None, "6.5764", "6.3932"),
         (32, 0.85, 461_872, 69_839, "6.6134", "6.4358"),
-        (110, 0.85, 1_719_856, None, "6.6513", "6.4796"),
-        (20, 0.9, 268_336, None, "9.7861", "9.3634"),
         (56, 0.9, 848_944, 85_500, "9.9292", "9.5231"),
     ],
 )
@@ -33,8 +29,7 @@ def test_published_compression_factors(depth, ratio, total, kept, factor, factor
     model = build_model("resnet-basic", depth, 10)
     mask = zero_smallest(model, ratio)
     found = Compression.of(model)
-    assert (found.weights, found.kept) == (total, int(mask.sum()))
-    assert kept in (None, found.kept)
+    assert (found.weights, found.kept, int(mask.sum())) == (total, kept, kept)
     assert (f"{found.factor:.4f}", f"{found.factor_all:.4f}") == (factor, factor_all)
 
 
@@ -45,14 +40,10 @@ def test_the_smallest_weights_of_each_convolution_are_zeroed_and_none_of_linear_
     expected = [3, 0, 4, 0, -5, 9, 0, 6, 0, 8]
     assert model[0].weight.flatten().tolist() == expected
     assert mask.tolist() == [x != 0 for x in expected] + [True] * 10
-    assert zero_smallest(copy.deepcopy(model), 0.49).equal(mask)  # zeros are the smallest
-
-
-@pytest.mark.parametrize(("width", "ratio", "zeros"), [(8, 0.5, 4), (127, 0.85, 107)])
-def test_a_ratio_is_a_share_of_the_count_even_of_equal_weights(width, ratio, zeros):
-    model = nn.Sequential(nn.Conv1d(1, width, 1, bias=False))
-    nn.init.ones_(model[0].weight)
-    assert int((~zero_smallest(model, ratio)).sum()) == zeros
+    assert zero_smallest(model, 0.49).equal(mask)  # zeros are the smallest
+    for width, ratio, zeros in ((8, 0.5, 4), (127, 0.85, 107), (100, 0.29, 29)):
+        nn.init.ones_((layer := nn.Conv1d(1, width, 1, bias=False)).weight)
+        assert int((~zero_smallest(nn.Sequential(layer), ratio)).sum()) == zeros
 
 
 def test_linear_layers_are_pruned_if_they_have_most_of_the_weights():
@@ -74,23 +65,19 @@ SAS_ADMM = {name: value for name, value in vars(SAS).items() if name != "batch_s
 
 def trained(kind: type[Method], **options: float) -> Step:
     step = make_step(method=lambda graph: kind(graph, **options))
-    for epoch in range(3):
-        step.method.begin_epoch(epoch)
-        for batch_index in step.batches.epoch_indices(epoch):
-            train_step(step, batch_index)
-        step.method.end_epoch(0.1)
+    step.method.begin_epoch(0)
+    for batch_index in step.batches.epoch_indices(0):
+        train_step(step, batch_index)
+    step.method.end_epoch(0.1)
     return step
 
 
 @pytest.mark.parametrize(("kind", "options"), [(Method, {}), (SasAdmm, SAS_ADMM)])
 def test_pruned_weights_stay_exactly_zero(kind, options):
-    """Under Nesterov momentum and weight decay, too."""
-    step = trained(masking(kind, 0.7), **options)
+    """Under Nesterov momentum and weight decay, too; not without the mask of the gradients."""
+    masked = masking(kind, 0.7)
+    step = trained(masked, **options)
     assert torch.equal(zeros_of(step), ~step.method.mask)
     assert int(zeros_of(step).sum()) > 10_000
-
-
-def test_without_the_mask_of_gradients_they_do_not():
-    kind = masking(Method, 0.7)
-    kind.before_step = Method.before_step
-    assert zeros_of(trained(kind)).sum() == 0
+    masked.before_step = kind.before_step
+    assert zeros_of(trained(masked, **options)).sum() == 0

@@ -28,7 +28,7 @@ def reference_step(gamma, xi, alpha, beta, lambda_):
     return gamma, np.sign(mean) * np.maximum(0, np.abs(mean) - lambda_ / (alpha + beta))
 
 
-@pytest.mark.parametrize("frozen", [[], [1], [1, 4]])
+@pytest.mark.parametrize("frozen", [[], [1], [1, 4]], ids=str)
 @pytest.mark.parametrize("kind", [Subgradient, LpAdmm])
 def test_a_frozen_gamma_gets_no_gradient(kind, frozen):
     graph = make_graph()
@@ -46,18 +46,13 @@ def test_a_frozen_gamma_gets_no_gradient(kind, frozen):
         assert i in frozen or (weight.grad != before[i]).all()
 
 
-def test_soft_threshold_is_the_papers_operator():
-    x = torch.tensor([-3.0, -1.0, -0.5, 0.0, 0.5, 1.0, 3.0])
-    assert soft_threshold(x, 1).tolist() == [-2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 2.0]
-
-
-def test_1000_steps_in_float64_equal_the_formulas():
+def test_steps_in_float64_equal_the_formulas():
     torch.manual_seed(0)
     random = np.random.default_rng(0)
     method = ProximalSlimming(make_graph(dtype=torch.float64), 0.15, 3.0, xi_init=(-0.5, 0.5))
     gamma, xi = method.gamma.numpy().copy(), method.xi.numpy().copy()
-    for step in range(1000):
-        alpha = (10.0, 100.0, 1000.0)[step // 400]  # the learning rate drops
+    for step in range(300):
+        alpha = (10.0, 100.0, 1000.0)[step // 120]  # the learning rate drops
         moved = random.normal(0, 1 / alpha, gamma.shape)
         method.write(method.gamma + torch.from_numpy(moved))  # an SGD step
         method.step(1 / alpha)
@@ -67,9 +62,8 @@ def test_1000_steps_in_float64_equal_the_formulas():
     assert 0 < method.zero_counts()["xi"] < len(xi)
 
 
-@pytest.mark.parametrize("alpha", [10.0, 100.0, 1000.0])
-@pytest.mark.parametrize("beta", [0.25, 1.0, 100.0])
-def test_one_step_in_float32_is_within_2_ulp_of_the_formulas(alpha, beta):
+@pytest.mark.parametrize(("alpha", "beta"), [(10.0, 100.0), (100.0, 1.0), (1000.0, 0.25)])
+def test_a_step_in_float32_is_within_2_ulp_and_leaves_no_subnormal_gamma(alpha, beta):
     torch.manual_seed(1)
     method = ProximalSlimming(make_graph(1000), 0.002, beta)
     gamma, xi = method.gamma.double().numpy(), method.xi.double().numpy()
@@ -80,35 +74,15 @@ def test_one_step_in_float32_is_within_2_ulp_of_the_formulas(alpha, beta):
     assert (np.abs(method.gamma.numpy() - expected_gamma) <= 2 * ulp).all()
     assert (np.abs(method.xi.numpy() - expected_xi) <= 2 * ulp).all()
 
-
-@pytest.mark.parametrize("alpha", [10.0, 100.0, 1000.0])
-@pytest.mark.parametrize("beta", [0.25, 1.0, 100.0])
-def test_the_gamma_of_a_dead_channel_becomes_exactly_zero(alpha, beta):
-    """It shrinks by α/(α + β) a step, and must not stick at a subnormal number."""
+    # The γ of a dead channel shrinks by α/(α + β), and must not stick at a subnormal number.
     assert torch.tensor(1e-40).item() > 0, "subnormals must not be flushed in this test"
     method = ProximalSlimming(make_graph(), 100.0, beta)  # so large a λ keeps ξ at 0
-    method.write(torch.full_like(method.gamma, 2e-38))
+    method.write(torch.full_like(method.gamma, 1.3e-38))
     method.xi.zero_()
-    steps = int(np.log(2e-38 / 1e-38) / np.log1p(beta / alpha)) + 10
-    for _ in range(steps):
+    for _ in range(int(np.log(1.3 / 1.1) / np.log1p(beta / alpha)) + 2):
         method.step(1 / alpha)
     assert method.read().tolist() == [0.0] * 9
     assert method.zero_counts()["gamma"] == 9
-
-
-def test_gamma_is_the_batch_norms_own_weight():
-    graph = make_graph()
-    model = graph.model
-    before = [bn.weight.detach().clone() for bn in (model[1], model[4])]
-    method = Method(graph)
-    assert torch.equal(method.gamma, torch.cat(before))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    model(torch.randn(4, 3, 2, 2)).square().sum().backward()
-    optimizer.step()
-    assert not torch.equal(method.gamma[-4:], model[4].weight)
-    assert torch.equal(method.read(), torch.cat([model[1].weight, model[4].weight]))
-    method.write(torch.full_like(method.gamma, 7))
-    assert (model[4].weight == 7).all()
 
 
 def test_prox_every_epoch_updates_xi_after_the_epoch_only():
@@ -122,13 +96,10 @@ def test_prox_every_epoch_updates_xi_after_the_epoch_only():
     torch.testing.assert_close(method.gamma, gamma)
     method.end_epoch(0.1)
     torch.testing.assert_close(method.xi, soft_threshold((10 * xi + 2 * gamma) / 12, 0.5 / 12))
-
-
-def test_prox_every_step_updates_nothing_after_the_epoch():
-    method = ProximalSlimming(make_graph(), 0.5, 2.0)
-    xi = method.xi.clone()
-    method.end_epoch(0.1)
-    assert torch.equal(method.xi, xi)
+    by_step = ProximalSlimming(make_graph(), 0.5, 2.0)
+    xi = by_step.xi.clone()
+    by_step.end_epoch(0.1)
+    assert torch.equal(by_step.xi, xi)
 
 
 def test_the_initial_xi_is_uniform_and_depends_on_the_seed():
@@ -136,26 +107,9 @@ def test_the_initial_xi_is_uniform_and_depends_on_the_seed():
         torch.manual_seed(seed)
         return ProximalSlimming(make_graph(500), 0.1, 1.0, xi_init=XI_INIT).xi
 
-    assert start(3).min() >= 0.47
-    assert start(3).max() <= 0.50
-    assert start(3).max() - start(3).min() > 0.025
-    assert torch.equal(start(3), start(3))
-    assert not torch.equal(start(3), start(4))
-
-
-def test_the_subgradient_method_adds_lambda_sign_gamma():
-    graph = make_graph()
-    model = graph.model
-    with torch.no_grad():
-        model[1].weight[0] = 0
-    method = Subgradient(graph, 0.25)
-    model(torch.randn(4, 3, 2, 2)).sum().backward()
-    before = torch.cat([model[1].weight.grad, model[4].weight.grad])
-    method.before_step()
-    after = torch.cat([model[1].weight.grad, model[4].weight.grad])
-    torch.testing.assert_close(after - before, 0.25 * method.gamma.sign())
-    assert method.gamma[0] == 0
-    assert after[0] == before[0]
+    xi = start(3)
+    assert 0.47 <= xi.min() < 0.472 and 0.498 < xi.max() <= 0.50
+    assert torch.equal(xi, start(3)) and not torch.equal(xi, start(4))
 
 
 def test_logged_objectives_are_equations_2_and_5():
@@ -170,21 +124,6 @@ def test_logged_objectives_are_equations_2_and_5():
     expected_ns = 2.0 + 0.1 * sum(bn.weight.abs().sum().item() for bn in graph.norms.values())
     assert original.log_metrics(2.0) == {"ns_objective": pytest.approx(expected_ns, rel=1e-6)}
     assert Method(graph).log_metrics(2.0) == {}
-
-
-@pytest.mark.parametrize(("momentum", "minimum"), [(0.0, 0.70), (0.9, 0.97)])
-def test_momentum_rescales_the_problem(momentum, minimum):
-    """½(γ − 1)² with λ = 0.3 ends at the minimum for the weight (1 − μ)λ."""
-    graph = chain(1, dtype=torch.float64)
-    (bn,) = graph.norms.values()
-    method = ProximalSlimming(graph, 0.3, 1.0, xi_init=XI_INIT)
-    optimizer = torch.optim.SGD([bn.weight], lr=0.1, momentum=momentum)
-    for _ in range(1000):
-        optimizer.zero_grad()
-        (0.5 * (bn.weight - 1) ** 2).sum().backward()
-        optimizer.step()
-        method.step(0.1)
-    assert method.gamma.item() == pytest.approx(minimum, abs=1e-6)
 
 
 def test_shrinkage_is_the_way_of_a_pair_by_the_penalty_alone():
@@ -203,9 +142,6 @@ def test_shrinkage_is_the_way_of_a_pair_by_the_penalty_alone():
 def test_parameters_out_of_range_are_refused(lambda_, beta, every):
     with pytest.raises(ValueError, match="λ"):
         ProximalSlimming(make_graph(), lambda_, beta, every)
-
-
-def test_a_model_without_batch_norm_is_refused():
     with pytest.raises(ValueError, match="no batch norm"):
         ProximalSlimming(graph := chain(), 0.1, 1.0)
     assert not Method(graph).gamma.numel()  # the baseline and SAS-ADMM need none

@@ -12,8 +12,8 @@ from runs import assert_same_run, command, rows, train
 from utils.console import Interrupted
 from utils.methods.slimming import ProximalSlimming
 
-RESNET = ["-sr", "--arch", "resnet", "--depth", "11", "--lr", "0.02"]
-BUDGET = [*RESNET, "--target-flops", "40"]
+NETWORK = ["--arch", "resnet", "--depth", "11", "--lr", "0.02"]
+BUDGET = ["-sr", *NETWORK, "--target-flops", "40"]
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +43,8 @@ def test_a_run_that_is_stopped_twice_resumes_with_the_same_bits(
     assert_same_run(whole, tmp_path)
 
 
-def test_the_budget_is_met_and_pruned_without_loss(
-    whole: Path, capsys: pytest.CaptureFixture[str]
+def test_the_budget_is_met_pruned_without_loss_and_cannot_change(
+    whole: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = rows(next(whole.glob("*/log.csv")))
     assert int(log[-1]["channels"]) < int(log[0]["channels"])  # removed during training
@@ -56,6 +56,8 @@ def test_the_budget_is_met_and_pruned_without_loss(
     removed = re.findall(r"(?i)flops.*, ([\d.]+) % pruned", capsys.readouterr().out)[-1]
     assert 40 <= float(removed) < 42
     assert row["s"] == row["beta"] == "" and row["budget_flops"] == "0.4"
+    for flags in (["--target-flops", "30"], ["--s", "0.1"]):
+        assert command(main, "--resume", path, "--data", pictures, *flags) == 2
 
 
 @pytest.mark.parametrize(
@@ -66,24 +68,13 @@ def test_the_budget_is_met_and_pruned_without_loss(
         ("--target-flops 30 --target-channels 30", "exclude one another"),
         ("--target-channels 99", "99 % of the channels cannot be removed"),
         ("--target-flops 0", "not a share above 0 and below 1, or a percentage"),
+        ("--method subgradient --target-flops 30", "is for proximal slimming: add -sr"),
+        ("", "--target-flops is for proximal slimming: add -sr"),
     ],
 )
 def test_an_impossible_budget_is_refused(flags, message, pictures, tmp_path, capsys) -> None:
     data = "--dataset", "folder", "--data", pictures, "--save", tmp_path, "--no-cuda"
-    assert command(main, *RESNET, *data, *flags.split()) == 2
+    words = ["-sr", *flags.split()] if flags else ["--target-flops", 30]
+    assert command(main, *NETWORK, *data, *words) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("flags", [["--target-flops", "30"], ["--s", "0.1"]])
-def test_the_budget_cannot_change_on_resuming(flags, whole: Path, pictures: Path) -> None:
-    (path,) = whole.glob("*/checkpoint.pth.tar")
-    assert command(main, "--resume", path, "--data", pictures, *flags) == 2
-
-
-@pytest.mark.parametrize("flags", [[], ["-sr", "--method", "subgradient"]])
-def test_a_budget_without_proximal_slimming_is_refused(flags, pictures, tmp_path, capsys) -> None:
-    data = "--dataset", "folder", "--data", pictures, "--save", tmp_path, "--no-cuda"
-    network = "--arch", "resnet", "--depth", 11
-    assert command(main, *network, *data, *flags, "--target-flops", 30) == 2
-    assert "--target-flops is for proximal slimming: add -sr" in capsys.readouterr().err

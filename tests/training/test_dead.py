@@ -5,102 +5,50 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from main import train_step
 from netslim.graph import Graph, analyze
-from netslim.surgery import Removal
 from utils.data.batches import Batches
 from utils.data.datasets import load_dataset
+from utils.device import Execution
+from utils.files.checkpoint import Checkpoint
+from utils.files.paths import RunPaths
+from utils.flags.config import Config
 from utils.methods.base import Method
 from utils.methods.slimming import ProximalSlimming
 from utils.network import Network, fresh, with_weights
 from utils.training.removal import select_removable
+from utils.training.trainer import Trainer
 
-NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 10)]
+# So little momentum and so large a β let γ and its momentum reach 0 in some 60 steps.
 LR = 0.04
-Batch = tuple[Tensor, Tensor]
+FLAGS = {"method": "proximal", "s": 1.5, "beta": 100.0, "momentum": 0.3, "lr": LR, "epochs": 9}
 
 
-class Trainer:
-    """A minimal training by proximal slimming."""
+class AnyPrecision(Execution):
+    """Computes in the type of the model."""
 
-    def __init__(self, network: Network, xi: Tensor | None) -> None:
-        self.network, self.model = network, network.model.train()
-        # The paper's for the VGG. It takes 830 steps until no bit of a gradient is left, 0.7 takes
-        # 250.
-        momentum = 0.9 if network.arch == "vgg" else 0.7
-        self.method = ProximalSlimming(network.graph, lambda_=0.2, beta=10, model=self.model)
-        if xi is not None:
-            self.method.xi = xi.clone()
-        sgd = {"momentum": momentum, "nesterov": True, "weight_decay": 1e-4}
-        self.optimizer = torch.optim.SGD(self.model.parameters(), LR, **sgd)
-
-    def step(self, images: Tensor, labels: Tensor, lr: float) -> None:
-        self.optimizer.param_groups[0]["lr"] = lr
-        self.optimizer.zero_grad()
-        F.cross_entropy(self.model(images), labels).backward()
-        self.optimizer.step()
-        self.method.step(lr)
-
-    def momentum(self) -> dict[str, Tensor]:
-        named = self.model.named_parameters()
-        return {n: self.optimizer.state[p]["momentum_buffer"] for n, p in named}
-
-    def kill(self, norm: str, channels: slice) -> None:
-        """Makes channels of a batch norm dead."""
-        names = list(self.network.norms)
-        bn, xi = self.network.norms[norm], self.method.split(self.method.xi)[names.index(norm)]
-        with torch.no_grad():
-            bn.weight[channels], bn.bias[channels], xi[channels] = 0, -0.1, 0
-        for entry in ("weight", "bias"):
-            self.momentum()[f"{norm}.{entry}"][channels] = 0
-
-    def in_float64(self) -> "Trainer":
-        network = with_weights(self.network, copy.deepcopy(self.model).double())
-        twin = Trainer(network, self.method.xi.double())
-        return twin.with_momentum({n: v.double() for n, v in self.momentum().items()})
-
-    def with_momentum(self, buffers: dict[str, Tensor]) -> "Trainer":
-        for name, parameter in self.model.named_parameters():
-            self.optimizer.state[parameter]["momentum_buffer"] = buffers[name].clone()
-        return self
-
-    def removal(self, removed: Tensor) -> Removal:
-        return self.network.plan(self.method.split(~removed))
-
-    def without(self, removed: Tensor) -> "Trainer":
-        """Returns a twin without the channels ``removed``."""
-        removal, momentum = self.removal(removed), self.momentum()
-        # The graph of the full network also names the parts of a pruned one.
-        network = with_weights(self.network, self.network.remove(removal).model)
-        twin = Trainer(network, self.method.xi[~removed])
-        names = {name: removal.full_name(name) for name, _ in twin.model.named_parameters()}
-        return twin.with_momentum(
-            {n: removal.part(full, momentum[full]) for n, full in names.items()}
-        )
-
-    def dead(self) -> Tensor:
-        """Returns the dead channels, but for one in each layer that would be empty."""
-        parts = [p.clone() for p in self.method.split(self.method.dead(self.optimizer, LR))]
-        for part in parts:
-            part[0] &= not part.all()
-        return torch.cat(parts)
+    def logits(self, model: nn.Module, images: Tensor) -> Tensor:
+        return model(images.to(next(model.parameters())))
 
 
-@functools.cache
-def shapes() -> Batches:
-    return Batches(load_dataset("shapes", None, 512, 16), "train", 4, torch.device("cpu"))
+def make_trainer(network: Network, state: Checkpoint | None = None) -> Trainer:
+    data, cpu = load_dataset("shapes", None, 64, 16), torch.device("cpu")
+    run = Config.from_dict(FLAGS), RunPaths(Path(), "dead"), network
+    batches = Batches(data, "train", 4, cpu)
+    return Trainer(*run, data, batches, AnyPrecision(cpu), resume_from=state)
 
 
-def shuffled() -> Iterator[Batch]:
-    for epoch in itertools.count():
-        yield from map(shapes().get_batch, shapes().epoch_indices(epoch))
+def shuffled(trainer: Trainer) -> Iterator[Tensor]:
+    return itertools.chain.from_iterable(map(trainer.batches.epoch_indices, itertools.count()))
 
 
 @functools.cache
@@ -111,84 +59,104 @@ def trained(arch: str, depth: int) -> Trainer:
     if arch == "vgg":  # an eighth of its width, to be fast
         masks = [torch.arange(width) < width // 8 for width in network.widths]
         network = network.remove(network.plan(masks))
-    trainer = Trainer(network, None)
-    for step, batch in enumerate(shuffled()):
-        trainer.step(*batch, LR)
-        if step % 50 == 49 and trainer.method.dead(trainer.optimizer, LR).double().mean() > 0.3:
+    trainer = make_trainer(network)
+    trainer.step.start_epoch(LR)
+    for step, batch_index in enumerate(itertools.islice(shuffled(trainer), 500)):
+        train_step(trainer.step, batch_index)
+        if step % 10 == 9 and dead(trainer).double().mean() > 0.3:
             return trainer
-        assert step < 3000
+    raise AssertionError("too few channels died")
 
 
-@pytest.fixture(params=NETWORKS, ids=lambda network: network[0])
-def full(request) -> Trainer:
-    return trained(*request.param).in_float64()
+def dead(trainer: Trainer) -> Tensor:
+    """Returns the dead channels, but for one in each layer that would be empty."""
+    method = trainer.step.method
+    parts = [p.clone() for p in method.split(method.dead(trainer.step.optimizer, LR))]
+    for part in parts:
+        part[0] &= not part.all()
+    return torch.cat(parts)
 
 
-def largest_difference(full: Trainer, pruned: Trainer, removed: Tensor) -> float:
-    """Returns the largest difference in what remains, and the largest |γ| of what was removed."""
-    removal, state = full.removal(removed), full.model.state_dict()
-    if removal.carriers.any():  # a removed channel emits a constant
+@torch.no_grad()
+def kill(trainer: Trainer, norm: str, channels: slice) -> None:
+    """Makes channels of a batch norm dead."""
+    step, index = trainer.step, list(trainer.network.norms).index(norm)
+    bn, xi = step.model.get_submodule(norm), step.method.split(step.method.xi)[index]
+    bn.weight[channels], bn.bias[channels], xi[channels] = 0, -0.1, 0
+    for entry in ("weight", "bias"):
+        step.momentum()[f"{norm}.{entry}"][channels] = 0
+
+
+def in_float64(trainer: Trainer, removed: Tensor | None = None) -> Trainer:
+    """Returns a twin in float64, without the channels ``removed``."""
+    state = replace(trainer.state_dict(), removed=removed)
+    model = copy.deepcopy(trainer.network.model).double()
+    return make_trainer(with_weights(trainer.network, model), state)
+
+
+def train_both(trainer: Trainer, removed: Tensor, steps: int) -> float:
+    """Trains with and without the channels ``removed``.
+
+    Returns the largest difference in what remains, or the largest |γ| of what was removed if that
+    is larger.
+    """
+    full, pruned = in_float64(trainer), in_float64(trainer, removed)
+    if pruned.removal.carriers.any():  # a removed channel emits a constant
         return math.inf
+    for number, batch_index in enumerate(itertools.islice(shuffled(trainer), steps)):
+        for each in (full, pruned):
+            if number in (0, steps // 2):
+                each.step.start_epoch(LR / 10 if number else LR)
+            torch.manual_seed(number)  # dropout
+            train_step(each.step, batch_index)
+    removal, state = pruned.removal, full.step.model.state_dict()
     pairs = [
         (removal.part(removal.full_name(key), state[removal.full_name(key)]), value)
-        for key, value in pruned.model.state_dict().items()
+        for key, value in pruned.step.model.state_dict().items()
         if not key.endswith(".index")
     ]
-    pairs.append((full.method.xi[~removed], pruned.method.xi))
-    pairs.append((full.method.gamma[removed], torch.zeros(())))
+    pairs.append((full.step.method.xi[~removed], pruned.step.method.xi))
+    pairs.append((full.step.method.gamma[removed], torch.zeros(())))
     return max((one - other).abs().max().item() for one, other in pairs)
 
 
-def train_both(
-    full: Trainer, removed: Tensor, steps: int = 60, batches: Iterator[Batch] | None = None
-) -> float:
-    pruned = full.without(removed)
-    for step, (images, labels) in zip(range(steps), batches or shuffled(), strict=False):
-        for trainer in (full, pruned):
-            torch.manual_seed(step)  # dropout
-            trainer.step(images.double(), labels, LR if step < steps // 2 else LR / 10)
-    return largest_difference(full, pruned, removed)
-
-
-def test_removing_dead_channels_changes_nothing_else(full):
-    removed = full.dead()
+@pytest.mark.parametrize("network", [("vgg", 11), ("resnet", 11), ("densenet", 7)], ids=str)
+def test_removing_dead_channels_changes_nothing_else(network):
+    """Nor does the removal of the stream channels that nothing reads then."""
+    trainer = trained(*network)
+    removed = dead(trainer)
     assert removed.double().mean() > 0.3
-    assert train_both(full, removed) < 1e-12
-
-
-@pytest.mark.parametrize("network", [("resnet", 11), ("densenet", 10)], ids=lambda n: n[0])
-def test_a_stream_channel_without_readers_can_be_removed(network):
-    full = trained(*network).in_float64()
-    graph = full.network.graph
+    assert train_both(trainer, removed, 20) < 1e-12
+    graph = trainer.network.graph
     readers = [name for name in graph.norms if graph.writer(name) is None]
     for norm in readers:  # the second half of every stream dies
-        full.kill(norm, slice(full.network.norms[norm].num_features // 2, None))
-    removed = full.dead()
-    stream_channels = full.removal(removed).removed_classes
+        kill(trainer, norm, slice(trainer.network.norms[norm].num_features // 2, None))
+    removed = dead(trainer)
+    stream_channels = in_float64(trainer, removed).removal.removed_classes
     # In a ResNet, a downsampling convolution reads all of the earlier streams.
-    expected = ["bn"] if full.network.arch == "resnet" else readers
+    expected = ["bn"] if trainer.network.arch == "resnet" else readers
     assert [n for n in readers if stream_channels[graph.read_by(n)].any()] == expected
-    assert train_both(full, removed, steps=40) < 1e-12
+    assert not readers or train_both(trainer, removed, 20) < 1e-12
 
 
 @pytest.mark.parametrize("cause", ["constant", "ξ", "momentum of γ", "momentum of the bias"])
 def test_a_channel_that_can_revive_is_not_dead_and_removing_it_shows(cause):
-    full = trained("resnet", 11).in_float64()
-    removed = full.dead()
+    trainer = trained("vgg", 11)
+    trainer = make_trainer(trainer.network, trainer.state_dict())
+    step, removed = trainer.step, dead(trainer)
     channel = int(removed.nonzero()[-1])
-    norms = full.network.norms.items()
+    norms = trainer.network.norms.items()
     name, i = [(name, i) for name, bn in norms for i in range(len(bn.bias))][channel]
     with torch.no_grad():
         if cause == "constant":
-            full.model.get_submodule(name).bias[i] = 0.1
+            step.model.get_submodule(name).bias[i] = 0.1
         elif cause == "ξ":
-            full.method.xi[channel] = 0.3
+            step.method.xi[channel] = 0.3
         else:
             entry = "weight" if cause == "momentum of γ" else "bias"
-            full.momentum()[f"{name}.{entry}"][i] = -1.0
-    assert not full.method.dead(full.optimizer, LR)[channel]
-    if not full.removal(removed).carriers.any():  # else a removal would keep it anyway
-        assert train_both(full, removed, steps=20) > 1e-9
+            step.momentum()[f"{name}.{entry}"][i] = -10.0
+    assert not step.method.dead(step.optimizer, LR)[channel]
+    assert train_both(trainer, removed, 10) > 1e-9
 
 
 def traced_network() -> Network:
@@ -206,28 +174,18 @@ def traced_network() -> Network:
     return network
 
 
-def noise(count: int) -> Iterator[Batch]:
-    random = torch.Generator().manual_seed(0)
-    for _ in range(count):
-        images = torch.randn(8, 3, 32, 32, generator=random)
-        yield images, torch.randint(10, (8,), generator=random)
-
-
-@pytest.mark.parametrize("before_dropout", [False, True])
-def test_a_users_model_loses_nothing_unless_channels_before_dropout_are_removed(before_dropout):
+def test_a_users_model_loses_nothing_unless_channels_before_dropout_are_removed():
     torch.manual_seed(0)
-    trainer = Trainer(traced_network(), None)
-    for images, labels in noise(30):
-        trainer.step(images, labels, LR)
+    trainer = make_trainer(traced_network())
     for norm in trainer.network.norms:
-        trainer.kill(norm, slice(3, 9) if norm == "4" else slice(0, 6))
-    full = trainer.in_float64()
-    dead = full.method.dead(full.optimizer, LR)
-    removed = select_removable(full.network, torch.zeros_like(dead), dead)
-    assert [int(part.sum()) for part in full.method.split(removed)] == [3, 3, 6, 6, 0]
-    if before_dropout:
-        removed[-24:] = dead[-24:]
-    assert (train_both(full, removed, 30, noise(30)) > 1e-9) == before_dropout
+        kill(trainer, norm, slice(3, 9) if norm == "4" else slice(0, 6))
+    trainer.state_dict()  # select_removable reads the biases of trainer.network
+    all_dead = dead(trainer)
+    removed = select_removable(trainer.network, torch.zeros_like(all_dead), all_dead)
+    assert [int(p.sum()) for p in trainer.step.method.split(removed)] == [3, 3, 6, 6, 0]
+    assert train_both(trainer, removed, 8) < 1e-12
+    removed[-24:] = all_dead[-24:]
+    assert train_both(trainer, removed, 8) > 1e-9
 
 
 def one_channel() -> nn.Sequential:
@@ -240,9 +198,9 @@ def graph_of_one() -> Graph:
 
 
 def bias_without_gradient(
-    b: float, v: float, lr: float, momentum: float, decay: float, nesterov: bool
-) -> tuple[bool, list[float]]:
-    """Returns whether a channel of bias b and buffer v is dead, and its bias in 400 steps."""
+    b: float, v: float, lr: float, momentum: float, decay: float, nesterov: bool, steps: int = 200
+) -> tuple[bool, float]:
+    """Returns whether a channel of bias b and buffer v is dead, and its largest bias to come."""
     model = one_channel().double()
     norm = model[1]
     options = {"lambda_": 1.0, "beta": 100.0, "xi_init": (0.0, 0.0)}
@@ -257,45 +215,41 @@ def bias_without_gradient(
         if momentum:
             buffer = torch.full_like(parameter, value)
             optimizer.state[parameter]["momentum_buffer"] = buffer
-    dead, biases = bool(method.dead(optimizer, lr)), []
-    for _ in range(400):
+    dead, largest = bool(method.dead(optimizer, lr)), -math.inf
+    for _ in range(steps):
         optimizer.step()
-        biases.append(norm.bias.item())
-    return dead, biases
+        largest = max(largest, norm.bias.item())
+    return dead, largest
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.floats(-1, 0), st.floats(-3, 3), st.sampled_from((0.1, 0.01)),
     st.sampled_from((0.0, 0.5, 0.9)), st.sampled_from((0.0, 1e-4, 1e-2, 5e-2)), st.booleans(),
 )  # fmt: skip
 def test_the_bias_of_a_dead_channel_never_becomes_positive(b, v, lr, momentum, decay, nesterov):
-    dead, biases = bias_without_gradient(b, v, lr, momentum, decay, nesterov)
-    rises = max(biases) > 1e-12
-    assert not (dead and rises)
-    if not dead and decay == 0 and not rises:  # without decay, only at the edge
-        assert max(biases) > -1e-9
+    dead, largest = bias_without_gradient(b, v, lr, momentum, decay, nesterov)
+    assert not (dead and largest > 1e-12)
+    if not dead and decay == 0 and largest <= 1e-12:  # without decay, only at the edge
+        assert largest > -1e-9
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_the_condition_of_death_is_sharp(nesterov):
     """By a part in 10⁹ of the momentum."""
-    lr, momentum, decay, v = 0.1, 0.9, 1e-4, -1.0
+    setting = -1.0, 0.1, 0.9, 1e-4, nesterov
     low, high = -2.0, 0.0
     for _ in range(60):
         middle = (low + high) / 2
-        dead, _ = bias_without_gradient(middle, v, lr, momentum, decay, nesterov)
+        dead, _ = bias_without_gradient(middle, *setting, steps=0)
         low, high = (middle, high) if dead else (low, middle)
-    assert max(bias_without_gradient(low - 1e-9, v, lr, momentum, decay, nesterov)[1]) <= 0
-    assert max(bias_without_gradient(high + 1e-9, v, lr, momentum, decay, nesterov)[1]) > 0
+    assert bias_without_gradient(low - 1e-9, *setting, steps=400)[1] <= 0
+    assert bias_without_gradient(high + 1e-9, *setting, steps=400)[1] > 0
 
 
-def test_an_oscillating_bias_is_never_dead():
-    dead, biases = bias_without_gradient(-1e-3, 1.0, 0.1, 0.9, 0.05, True)
-    assert not dead and max(biases) > 0
-
-
-def test_nothing_is_dead_without_a_penalty():
+def test_an_oscillating_bias_and_a_channel_without_a_penalty_are_never_dead():
+    dead, largest = bias_without_gradient(-1e-3, 1.0, 0.1, 0.9, 0.05, True)
+    assert not dead and largest > 0
     model = one_channel()
     nn.init.zeros_(model[1].weight)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9)

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from itertools import product
 
 import pytest
 import torch
@@ -15,23 +14,13 @@ from utils.methods import METHODS
 
 pytestmark = pytest.mark.skipif(bool(no_gpu.lacks()), reason=no_gpu.lacks())
 
-CASES = [f"resnet-11,{method},bf16,last,full" for method in METHODS]
-CASES += [
-    f"{model},proximal,{execution},{width}"
-    for model, execution, width in product(
-        ("vgg-11", "densenet-7"), ("bf16,last", "fp32,first", "tf32,last"), ("full", "pruned")
-    )
-]
 COUNTED = torch.__version__.startswith("2.15")
-# Nodes of a captured step of proximal slimming in bfloat16, channels last and channels first, of
-# torch 2.15; a convolution counts as one node forward and two backward.
-NODES = {
-    "vgg-19": (259, 228),
-    "densenet-40": (615, 499),
-    "resnet-110": (1460, 1134),
-    "resnet-164": (2145, 1657),
-}
-LARGE = [f"{m},proximal,bf16,{last},full" for m in NODES for last in ("last", "first") if COUNTED]
+# Nodes of a captured step of proximal slimming in bfloat16, channels last, of torch 2.15; a
+# convolution counts as one node forward and two backward.
+NODES = {"vgg-19": 259, "densenet-40": 615, "resnet-110": 1460, "resnet-164": 2145}
+CASES = [f"resnet-11,{method},bf16,last,full" for method in METHODS]
+CASES += ["vgg-11,proximal,tf32,last,pruned", "densenet-7,proximal,fp32,first,pruned"]
+CASES += [f"{model},proximal,bf16,last,full" for model in NODES if COUNTED]
 WAITING = "waiting:resnet-11,baseline,bf16,last,full"
 REMOVAL, TRAINING = (
     f"{kind}:resnet-11,proximal,bf16,last,full" for kind in ("removal", "training")
@@ -41,7 +30,7 @@ REMOVAL, TRAINING = (
 @pytest.fixture(scope="session")
 def captured(tmp_path_factory):
     """The results of ``captured.py`` by case, and its stderr; one of xdist's workers runs it."""
-    words = [*(f"steps:{case}" for case in (*CASES, *LARGE)), WAITING, REMOVAL, TRAINING]
+    words = [*(f"steps:{case}" for case in CASES), WAITING, REMOVAL, TRAINING]
     folder = tmp_path_factory.getbasetemp()
     folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
     with (folder / "gpu_path").open("a+") as shared:
@@ -68,8 +57,9 @@ def is_replay(step: dict[str, int]) -> bool:
     )
 
 
-@pytest.mark.parametrize("case", [*CASES, *LARGE])
+@pytest.mark.parametrize("case", CASES)
 def test_a_step_is_captured_once_per_batch_size_and_learning_rate(captured, case):
+    """With as many nodes as are recorded, or somewhat fewer."""
     result = captured[0][f"steps:{case}"]
     first, second, dropped = (result[epoch] for epoch in ("first", "second", "dropped"))
     for steps in (first, dropped):  # the first full batch, and the smaller last one
@@ -79,14 +69,8 @@ def test_a_step_is_captured_once_per_batch_size_and_learning_rate(captured, case
             assert step["forbidden"] == step["to_device"] == step["to_host"] == 0
             assert step["graphs"] == 1 and step["nodes"] > 100
     assert all(is_replay(step) for step in second)
-
-
-@pytest.mark.skipif(not COUNTED, reason="counted with torch 2.15")
-@pytest.mark.parametrize("model", NODES)
-def test_a_captured_step_has_no_more_nodes_than_recorded(captured, model):
-    for memory_format, most in zip(("last", "first"), NODES[model], strict=True):
-        result = captured[0][f"steps:{model},proximal,bf16,{memory_format},full"]
-        assert 0.9 * most < result["first"][0]["nodes"] <= most
+    if most := NODES.get(case.partition(",")[0]):
+        assert 0.9 * most < first[0]["nodes"] <= most
 
 
 def test_a_step_that_waits_for_the_device_runs_without_graph(captured):

@@ -4,26 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import main
 from runs import assert_same, command, rows
 from utils.device import Execution
 from utils.files import checkpoint
-from utils.network import fresh
+from utils.network import Network, fresh
 from utils.training import precision as precisions
-from utils.training.precision import build_execution
+from utils.training.precision import build_execution, fastest_precision
 
-NETWORKS = [("vgg", 11), ("resnet", 11), ("densenet", 7)]
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-
-
-def run(folder: Path, pictures: Path, *flags: object) -> Path:
-    """Trains without --deterministic and --precision; returns the checkpoint."""
-    argv = ["--dataset", "folder", "--data", pictures, "--save", folder, "--epochs", 3, "--no-cuda",
-            "--batch-size", 16, "--name", "net", *flags]  # fmt: skip
-    assert command(main, *argv) == 0
-    (path,) = folder.glob("net_*/checkpoint.pth.tar")
-    return path
 
 
 @pytest.fixture
@@ -40,23 +31,49 @@ def measured(monkeypatch) -> list[tuple[str, bool]]:
     return calls
 
 
-def test_equal_commands_give_equal_files_and_other_seeds_others(tmp_path, pictures, measured):
-    network = ["--arch", "resnet", "--depth", 11, "-sr"]
-    one, other = (run(tmp_path / name, pictures, *network) for name in ("one", "other"))
-    assert one.read_bytes() == other.read_bytes()
-    assert_precision(one, "fp32")
-    assert run(tmp_path / "third", pictures, *network, "--seed", 2).read_bytes() != one.read_bytes()
-    assert not measured
+def test_equal_commands_give_equal_files_and_auto_those_of_the_precision_it_chose(
+    tmp_path, pictures, measured, capsys
+):
+    def run(name: str, *flags: object) -> Path:
+        """Trains without --deterministic."""
+        words = "-sr --arch resnet --depth 11 --epochs 2 --batch-size 16 --no-cuda --name net"
+        data = "--dataset", "folder", "--data", pictures, "--save", tmp_path / name
+        assert command(main, *words.split(), *data, *flags) == 0
+        (path,) = (tmp_path / name).glob("net_*/checkpoint.pth.tar")
+        return path
+
+    def precision_in(path: Path) -> str:
+        """By the checkpoint and by the record."""
+        (row,) = rows(path.parents[1] / "train_record.csv")
+        assert row["memory_format"] == "channels last"
+        assert checkpoint.load(path).precision == row["precision"]
+        return row["precision"]
+
+    one, other, third = run("one"), run("other"), run("third", "--seed", 2)
+    assert one.read_bytes() == other.read_bytes() != third.read_bytes()
+    assert precision_in(one) == "fp32" and not measured
+    explicit, auto = run("explicit", "--precision", "bf16"), run("auto", "--precision", "auto")
+    assert measured == [("fp32", True), ("bf16", True)]
+    assert "fastest here: --precision bf16" in capsys.readouterr().err
+    assert precision_in(explicit) == precision_in(auto) == "bf16"
+    contents = [torch.load(path, weights_only=True) for path in (explicit, auto)]
+    for content in contents:
+        content["settings"].pop("precision")
+    assert_same(*contents)
 
 
-def assert_precision(path: Path, precision: str) -> None:
-    """The checkpoint at ``path`` and the record of its run name this precision."""
-    (row,) = rows(path.parents[1] / "train_record.csv")
-    assert (row["precision"], row["memory_format"]) == (precision, "channels last")
-    assert checkpoint.load(path).precision == precision
+def test_a_measurement_leaves_random_state_and_model(measured):
+    """Dropout draws during it, and ξ is drawn after it."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(), nn.BatchNorm2d(4), nn.Flatten())
+    network = Network(model.append(nn.Linear(4 * 36, 2)), "own", 1, 8)
+    random, state = torch.get_rng_state(), {k: x.clone() for k, x in model.state_dict().items()}
+    images, labels = torch.zeros(4, 3, 8, 8), torch.arange(4) % 2
+    assert fastest_precision(network, images, labels, CPU, False) == "bf16"
+    assert torch.equal(torch.get_rng_state(), random)
+    assert_same(dict(model.state_dict()), state)
 
 
-@pytest.mark.parametrize(("arch", "depth"), NETWORKS)
+@pytest.mark.parametrize(("arch", "depth"), [("vgg", 11), ("resnet", 11), ("densenet", 7)])
 def test_the_memory_format_depends_on_network_precision_and_device_only(arch, depth):
     full = fresh(arch, depth, 2, 32)
     pruned = full.remove(full.plan([torch.arange(width) < width / 2 for width in full.widths]))
@@ -67,20 +84,3 @@ def test_the_memory_format_depends_on_network_precision_and_device_only(arch, de
                 first = precision == "fp32" and (place == GPU or pruned_resnet)
                 expected = Execution(place, precision, channels_last=not first)
                 assert build_execution(network, precision, place) == expected
-
-
-def test_precision_auto_gives_the_bits_of_the_precision_it_chose(
-    tmp_path, pictures, measured, capsys
-):
-    """Dropout draws during the measurement, and ξ is drawn after it."""
-    network = ["--arch", "mobilenet_v2", "--size", 32, "-sr", "--epochs", 1]
-    explicit = run(tmp_path / "explicit", pictures, *network, "--precision", "bf16")
-    auto = run(tmp_path / "auto", pictures, *network, "--precision", "auto")
-    assert measured == [("fp32", True), ("bf16", True)]
-    assert "fastest here: --precision bf16" in capsys.readouterr().err
-    for path in (explicit, auto):
-        assert_precision(path, "bf16")
-    contents = [torch.load(path, weights_only=True) for path in (explicit, auto)]
-    for content in contents:
-        content["settings"].pop("precision")
-    assert_same(*contents)

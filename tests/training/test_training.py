@@ -19,60 +19,41 @@ from utils.training.cuda_graphs import CapturedSteps, preserved
 from utils.training.step import Step
 
 
-def trained_tensors(step: Step) -> list[Tensor]:
-    return [*step.model.parameters(), *step.momentum().values(), step.method.xi]
-
-
 def run_epoch(step: Step, run_step=None) -> None:
     for batch_index in step.batches.epoch_indices(0):
         run_step(batch_index) if run_step else train_step(step, batch_index)
 
 
-def test_nothing_is_updated_from_a_step_on_that_is_not_finite():
-    step = make_step()
-    order = step.batches.epoch_indices(0)
-    train_step(step, order[0])
-    step.metrics(order)
-    with torch.no_grad():
-        step.model.layer2[0].conv2.weight[3, 2, 1, 1] = float("inf")
-    before = [x.clone() for x in trained_tensors(step)]
-    for batch_index in order[1:]:
-        train_step(step, batch_index)
-    assert all(map(torch.equal, before, trained_tensors(step)))
-    with pytest.raises(NonFiniteLoss, match=r"step 2 of 4 .*the parameters of layer2\.0\.conv2"):
-        step.metrics(order)
+def assert_same_state(one: Step, other: Step) -> None:
+    assert all(map(torch.equal, one.state(), other.state()))
 
 
 @pytest.mark.parametrize(
-    ("parameter", "value", "trained_first", "layer"),
+    ("parameter", "value", "before", "after", "message"),
     [
-        ("layer1.0.bn1.weight", float("nan"), True, r"the parameters of layer1\.0\.bn1"),
-        ("conv1.weight", 3e38, False, "the output of conv1"),
+        ("layer2.0.conv2.weight", "inf", 1, 3, "step 2 .*the parameters of layer2.0.conv2"),
+        ("layer1.0.bn1.weight", "nan", 1, 0, "step 1 .*the parameters of layer1.0.bn1"),
+        ("conv1.weight", "3e38", 0, 1, "step 1 .*the output of conv1"),
     ],
 )
-def test_the_first_layer_that_is_not_finite_is_named(parameter, value, trained_first, layer):
+def test_from_a_step_on_that_is_not_finite_nothing_changes(
+    parameter, value, before, after, message
+):
+    """The message names the step and the first layer that is not finite."""
     step = make_step()
     order = step.batches.epoch_indices(0)
-    if trained_first:
-        train_step(step, order[0])
+    for batch_index in order[:before]:
+        train_step(step, batch_index)
     with torch.no_grad():
-        step.model.get_parameter(parameter).fill_(value)
-    if not trained_first:
-        train_step(step, order[0])
-    with pytest.raises(NonFiniteLoss, match=f"step 1 of 4 .*{layer}"):
+        step.model.get_parameter(parameter).fill_(float(value))
+    tensors = [*step.model.parameters(), *step.momentum().values(), step.method.xi]
+    copies = [x.clone() for x in tensors]
+    for batch_index in order[before:][:after]:
+        train_step(step, batch_index)
+    for x, old in zip(tensors, copies, strict=True):
+        torch.testing.assert_close(x, old, rtol=0, atol=0, equal_nan=True)
+    with pytest.raises(NonFiniteLoss, match=message):
         step.metrics(order)
-
-
-def test_the_warm_up_of_a_capture_leaves_no_trace():
-    step, twin = make_step(), make_step()
-    order = step.batches.epoch_indices(0)
-    for each in (step, twin):
-        train_step(each, order[0])
-    with preserved(step.state()):
-        run_epoch(step)
-    for each in (step, twin):
-        train_step(each, order[1])
-    assert all(map(torch.equal, step.state(), twin.state()))
 
 
 def reachable_tensors(thing: object, seen: set[int]) -> list[Tensor]:
@@ -90,54 +71,52 @@ def reachable_tensors(thing: object, seen: set[int]) -> list[Tensor]:
     return [tensor for part in parts for tensor in reachable_tensors(part, seen)]
 
 
-def test_state_lists_every_tensor_that_a_step_changes():
-    step = make_step()
+def test_the_warm_up_of_a_capture_leaves_no_trace_in_any_tensor_that_a_step_changes():
+    step, twin = make_step(), make_step()
     order = step.batches.epoch_indices(0)
-    train_step(step, order[0])
+    for each in (step, twin):
+        train_step(each, order[0])
     tensors = [x for x in reachable_tensors(step, set()) if x.numel()]
     before = [x.detach().clone() for x in tensors]
-    train_step(step, order[1])
-    listed = {x.data_ptr() for x in step.state()}
-    changed = [x for x, old in zip(tensors, before, strict=True) if not torch.equal(x, old)]
-    assert len(changed) > 50
-    assert {x.data_ptr() for x in changed} <= listed
-
-
-def failing_capture(work) -> None:
-    """Warms up, as a capture must, and fails."""
-    for _ in range(3):
-        work()
-    raise RuntimeError("no graphs here\nand more")
+    with preserved(step.state()):
+        run_epoch(step)
+        listed = {x.data_ptr() for x in step.state()}
+        changed = [x for x, old in zip(tensors, before, strict=True) if not torch.equal(x, old)]
+        assert len(changed) > 50 and {x.data_ptr() for x in changed} <= listed
+    for each in (step, twin):
+        train_step(each, order[1])
+    assert_same_state(step, twin)
+    counters = [b for n, b in step.model.named_buffers() if n.endswith("num_batches_tracked")]
+    assert counters and {int(b) for b in counters} == {2}
 
 
 def test_after_a_failed_capture_training_continues_without_graphs(capsys, monkeypatch):
-    monkeypatch.setattr(cuda_graphs, "capture_cuda_graph", failing_capture)
-    step, plain = make_step(), make_step()
-    run_epoch(step, CapturedSteps(train_step, step))
+    def warm_up_and_fail(work) -> None:
+        for _ in range(3):
+            work()
+        raise RuntimeError("no graphs here\nand more")
+
+    def fail_halfway(work) -> None:
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setattr(step.method, "step", lambda lr: 1 / 0)
+            work()
+        assert step.model.conv1.weight.grad is not None  # which was never computed
+        raise RuntimeError("no graphs here")
+
+    plain = make_step()
     run_epoch(plain)
-    assert capsys.readouterr().err.count("captured as a CUDA graph (no graphs here)") == 1
-    assert all(map(torch.equal, step.state(), plain.state()))
+    for capture in (warm_up_and_fail, fail_halfway):
+        monkeypatch.setattr(cuda_graphs, "capture_cuda_graph", capture)
+        step = make_step()
+        run_epoch(step, CapturedSteps(train_step, step))
+        assert capsys.readouterr().err.count("captured as a CUDA graph (no graphs here)") == 1
+        assert_same_state(step, plain)
     # Without restoring the state, the two would differ.
+    monkeypatch.setattr(cuda_graphs, "capture_cuda_graph", warm_up_and_fail)
     monkeypatch.setattr(cuda_graphs, "preserved", lambda tensors: nullcontext())
     step = make_step()
     run_epoch(step, CapturedSteps(train_step, step))
     assert not all(map(torch.equal, step.state(), plain.state()))
-
-
-def test_a_capture_that_fails_halfway_leaves_no_gradient(monkeypatch):
-    step, plain = make_step(), make_step()
-
-    def failing_halfway(work) -> None:
-        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-            patch.setattr(step.method, "step", lambda lr: 1 / 0)
-            work()
-        assert step.model.conv1.weight.grad is not None
-        raise RuntimeError("no graphs here")
-
-    monkeypatch.setattr(cuda_graphs, "capture_cuda_graph", failing_halfway)
-    run_epoch(step, CapturedSteps(train_step, step))
-    run_epoch(plain)
-    assert all(map(torch.equal, step.state(), plain.state()))
 
 
 @pytest.mark.parametrize(("precision", "allowed"), [("tf32", True), ("fp32", False)])
@@ -172,13 +151,6 @@ def test_bf16_is_autocast_bit_for_bit(arch, depth, channels_last):
         assert torch.equal(one.grad, other.grad)
         assert one.grad.stride() == other.grad.stride()
     assert all(map(torch.equal, model.buffers(), twin.buffers()))
-
-
-def test_batch_norms_count_the_batches_of_a_training_step():
-    step = make_step()
-    run_epoch(step)
-    counters = [b for n, b in step.model.named_buffers() if n.endswith("num_batches_tracked")]
-    assert counters and {int(b) for b in counters} == {4}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
