@@ -11,6 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 soft_threshold = F.softshrink  # S(x, t) = sign(x) · max(0, |x| − t), elementwise (section 3.2)
 
@@ -93,11 +94,8 @@ class GroupLasso(Penalty):
     def group(self, numbers: Tensor) -> None:
         """Sets the groups: factors with equal ``numbers``, int64 [factors], form one."""
         _, which, sizes = numbers.unique(return_inverse=True, return_counts=True)
-        order = which.argsort(stable=True)
-        place = torch.arange(len(numbers)) - (sizes.cumsum(0) - sizes)[which[order]]
-        groups = torch.full((len(sizes), int(sizes.max())), len(numbers))
-        groups[which[order], place] = order
-        self.members = groups[which]
+        groups = which.argsort(stable=True).split(sizes.tolist())
+        self.members = pad_sequence(groups, True, len(numbers))[which]
 
     def norms(self, s: Tensor) -> Tensor:
         """Returns ‖s_g‖₂/√|g| for each factor's group g; s itself for a group of one."""

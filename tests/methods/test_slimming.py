@@ -85,6 +85,38 @@ def test_a_step_in_float32_is_within_2_ulp_and_leaves_no_subnormal_gamma(alpha, 
     assert method.zero_counts()["gamma"] == 9
 
 
+@pytest.mark.parametrize(("alpha", "falls"), [(3.0, True), (0.25, False)])
+def test_iterates_satisfy_lemmas_3_and_4_of_theorem_1(alpha, falls):
+    """F decreases enough (10), and its subgradient is small enough (19); for L < α ≤ 2L F falls.
+
+    The loss is Σ½a(γ − c)², whose gradient has the Lipschitz constant L = 2.
+    """
+    torch.manual_seed(0)
+    lipschitz, lambda_, beta = 2.0, 0.3, 1.0
+    a, c = torch.linspace(0.5, lipschitz, 50).double(), 0.6 * torch.rand(50).double()
+    method = ProximalSlimming(chain(50, dtype=torch.float64), lambda_, beta, xi_init=XI_INIT)
+    method.write(torch.full_like(c, 0.5))
+    decreases, before = [], None
+    for _ in range(100):
+        gamma, xi = method.read().clone(), method.xi.clone()
+        gradient, pull = a * (gamma - c), beta * (gamma - xi)
+        loss = (a * (gamma - c).square()).sum() / 2
+        objective = loss + lambda_ * xi.abs().sum() + beta / 2 * (gamma - xi).square().sum()
+        # Where ξ = 0, ∂|ξ| is [−1, 1], and the element nearest to the pull is chosen (20c).
+        sparsity = torch.where(xi == 0, pull.clamp(-lambda_, lambda_), lambda_ * xi.sign())
+        if before is not None:
+            distance = torch.cat([gamma - before[0], xi - before[1]]).norm()
+            decreases.append(before[2] - objective)
+            assert decreases[-1] >= (alpha - lipschitz) / 2 * distance**2 - 1e-13
+            subgradient = torch.cat([gradient + pull, sparsity - pull])
+            assert subgradient.norm() <= (3 * alpha + 2 * lipschitz + beta) * distance + 1e-13
+        before = gamma, xi, objective
+        method.write(gamma - gradient / alpha)
+        method.step(1 / alpha)
+    assert (min(decreases) > -1e-13) == falls
+    assert 0 < int((xi == 0).sum()) < 50 or not falls
+
+
 def test_prox_every_epoch_updates_xi_after_the_epoch_only():
     torch.manual_seed(0)
     method = ProximalSlimming(make_graph(), 0.5, 2.0, prox_every="epoch", xi_init=(0.47, 0.5))

@@ -28,7 +28,8 @@ from utils.files.legacy_formats import (
     to_released,
 )
 from utils.flags.config import Config
-from utils.methods import METHODS, penalties
+from utils.methods import METHODS
+from utils.methods.slimming import grouped
 from utils.network import Network, restore
 from utils.shell import format_command, path_argument
 
@@ -236,7 +237,7 @@ def _from_content(content: Mapping[str, Any], arch: str | None, path: Path) -> C
             f"does not fit a network of this program: {error} (it has {names}){hint}"
         ) from None
     if config is not None:
-        network = replace(network, coupled=penalties.grouped(config.options))
+        network = replace(network, coupled=grouped(config.options))
     if ignored:
         note(f"note: {path}: weights of other modules are not read: {_first_names(ignored)}")
     checkpoint = Checkpoint(network, config=config, **fields)

@@ -46,8 +46,8 @@ class SasAdmm(Method, methods.SASADMM):
 
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> None:
-        given = {flag.name: flag.default for flag in cls.flags} | dict(options)
-        inner, outer, k0, q = (given[name] for name in ("inner", "outer", "growth_from", "q"))
+        values = {flag.name: flag.default for flag in cls.flags} | dict(options)
+        inner, outer, k0, q = (values[name] for name in ("inner", "outer", "growth_from", "q"))
         # Logarithms: the last iteration's number of mini-batches may overflow.
         if math.log(inner) + q * max(math.log(outer / k0), 0) > math.log(MOST_STEPS):
             raise ValueError(

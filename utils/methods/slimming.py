@@ -12,16 +12,28 @@ from models.torchvision_models import STREAMS
 from netslim import methods
 from netslim.graph import Graph
 from netslim.methods.base import TINY
-from netslim.methods.penalties import PENALTIES, GroupLasso
+from netslim.methods.penalties import L1, PENALTIES, GroupLasso, penalty_named
 from netslim.methods.slimming import pair_step
 from utils.arguments import Flag, not_negative, number, positive, share
 from utils.console import note
-from utils.methods import penalties
 from utils.methods.base import Method, TrainingSetup
 from utils.paper.settings import XI_INIT, Schedule, recipe
 
 # The flags --target-*, and the units of their shares.
 BUDGETS = {"budget_flops": "flops", "budget_params": "parameters", "budget_channels": "channels"}
+PENALTY = Flag(
+    "penalty",
+    "φ (default l1; with the proximal method group for torchvision's resnets and mobilenet_v2); lp"
+    " only with the proximal method, as its slope at 0 is infinite; group is l1, but makes the"
+    " channels of a residual or dense stream 0 in all layers that write it",
+    default=L1.name,
+    choices=tuple(PENALTIES),
+)
+SHAPE = Flag(
+    "shape",
+    "parameter of φ: a of l1-l2 and tl1, θ of mcp and scad (default 1), p of lp (default 0.5)",
+    positive,
+)
 LARGEST = 20  # times the paper's λ is the largest λ that is advised
 AMPLE = 2  # times the path to 0: γ then has half of the training to follow ξ
 
@@ -36,6 +48,21 @@ def lambda_flag(default: Callable[[str, int], float]) -> Flag:
     text = "λ, the weight of the penalty φ"
     names: dict[str, Any] = {"custom_options": ("--s", "--lambda"), "constructor_name": "lambda_"}
     return Flag("s", text, not_negative, default, metavar="LAMBDA", **names)
+
+
+def grouped(options: Mapping[str, Any]) -> bool:
+    """Returns whether channels of streams become zero together."""
+    return options.get("penalty") == GroupLasso.name
+
+
+def check_shape(options: Mapping[str, Any]) -> None:
+    """Raises ValueError if --shape does not fit --penalty."""
+    if "penalty" in options:
+        try:
+            penalty_named(options["penalty"], options.get("shape"))
+        except ValueError as error:  # name the flags
+            text = str(error).replace(" shape ", " --shape ", 1)
+            raise ValueError(f"--{text}") from None
 
 
 def shrinkage(lambda_: float, beta: float, schedule: Schedule) -> float:
@@ -60,17 +87,17 @@ class Subgradient(Method, methods.Subgradient):
         lambda_flag(lambda *network: recipe(*network).subgradient_lambda),
         # A penalty of infinite slope at 0 has no subgradient there.
         replace(
-            penalties.FLAG,
+            PENALTY,
             choices=tuple(n for n, phi in PENALTIES.items() if not phi.infinite_slope_at_zero),
         ),
-        penalties.SHAPE,
+        SHAPE,
     )
     columns = ("ns_objective",)
     prune_flags = ("--percent", "0.5")  # γ is only near zero, so pruning needs a share
 
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> None:
-        penalties.check(options)
+        check_shape(options)
 
     def verdict(self, zeros: Mapping[str, int], collapse: str, setup: TrainingSetup) -> str:
         return too_large(self.lambda_, collapse) if collapse else ""
@@ -92,8 +119,8 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
             positive,
             lambda *network: recipe(*network).beta,
         ),
-        penalties.FLAG,
-        penalties.SHAPE,
+        PENALTY,
+        SHAPE,
         Flag(
             "prox_every",
             "updates of ξ: after every mini-batch (default) or epoch (Algorithm 1 as printed)",
@@ -129,7 +156,7 @@ class ProximalSlimming(Method, methods.ProximalSlimming):
         low, high = options.get("xi_init") or XI_INIT
         if low > high:
             raise ValueError(f"--xi-init takes LOW HIGH with LOW ≤ HIGH, not {low:g} {high:g}")
-        penalties.check(options)
+        check_shape(options)
         strings = {flag.name: flag.option_strings[-1] for flag in cls.flags}
         targets = [strings[name] for name in BUDGETS if options.get(name) is not None]
         if len(targets) > 1:

@@ -18,7 +18,8 @@ from utils.files.checkpoint import Checkpoint
 from utils.files.init_from import InitFrom, check_not_overwriting
 from utils.flags.config import Config
 from utils.flags.parser import unused_flags
-from utils.methods import METHODS, penalties
+from utils.methods import METHODS
+from utils.methods.slimming import grouped
 from utils.network import Network, empty, fresh
 from utils.paper.settings import drops
 from utils.training.distributed import ProcessGroup
@@ -103,7 +104,7 @@ def check_config(config: Config, resumed_precision: str | None, device: torch.de
 
 def build_network(config: Config, data: Dataset) -> Network:
     """Returns a new network with the method's initial values."""
-    coupled = penalties.grouped(config.options)
+    coupled = grouped(config.options)
     network = fresh(config.arch, config.depth, len(data.classes), config.size, coupled)
     METHODS[config.method].initialise(network.model)
     return network
@@ -112,7 +113,7 @@ def build_network(config: Config, data: Dataset) -> Network:
 def load_network(init_from: InitFrom, config: Config, data: Dataset) -> Network:
     """Returns the network of the checkpoint; for --init, with a new head if classes differ."""
     assert init_from.checkpoint is not None and init_from.path is not None
-    coupled = penalties.grouped(config.options)
+    coupled = grouped(config.options)
     network = replace(init_from.checkpoint.network, coupled=coupled)
     is_init = config.init is not None and not init_from.resumes
     if not is_init or init_from.checkpoint.has_classes(data.classes):
@@ -170,7 +171,7 @@ def notes(trainer: Trainer) -> Iterator[str]:
         return
     if (penalty := options.get("penalty", L1.name)) != L1.name:
         of_streams = ", which makes channels of residual streams 0 in all layers that write them"
-        yield f"note: the penalty is {penalty}{of_streams * penalties.grouped(options)}"
+        yield f"note: the penalty is {penalty}{of_streams * grouped(options)}"
     channels, total = sum(network.widths), network.all_channels
     if channels < total and not family(network.arch):  # documented for the paper's architectures
         yield (
