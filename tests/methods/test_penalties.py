@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from netslim import Graph
 from netslim.methods.penalties import L1L2, PENALTIES, Penalty
-from utils.methods.base import TrainingSetup
 from utils.methods.slimming import ProximalSlimming, Subgradient
-from utils.paper.settings import XI_INIT, recipe
+from utils.paper.settings import XI_INIT
 
 # Range of the shape, drawn log-uniformly.
 SEPARABLE = {"l1": None, "tl1": (0.01, 10), "mcp": (0.01, 3), "scad": (0.01, 3), "lp": (0.05, 1)}
@@ -162,24 +161,6 @@ def test_the_subgradient_method_adds_the_slope(name):
     added = 0.25 * PENALTIES[name]().slope(weight.detach().abs()) * weight.detach().sign()
     torch.testing.assert_close(weight.grad, 1 + added)
     assert weight.grad[0] == 1 > weight.grad[1]
-
-
-@pytest.mark.parametrize(
-    ("penalty", "shape", "lambda_", "message"),
-    [  # 7,820 steps of λ/(2α + β) are 0.5 for λ = 0.0077
-        ("l1", None, 0.0077, ""),
-        ("mcp", 1.0, 0.02, ""),
-        ("mcp", 1.0, 0.0077, "ξ starts at"),
-        ("mcp", 0.4, 10, "mcp is flat from 0.4 on, where 40 of 40 ξ start"),
-    ],
-)
-def test_a_warning_tells_if_xi_cannot_reach_zero(penalty, shape, lambda_, message):
-    graph = make_graph()
-    options = {"penalty": penalty, "shape": shape, "xi_init": XI_INIT}
-    method = ProximalSlimming(graph, lambda_, 100.0, **options)
-    setup = TrainingSetup([(782, 0.1)] * 10, 0.9, recipe("vgg", 19))
-    text = " ".join(method.warnings(setup))
-    assert message in text and bool(message) == bool(text)
 
 
 if __name__ == "__main__":

@@ -29,11 +29,12 @@ def advice(
     epochs: int,
     zeros: dict[str, int] | None = None,
     collapse: str = "",
-    beta: float = 100.0,
     momentum: float = 0.9,
+    **options: object,
 ) -> str:
     """Returns the warnings before a training, or with ``zeros`` the verdict after it."""
-    method = ProximalSlimming(graph(), lambda_, beta, xi_init=XI_INIT)
+    options = {"beta": 100.0, "xi_init": XI_INIT, **options}
+    method = ProximalSlimming(graph(), lambda_, **options)
     setup = TrainingSetup(schedule(epochs, 50), momentum, recipe("vgg", 11))
     if zeros is None:
         return " ".join(method.warnings(setup))
@@ -83,10 +84,21 @@ def test_more_epochs_are_advised_instead_of_a_lambda_above_20_times_the_papers()
     assert "try --lambda" not in advice(0.0045, 2 * int(times))
 
 
-def test_a_warning_tells_if_gamma_cannot_follow():
-    assert advice(0.085, 60) == ""
-    assert "too few steps for γ = 0" in advice(0.085, 60, beta=0.1)
-    assert "too few steps for γ = 0" in advice(0.085, 60, momentum=0.99)
+@pytest.mark.parametrize(
+    ("lambda_", "options", "message"),
+    [
+        (0.085, {}, ""),
+        (0.085, {"beta": 0.1}, "too few steps for γ = 0"),
+        (0.085, {"momentum": 0.99}, "too few steps for γ = 0"),
+        (0.037, {}, ""),  # enough for ℓ1, whose way to 0 is shorter
+        (0.037, {"penalty": "mcp"}, "ξ starts at"),
+        (0.085, {"penalty": "mcp"}, ""),
+        (10, {"penalty": "mcp", "shape": 0.4}, "mcp is flat from 0.4 on, where 2752 of 2752 ξ"),
+    ],
+)
+def test_a_warning_tells_if_gamma_or_xi_cannot_become_zero(lambda_, options, message):
+    text = advice(lambda_, 60, **options)
+    assert message in text and bool(message) == bool(text)
 
 
 @pytest.mark.parametrize(
