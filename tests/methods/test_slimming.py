@@ -6,7 +6,7 @@ import torch
 from chains import chain
 from torch import nn
 
-from netslim import Graph
+from netslim import Budget, Graph
 from netslim.methods.penalties import soft_threshold
 from utils.methods.base import Method
 from utils.methods.lp_admm import LpAdmm
@@ -167,6 +167,17 @@ def test_shrinkage_is_the_way_of_a_pair_by_the_penalty_alone():
             method.step(1 / alpha)
     expected = shrinkage(0.01, 5.0, [(300, 0.1), (300, 0.01)])
     assert 100 - method.xi.mean().item() == pytest.approx(expected, rel=0.02)
+
+
+def test_a_budget_keeps_the_largest_channel_of_each_layer_and_all_of_frozen_ones():
+    graph = chain(5, 4)
+    method = ProximalSlimming(graph, target=Budget("channels", 0.7, 10, 0.1))
+    xi = torch.tensor([0.1, 0.1, 0.3, 0.2, 0.1, 1, 4, 2, 3])
+    chosen, share = method.planner.choose(xi, method.gamma, [True, True])
+    assert chosen.tolist() == [True, True, False, True, True, True, False, True, True]
+    assert share == pytest.approx(7 / 9)
+    with pytest.raises(ValueError, match=r"the channels that can go make 33.3 %"):
+        method.planner.choose(xi, method.gamma, [False, True])
 
 
 @pytest.mark.parametrize(("lambda_", "beta", "every"), [(-1, 1, "step"), (float("nan"), 1, "step"),

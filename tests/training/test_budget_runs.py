@@ -66,7 +66,6 @@ def test_the_budget_is_met_pruned_without_loss_and_cannot_change(
         ("--target-flops 30 --s 0.1", "determines λ and β of the ℓ1 penalty: leave out --lambda"),
         ("--target-params 30 --beta 1 --penalty mcp", "leave out --beta, --penalty"),
         ("--target-flops 30 --target-channels 30", "exclude one another"),
-        # Each of the 10 layers keeps one of the 688 channels.
         ("--target-channels 99", "cannot be removed: the channels that can go make 98.5 %"),
         ("--target-flops 0", "not a share above 0 and below 1, or a percentage"),
         ("--method subgradient --target-flops 30", "is for proximal slimming: add -sr"),

@@ -26,6 +26,7 @@ def rates(epochs: int, **options: object) -> list[float]:
         # Too short for the paper's drops: each rate has an epoch, from the highest on.
         ({"epochs": 1}, [0.1], "never drops"),
         ({"epochs": 2}, [0.1, 0.01], "drops after epoch 1"),
+        ({"epochs": 2, "schedule": "cosine"}, [0.1, 0.05], None),
         ({"epochs": 3}, [0.1, 0.01, 0.001], None),
         (
             {"epochs": 5, "warmup": 2},
