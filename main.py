@@ -25,9 +25,8 @@ import netslim
 from utils import console
 from utils.console import InputError, Progress, Signals, note
 from utils.cost import cost
-from utils.data.batches import Batches
+from utils.data.batches import Batches, test_batches
 from utils.data.datasets import load
-from utils.data.streaming import test_batches
 from utils.device import Execution, pick_device
 from utils.files.init_from import InitFrom, config_from_checkpoint
 from utils.files.locks import file_lock

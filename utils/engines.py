@@ -33,19 +33,21 @@ def prepare(engine: str, model: nn.Module, images: Tensor) -> Call:
     """
     if engine in ("torch", "torch-bf16"):
         dtype = torch.bfloat16 if engine == "torch-bf16" else torch.float32
-        formats = [Execution(images.device, channels_last=last) for last in (False, True)]
-        calls = [_torch(model, images, execution, dtype) for execution in formats]
-        seconds = [min(time_call(call, images.device) for _ in range(3)) for call in calls]
-        return calls[seconds.index(min(seconds))]
-    content, inputs = to_onnx(model, images), images.cpu().numpy()
+        calls: list[Call] = []
+        for execution in (Execution(images.device, channels_last=last) for last in (False, True)):
+            placed = execution.place(copy.deepcopy(model).eval()).to(dtype)
+            inputs = images.to(dtype).contiguous(memory_format=execution.memory_format)
+            calls.append(torch.inference_mode()(partial(placed, inputs)))
+        return min(calls, key=lambda call: min(time_call(call, images.device) for _ in range(3)))
+    content, array = to_onnx(model, images), images.cpu().numpy()
     if engine == "onnxruntime":
-        return partial(onnx_session(content).run, None, {"images": inputs})
+        return partial(onnx_session(content).run, None, {"images": array})
     import openvino
 
     core, threads = openvino.Core(), torch.get_num_threads()
     # By default it computes in bfloat16 where the CPU can.
     settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-    return partial(core.compile_model(core.read_model(content), "CPU", settings), inputs)
+    return partial(core.compile_model(core.read_model(content), "CPU", settings), array)
 
 
 def onnx_session(program: bytes | Path) -> Any:
@@ -55,12 +57,6 @@ def onnx_session(program: bytes | Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     return onnxruntime.InferenceSession(program, options, providers=["CPUExecutionProvider"])
-
-
-def _torch(model: nn.Module, images: Tensor, execution: Execution, dtype: torch.dtype) -> Call:
-    placed = execution.place(copy.deepcopy(model).eval()).to(dtype)
-    images = images.to(dtype).contiguous(memory_format=execution.memory_format)
-    return torch.inference_mode()(partial(placed, images))
 
 
 def to_onnx(model: nn.Module, images: Tensor) -> bytes:
@@ -76,12 +72,10 @@ def to_onnx(model: nn.Module, images: Tensor) -> bytes:
     return file.getvalue()
 
 
-def in_turn(
-    calls: Sequence[Call], device: torch.device, repeats: int, warm_up: int = 1
-) -> list[list[float]]:
-    """Seconds of each of ``calls``, made in turn ``repeats`` times after ``warm_up`` rounds."""
-    rounds = [[time_call(call, device) for call in calls] for _ in range(warm_up + repeats)]
-    return [list(seconds) for seconds in zip(*rounds[warm_up:], strict=True)]
+def in_turn(calls: Sequence[Call], device: torch.device, repeats: int) -> list[list[float]]:
+    """Returns the seconds of each of ``calls``, made in turn ``repeats`` times after a warm-up."""
+    rounds = [[time_call(call, device) for call in calls] for _ in range(1 + repeats)]
+    return [list(seconds) for seconds in zip(*rounds[1:], strict=True)]
 
 
 def milliseconds(
@@ -92,6 +86,6 @@ def milliseconds(
     By default each is measured for about half a second, 5 to 30 times.
     """
     if repeats is None:
-        (warm_up,) = zip(*in_turn(calls, device, 1), strict=True)
-        repeats = min(MOST, max(LEAST, int(0.5 * len(calls) / sum(warm_up))))
+        total = sum(seconds for (seconds,) in in_turn(calls, device, 1))
+        repeats = min(MOST, max(LEAST, int(0.5 * len(calls) / total)))
     return [1000 * statistics.median(seconds) for seconds in in_turn(calls, device, repeats)]

@@ -124,7 +124,7 @@ def test_normalisation_is_measured_or_taken_from_an_earlier_measurement(own: Pat
     pixels = data.train.images.double().div(255).flatten(0, 2)
     torch.testing.assert_close(torch.tensor(data.mean).double(), pixels.mean(0))
     torch.testing.assert_close(torch.tensor(data.std).double(), pixels.std(0, correction=0))
-    earlier = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
+    earlier = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
     assert load_dataset("folder", own, normalise="data", norm=earlier).norm == earlier
     assert load_dataset("folder", own, normalise="cifar", norm=earlier).norm == CIFAR_NORM
     for path in own.glob("*/*/*.bmp"):

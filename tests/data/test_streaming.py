@@ -22,7 +22,6 @@ from utils import console
 from utils.console import InputError, PeerLost
 from utils.data.batches import Batches
 from utils.data.datasets import IMAGENET_NORM, Dataset, load_dataset
-from utils.data.streaming import StreamedBatches, batches_of
 from utils.files.locks import file_lock
 from utils.training.distributed import ProcessGroup
 from workshop import ROOT, error_line
@@ -51,9 +50,9 @@ def load(folder: Path, name: str = "folder", stream: bool = True, **options: Any
 
 def streamed(
     data: Dataset, batch_size: int = 4, seed: int = 5, workers: int = 0, part: str = "train"
-) -> StreamedBatches:
-    batches = batches_of(data, part, batch_size, CPU, seed, workers)
-    assert isinstance(batches, StreamedBatches)
+) -> Batches:
+    batches = Batches(data, part, batch_size, CPU, seed, workers)
+    assert batches.streamed
     return batches
 
 
@@ -77,8 +76,8 @@ def test_a_streamed_folder_equals_the_folder_in_memory(
     memory, files = (load(varied, stream=s, normalise=normalise, **options) for s in (False, True))
     assert memory.norm == files.norm
     for part in ("train", "test"):
-        expected, batches = (batches_of(x, part, 4, CPU, 5, workers=0) for x in (memory, files))
-        assert type(expected) is Batches and type(batches) is StreamedBatches
+        expected, batches = (Batches(x, part, 4, CPU, 5, workers=0) for x in (memory, files))
+        assert batches.streamed and not expected.streamed
         assert next(expected.iter_eval())[0].shape[1:] == (3, size, size)
         assert_equal(expected.iter_eval(), batches.iter_eval())
         assert_equal(expected.iter_eval(1, 2), batches.iter_eval(1, 2))
@@ -175,7 +174,7 @@ def test_no_flip_never_mirrors(varied: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["folder", "imagenet"])
 def test_processes_share_batches_and_take_the_same_sample(varied: Path, name: str) -> None:
     data, groups = load(varied, name), [ProcessGroup(rank, 2) for rank in range(2)]
-    halves = [StreamedBatches(data, "train", 4, CPU, 5, 0, group.local_part) for group in groups]
+    halves = [Batches(data, "train", 4, CPU, 5, 0, group.local_part) for group in groups]
     epochs = [
         [half.get_batch(group.local_shard(index)[0]) for index in half.epoch_indices(1)]
         for half, group in zip(halves, groups, strict=True)

@@ -18,8 +18,8 @@ from own_pictures import save
 from runs import assert_same, assert_same_run, command, kill_and_resume, rows, start, train
 from utils import export
 from utils.cost import cost
+from utils.data.batches import Batches
 from utils.data.datasets import CIFAR_NORM, IMAGENET_NORM, load_dataset
-from utils.data.streaming import batches_of
 from utils.device import Execution
 from utils.files import checkpoint
 from utils.flags.config import Config
@@ -159,7 +159,7 @@ def test_a_measured_normalisation_is_used_for_other_images(
     data = load_dataset("folder", images, normalise="data", norm=state.norm)
     assert load_dataset("folder", images, normalise="data").mean != data.mean
     cpu = torch.device("cpu")
-    metrics = evaluate(state.network.model, batches_of(data, "test", None, cpu), Execution(cpu))
+    metrics = evaluate(state.network.model, Batches(data, "test", None, cpu), Execution(cpu))
     assert f"test loss {metrics.loss:.4f}" in capsys.readouterr().out
 
 
@@ -174,7 +174,7 @@ def test_top_five_accuracy_is_reported_for_more_than_ten_classes(
     assert train(run, images, *RESNET, "--epochs", 2) == 0
     out = capsys.readouterr().out
     model = checkpoint.load(only_checkpoint(run)).network.model.eval()
-    batches = batches_of(load_dataset("folder", images), "test", None, torch.device("cpu"))
+    batches = Batches(load_dataset("folder", images), "test", None, torch.device("cpu"))
     ranks = [
         (model(x).detach() > model(x).detach().gather(1, labels[:, None])).sum(1)
         for x, labels in batches.iter_eval()

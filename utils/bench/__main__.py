@@ -72,18 +72,18 @@ def main(argv: list[str] | None = None) -> None:
     for (arch, depth), batch_size in product(networks, args.batch_size or [BATCH_SIZE]):
         settings = {"arch": arch, "depth": depth, "method": "proximal", "batch_size": batch_size}
         training = Training(Config.from_dict(settings), data, device)
-        epochs = [training.plain_epoch, training.epoch]
-        plain, here = map(statistics.median, in_turn(epochs, device, repeats, warm_up=1))
-        precision = f"{training.execution.precision}, {training.execution.layout}"
+        seconds = in_turn([training.plain_epoch, training.epoch], device, repeats)
+        plain, here = map(statistics.median, seconds)
+        execution = training.trainer.execution
         print(
             f"{arch}-{depth}, batch {batch_size}: plain loop {plain:.2f} s (fp32), here"
-            f" {here:.2f} s ({precision}), ratio {plain / here:.2f}",
+            f" {here:.2f} s ({execution.precision}, {execution.layout}), ratio {plain / here:.2f}",
             flush=True,
         )
 
 
 def parse_network(text: str) -> tuple[str, int]:
-    """Architecture and depth from ARCH-DEPTH."""
+    """Returns architecture and depth of ARCH-DEPTH."""
     arch, _, depth = text.rpartition("-")
     try:
         empty(arch, int(depth), 1)
@@ -99,16 +99,16 @@ class Training:
         network, graphs = build_network(config, data), device.type == "cuda"
         batches = Batches(data, "train", config.batch_size, device)
         images, labels = batches.get_batch(batches.epoch_indices(0)[0])
-        self.model = copy.deepcopy(network.model).to(device)
-        names = dict(self.model.named_modules())
-        norms = [names[name] for name in network.norms]
-        self.proximal_update = LayerByLayer(norms, recipe(config.arch, config.depth))
+        plain = copy.deepcopy(network)
+        self.model = plain.model.to(device)
+        paper = recipe(config.arch, config.depth)
+        self.proximal_update = LayerByLayer(list(plain.norms.values()), paper)
         weights = self.model.parameters()
         self.optimizer = SGD(weights, LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
         be_deterministic(False)
         precision = fastest_precision(network, images, labels, device, graphs)
-        self.execution = build_execution(network, precision, device)
-        parts = network, data, batches, self.execution, SINGLE_PROCESS, graphs
+        execution = build_execution(network, precision, device)
+        parts = network, data, batches, execution, SINGLE_PROCESS, graphs
         self.trainer = Trainer(config, RunPaths(Path(), "bench"), *parts)
         self.run_step = self.trainer.compile(train_step)
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from models import SIZE
 from utils.console import InputError, note, require_packages
 from utils.data import shapes
-from utils.data.image_folder import ImageFiles, decode, scan_folder
+from utils.data.image_folder import ImageFiles, decode
 
+Norm = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of R, G and B
 CIFAR_NORM = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 SVHN_NORM = ((0.4376821, 0.4437697, 0.47280442), (0.19803012, 0.20101562, 0.19703614))
 IMAGENET_NORM = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -27,16 +28,13 @@ PUBLIC_COUNTS = {
     "SVHN": (604_388, 26_032, 10),
 }
 IMAGENET = "imagenet"  # always streamed
-PARTS, IMAGENET_PARTS = ("train", "test"), ("train", "val")
-IN_MEMORY = (*PUBLIC_COUNTS, "folder", "shapes")
-DATASETS = (*IN_MEMORY, IMAGENET)
+DATASETS = (*PUBLIC_COUNTS, "folder", "shapes", IMAGENET)
 NORMS = {"cifar": CIFAR_NORM, IMAGENET: IMAGENET_NORM, "SVHN": SVHN_NORM}
 NORMALISATIONS = (IMAGENET, "cifar", "data")
 UPRIGHT = ("SVHN",)  # never augmented, as a mirrored digit is none
 MAX_LISTED_CLASSES = 10
 NORM_IMAGES = 2000  # images that --normalise data measures
 TORCHVISION, IMAGE_FILES = "torchvision", "picture files"  # "source" in records
-Norm = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of R, G and B
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,8 @@ class Dataset:
     classes: tuple[str, ...]
     train: ImageSet | ImageFiles
     test: ImageSet | ImageFiles
-    mean: Sequence[float]
-    std: Sequence[float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     augment: bool  # with random crops of padded images
     source: str = ""  # of a public data set: TORCHVISION (MD5 was compared) or IMAGE_FILES
     flip: bool = True  # mirror random crops with probability 0.5
@@ -91,7 +89,7 @@ class Dataset:
     def describe(self) -> list[str]:
         """Returns a line on the images per class and one on normalisation and augmentation."""
         train, test = (_class_counts(x.labels, self.classes) for x in (self.train, self.test))
-        names = "".join(f" ({name})" for name, norm in NORMS.items() if is_norm(norm, self.norm))
+        names = "".join(f" ({name})" for name, norm in NORMS.items() if norm == self.norm)
         mean, std = (" ".join(f"{x:.3f}" for x in channels) for channels in self.norm)
         augmentation = "none"
         if self.augment or self.name == IMAGENET:
@@ -106,31 +104,35 @@ class Dataset:
 
 def load(config: Mapping[str, Any], norm: Norm | None = None) -> Dataset:
     """Loads the data set of the flags in ``config``; see :func:`load_dataset`."""
-    name, folder = config.get("dataset", DATASETS[0]), config.get("data")
-    subsets, size = (config.get("subset"), config.get("test_subset")), config.get("size") or SIZE
-    stream, flip = bool(config.get("stream")), not config.get("no_flip")
-    folder = None if folder is None else Path(folder)
-    return load_dataset(name, folder, *subsets, size, stream, config.get("normalise"), norm, flip)
+    names = "data", "subset", "test_subset", "size", "stream", "normalise"
+    flags = {name: config[name] for name in names if config.get(name) is not None}
+    folder, flip = flags.pop("data", None), not config.get("no_flip")
+    name = config.get("dataset", DATASETS[0])
+    return load_dataset(name, folder, norm=norm, flip=flip, **flags)
 
 
-def check_folder(name: str, path: str | Path | None) -> None:
-    """Raises InputError if the data set ``name`` cannot be in the folder ``path``."""
-    folder = None if path is None else Path(path)
-    parts = IMAGENET_PARTS if name == IMAGENET else PARTS
-    if name == "shapes" and folder is not None:
-        raise InputError(f"--dataset shapes is drawn by the program: remove --data {folder}")
-    if name not in ("folder", IMAGENET):
-        if folder is not None and not folder.is_dir():
-            raise InputError(f"--data {folder} is not a directory")
-    elif folder is None or not any((folder / part).is_dir() for part in parts):
-        reason = f"{folder} has neither {' nor '.join(parts)}"
-        reason = "--data DIR is missing" if folder is None else reason
+def check_folder(name: str, path: str | Path | None) -> list[Path]:
+    """Returns the directories of training and test images in ``path``, [] if there are none.
+
+    Raises InputError if the data set ``name`` cannot be in that folder.
+    """
+    parts = "train", "val" if name == IMAGENET else "test"
+    folders = [] if path is None else [Path(path, part) for part in parts]
+    if name == "shapes" and folders:
+        raise InputError(f"--dataset shapes is drawn by the program: remove --data {path}")
+    if any(folder.is_dir() for folder in folders):
+        return folders
+    if name in ("folder", IMAGENET):
+        reason = f"{path} has neither {' nor '.join(parts)}" if path else "--data DIR is missing"
         raise InputError(f"--dataset {name} needs DIR/{{{','.join(parts)}}}/<class>/*: {reason}")
+    if path is not None and not Path(path).is_dir():
+        raise InputError(f"--data {path} is not a directory")
+    return []
 
 
 def load_dataset(
     name: str,
-    folder: Path | None = None,
+    data: str | Path | None = None,
     subset: int | None = None,
     test_subset: int | None = None,
     size: int = SIZE,
@@ -143,7 +145,7 @@ def load_dataset(
 
     Args:
         name: one of DATASETS.
-        folder: contains torchvision's files or ``{train,test}/<class>/*`` (ImageNet:
+        data: folder with torchvision's files or ``{train,test}/<class>/*`` (ImageNet:
             ``{train,val}/<class>/*``); if None, torchvision downloads to ``./data.<name>``.
         subset, test_subset: number of training and test images to take, always the same ones.
         size: side of the images in pixels.
@@ -153,20 +155,17 @@ def load_dataset(
 
     Raises InputError if images are missing, incomplete or unreadable.
     """
-    imagenet, source = name == IMAGENET, ""
-    parts = IMAGENET_PARTS if imagenet else PARTS
+    parts, source = check_folder(name, data), ""
     train: ImageSet | ImageFiles
     test: ImageSet | ImageFiles
-    check_folder(name, folder)
-    if folder is not None and any((folder / part).is_dir() for part in parts):
-        train, test = files = scan_folder(folder, parts, size, imagenet, flip)
+    if parts:
+        train, test = files = [ImageFiles.scan(p, size, name == IMAGENET, flip) for p in parts]
         classes = train.classes
-        if name in PUBLIC_COUNTS:
-            source = IMAGE_FILES
-            _check_counts(name, folder, len(train), len(test), len(classes))
-        if not (imagenet or stream):
-            labels = train.labels, test.labels
-            train, test = map(ImageSet.from_arrays, decode(folder, files), labels)
+        source = IMAGE_FILES if name in PUBLIC_COUNTS else ""
+        _check_parts(name, train, test)
+        if not (name == IMAGENET or stream):
+            labels = [part.labels for part in files]
+            train, test = map(ImageSet.from_arrays, decode(files), labels)
     elif stream or size != SIZE:
         flag, advice = ("--stream", "no --stream") if stream else (f"--size {size}", "--size 32")
         raise InputError(
@@ -179,7 +178,7 @@ def load_dataset(
         drawn = (shapes.draw_shapes(count, seed) for seed, count in enumerate(counts))
         classes, (train, test) = shapes.CLASSES, (ImageSet.from_arrays(*x) for x in drawn)
     else:
-        source, (classes, train, test) = TORCHVISION, _load_torchvision(name, folder)
+        source, (classes, train, test) = TORCHVISION, _load_torchvision(name, data)
     train, test = _subset(train, subset, "--subset"), _subset(test, test_subset, "--test-subset")
     if normalise != "data":
         norm = NORMS.get(normalise or name, CIFAR_NORM)
@@ -188,16 +187,11 @@ def load_dataset(
     return Dataset(name, classes, train, test, mean, std, augment, source, flip)
 
 
-def is_norm(norm: Norm, other: Norm) -> bool:
-    """Returns whether both are the same numbers, in whatever sequences."""
-    return [list(x) for x in norm] == [list(x) for x in other]
-
-
 def normalisation(norm: Norm, name: str) -> str | None:
     """Returns the --normalise value of ``norm``, None if it is ``name``'s default or has none."""
-    if is_norm(norm, NORMS.get(name, CIFAR_NORM)):
+    if norm == NORMS.get(name, CIFAR_NORM):
         return None
-    return next((n for n in NORMALISATIONS if n in NORMS and is_norm(norm, NORMS[n])), None)
+    return next((n for n in NORMALISATIONS if norm == NORMS.get(n)), None)
 
 
 def measure_norm(data: ImageSet | ImageFiles) -> Norm:
@@ -241,16 +235,37 @@ def _subset(data: ImageSet | ImageFiles, count: int | None, flag: str) -> ImageS
     return data.take(torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:count])
 
 
-def _load_torchvision(name: str, folder: Path | None) -> tuple[tuple[str, ...], ImageSet, ImageSet]:
+def _check_parts(name: str, train: ImageFiles, test: ImageFiles) -> None:
+    """Raises InputError if classes are missing; notes missing images of a public data set."""
+    if different := sorted({*train.classes} ^ {*test.classes}):
+        raise InputError(
+            f"only one of {train.part} and {test.part} has the classes {', '.join(different[:5])}:"
+            " both need the same ones"
+        )
+    counts = len(train), len(test), len(train.classes)
+    expected = PUBLIC_COUNTS.get(name, counts)
+    if counts[2] != expected[2]:
+        raise InputError(
+            f"{train.part} has {counts[2]} classes, and {name} has {expected[2]}:"
+            " finish unpacking it, or use --dataset folder for your own classes"
+        )
+    if counts != expected:
+        note(
+            f"note: {train.part.parent} has {counts[0]} training and {counts[1]} test images;"
+            f" all of {name} has {expected[0]} and {expected[1]}"
+        )
+
+
+def _load_torchvision(
+    name: str, folder: str | Path | None
+) -> tuple[tuple[str, ...], ImageSet, ImageSet]:
     """Loads classes, training and test set of CIFAR or SVHN, downloaded if ``folder`` is None."""
     from torchvision import datasets  # slow import
 
-    root = folder or Path(f"data.{name}")
-    if name == "SVHN":  # before the download
-        require_packages("torchvision's reader of SVHN", "scipy")
-
+    root, svhn = folder or Path(f"data.{name}"), name == "SVHN"
     splits: list[dict[str, Any]] = [{"train": True}, {"train": False}]
-    if name == "SVHN":
+    if svhn:
+        require_packages("torchvision's reader of SVHN", "scipy")  # before the download
         splits = [{"split": "train"}, {"split": "extra"}, {"split": "test"}]
     load_split = partial(getattr(datasets, name.upper()), root, download=folder is None)
     try:
@@ -262,28 +277,9 @@ def _load_torchvision(name: str, folder: Path | None) -> tuple[tuple[str, ...], 
             f"{name} {problem} {root} ({reason[:200]}): put its archive there and unpack it, or"
             " give --data DIR with DIR/{train,test}/<class>/*"
         ) from None
-    if name == "SVHN":
+    if svhn:
         arrays, classes = [(x.data.transpose(0, 2, 3, 1), x.labels) for x in loaded], "0123456789"
     else:
         arrays, classes = [(x.data, x.targets) for x in loaded], loaded[0].classes
     images, labels = map(np.concatenate, zip(*arrays[:-1], strict=True))
     return tuple(classes), ImageSet.from_arrays(images, labels), ImageSet.from_arrays(*arrays[-1])
-
-
-def _check_counts(name: str, folder: Path, *counts: int) -> None:
-    """Raises InputError unless the classes are as many as in PUBLIC_COUNTS; notes missing images.
-
-    Args:
-        counts: training images, test images, classes.
-    """
-    expected = PUBLIC_COUNTS[name]
-    if counts[2] != expected[2]:
-        raise InputError(
-            f"{folder}/train has {counts[2]} classes, and {name} has {expected[2]}:"
-            " finish unpacking it, or use --dataset folder for your own classes"
-        )
-    if counts != expected:
-        note(
-            f"note: {folder} has {counts[0]} training and {counts[1]} test images;"
-            f" all of {name} has {expected[0]} and {expected[1]}"
-        )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import filterfalse
+from operator import methodcaller
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +53,8 @@ class ImageFiles:
 
         Raises InputError if there are no classes or a class has no images.
         """
-        link = part.is_symlink()
-        classes, ignored = _scan(part, _is_class) if part.is_dir() and not link else ([], [])
+        link, is_class = part.is_symlink(), methodcaller("is_dir", follow_symlinks=False)
+        classes, ignored = _scan(part, is_class) if part.is_dir() and not link else ([], [])
         if not classes:
             problem = "a link (not followed)" if link else "empty" if part.is_dir() else "missing"
             raise InputError(
@@ -103,9 +104,14 @@ class ImageFiles:
         Raises InputError if the file cannot be read.
         """
         rgb = read_image(self.path(index))
-        if crop_seed is not None:
-            return _random_resized_crop(rgb, self.size, crop_seed, self.flip)
-        return resize_center_crop(rgb, shorter_side(self.size, self.imagenet), self.size)
+        if crop_seed is None:
+            return resize_center_crop(rgb, shorter_side(self.size, self.imagenet), self.size)
+        from torchvision.transforms import Compose, RandomHorizontalFlip, RandomResizedCrop
+
+        flip = RandomHorizontalFlip(0.5 if self.flip else 0)
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global generator
+            torch.default_generator.manual_seed(crop_seed)
+            return np.asarray(Compose([RandomResizedCrop(self.size), flip])(rgb))
 
     def __getitem__(self, batch_index: np.ndarray) -> Tensor | InputError:
         """Reads the images of a batch index, uint8 [n, size, size, 3].
@@ -119,22 +125,6 @@ class ImageFiles:
             return error
 
 
-def scan_folder(
-    folder: Path, parts: Sequence[str], size: int, imagenet: bool, flip: bool
-) -> tuple[ImageFiles, ImageFiles]:
-    """Finds the training and the test images, which ``parts`` of ``folder`` contain.
-
-    Raises InputError if images are missing or the two parts have different classes.
-    """
-    train, test = (ImageFiles.scan(folder / part, size, imagenet, flip) for part in parts)
-    if different := sorted({*train.classes} ^ {*test.classes}):
-        raise InputError(
-            f"only one of {train.part} and {test.part} has the classes {', '.join(different[:5])}:"
-            " both need the same ones"
-        )
-    return train, test
-
-
 def _scan(
     folder: str | os.PathLike[str], accept: Callable[[os.DirEntry[str]], bool]
 ) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
@@ -144,21 +134,17 @@ def _scan(
     return list(filter(accept, visible)), list(filterfalse(accept, visible))
 
 
-def _is_class(entry: os.DirEntry[str]) -> bool:
-    return entry.is_dir(follow_symlinks=False)
-
-
 def _is_image(entry: os.DirEntry[str]) -> bool:
     return entry.is_file(follow_symlinks=False) and entry.name.lower().endswith(SUFFIXES)
 
 
-def decode(folder: Path, parts: Sequence[ImageFiles]) -> list[np.ndarray]:
-    """Decodes every part to uint8 [n, size, size, 3], once: the result is cached.
+def decode(parts: Sequence[ImageFiles]) -> list[np.ndarray]:
+    """Decodes the parts of a folder to uint8 [n, size, size, 3], once: the result is cached.
 
-    The cache is in ``folder``, or in the user's cache directory if ``folder`` is read-only.
+    The cache is in the folder, or in the user's cache directory if the folder is read-only.
     Raises InputError if an image cannot be read or there is too little memory.
     """
-    size, count = parts[0].size, sum(map(len, parts))
+    folder, size, count = parts[0].part.parent, parts[0].size, sum(map(len, parts))
     shape = (count, size, size, 3)
     needed, memory = math.prod(shape), _memory()
     if needed > memory:
@@ -173,24 +159,28 @@ def decode(folder: Path, parts: Sequence[ImageFiles]) -> list[np.ndarray]:
         folder / f"pictures-{size}x{size}.npz",
         user_cache / "proximal-network-slimming" / f"{folder_id}-{size}.npz",
     )
-    cached = (_read_cache(cache, fingerprint, shape) for cache in caches)
-    images = next((x for x in cached if x is not None), None)
-    if images is None:
-        images, resized = np.empty(shape, np.uint8), 0
-        note(f"decoding {count} images (once: they are cached)")
-        paths = (part.path(i) for part in parts for i in range(len(part)))
-        # disable=None: show the progress bar only on a terminal
-        bar = tqdm(paths, desc="decoding images", total=count, leave=False, disable=None)
-        for i, path in enumerate(bar):
-            rgb = read_image(path)
-            resized += rgb.size != (size, size)
-            images[i] = resize_center_crop(rgb, size, size)
-        if resized:
-            note(f"note: {resized} images were resized and centre-cropped to {size}×{size}")
-        for cache in caches:
-            with suppress(OSError), atomic_write(cache) as new, new.open("wb") as file:
-                np.savez(file, images=images, fingerprint=fingerprint)
-                break
+    for cache in caches:
+        # np.load raises exceptions of many types on damaged files
+        with suppress(Exception), np.load(cache, allow_pickle=False) as stored:
+            images = stored["images"]
+            same_files = str(stored["fingerprint"]) == fingerprint
+            if same_files and (images.dtype, images.shape) == (np.uint8, shape):
+                return np.split(images, [len(parts[0])])
+    note(f"decoding {count} images (once: they are cached)")
+    images, resized = np.empty(shape, np.uint8), 0
+    paths = (part.path(i) for part in parts for i in range(len(part)))
+    # disable=None: show the progress bar only on a terminal
+    bar = tqdm(paths, desc="decoding images", total=count, leave=False, disable=None)
+    for i, path in enumerate(bar):
+        rgb = read_image(path)
+        resized += rgb.size != (size, size)
+        images[i] = resize_center_crop(rgb, size, size)
+    if resized:
+        note(f"note: {resized} images were resized and centre-cropped to {size}×{size}")
+    for cache in caches:
+        with suppress(OSError), atomic_write(cache) as new, new.open("wb") as file:
+            np.savez(file, images=images, fingerprint=fingerprint)
+            break
     return np.split(images, [len(parts[0])])
 
 
@@ -202,18 +192,6 @@ def _memory() -> float:
     with suppress(OSError, ValueError):  # "max" if unlimited
         limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return min(limits)
-
-
-def _read_cache(cache: Path, fingerprint: str, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Returns the cached images, None if the cache is missing, damaged or of other files."""
-    if not cache.is_file():
-        return None
-    try:
-        with np.load(cache, allow_pickle=False) as stored:
-            images, same_files = stored["images"], str(stored["fingerprint"]) == fingerprint
-        return images if same_files and (images.dtype, images.shape) == (np.uint8, shape) else None
-    except Exception:  # np.load raises exceptions of many types on damaged files
-        return None
 
 
 def shorter_side(size: int, imagenet: bool) -> int:
@@ -230,34 +208,19 @@ def resize_center_crop(rgb: Image.Image, resized: int, size: int) -> np.ndarray:
     return np.asarray(rgb)
 
 
-def _random_resized_crop(rgb: Image.Image, size: int, seed: int, flip: bool) -> np.ndarray:
-    """Applies torchvision's random resized crop and flip, a pure function of ``seed``."""
-    from torchvision.transforms import Compose, RandomHorizontalFlip, RandomResizedCrop
-
-    augment = Compose([RandomResizedCrop(size), RandomHorizontalFlip(0.5 if flip else 0)])
-    with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global generator
-        torch.default_generator.manual_seed(seed)
-        return np.asarray(augment(rgb))
-
-
 def read_image(path: Path) -> Image.Image:
-    """Reads an image as RGB. Raises InputError if the file is no readable image."""
+    """Reads an image as RGB with 8 bits per channel. Raises InputError if that is impossible."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # damaged metadata, which ImageNet has
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return _to_rgb(path)
+            with Image.open(path, formats=FORMATS) as image:
+                if max(image.size) > 100 * min(image.size):  # resizing would take too much memory
+                    raise ValueError(f"{image.width}×{image.height} exceeds an aspect ratio of 100")
+                signed = 2 in getattr(image, "tag_v2", {}).get(TIFF_SAMPLE_FORMAT, ())
+                if signed or image.mode.startswith(("I", "F")):  # Pillow would clip these to 255
+                    raise ValueError("grey values have a sign or over 8 bits: save it with 8 bits")
+                return image.convert("RGB")
     except Exception as error:  # Pillow raises exceptions of many types on damaged files
         reason = " ".join(str(error).split())
         raise InputError(f"{path} is not a readable image: {reason[:200]}") from None
-
-
-def _to_rgb(path: Path) -> Image.Image:
-    """Returns an image with 8 bits per channel. Raises ValueError for one that is not such."""
-    with Image.open(path, formats=FORMATS) as image:
-        if max(image.size) > 100 * min(image.size):  # resizing it would take too much memory
-            raise ValueError(f"{image.width}×{image.height} exceeds an aspect ratio of 100")
-        signed = 2 in getattr(image, "tag_v2", {}).get(TIFF_SAMPLE_FORMAT, ())
-        if signed or image.mode.startswith(("I", "F")):  # Pillow would clip these to 255
-            raise ValueError("grey values are signed or have over 8 bits: save it with 8 bits")
-        return image.convert("RGB")

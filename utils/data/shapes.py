@@ -43,7 +43,21 @@ def _draw_block(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     canvas = base + _smooth_noise(rng) * _uniform(rng, 0.0, 0.4, 1)
     _paint_bar(rng, canvas)
 
-    distance, blend = _draw_objects(rng, labels)
+    radius = _uniform(rng, 7.0, 12.0)
+    u, v = _rotated_grid(rng, max_offset=5.0)
+    thickness, period = _uniform(rng, 0.0, 1.0), _uniform(rng, 4.0, 7.0)
+    patches = np.array(PATCHES)[(rng.random(_BLOCK) * len(PATCHES)).astype(np.int64)]
+    names = np.array(CLASSES)[labels]
+    outlines = np.where(np.isin(names, TEXTURES), patches, names)
+    # Signed distances in pixels (negative inside), and shares of the second colour.
+    distance, blend = np.empty_like(u), np.clip(0.25 + 0.25 * v / radius, 0, 1)
+    for name in TEXTURES:
+        chosen = names == name
+        blend[chosen] = _texture(name, u[chosen], v[chosen], period[chosen])
+    for name in OUTLINES:
+        chosen = outlines == name
+        distance[chosen] = _outline(name, *(x[chosen] for x in (u, v, radius, thickness)))
+
     # Objects are brighter than the background; the second colour of a texture is darker. One image
     # in six has low contrast, so that the best models make errors.
     contrast = np.minimum(_uniform(rng, 0.0, 6.0, 1), 1)
@@ -55,24 +69,6 @@ def _draw_block(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     noise = rng.random(canvas.shape, np.float32) - np.float32(0.5)
     canvas += noise * _uniform(rng, 0.1, 0.4, 1)
     return np.floor(np.clip(canvas, 0, 1) * 255 + np.float32(0.5)).astype(np.uint8), labels
-
-
-def _draw_objects(rng: np.random.Generator, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns signed distances in pixels (negative inside) and shares of the second colour."""
-    radius = _uniform(rng, 7.0, 12.0)
-    u, v = _rotated_grid(rng, max_offset=5.0)
-    thickness, period = _uniform(rng, 0.0, 1.0), _uniform(rng, 4.0, 7.0)
-    patches = np.array(PATCHES)[(rng.random(len(labels)) * len(PATCHES)).astype(np.int64)]
-    names = np.array(CLASSES)[labels]
-    distance, blend = np.empty_like(u), np.clip(0.25 + 0.25 * v / radius, 0, 1)
-    for name in TEXTURES:
-        chosen = names == name
-        blend[chosen] = _texture(name, u[chosen], v[chosen], period[chosen])
-    outlines = np.where(np.isin(names, TEXTURES), patches, names)
-    for name in OUTLINES:
-        chosen = outlines == name
-        distance[chosen] = _outline(name, *(x[chosen] for x in (u, v, radius, thickness)))
-    return distance, blend
 
 
 def _outline(

@@ -18,8 +18,8 @@ from torch import nn
 from netslim.cost import cost
 from utils import arguments, console
 from utils.console import InputError, require_packages
+from utils.data.batches import test_batches
 from utils.data.datasets import load
-from utils.data.streaming import test_batches
 from utils.device import pick_device
 from utils.files import checkpoint, records
 from utils.files.init_from import config_from_checkpoint

@@ -65,7 +65,9 @@ class Checkpoint:
     @property
     def norm(self) -> Norm | None:
         """Mean and standard deviation that normalised the images, if the file has them."""
-        return None if self.mean is None or self.std is None else (self.mean, self.std)
+        return (
+            None if self.mean is None or self.std is None else (tuple(self.mean), tuple(self.std))
+        )
 
     def metadata(self) -> dict[str, Any]:
         """Returns the entries that a file of another form of this model shares with this one."""

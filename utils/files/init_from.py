@@ -7,7 +7,7 @@ from typing import Any
 
 from models import check_size, torchvision_models
 from utils.console import InputError, note
-from utils.data.datasets import DATASETS, IMAGENET_NORM, Dataset, Norm, is_norm, normalisation
+from utils.data.datasets import DATASETS, IMAGENET_NORM, Dataset, Norm, normalisation
 from utils.files import records
 from utils.files.checkpoint import Checkpoint, load, sha256
 from utils.files.paths import DEFAULT_FOLDER, RunPaths, locate, pruned_name_of
@@ -103,7 +103,7 @@ class InitFrom:
         """Yields how the normalisation of ``data`` compares with that of the initial weights."""
         norm = None if self.resumes or self.checkpoint is None else norm_of(self.checkpoint)
         if norm is not None:
-            same = "as" if is_norm(norm, data.norm) else "otherwise than"
+            same = "as" if norm == data.norm else "otherwise than"
             yield f"note: images are normalised {same} those that {self.path} was trained on"
 
     def paths(self, flags: Mapping[str, Any], config: Config) -> RunPaths:

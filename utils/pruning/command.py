@@ -15,10 +15,9 @@ from models import family
 from netslim.files import State
 from utils import arguments
 from utils.console import InputError, Parser, note, require_packages
-from utils.data.batches import Batches
+from utils.data.batches import Batches, test_batches
 from utils.data.classes import PerClass, class_counts
 from utils.data.datasets import DATASETS, check_folder, load
-from utils.data.streaming import test_batches
 from utils.device import pick_device
 from utils.engines import ENGINES
 from utils.files import checkpoint, records

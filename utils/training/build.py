@@ -10,9 +10,8 @@ from models import family
 from netslim.graph import AnyBatchNorm
 from netslim.methods.penalties import L1
 from utils.console import InputError, note
-from utils.data.batches import Batches
+from utils.data.batches import WORKERS, Batches
 from utils.data.datasets import Dataset, check_folder, load
-from utils.data.streaming import WORKERS, batches_of
 from utils.device import Execution, be_deterministic
 from utils.files.checkpoint import Checkpoint
 from utils.files.init_from import InitFrom, check_not_overwriting
@@ -56,7 +55,7 @@ def build_trainer(
     else:
         network = load_network(init_from, config, data)
     workers = args.get("workers", WORKERS)
-    batches = batches_of(
+    batches = Batches(
         data, "train", config.batch_size, device, config.seed, workers, group.local_part
     )
     use_cuda_graphs = device.type == "cuda" and group.size == 1 and "no_graph" not in args
