@@ -66,7 +66,7 @@ def test_crops_equal_torchvisions_and_are_about_equally_frequent(flip: bool) -> 
         assert min(seen.values()) > 3 and max(seen.values()) < 58
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=15)
 @given(
     count=st.integers(1, 40),
     batch_size=st.integers(1, 45),
@@ -78,34 +78,28 @@ def test_an_epoch_is_all_images_once_and_a_function_of_seed_and_epoch(
     count: int, batch_size: int, seed: int, epoch: int, augment: bool
 ) -> None:
     source = noise(count, 32, 32, 3)
-    batches = batches_of(source, batch_size, seed, augment=augment)
-    first, indices = epoch_of(batches, epoch), torch.cat(batches.epoch_indices(epoch), dim=1)
+
+    def draw(seed: int, epoch: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        batches = batches_of(source, batch_size, seed, augment=augment)
+        epoch_of(batches, epoch + 1)
+        return epoch_of(batches, epoch), torch.cat(batches.epoch_indices(epoch), dim=1)
+
+    batches, indices = draw(seed, epoch)
     torch.manual_seed(count)
-    epoch_of(batches, epoch + 1)
-    again = epoch_of(batches_of(source, batch_size, seed, augment=augment), epoch)
-    for (images, labels), (same_images, same_labels) in zip(first, again, strict=True):
-        assert torch.equal(images, same_images) and torch.equal(labels, same_labels)
-    images, labels = map(torch.cat, zip(*first, strict=True))
+    again, _ = draw(seed, epoch)
+    images, labels = map(torch.cat, zip(*batches, strict=True))
+    assert torch.equal(images, torch.cat([x for x, _ in again]))
     crops = indices.T.tolist() if augment else [(i, 4, 4, 0) for i in labels.tolist()]
     theirs = [torchvision_crop(source[i], top, left, bool(f)) for i, top, left, f in crops]
     assert torch.equal(images, torch.stack(theirs)) and torch.equal(labels, indices[0])
     assert labels.sort().values.tolist() == list(range(count))
     last = [count % batch_size] if count % batch_size else []
-    assert [len(images) for images, _ in first] == [batch_size] * (count // batch_size) + last
-
-
-@settings(deadline=None, max_examples=10)
-@given(seed=st.integers(0, 2**62), epoch=st.integers(0, 10_000))
-def test_seeds_and_epochs_have_their_own_order_and_crops(seed: int, epoch: int) -> None:
-    def draw(seed: int, epoch: int) -> tuple[list[int], Tensor]:
-        ((images, labels),) = epoch_of(batches_of(repeated(30), 30, seed, augment=True), epoch)
-        return labels.tolist(), images
-
-    order, images = draw(seed, epoch)
+    assert [len(x) for x, _ in batches] == [batch_size] * (count // batch_size) + last
     # the last one would be equal if seed and epoch were added
     for other in ((seed, epoch + 1), (seed + 1, epoch), (seed + 1, max(epoch - 1, 0))):
-        other_order, other_images = draw(*other)
-        assert order != other_order and not torch.equal(images, other_images)
+        _, others = draw(*other)
+        different = (others != indices).any(1)  # order, top, left and flip
+        assert count < 20 or different.all()
 
 
 def test_evaluation_is_in_file_order_and_not_augmented() -> None:

@@ -30,7 +30,6 @@ def test_classes_and_images_are_sorted_by_name(tmp_path: Path) -> None:
         save(tmp_path / place, (red, 0, 0))
     data = load_dataset("folder", tmp_path)
     assert data.classes == ("C", "a", "b")
-    assert data.train.images.dtype == torch.uint8
     assert data.train.images[:, 0, 0, 0].tolist() == [4, 3, 2, 1]
     assert data.train.labels.tolist() == [0, 1, 2, 2]
     assert data.test.images[:, 31, 31, 0].tolist() == [7, 5, 6]
@@ -92,8 +91,6 @@ def test_other_sizes_are_resized_and_centre_cropped(
     own: Path, size: tuple[int, int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The square in the centre is green, the rest of the longer side is red."""
-    load_dataset("folder", own)
-    assert "resized" not in capsys.readouterr().err
     image, side = Image.new("RGB", size, (255, 0, 0)), min(size)
     left, top = ((length - side) // 2 for length in size)
     image.paste((0, 255, 0), (left, top, left + side, top + side))
@@ -235,22 +232,19 @@ def test_a_bad_folder_is_refused_in_one_line(own: Path, case: str) -> None:
 def test_other_files_and_links_are_ignored_and_noted_but_hidden_files_are_not(
     own: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = load_dataset("folder", own)
-    for name in (".DS_Store", ".cache/0.png", "cat/._0.png", "cat/.hidden/0.png"):
-        path = own / "train" / name
+    before, cat = load_dataset("folder", own), own / "train/cat"
+    for path in (own / "train/.DS_Store", cat / "._0.png", own / "train/.cache/0.png"):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"no image")
     assert same(before, load_dataset("folder", own))
     assert "ignored" not in capsys.readouterr().err
-    (own / "train/cat/0.heic").touch()
-    (own / "train/cat/link.png").symlink_to(own / "train/cat/0.bmp")
+    (cat / "0.heic").touch()
+    (cat / "link.png").symlink_to(cat / "0.bmp")
+    (cat / "more").mkdir()
+    (own / "train/linked").symlink_to(cat)
     assert same(before, load_dataset("folder", own))
     note = capsys.readouterr().err
-    assert ": 2 (" in note and "cat/0.heic" in note and "cat/link.png" in note
-    (own / "train/cat/more").mkdir()
-    (own / "train/linked").symlink_to(own / "train/cat")
-    assert same(before, load_dataset("folder", own))
-    assert ": 4 (" in capsys.readouterr().err
+    assert ": 4 (" in note and "train/linked" in note and "cat/0.heic" in note
 
 
 def test_more_images_than_memory_are_refused_with_a_hint_at_stream(

@@ -1,22 +1,27 @@
 """Which dead channels are removed during training, and runs that remove some."""
 
-import random
+import io
 import shutil
-import signal
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
+from resuming import assert_resumes
 from test_dead import traced_network
 from torch import Tensor, cat
 
 from netslim.selection import selections
-from runs import DYING, kill_and_resume, rows, start, train
+from runs import rows, train
 from utils.files import checkpoint
 from utils.network import Network, fresh
 from utils.training.removal import select_removable
 
-NAME = "proximal_seed1_resnet_11_folder"
+# Channels die, and are removed, from epoch 3 on, when the learning rate has dropped: so large a λ
+# brings ξ to 0 in a few of an epoch's 16 steps, and without momentum γ follows.
+DYING = "-sr --arch resnet --depth 11 --s 60 --beta 200 --momentum 0 --epochs 4".split()
+DYING += ["--batch-size", "2"]
+CHECKPOINT = "proximal_seed1_resnet_11_folder/checkpoint.pth.tar"
 
 
 def first_channels(network: Network, share: float) -> list[Tensor]:
@@ -96,64 +101,47 @@ def test_coupled_channels_are_removed_together():
 @pytest.fixture(scope="module")
 def removing(tmp_path_factory, pictures) -> tuple[Path, str]:
     """The folder and the output of a run that removes channels."""
-    folder = tmp_path_factory.mktemp("removing")
-    process = start(folder, pictures, *DYING)
-    output, _ = process.communicate()
-    assert process.returncode == 0
-    return folder, output
+    folder, output = tmp_path_factory.mktemp("removing"), io.StringIO()
+    with redirect_stdout(output), redirect_stderr(output):
+        assert train(folder, pictures, *DYING) == 0
+    return folder, output.getvalue()
 
 
 def test_removal_changes_costs_but_no_file_formats(tmp_path, pictures, removing):
     (folder, output), whole = removing, tmp_path / "whole"
     assert train(whole, pictures, *DYING, "--keep-dead") == 0
-    logs = [rows(f / f"{NAME}/log.csv") for f in (folder, whole)]
+    logs = [rows((f / CHECKPOINT).with_name("log.csv")) for f in (folder, whole)]
     widths = [int(row["channels"]) for row in logs[0]]
-    assert len(set(widths)) > 2 and widths == sorted(widths, reverse=True)
+    assert len(set(widths)) > 1 and widths == sorted(widths, reverse=True)
     assert {int(row["channels"]) for row in logs[1]} == {widths[0]}
     assert output.count("dead channels are removed") == len(set(widths)) - 1
     assert "of the FLOPs of training at full width" in output
     assert logs[0][0]["train_loss"] == logs[1][0]["train_loss"]
-    one, other = (
-        torch.load(f / f"{NAME}/checkpoint.pth.tar", weights_only=True) for f in (folder, whole)
-    )
+    one, other = (torch.load(f / CHECKPOINT, weights_only=True) for f in (folder, whole))
     assert one["cut"].sum() == widths[0] - widths[-1] and not other["cut"].any()
-    shapes, momenta = (
-        [[x.shape for x in tensors(c)] for c in (one, other)]
-        for tensors in (
-            lambda c: c["state_dict"].values(),
-            lambda c: (s["momentum_buffer"] for s in c["optimizer"]["state"].values()),
-        )
-    )
-    assert shapes[0] == shapes[1] and momenta[0] == momenta[1]
+    assert shapes(one) == shapes(other)
     records = [rows(f / "train_record.csv")[0] for f in (folder, whole)]
     assert records[0]["channels"] == records[1]["channels"]
     seconds = sum(float(row["train_seconds"]) for row in logs[0])
     assert float(records[0]["train_seconds"]) == pytest.approx(seconds, abs=0.01)
 
 
-def test_keep_dead_cannot_change_on_resuming(tmp_path, pictures, capsys):
-    assert train(tmp_path, pictures, *DYING, "--epochs", "1") == 0
-    flags = [*DYING, "--epochs", "1", "--resume", "auto", "--keep-dead"]
-    assert train(tmp_path, pictures, *flags) == 2
-    assert "keep_dead" in capsys.readouterr().err
+def shapes(content: dict) -> list[torch.Size]:
+    """Returns the shapes of parameters, buffers and momentum."""
+    momenta = [state["momentum_buffer"] for state in content["optimizer"]["state"].values()]
+    return [x.shape for x in (*content["state_dict"].values(), *momenta)]
 
 
-def test_a_run_killed_while_it_removes_channels_resumes_with_the_same_bits(
+def test_a_run_stopped_while_it_removes_channels_resumes_with_the_same_bits(
     tmp_path, pictures, removing
 ):
-    process = start(tmp_path / "parts0", pictures, *DYING)
-    for line in process.stdout:
-        if "dead channels are removed" in line:  # in the first epoch of the new width
-            process.kill()
-    assert process.wait() == -signal.SIGKILL
-    kill_and_resume(tmp_path, pictures, DYING, 1, random.Random(0), removing[0])
+    assert_resumes(3, tmp_path, pictures, removing[0], *DYING)
 
 
-def test_a_mask_of_removed_channels_of_another_length_is_refused(
-    tmp_path, pictures, removing, capsys
-):
-    shutil.copytree(removing[0], tmp_path, dirs_exist_ok=True)
-    path = tmp_path / f"{NAME}/checkpoint.pth.tar"
+def test_what_was_removed_cannot_change_on_resuming(tmp_path, pictures, removing, capsys):
+    path = shutil.copytree(removing[0], tmp_path, dirs_exist_ok=True) / CHECKPOINT
+    assert train(tmp_path, pictures, *DYING, "--resume", "auto", "--keep-dead") == 2
+    assert "keep_dead" in capsys.readouterr().err
     content = torch.load(path, weights_only=True)
     checkpoint.save(path, {**content, "cut": content["cut"][1:]})
     assert train(tmp_path, pictures, *DYING, "--resume", path) == 2

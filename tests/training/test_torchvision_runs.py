@@ -1,22 +1,18 @@
 """torchvision's models: trained, pruned during training, resumed, pruned, fine-tuned, refused."""
 
-import signal
-
 import pytest
 import torch
+from resuming import assert_resumes
 from torchvision.models import get_model
 
-import main
-import netslim
-from runs import assert_same_run, command, rows, train
+from runs import command, rows, train
 from utils import prune
-from utils.console import Interrupted
 from utils.files import checkpoint
 
 
 def test_from_training_to_the_fine_tuned_pruned_model(tmp_path, pictures, capsys):
-    flags = ["--arch", "resnet18", "--size", 32, "-sr", "--s", 10, "--beta", 200, "--momentum", 0]
-    flags += ["--penalty", "l1", "--epochs", 10, "--batch-size", 4]
+    flags = ["--arch", "resnet18", "--size", 32, "-sr", "--penalty", "l1", "--batch-size", 4]
+    flags += ["--s", 300, "--beta", 1000, "--momentum", 0, "--epochs", 5]
     assert train(tmp_path, pictures, *flags) == 0
     out, err = capsys.readouterr()
     assert "1920 of 4800 batch-norm channels can be removed" in err
@@ -47,48 +43,13 @@ def test_from_training_to_the_fine_tuned_pruned_model(tmp_path, pictures, capsys
     assert tuned.network.cfg == pruned.cfg
 
 
-def test_dropout_draws_the_same_after_resuming(tmp_path, pictures, monkeypatch, capsys):
+def test_dropout_draws_the_same_after_resuming(tmp_path, pictures, capsys):
     flags = ["--arch", "mobilenet_v2", "--size", 32, "-sr", "--epochs", 2, "--batch-size", 16]
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert train(whole, pictures, *flags) == 0
+    assert train(tmp_path / "whole", pictures, *flags) == 0
     notes = capsys.readouterr().err
     assert "no channel of features.18.1 is removed during training" in notes
     assert "the penalty is group, which makes channels of residual streams 0" in notes
-    calls, evaluate = [], main.evaluate
-
-    def stop(*args):
-        calls.append(args)
-        if len(calls) == 2:
-            raise Interrupted(signal.SIGTERM)
-        return evaluate(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(main, "evaluate", stop)
-        assert train(parts, pictures, *flags) == 128 + signal.SIGTERM
-    assert train(parts, pictures, *flags, "--resume", "auto") == 0
-    assert_same_run(whole, parts)
-
-
-def test_torchvisions_weights_start_a_run_with_a_new_head(tmp_path, pictures, capsys):
-    torch.manual_seed(0)
-    model = get_model("resnet18", num_classes=7)
-    for bn in netslim.analyze(model, torch.zeros(1, 3, 32, 32)).norms.values():
-        torch.nn.init.uniform_(bn.weight)
-    state = {k: v for k, v in model.state_dict().items() if "num_batches" not in k}
-    path = tmp_path / "resnet18-5c106cde.pth"
-    torch.save(state, path)
-    flags = ["--init", path, "--size", 32, "--epochs", 1, "-sr", "--lr", 1e-30, "--s", 0]
-    assert train(tmp_path, pictures, *flags, "--arch", "resnet18") == 0
-    assert "the last layer, of 7 classes, is replaced" in capsys.readouterr().err
-    (checkpoint_path,) = tmp_path.glob("*/checkpoint.pth.tar")
-    new = checkpoint.load(checkpoint_path)
-    assert new.network.model.fc.weight.shape == (2, 512)
-    for name, value in model.named_parameters():
-        if not name.startswith("fc."):
-            torch.testing.assert_close(new.network.model.get_parameter(name), value)
-    torch.testing.assert_close(new.scaling_factors["xi"], new.scaling_factors["gamma"])
-    assert train(tmp_path / "other", pictures, *flags) == 2  # --arch is needed
-    assert capsys.readouterr().err.count("\n") == 1
+    assert_resumes(2, tmp_path / "parts", pictures, tmp_path / "whole", *flags)
 
 
 @pytest.mark.parametrize(
