@@ -125,6 +125,9 @@ def test_int8_answers_nearly_as_float32(arch, depth, images, tmp_path, capfd):
     assert metadata_of(program)["classes"] == CLASSES
     weights = [x for x in program.graph.initializer if len(x.dims) == 4]
     assert {x.data_type for x in weights} == {onnx.TensorProto.INT8}
+    quantised = {x.input[0] for x in program.graph.node if x.op_type == "QuantizeLinear"}
+    concatenated = {x.output[0] for x in program.graph.node if x.op_type == "Concat"}
+    assert quantised and not quantised & concatenated  # one scale is not enough for a stream
     x = load_dataset("folder", images).train.images.permute(0, 3, 1, 2) / 255
     expected = small.model(normalised(x)).numpy()
     x = normalised(x) if arch == "resnet-basic" else x
@@ -133,16 +136,10 @@ def test_int8_answers_nearly_as_float32(arch, depth, images, tmp_path, capfd):
         assert 0 < np.abs(error).max() < 0.1 * expected.std(0).max() + 0.02
 
 
-@pytest.fixture(scope="module")
-def vgg(tmp_path_factory) -> Path:
-    """A checkpoint without normalisation, alone in its folder."""
-    return saved(tmp_path_factory.mktemp("vgg"), prune("vgg", 11))
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--int8", "--data", "none"], "--data none is not a directory"),
+        (["--int8"], r"--int8 needs onnxruntime: .* -m pip install onnxruntime\n"),
         (["--int8", "--format", "pt2"], "--int8 is for ONNX: --format pt2 has no int8 form"),
         (["--data", "images"], "--data is for --int8: add --int8, or leave it out"),
         ([], "has no normalisation: export it with --normalised"),
@@ -150,27 +147,14 @@ def vgg(tmp_path_factory) -> Path:
         (["--output", "net_pruned.pth.tar"], "is the checkpoint itself"),
     ],
 )
-def test_bad_flags_are_refused(flags, message, vgg, monkeypatch, capsys):
-    monkeypatch.chdir(vgg.parent)
-    before = vgg.read_bytes()
-    assert run("--model", vgg.name, *flags) == 2
-    assert re.fullmatch(rf"error: .*{message}.*\n", capsys.readouterr().err)
-    assert [p.read_bytes() for p in vgg.parent.iterdir()] == [before]
-
-
-def test_int8_needs_onnxruntime(vgg, monkeypatch, capsys):
-    find = console.find_spec
+def test_bad_flags_are_refused(flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    find, path = console.find_spec, saved(tmp_path, prune("resnet-basic", 8))
     monkeypatch.setattr(console, "find_spec", lambda n: None if n == "onnxruntime" else find(n))
-    assert run("--model", vgg, "--int8") == 2
-    line = r"error: --int8 needs onnxruntime: .* -m pip install onnxruntime\n"
-    assert re.fullmatch(line, capsys.readouterr().err)
-
-
-def test_another_models_state_dict_is_refused_with_the_command_that_takes_it(tmp_path, capsys):
-    torch.save(resnet18().state_dict(), tmp_path / "net.pth")
-    assert run("--model", tmp_path / "net.pth") == 2
-    command = f"-m utils.prune --model {tmp_path / 'net.pth'} --arch NAME"
-    assert command in capsys.readouterr().err
+    before = path.read_bytes()
+    assert run("--model", path.name, *flags) == 2
+    assert re.match(rf"error: .*{message}", capsys.readouterr().err)
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [before]
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's, about its own tools
@@ -178,26 +162,23 @@ def test_another_models_state_dict_is_refused_with_the_command_that_takes_it(tmp
 @pytest.mark.parametrize(("arch", "depth", "left"), [("resnet", 11, 4), ("densenet", 7, 6)])
 def test_torchs_own_tools_take_pruned_models(arch, depth, left):
     """``left`` batch norms follow no convolution, but read a stream."""
-    model = prune(arch, depth).model
+    model, x = prune(arch, depth).model, torch.randn(2, 3, 32, 32)
     types = {type(m) for m in model.modules() if type(m).__module__.startswith("netslim")}
     assert types <= {netslim.ChannelSelection}
-    x = torch.randn(2, 3, 32, 32)
-    expected = model(x)
+    expected, fused = model(x), fuse(model)
+    assert len(batch_norms(fused)) == left
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(copied(x), expected)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
-    fused = fuse(model)
-    assert len(batch_norms(fused)) == left
     for tool in (torch.jit.script(model), torch.jit.trace(model, x), compiled, fused):
         torch.testing.assert_close(tool(x), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")
-@torch.no_grad()
 def test_a_pruned_vgg_is_fused_by_name():
-    small = prune("vgg", 11)
+    small, x = prune("vgg", 11), torch.randn(2, 3, 32, 32)
     triples = [[f"feature.{int(n.split('.')[1]) + i}" for i in (-1, 0, 1)] for n in small.norms]
-    fused, x = fuse_modules(small.model, triples), torch.randn(2, 3, 32, 32)
+    fused = fuse_modules(small.model, triples)
     assert not batch_norms(fused)
     torch.testing.assert_close(fused(x), small.model(x), rtol=1e-4, atol=1e-5)
 

@@ -21,12 +21,12 @@ from workshop import Payload
 
 pytestmark = pytest.mark.usefixtures("user_cache")
 PARTS, CACHE = ("train", "test"), "pictures-32x32.npz"
+Change = Callable[[Path], object]
 
 
 def test_classes_and_images_are_sorted_by_name(tmp_path: Path) -> None:
     places = "train/b/2.PNG", "train/b/10.png", "train/a/z.bmp", "train/C/z.ppm"
-    places += "test/a/z.png", "test/b/z.png", "test/C/z.png"
-    for red, place in enumerate(places, 1):
+    for red, place in enumerate((*places, "test/a/z.png", "test/b/z.png", "test/C/z.png"), 1):
         save(tmp_path / place, (red, 0, 0))
     data = load_dataset("folder", tmp_path)
     assert data.classes == ("C", "a", "b")
@@ -35,23 +35,20 @@ def test_classes_and_images_are_sorted_by_name(tmp_path: Path) -> None:
     assert data.test.images[:, 31, 31, 0].tolist() == [7, 5, 6]
 
 
-# Pixel formats
-
-
 GREY, RGB, RGBA = noise(32, 32), noise(32, 32, 3), noise(32, 32, 4)
 LA_IMAGE = Image.fromarray(RGBA).convert("LA")
 PALETTE_IMAGE = Image.fromarray(RGB).quantize(4)
-# An image, options with which it is saved, and its pixels, None if it is refused.
-MODES: dict[str, tuple[Image.Image | np.ndarray, dict[str, Any], Any]] = {
-    "grey": (GREY, {}, np.stack([GREY] * 3, 2)),
-    "grey and alpha": (LA_IMAGE, {}, np.asarray(LA_IMAGE)[..., [0, 0, 0]]),
-    "black and white": (Image.new("1", (32, 32), 1), {}, np.full((32, 32, 3), 255)),
-    "alpha": (RGBA, {}, RGBA[..., :3]),
-    "palette": (PALETTE_IMAGE, {}, np.asarray(PALETTE_IMAGE.convert("RGBA"))[..., :3]),
-    "16-bit PNG": (GREY.astype(np.uint16), {}, None),
-    "32-bit TIFF": (GREY.astype(np.int32), {"format": "TIFF"}, None),
-    "float TIFF": (GREY.astype(np.float32), {"format": "TIFF"}, None),
-    "signed TIFF": (GREY, {"format": "TIFF", "tiffinfo": {339: 2}}, None),
+# An image and its pixels; None if it is refused.
+MODES: dict[str, tuple[Image.Image, Any]] = {
+    "grey": (Image.fromarray(GREY), np.stack([GREY] * 3, 2)),
+    "grey and alpha": (LA_IMAGE, np.asarray(LA_IMAGE)[..., [0, 0, 0]]),
+    "black and white": (Image.new("1", (32, 32), 1), np.full((32, 32, 3), 255)),
+    "alpha": (Image.fromarray(RGBA), RGBA[..., :3]),
+    "palette": (PALETTE_IMAGE, np.asarray(PALETTE_IMAGE.convert("RGBA"))[..., :3]),
+    "16-bit PNG": (Image.fromarray(GREY.astype(np.uint16)), None),
+    "32-bit TIFF": (Image.fromarray(GREY.astype(np.int32)), None),
+    "float TIFF": (Image.fromarray(GREY.astype(np.float32)), None),
+    "signed TIFF": (Image.fromarray(GREY), None),
 }
 
 
@@ -59,31 +56,30 @@ MODES: dict[str, tuple[Image.Image | np.ndarray, dict[str, Any], Any]] = {
 def test_every_mode_becomes_rgb_unless_grey_values_are_signed_or_have_over_8_bits(
     tmp_path: Path, mode: str
 ) -> None:
-    image, options, expected = MODES[mode]
-    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
-    image.save(tmp_path / "9.png", **options)
+    (image, expected), path = MODES[mode], tmp_path / "9.png"
+    tiff = {"format": "TIFF", "tiffinfo": {339: 2} if mode == "signed TIFF" else {}}
+    image.save(path, **(tiff if "TIFF" in mode else {}))
     if expected is None:
         with pytest.raises(InputError) as error:
-            read_image(tmp_path / "9.png")
-        one_line(error, tmp_path / "9.png", "save it with 8 bits")
+            read_image(path)
+        one_line(error, path, "save it with 8 bits")
     else:
-        assert np.array_equal(read_image(tmp_path / "9.png"), expected)
+        assert np.array_equal(read_image(path), expected)
 
 
 @pytest.mark.filterwarnings("error")
 def test_metadata_is_ignored_as_in_torchvision(tmp_path: Path) -> None:
-    pixels, exif = noise(32, 32, 4), Image.Exif()
+    exif, damaged = Image.Exif(), b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01"
     exif[ExifTags.Base.Orientation] = 6
     for kind in ("png", "webp"):
         path = tmp_path / f"0.{kind}"
-        Image.fromarray(pixels).save(path, exif=exif, lossless=True)
+        Image.fromarray(RGBA).save(path, exif=exif, lossless=True)
         assert np.array_equal(read_image(path), default_loader(str(path)))
-    assert np.array_equal(read_image(tmp_path / "0.png"), pixels[..., :3])
-    path, damaged = tmp_path / "0.jpg", b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01"
-    Image.fromarray(noise(32, 32, 3)).save(path, exif=damaged)
-    with pytest.warns(UserWarning, match="Corrupt EXIF"), Image.open(path):
+    assert np.array_equal(read_image(tmp_path / "0.png"), RGBA[..., :3])
+    Image.fromarray(RGB).save(tmp_path / "0.jpg", exif=damaged)
+    with pytest.warns(UserWarning, match="Corrupt EXIF"), Image.open(tmp_path / "0.jpg"):
         pass
-    read_image(path)
+    read_image(tmp_path / "0.jpg")
 
 
 @pytest.mark.parametrize("size", [(96, 32), (7, 7)])
@@ -92,8 +88,7 @@ def test_other_sizes_are_resized_and_centre_cropped(
 ) -> None:
     """The square in the centre is green, the rest of the longer side is red."""
     image, side = Image.new("RGB", size, (255, 0, 0)), min(size)
-    left, top = ((length - side) // 2 for length in size)
-    image.paste((0, 255, 0), (left, top, left + side, top + side))
+    image.paste((0, 255, 0), ((size[0] - side) // 2, 0, (size[0] + side) // 2, side))
     save(own / "train/dog/1.bmp", image)
     last = load_dataset("folder", own).train.images[-1]
     # resizing mixes the colours at the border only
@@ -101,16 +96,12 @@ def test_other_sizes_are_resized_and_centre_cropped(
     assert "1 images were resized and centre-cropped to 32×32" in capsys.readouterr().err
 
 
-# The cache of decoded images
-
-
 @pytest.mark.parametrize("writable", ["folder", "user cache", None])
 def test_a_folder_is_decoded_once_if_a_cache_can_be_written(
     own: Path, user_cache: Path, writable: str | None, decoded: list[Path]
 ) -> None:
-    cache = own / CACHE
     if writable != "folder":
-        cache.mkdir()  # tests may run as root, who can write to read-only directories
+        (own / CACHE).mkdir()  # tests may run as root, who can write to read-only directories
     if writable is None:
         user_cache.write_text("not a directory")
     first = load_dataset("folder", own)
@@ -118,7 +109,7 @@ def test_a_folder_is_decoded_once_if_a_cache_can_be_written(
     decoded.clear()
     assert same(first, load_dataset("folder", own))
     assert len(decoded) == (6 if writable is None else 0)
-    assert cache.is_file() == (writable == "folder")
+    assert (own / CACHE).is_file() == (writable == "folder")
     assert user_cache.is_dir() == (writable == "user cache")
 
 
@@ -130,12 +121,11 @@ def rewrite(own: Path) -> None:
     os.utime(after, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000))
 
 
-def truncate(own: Path) -> None:
-    cache = own / CACHE
-    cache.write_bytes(cache.read_bytes()[:-100])
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
 
 
-def modify(**entries: Any) -> Callable[[Path], object]:
+def modify(**entries: Any) -> Change:
     def change(own: Path) -> None:
         with np.load(own / CACHE) as stored:
             np.savez(own / CACHE, **{**stored, **entries})
@@ -143,12 +133,12 @@ def modify(**entries: Any) -> Callable[[Path], object]:
     return change
 
 
-CHANGES: dict[str, Callable[[Path], object]] = {
+CHANGES: dict[str, Change] = {
     "image rewritten": rewrite,
     "image added": lambda own: save(own / "train/cat/2.png", (1, 1, 1)),
     "image moved": lambda own: (own / "train/cat/1.bmp").rename(own / "train/dog/1b.png"),
     "class renamed": lambda own: [(own / x / "dog").rename(own / x / "ox") for x in PARTS],
-    "cache truncated": truncate,
+    "cache truncated": lambda own: cut_short(own / CACHE),
     "cache of objects": modify(images=np.array([Payload()] * 6, dtype=object)),
     "cache of fewer images": modify(images=noise(5, 32, 32, 3)),
     "cache of other images": modify(images=noise(6, 32, 32, 3), fingerprint="other"),
@@ -174,25 +164,13 @@ def test_a_changed_folder_or_a_damaged_cache_is_decoded_again(
     assert not Path("owned").exists()
 
 
-# Refused folders
-
-
 def empty(folder: Path) -> None:
     shutil.rmtree(folder)
     folder.mkdir()
 
 
-def break_png_chunk(own: Path) -> None:
-    """Write a PNG with a valid header and a broken pixel chunk."""
-    path = save(own / "test/dog/1.png", noise(32, 32, 3))
-    content = path.read_bytes()
-    length = content.index(b"IDAT") - 4
-    path.write_bytes(content[:length] + bytes(4) + content[length + 4 :])
-
-
 def link_part(own: Path) -> None:
-    (own / "test").rename(own / "elsewhere")
-    (own / "test").symlink_to(own / "elsewhere")
+    (own / "test").symlink_to((own / "test").rename(own / "elsewhere"))
 
 
 def link_images(own: Path) -> None:
@@ -200,18 +178,18 @@ def link_images(own: Path) -> None:
         file.symlink_to(file.rename(own / file.name))
 
 
-def blank(*size: int, kind: str = "PNG") -> Callable[[Path], object]:
+def blank(*size: int, kind: str = "PNG") -> Change:
     return lambda own: Image.new("1", size).save(own / "test/dog/1.png", format=kind)
 
 
-BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
+BAD_FOLDERS: dict[str, tuple[Change, str]] = {
     "no test": (lambda own: shutil.rmtree(own / "test"), "test is missing"),
     "empty test": (lambda own: empty(own / "test"), "test is empty"),
     "test is a link": (link_part, "test is a link"),
     "class without test images": (lambda own: shutil.rmtree(own / "test/dog"), "classes dog"),
     "empty class": (lambda own: empty(own / "train/dog"), "train/dog must contain images"),
     "class of links": (link_images, "train/dog must contain images"),
-    "broken image": (break_png_chunk, "test/dog/1.png is not a readable"),
+    "broken image": (lambda own: cut_short(own / "test/dog/0.bmp"), "0.bmp is not a readable"),
     "no image": (lambda own: (own / "test/dog/0.bmp").write_bytes(b"<html>\n404\n"), "dog/0.bmp"),
     "PCX, which Pillow reads": (blank(32, 32, kind="PCX"), "test/dog/1.png is not a readable"),
     "100 million pixels": (blank(10_000, 10_000), "test/dog/1.png is not a readable"),

@@ -19,7 +19,7 @@ from torchvision import transforms
 
 import warm
 from own_pictures import epoch_of, one_line, save
-from utils.console import InputError
+from utils.console import InputError, PeerLost
 from utils.data.batches import Batches
 from utils.data.datasets import IMAGENET_NORM, Dataset, load_dataset
 from utils.files.locks import file_lock
@@ -98,9 +98,9 @@ def test_file_names_need_not_be_utf8_or_short(own: Path) -> None:
 def test_crops_depend_on_seed_epoch_and_image_only(varied: Path, name: str) -> None:
     data = load(varied, name)
     batches, with_workers = streamed(data), streamed(data, workers=2)
-    assert not torch.equal(images_of(epoch_of(batches, 0)), images_of(epoch_of(batches, 1)))
     rng_state = torch.get_rng_state()
     expected = epoch_of(batches, 1)
+    assert not torch.equal(images_of(expected), images_of(epoch_of(batches, 0)))
     assert_equal(expected, epoch_of(with_workers, 1))
     assert torch.equal(rng_state, torch.get_rng_state())
     # batches that are requested out of order, as to find the layer of a non-finite loss
@@ -142,6 +142,8 @@ def test_imagenet_crops_equal_torchvision(varied: Path, flip: bool) -> None:
         for (i, seed), image in zip(batch_index.T.tolist(), batch, strict=True):
             torch.manual_seed(seed)
             assert torch.equal(image, train_transform(images[i]))
+    seeds = [int(seed) for epoch in (2, 3) for x in batches.epoch_indices(epoch) for seed in x[1]]
+    assert len({*seeds}) == 36  # each image of each epoch has its own
 
 
 def test_files_are_read_only_when_needed_and_not_cached(
@@ -205,6 +207,30 @@ def test_a_killed_worker_ends_the_command_with_one_line(varied: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert "a process that loads images" in error_line(done.stderr)
+
+
+def test_a_lost_worker_is_reported_after_torchs_signal_handler_has_raised(varied: Path) -> None:
+    """Else it raises while the iterator is deleted, and Python prints a traceback."""
+    handled = []
+
+    def handler(*_: object) -> None:
+        handled.append(True)
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    def iterate() -> Iterator[Tensor]:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        raise ConnectionResetError
+        yield
+
+    batches = streamed(load(varied))
+    batches._prefetcher.append(iterate())
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        with pytest.raises(PeerLost, match="try fewer --workers"):
+            batches._next()
+        assert handled
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_workers_ignore_ctrl_c_and_end_with_their_last_batch(varied: Path) -> None:

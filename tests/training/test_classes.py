@@ -43,6 +43,7 @@ def test_counts_belong_to_their_classes():
         ([[70, 7, 0], [25, 5, 0], [13, 1, 1]], "62.30 %, no better than always predicting cat (63"),
         ([[0, 50], [0, 50]], "all 100 test images are classified as dog"),
         ([[25, 25], [26, 24]], "no better than always predicting cat (50.00 %)"),
+        ([[49, 1], [49, 1]], "no better than always predicting cat (50.00 %)"),  # as good
         ([[70, 7, 0], [10, 20, 0], [5, 3, 7]], ""),
         ([[30, 20], [15, 35]], ""),  # 65 %
         ([[800, 100], [0, 100]], ""),  # 90 %, and 94.4 % in the mean over classes

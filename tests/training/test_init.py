@@ -130,20 +130,15 @@ def test_torchvisions_weights_are_evaluated_with_imagenets_normalisation(
     assert f"test loss {metrics.loss:.4f}" in capsys.readouterr().out
 
 
-def test_a_measured_normalisation_is_kept_unless_another_is_given(tmp_path, pictures):
-    flags = [*RESNET, "--epochs", 1, "--normalise", "data"]
-    assert train(tmp_path / "first", pictures, *flags) == 0
+def test_a_measured_normalisation_is_kept_unless_another_is_given(tmp_path, pictures, monkeypatch):
+    """Without --save, the new run goes to logs."""
+    monkeypatch.chdir(tmp_path)
+    data = ["--dataset", "folder", "--data", pictures, "--epochs", 1, "--no-cuda"]
+    assert train(tmp_path / "first", pictures, *RESNET, *data, "--normalise", "data") == 0
     init = only_checkpoint(tmp_path / "first")
-    assert train(tmp_path / "second", pictures, "--init", init, "--epochs", 1) == 0
-    assert norm(tmp_path / "second") == norm(tmp_path / "first")
-    assert norm(tmp_path / "second")[1] == "data"
+    assert command(main, "--init", init, *data) == 0
+    assert norm(tmp_path / "logs") == norm(tmp_path / "first")
+    assert norm(tmp_path / "logs")[1] == "data"
     flags = ["--init", init, "--epochs", 1, "--normalise", "imagenet"]
     assert train(tmp_path / "third", pictures, *flags) == 0
     assert norm(tmp_path / "third") == (IMAGENET_NORM, "imagenet")
-
-
-def test_a_run_that_starts_from_weights_goes_to_logs(before, tmp_path, pictures, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    flags = ["--dataset", "folder", "--data", pictures, "--epochs", 1, "--no-cuda"]
-    assert command(main, "--init", before, *flags) == 0
-    assert only_checkpoint(tmp_path / "logs")

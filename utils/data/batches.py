@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from utils.console import InputError, PeerLost
-from utils.data.datasets import Dataset, ImageSet
+from utils.data.datasets import Dataset
+from utils.data.image_folder import ImageFiles
 
 PAD = 4  # black pixels added on every side before a random crop
 # Defaults by device type, and for files: images may be large, and every worker reads 2 batches.
@@ -76,8 +77,8 @@ class Batches:
         self.std = torch.tensor(data.std, device=device)
         self.augment, self.flip, self.seed = data.augment, data.flip, seed
         self.workers, self.local_part = workers, local_part
-        self.streamed = not isinstance(source, ImageSet)
-        self.images: Any = source if self.streamed else source.images.to(device)  # else ImageFiles
+        self.streamed = isinstance(source, ImageFiles)
+        self.images: Any = source if self.streamed else source.images.to(device)
         self.batch_size = batch_size or TEST_BATCH_SIZE["files" if self.streamed else device.type]
         self._scheduled = deque[Tensor]()  # batch indices of the epoch, of files not yet delivered
         self._prefetcher: list[Iterator[Tensor | InputError]] = []  # one while workers run
