@@ -44,7 +44,7 @@ def test_from_training_to_the_fine_tuned_pruned_model(tmp_path, pictures, capsys
 
 
 def test_dropout_draws_the_same_after_resuming(tmp_path, pictures, capsys):
-    flags = ["--arch", "mobilenet_v2", "--size", 32, "-sr", "--epochs", 2, "--batch-size", 16]
+    flags = ["--arch", "mobilenet_v2", "--size", 32, "-sr", "--epochs", 2, "--subset", 16]
     assert train(tmp_path / "whole", pictures, *flags) == 0
     notes = capsys.readouterr().err
     assert "no channel of features.18.1 is removed during training" in notes
