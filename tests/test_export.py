@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -107,8 +108,16 @@ def images(tmp_path: Path) -> Path:
 
 @torch.no_grad()
 @pytest.mark.parametrize(("arch", "depth"), [("resnet-basic", 8), ("densenet", 7)])
-def test_int8_answers_nearly_as_float32(arch, depth, images, tmp_path, capfd):
+def test_int8_answers_nearly_as_float32(arch, depth, images, tmp_path, monkeypatch, capfd):
     """The ResNet has channels of tiny or no factor, whose bias is kept."""
+    calibration: list[torch.Tensor] = []
+    quantize = export.quantize
+
+    def watched(program: Path, output: Path, batches: Iterable[torch.Tensor]) -> None:
+        calibration.extend(batches)
+        quantize(program, output, calibration)
+
+    monkeypatch.setattr(export, "quantize", watched)
     small, flags = prune(arch, depth), ["--int8", "--dataset", "folder", "--data", images]
     if arch == "resnet-basic":
         flags.append("--normalised")
@@ -120,6 +129,7 @@ def test_int8_answers_nearly_as_float32(arch, depth, images, tmp_path, capfd):
     rows = r"accuracy, % +[\d.]+ +[\d.]+\nms at batch 1 +[\d.]+ +[\d.]+\nms at batch 64 +\d.*\n"
     assert re.search(rf" float32 +int8\n{rows}predictions changed: \d of 6\n$", out)
     assert "WARNING" not in err  # of onnxruntime
+    assert bool((torch.cat(calibration) < 0).any()) == ("--normalised" in flags)
     written = tmp_path / "net_pruned_int8.onnx"
     program = onnx.load(written)
     assert metadata_of(program)["classes"] == CLASSES
