@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from models import SIZE, build_model, display_name, size_of, torchvision_models
 from netslim.files import take
 from netslim.graph import AnyBatchNorm, Graph, analyze
-from netslim.selection import selections
+from netslim.selection import name_in, selections
 from netslim.surgery import Removal, apply_removal, plan_removal
-from utils.cost import image_shape
+from utils.cost import Cost, cost, image_shape
 
 
 @dataclass(frozen=True)
@@ -38,22 +38,29 @@ class Network:
         """The dependency graph."""
         return analyze(self.model, torch.zeros(1, *image_shape(self.model, self.size)))
 
+    @cached_property
+    def layers(self) -> list[str]:
+        """Names in the full model of the batch norms with removable channels, in module order."""
+        full_names = {f"{name}.norm": name for name, _ in selections(self.model)}
+        prunable = self.graph.prunable(self.coupled)
+        return [full_names.get(n, n) for n, _ in self.model.named_modules() if n in prunable]
+
     @property
     def norms(self) -> dict[str, AnyBatchNorm]:
-        """The batch norms with removable channels by name, in module order."""
-        names, modules = self.graph.prunable(self.coupled), self.model.named_modules()
-        return {n: m for n, m in modules if isinstance(m, AnyBatchNorm) and n in names}
+        """The batch norms of :attr:`layers` by name, which differs behind a channel selection."""
+        names = {name_in(self.model, layer) for layer in self.layers}
+        modules = self.model.named_modules()
+        return {n: m for n, m in modules if n in names and isinstance(m, AnyBatchNorm)}
 
     @property
     def gamma(self) -> Tensor:
         """The scaling factors γ of all :attr:`norms`, float32 [channels]."""
         return torch.cat([torch.empty(0), *(bn.weight.detach() for bn in self.norms.values())])
 
-    @property
-    def layers(self) -> list[str]:
-        """The names of :attr:`norms` in the full model, where none has a channel selection."""
-        full_names = {f"{name}.norm": name for name, _ in selections(self.model)}
-        return [full_names.get(name, name) for name in self.norms]
+    @cached_property
+    def cost(self) -> Cost:
+        """Parameters and FLOPs of an image."""
+        return cost(self.model, self.size, self.arch)
 
     @property
     def widths(self) -> list[int]:
@@ -76,13 +83,9 @@ class Network:
         """The :attr:`widths`; in a VGG with ``'M'`` for max-pooling, as in earlier programs."""
         if self.arch != "vgg":
             return list(self.widths)
-        widths, cfg = iter(self.widths), list[int | str]()
-        for layer in self.model.get_submodule("feature").children():
-            if isinstance(layer, nn.MaxPool2d):
-                cfg.append("M")
-            elif isinstance(layer, AnyBatchNorm):
-                cfg.append(next(widths))
-        return cfg
+        widths, layers = iter(self.widths), self.model.get_submodule("feature").children()
+        shown = (layer for layer in layers if isinstance(layer, nn.MaxPool2d | AnyBatchNorm))
+        return ["M" if isinstance(layer, nn.MaxPool2d) else next(widths) for layer in shown]
 
     @property
     def num_classes(self) -> int:
@@ -96,13 +99,20 @@ class Network:
 
     def full(self) -> "Network":
         """Returns the unpruned network, on the meta device."""
-        return replace(self, model=empty(self.arch, self.depth, self.num_classes))
+        return self._with_model(empty(self.arch, self.depth, self.num_classes))
 
     def with_classes(self, count: int) -> "Network":
         """Returns a copy with a newly initialised last layer for ``count`` classes."""
         model = copy.deepcopy(self.model)
         _set_classes(model, count)
         return replace(self, model=model)
+
+    def _with_model(self, model: nn.Module) -> "Network":
+        """Returns the network with a ``model`` of other widths, without another analysis."""
+        other = replace(self, model=model)
+        if "layers" in vars(self):
+            vars(other)["layers"] = self.layers
+        return other
 
     def keep(self, masks: Sequence[Tensor]) -> dict[str, Tensor]:
         """Returns {name: mask} for ``masks`` in the order of :attr:`norms`."""
@@ -119,7 +129,7 @@ class Network:
 
     def remove(self, removal: Removal) -> "Network":
         """Returns a copy without the channels of ``removal``."""
-        return replace(self, model=apply_removal(self.graph, self.model, removal))
+        return self._with_model(apply_removal(self.graph, self.model, removal))
 
 
 def _head(model: nn.Module) -> tuple[str, nn.Linear]:
@@ -134,7 +144,7 @@ def _set_classes(model: nn.Module, count: int) -> None:
 def with_weights(network: Network, model: nn.Module) -> Network:
     """Returns ``network`` with a ``model`` of the same shapes; they share the dependency graph."""
     other = replace(network, model=model)
-    other.__dict__["graph"] = network.graph
+    vars(other)["graph"] = network.graph
     return other
 
 
@@ -182,9 +192,8 @@ def restore(
         take(model, {k: x.float() if x.is_floating_point() else x.long() for k, x in state.items()})
     except ValueError as error:
         raise ValueError(f"{error} in {title}") from None
-    smallest = size
-    if arch in torchvision_models.DEPTHS:
-        smallest = torchvision_models.SMALLEST.get(arch, SIZE)
+    is_torchvisions = arch in torchvision_models.DEPTHS
+    smallest = torchvision_models.SMALLEST.get(arch, SIZE) if is_torchvisions else size
     _check_widths(model, smallest, title)
     return Network(model, arch, depth, size)
 
@@ -192,21 +201,20 @@ def restore(
 @torch.no_grad()
 def _check_widths(model: nn.Module, size: int, title: str) -> None:
     """Runs ``model``; raises ValueError with the first layer whose input does not fit."""
-    at = ""
+    entered = [""]
 
     def enter(name: str, *_: object) -> None:
-        nonlocal at
-        at = name
+        entered.append(name)
 
-    training = model.training
     hooks = [m.register_forward_pre_hook(partial(enter, n)) for n, m in model.named_modules()]
     try:
         model.eval()(torch.zeros(1, *image_shape(model, size)))
     except (RuntimeError, IndexError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{at} of {title} does not fit the layers before it: {reason}") from None
+        layer = f"{entered[-1]} of {title}"
+        raise ValueError(f"{layer} does not fit the layers before it: {reason}") from None
     finally:
-        model.train(training)
+        model.train()
         for hook in hooks:
             hook.remove()
 

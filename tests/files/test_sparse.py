@@ -12,7 +12,6 @@ from torch import nn
 from models import build_model
 from utils.console import InputError
 from utils.files import checkpoint, sparse
-from utils.files.sparse import pack, unpack
 from utils.methods.masks import zero_smallest
 
 
@@ -21,9 +20,9 @@ def test_packed_weights_are_unpacked(size, zeros, seed):
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Conv1d(1, size, 1), nn.Linear(3, 2))
     model[0].weight.data.flatten()[:zeros] = 0
-    packed = pack(model)
+    packed = sparse.content(model, {})["sparse"]
     assert len(packed["mask"]) == -(-(size + 6) // 8)
-    for name, weight in unpack(packed).items():
+    for name, weight in sparse.unpack(packed).items():
         assert torch.equal(weight, model.state_dict()[name])
 
 

@@ -117,15 +117,14 @@ class Checkpoint:
 
     def check_classes(self, data: Dataset, path: Path) -> None:
         """Raises InputError if the model in ``path`` was trained on other classes than ``data``."""
-        if not self.has_classes(data.classes):
-
-            def describe(count: int, names: Sequence[str] | None) -> str:
-                few = f" ({', '.join(names[:3])}{', ...' * (count > 3)})" if names else ""
-                return f"{count} classes{few}"
-
-            own = describe(self.network.num_classes, self.classes)
-            others = describe(len(data.classes), data.classes)
-            raise InputError(f"{path} has {own}, but {data.name} has {others}")
+        if self.has_classes(data.classes):
+            return
+        shown = []
+        pairs = (self.network.num_classes, self.classes or ()), (len(data.classes), data.classes)
+        for count, names in pairs:
+            few = f" ({', '.join(names[:3])}{', ...' * (count > 3)})" if names else ""
+            shown.append(f"{count} classes{few}")
+        raise InputError(f"{path} has {shown[0]}, but {data.name} has {shown[1]}")
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
@@ -209,9 +208,9 @@ def _from_content(content: Mapping[str, Any], arch: str | None, path: Path) -> C
     if "sparse" in content and isinstance(state, dict):
         state = {**state, **sparse.unpack(content["sparse"])}
     if not state or not _are_tensors(state):
-        shown = state or content if isinstance(state, dict) else {}
-        keys = f", but {_first_names(shown)}" if shown else ""
-        raise ValueError(f"is not a checkpoint: it has no state_dict of finite tensors{keys}")
+        names = _first_names(state or content if isinstance(state, dict) else ())
+        but = f", but {names}" if names else ""
+        raise ValueError(f"is not a checkpoint: it has no state_dict of finite tensors{but}")
     fields: dict[str, Any] = {}
     for key, (name, is_valid) in ENTRIES.items():
         if (value := content.get(key)) is not None:
@@ -229,14 +228,16 @@ def _from_content(content: Mapping[str, Any], arch: str | None, path: Path) -> C
     try:
         network, state, ignored = _build(state, arch, config)
     except ValueError as error:
-        init = format_command("main.py", "-sr", "--init", path_argument(path), "--arch", "NAME")
-        prune = "-m", "utils.prune", "--model", path_argument(path), "--arch", "NAME"
-        other = f"for any other: {format_command(*prune, '--ratio', '0.5')}"
-        other += "; for a model that was pruned so: netslim.load in Python"
-        hint = "" if arch else f". For a model of torchvision's: {init}; {other}"
-        names = _first_names(state)
+        model = path_argument(path), "--arch", "NAME"
+        init = format_command("main.py", "-sr", "--init", *model)
+        prune = format_command("-m", "utils.prune", "--model", *model, "--ratio", "0.5")
+        hint = (
+            f". For a model of torchvision's: {init}; for any other: {prune}; for a model that was"
+            " pruned so: netslim.load in Python"
+        )
         raise ValueError(
-            f"does not fit a network of this program: {error} (it has {names}){hint}"
+            f"does not fit a network of this program: {error} (it has {_first_names(state)})"
+            f"{'' if arch else hint}"
         ) from None
     if config is not None:
         network = replace(network, coupled=grouped(config.options))

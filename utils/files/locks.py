@@ -5,7 +5,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from itertools import count
 from pathlib import Path
 from typing import TextIO
 
@@ -39,7 +38,7 @@ def file_lock(path: Path) -> Iterator[None]:
 
 def _open_locked(path: Path) -> TextIO:
     """Returns the locked file, or an unlocked one with a note where there are no locks."""
-    for attempt in count(1):
+    for _ in range(LOCK_ATTEMPTS):
         path.parent.mkdir(parents=True, exist_ok=True)  # another process may delete it, empty
         file = path.open("a")
         try:
@@ -47,23 +46,24 @@ def _open_locked(path: Path) -> TextIO:
 
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.close()
-            if attempt >= LOCK_ATTEMPTS:
-                raise InputError(
-                    f"another process trains {path.parent}: wait for it, or give this run"
-                    " another --name or --save"
-                ) from None
             time.sleep(LOCK_WAIT)
         except (ImportError, OSError):  # Windows and some network file systems
             note("note: no file locks here: make sure that no other process trains this run")
-            break
+            return file
         else:
-            # The previous holder may have deleted the file after it was opened here.
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            if is_file_at(path, file):
                 os.register_at_fork(after_in_child=file.close)  # children do not keep the lock
-                break
-            file.close()
-    return file
+                return file
+        file.close()
+    raise InputError(
+        f"another process trains {path.parent}: wait for it, or give this run another --name or"
+        " --save"
+    )
+
+
+def is_file_at(path: Path, file: TextIO) -> bool:
+    """Whether ``file`` is still at ``path``: the lock's holder may have deleted or replaced it."""
+    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
 def is_locked(path: Path) -> bool:
@@ -73,10 +73,8 @@ def is_locked(path: Path) -> bool:
 
         with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except (ImportError, OSError):  # no such file, or no locks on this system
-        return False
+    except (ImportError, OSError) as error:  # locked, no such file, or no locks on this system
+        return isinstance(error, BlockingIOError)
     return False
 
 

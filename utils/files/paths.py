@@ -58,13 +58,6 @@ def locate(path: Path, run: str | None) -> tuple[RunPaths, str]:
     return RunPaths(path.parent, ""), stem
 
 
-def pruned_name_of(path: Path, run: str | None) -> str:
-    """Returns the name of the model at ``path``: its run's, and its own unless that is usual."""
-    files, name = locate(path, run)
-    own = name.removesuffix("checkpoint").removesuffix("pruned").strip("_")
-    return "_".join(filter(None, (files.run, own)))
-
-
 def is_same_file(one: str, other: str) -> bool:
     """Whether two paths, from different folders, end alike as far as both go."""
     parts = reversed(Path(one).parts), reversed(Path(other).parts)

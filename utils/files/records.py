@@ -5,7 +5,6 @@ A final line without a newline is incomplete: it is ignored, and the next row re
 
 import csv
 import io
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -13,8 +12,10 @@ from pathlib import Path
 
 from utils.atomic import atomic_write
 from utils.console import InputError
+from utils.files.locks import is_file_at
 
 Row = dict[str, str]
+NUMBER = r"(-?\d+(\.\d*)?(e[-+]?\d+)?)?"  # or an empty cell
 
 
 def read(path: Path, needs: Iterable[str] = (), numbers: Iterable[str] = ()) -> list[Row]:
@@ -86,16 +87,12 @@ def _parse(
     for number, row in enumerate(rows, 2):
         for column, cell in row.items():
             valid = isinstance(cell, str) and (cell or column not in needs)  # no cell too few
-            if not valid or (column in numbers and not _is_number(cell)):
+            if not valid or (column in numbers and not re.fullmatch(NUMBER, cell)):
                 raise InputError(
                     f"{path}, line {number}: {column} is {cell!r}; correct that line, or move the"
                     " file away"
                 )
     return header, rows
-
-
-def _is_number(cell: str) -> bool:
-    return not cell or re.fullmatch(r"-?\d+(\.\d*)?(e[-+]?\d+)?", cell) is not None
 
 
 def _write(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
@@ -119,7 +116,6 @@ def _locked(path: Path) -> Iterator[None]:
                 import fcntl
 
                 fcntl.flock(file, fcntl.LOCK_EX)
-            # Another process may have replaced the file after it was opened here.
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            if is_file_at(path, file):
                 yield
                 return

@@ -52,16 +52,14 @@ def read(path: pathlib.Path) -> Any:
         _check_values(content, 0, iter(range(MAX_VALUES)))
         return content
     except Exception as error:  # torch and zipfile raise many kinds for damaged files
-        text = str(error)
-        if isinstance(error, pickle.UnpicklingError):  # torch advises to trust the file
-            if name := re.search(r"GLOBAL ([\w.]+)|class [`']?([\w.]+)", text):
-                raise InputError(
-                    f"{path} is refused: loading it would run {name[1] or name[2]}. Nothing of it"
-                    " was run. Save the state_dict alone: it has tensors only"
-                ) from None
-            raise InputError(f"{path} is not a PyTorch file, or is damaged") from None
+        needs_code, text = isinstance(error, pickle.UnpicklingError), str(error)
+        if needs_code and (name := re.search(r"GLOBAL ([\w.]+)|class [`']?([\w.]+)", text)):
+            raise InputError(
+                f"{path} is refused: loading it would run {name[1] or name[2]}. Nothing of it was"
+                " run. Save the state_dict alone: it has tensors only"
+            ) from None
         reason = text.partition("\n")[0][:150] or type(error).__name__
-        if reason.isdecimal():  # the file's first bytes
+        if needs_code or reason.isdecimal():  # advice to trust the file, or its first bytes
             raise InputError(f"{path} is not a PyTorch file, or is damaged") from None
         raise InputError(f"{path} is not a whole checkpoint ({reason})") from None
 

@@ -17,18 +17,6 @@ from torch import Tensor, nn
 from netslim.weights import weights
 
 
-def pack(model: nn.Module) -> dict[str, Any]:
-    """Returns the weights of ``model`` in the sparse format."""
-    tensors = weights(model)
-    flat = torch.cat([w.detach().cpu().flatten() for w in tensors.values()])
-    mask = flat != 0
-    return {
-        "shapes": {name: list(w.shape) for name, w in tensors.items()},
-        "mask": torch.from_numpy(np.packbits(mask.numpy())),
-        "values": flat[mask],
-    }
-
-
 def unpack(packed: Any) -> dict[str, Tensor]:
     """Returns the dense weights by name. Raises ValueError if the parts do not fit each other."""
     try:
@@ -40,8 +28,8 @@ def unpack(packed: Any) -> dict[str, Tensor]:
                 f"is damaged: its mask has {8 * len(mask)} weights, and its shapes {total}"
             )
         bits = np.unpackbits(mask.numpy())
-        if bits[total:].any() or int(bits.sum()) != len(values):
-            kept = int(bits.sum())
+        kept = int(bits.sum())
+        if bits[total:].any() or kept != len(values):
             raise ValueError(f"is damaged: its mask keeps {kept} weights of {len(values)}")
         dense = torch.zeros(total)
         dense[torch.from_numpy(bits[:total]).bool()] = values
@@ -55,8 +43,15 @@ def unpack(packed: Any) -> dict[str, Tensor]:
 
 def content(model: nn.Module, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the content of a sparse checkpoint of ``model`` with these other entries."""
-    packed, state = pack(model), model.state_dict()
-    rest = {name: value for name, value in state.items() if name not in packed["shapes"]}
+    tensors = weights(model)
+    flat = torch.cat([w.detach().cpu().flatten() for w in tensors.values()])
+    mask = flat != 0
+    packed = {
+        "shapes": {name: list(w.shape) for name, w in tensors.items()},
+        "mask": torch.from_numpy(np.packbits(mask.numpy())),
+        "values": flat[mask],
+    }
+    rest = {name: value for name, value in model.state_dict().items() if name not in tensors}
     return {**metadata, "state_dict": rest, "sparse": packed}
 
 

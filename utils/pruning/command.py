@@ -3,6 +3,7 @@
 import argparse
 import copy
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -28,11 +29,10 @@ from utils.files.paths import PRUNED, RunPaths, locate, run_name_of
 from utils.flags.config import FLAGS
 from utils.flags.parser import RUNTIME_FLAGS, runtime_argv
 from utils.methods.base import is_zero
-from utils.network import Network
 from utils.pruning import report
 from utils.pruning.external import prune_state_dict
 from utils.pruning.latency import LatencyTarget
-from utils.pruning.selector import TARGETS, Pruning, Selector, target_of
+from utils.pruning.selector import TARGETS, Selector, target_of
 from utils.shell import format_command, path_argument
 
 
@@ -45,7 +45,7 @@ def layer_share(text: str) -> tuple[str, float]:
 
 
 def parser(kind: str | None) -> argparse.ArgumentParser:
-    # Defaults of settings that a checkpoint has, too, are suppressed.
+    """Returns the parser; flags that a checkpoint has, too, have no default."""
     p = Parser(
         prog=f"{kind}_prune.py" if kind else "python -m utils.prune",
         description="Remove the channels with zero or small scaling factors from a model.",
@@ -131,7 +131,7 @@ def prune_checkpoint(kind: str | None, args: argparse.Namespace, argv: list[str]
     loaded = checkpoint.load(path)
     network, config, arch = loaded.network, loaded.config, loaded.network.arch
     wanted = arch if kind in (None, family(arch)) else kind  # another one is refused
-    known = config_from_checkpoint(loaded, {**vars(args), "arch": wanted}, path)
+    known = config_from_checkpoint(loaded, {**vars(args), "arch": wanted}, path) | vars(args)
     source, name = locate(path, loaded.run_name)
     files = RunPaths(Path(getattr(args, "save", source.folder)), source.run)
     default = "pruned" if name == "checkpoint" else f"{name}_pruned"
@@ -141,8 +141,6 @@ def prune_checkpoint(kind: str | None, args: argparse.Namespace, argv: list[str]
     check_writable(files.folder)
     check_writable(files.directory)
     records.read(files.folder / PRUNED, ("run",))
-
-    known |= vars(args)
     check_folder(known.get("dataset", DATASETS[0]), known.get("data"))
 
     network.model.eval()
@@ -152,11 +150,9 @@ def prune_checkpoint(kind: str | None, args: argparse.Namespace, argv: list[str]
             raise InputError(f"--layout released: the earlier programs know no {arch}")
         network = expanded(network)  # streams at full width: the only ones that they read
     selector = Selector(network, args, seed=1 if config is None else config.seed)
-    factors = loaded.scaling_factors
-    mask = args.mask or loaded.default_mask
+    factors, mask = loaded.scaling_factors, args.mask or loaded.default_mask
     if mask not in factors:
-        has = ", ".join(factors)
-        raise InputError(f"{path} has no {mask}: --mask takes {has}")
+        raise InputError(f"{path} has no {mask}: --mask takes {', '.join(factors)}")
     zeros = is_zero(factors[mask])
     pruning = selector.select(zeros)
     written = pruning.pruned
@@ -170,6 +166,7 @@ def prune_checkpoint(kind: str | None, args: argparse.Namespace, argv: list[str]
     batches = test_batches(data, vars(args), pick_device(args.no_cuda))
     labels = batches.labels.cpu()
     predictions = [predict(n.model, batches) for n in (network, pruning.masked, written)]
+    flags = {x: getattr(args, x) for x in ("target_flops", "target_params", "criterion", "adjust")}
     row: dict[str, Any] = {
         "model": files.recorded(output),
         "run": loaded.run_name or run_name_of(path),
@@ -182,20 +179,24 @@ def prune_checkpoint(kind: str | None, args: argparse.Namespace, argv: list[str]
         "depth": network.depth,
         "dataset": data.name,
         "percent": None if target_of(args) else args.percent,
-        **record_values(network, pruning, predictions, labels),
+        **report.figures(pruning, predictions, labels),
         "mask": mask,
-        **selection_columns(args),
+        **flags,
+        "keep": " ".join(f"{layer}={share:g}" for layer, share in args.keep),
+        "skip": " ".join(args.skip),
+        "round_to": args.round_to if args.round_to > 1 else None,
+        "target_latency": args.target_latency,
+        "engine": args.engine,
+        "engine_batch_size": args.batch_size,
     }
     if pruning.milliseconds is not None:
         times = (f"{ms:.4g}" for ms in pruning.milliseconds)
         row |= dict(zip(("milliseconds", "milliseconds_slim"), times, strict=True))
     row |= report.shares_of_full(loaded.network, pruning.with_whole_streams)
-    report.print_layers(network, pruning.masks)
-    report.print_sizes(row, network, pruning.masks, pruning.rounded)
+    report.print_sizes(row, pruning)
     report.print_report(row, network)
     print_remarks(predictions, labels, data.classes)
-    if text := report.equal_scores(selector.scores, zeros, torch.cat(pruning.chosen)):
-        note(f"note: {text}")
+    report.note_equal_scores(selector.scores, zeros, pruning.chosen)
     if mask != "gamma" and not args.engine:
         with suppress(InputError):  # the target may be out of reach
             other = selector.select(is_zero(factors["gamma"]))
@@ -208,7 +209,8 @@ def prune_checkpoint(kind: str | None, args: argparse.Namespace, argv: list[str]
         "state_dict": to_released(written) if released else written.model.state_dict(),
         "layout": args.layout,
         **loaded.metadata(),
-        **{key: row[key] for key in ("percent", "mask")},
+        "percent": row["percent"],
+        "mask": mask,
     }
     checkpoint.save(output, content)
     records.append(files.folder / PRUNED, row | {"slim_checksum": checkpoint.sha256(output)})
@@ -222,39 +224,7 @@ def prune_checkpoint(kind: str | None, args: argparse.Namespace, argv: list[str]
     print(f"to fine-tune it: {finetuning_command(output, args, loaded)}")
 
 
-def record_values(
-    network: Network, pruning: Pruning, predictions: list[Tensor], labels: Tensor
-) -> dict[str, Any]:
-    """Returns the columns of the record on the removed channels and the changed outputs.
-
-    Args:
-        predictions: logits [n, classes] of the model, masked and pruned.
-        labels: int64 [n].
-    """
-    small, masks = pruning.with_whole_streams, pruning.masks
-    row: dict[str, Any] = report.sizes(network, masks, small)
-    row |= report.unused_streams(network, small, pruning.pruned, pruning.removal)
-    for name, logits in zip(("before", "masked", "slim"), predictions, strict=True):
-        row[f"accuracy_{name}"] = report.accuracy(logits, labels)
-    row |= report.count_kinds(network, pruning.removal, masks)
-    return row | report.differences(*predictions)
-
-
-def selection_columns(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the columns of the record with the flags that chose the channels."""
-    same = "target_flops target_params criterion adjust".split()
-    return {
-        **{name: getattr(args, name) for name in same},
-        "keep": " ".join(f"{layer}={share:g}" for layer, share in args.keep),
-        "skip": " ".join(args.skip),
-        "round_to": args.round_to if args.round_to > 1 else None,
-        "target_latency": args.target_latency,
-        "engine": args.engine,
-        "engine_batch_size": args.batch_size,
-    }
-
-
-def print_remarks(predictions: list[Tensor], labels: Tensor, classes: tuple[str, ...]) -> None:
+def print_remarks(predictions: Sequence[Tensor], labels: Tensor, classes: Sequence[str]) -> None:
     """Notes classes that the model, or else the pruned one, hardly predicts."""
     before, _, after = (
         PerClass(*class_counts(logits.argmax(1), labels, len(classes)).tolist())
@@ -285,10 +255,13 @@ def advise(
     """Says why the command of these ``words`` removed nothing, and prints commands that would."""
     zeros = {name: int(is_zero(factor).sum()) for name, factor in factors.items()}
     if zeros[mask] or args.percent or target_of(args):
-        limited = args.keep or args.skip or args.round_to > 1
-        limits = "the limits keep" if limited else "every layer keeps a channel:"
-        limits = f"--adjust {args.adjust:g} keeps" if args.adjust else limits
-        limits = f"--for {args.engine} keeps" if args.engine else limits
+        limits = "every layer keeps a channel:"
+        if args.engine:
+            limits = f"--for {args.engine} keeps"
+        elif args.adjust:
+            limits = f"--adjust {args.adjust:g} keeps"
+        elif args.keep or args.skip or args.round_to > 1:
+            limits = "the limits keep"
         note(f"nothing was pruned: {limits} all that is zero or small, or the share is too small")
         return
     ways = ["train with -sr and a larger --lambda or more epochs"] if is_full else []

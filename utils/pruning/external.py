@@ -42,11 +42,9 @@ def prune_state_dict(args: argparse.Namespace) -> None:
 
     Channels are removed by |γ|; the constants that they emit with γ = 0 are folded.
 
-    Raises:
-        InputError: names the flag or the file that cannot be used; nothing is written.
+    Raises InputError: a flag or file cannot be used; nothing is written.
     """
-    flags = vars(args)
-    unused = [name for name in OTHERS if flags.get(name) is not None]
+    unused = [name for name in OTHERS if vars(args).get(name) is not None]
     unused += ["layout"] if args.layout == "released" else []
     if unused:
         flag = "--" + unused[0].replace("_", "-")
@@ -70,13 +68,10 @@ def prune_state_dict(args: argparse.Namespace) -> None:
             f"nothing of {path} is to be pruned: choose a larger --ratio (--ratio 0.5), or fewer"
             " limits (--keep, --skip, --adjust, --round-to)"
         )
-    row = report.sizes(network, pruning.masks, pruning.pruned)
-    row |= report.count_kinds(network, pruning.removal, pruning.masks)
-    report.print_layers(network, pruning.masks)
-    report.print_sizes(row, network, pruning.masks, pruning.rounded)
+    row = report.sizes(network, pruning.masks, pruning.pruned) | report.count_kinds(pruning)
+    report.print_sizes(row, pruning)
     report.print_kinds(row)
-    if text := report.equal_scores(selector.scores, zeros, torch.cat(pruning.chosen)):
-        note(f"note: {text}")
+    report.note_equal_scores(selector.scores, zeros, pruning.chosen)
     if single := sum(len(mask) > 1 == int(mask.sum()) for mask in pruning.chosen):
         note(
             f"warning: layers of which a single channel is left, as each has to keep one: {single};"
@@ -99,7 +94,6 @@ def prune_state_dict(args: argparse.Namespace) -> None:
     )
     if not difference <= TOLERANCE * largest:
         raise InputError("the outputs of the pruned and the masked model differ: not written")
-    folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(output) as new:
         netslim.save(pruning.pruned.model, new)
         read = netslim.load(build(), new).state_dict()
@@ -110,29 +104,24 @@ def prune_state_dict(args: argparse.Namespace) -> None:
 
 
 def read_state_dict(path: Path) -> State:
-    """Returns the tensors in ``path``, a state dict or a dict that holds one, in float32.
+    """Returns the tensors in ``path``, a state dict or a dict that holds one.
 
-    Raises:
-        InputError: the file is missing or damaged, or holds no state dict of finite tensors.
+    Raises InputError: the file is missing or damaged, or holds no state dict of finite tensors.
     """
     state, _ = find_state_dict(safe_load.read(path))
     if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
         raise InputError(f"{path} holds no state dict: save model.state_dict() with torch.save")
     if bad := [name for name, x in state.items() if not x.isfinite().all()]:
         raise InputError(f"{path} has values that are not finite in {bad[0]}")
-    state = {name: x.detach() for name, x in state.items()}
-    return {name: x.float() if x.is_floating_point() else x for name, x in state.items()}
+    return {name: x.detach() for name, x in state.items()}
 
 
 def load_network(
     build: Callable[[], nn.Module], state: State, args: argparse.Namespace, size: int
 ) -> Network:
-    """Returns the analyzed network of ``state``.
+    """Returns the network of ``state`` in float32; wrappers' names go unless the model has them.
 
-    Names that a wrapper such as DataParallel has changed are restored, unless the model has them.
-
-    Raises:
-        InputError: ``state`` does not fit the model, or the model does not take such images.
+    Raises InputError: ``state`` does not fit the model, or the model does not take such images.
     """
     model = build()
     own = model.state_dict().keys()

@@ -9,6 +9,7 @@ channels are kept in each group of batch norms: those of one part of the model, 
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +19,15 @@ from netslim.surgery import plan_removal
 from utils import arguments
 from utils.console import note
 from utils.cost import image_shape
-from utils.engines import MOST, Call, milliseconds, prepare
+from utils.engines import MOST, milliseconds, prepare
 from utils.network import Network
-from utils.pruning.report import cost_of
 
 Masks = list[Tensor]  # bool [channels] for each batch norm, True where a channel is kept
 Option = tuple[int, bool]  # multiple of the width (0: all channels), whether a stream is read whole
 Form = tuple[Option, ...]  # one for each group
 AS_MASKED: Option = (1, False)
 ALL: Option = (0, False)
-WHOLE: tuple[Option, ...] = ((8, True), (16, True))
+MULTIPLES = (8, 16)
 WIDTH = 56  # of the names of forms in the table
 NOISE = 0.02  # relative difference of milliseconds that is not taken for a gain
 
@@ -63,17 +63,15 @@ class Search:
         self.network, self.engine = network, engine
         shape = image_shape(network.model, network.size)
         self.images = torch.randn(batch_size, *shape, device=device)
-        self.full, self.flops = self._call(network), cost_of(network).flops
-        (self.full_milliseconds,) = milliseconds([self.full], device)
+        self.call = prepare(engine, network.model, self.images)
+        (self.full_milliseconds,) = milliseconds([self.call], device)
         graph = network.graph
         streams = {n: graph.read_by(n) for n in network.norms}
         self.reads = {n: x for n, x in streams.items() if not torch.equal(x, graph.norm_classes(n))}
-        keys = [(*place, n in self.reads) for n, place in _places(network).items()]
+        image_sizes = _image_sizes(network)
+        keys = [(n.partition(".")[0], image_sizes[n], n in self.reads) for n in network.norms]
         self.groups = list(dict.fromkeys(keys))  # part of the model, image size, reads a stream
         self.group_of = dict(zip(network.norms, map(self.groups.index, keys), strict=True))
-
-    def _call(self, network: Network) -> Call:
-        return prepare(self.engine, network.model, self.images)
 
     def masks(self, chosen: Masks, model: nn.Module, form: Form) -> Masks:
         """Returns the masks of ``form``, which keep the ``chosen`` channels and more.
@@ -87,7 +85,7 @@ class Search:
             rounded = limit(graph, self.network.keep(chosen), round_to=multiple, model=model)
             keep |= {n: rounded[n] for n in keep if options[n] == (multiple, False)}
         keep |= {n: torch.ones_like(mask) for n, mask in keep.items() if options[n] == ALL}
-        whole = {n: x for n, x in self.reads.items() if options[n] in WHOLE}
+        whole = {n: x for n, x in self.reads.items() if options[n][1]}
         while True:  # what is kept may need other carriers, which widen the stream again
             stays = ~plan_removal(graph, keep, model).removed_classes
             for name, classes in whole.items():  # the stream's width is a multiple, too
@@ -100,14 +98,13 @@ class Search:
 
     def _rules(self) -> dict[str, Form]:
         """Returns forms that treat all groups alike, by name."""
-        pairs = {"as masked": (AS_MASKED, AS_MASKED)}
-        for multiple in (8, 16):
-            pairs[f"widths to {multiple}"] = (multiple, False), (multiple, False)
-        for multiple in (8, 16) if self.reads else ():
-            pairs[f"widths to {multiple}, streams whole"] = (multiple, False), (multiple, True)
+        names = {"as masked": (AS_MASKED, AS_MASKED)}
+        names |= {f"widths to {n}": ((n, False), (n, False)) for n in MULTIPLES}
+        if self.reads:
+            names |= {f"widths to {n}, streams whole": ((n, False), (n, True)) for n in MULTIPLES}
         return {
             name: tuple(stream if reads else inner for *_, reads in self.groups)
-            for name, (inner, stream) in pairs.items()
+            for name, (inner, stream) in names.items()
         }
 
     def best_rule(
@@ -115,7 +112,8 @@ class Search:
     ) -> float:
         """Returns the least milliseconds of the rules, as a share of the full network's."""
         networks = [build(self.masks(chosen, model, form)) for form in self._rules().values()]
-        full, *times = milliseconds([self.full, *map(self._call, networks)], self.images.device)
+        calls = [prepare(self.engine, network.model, self.images) for network in networks]
+        full, *times = milliseconds([self.call, *calls], self.images.device)
         return min(times) / full
 
     def fastest(
@@ -129,7 +127,8 @@ class Search:
         device, forms = self.images.device, self._rules()
         tried = {name: self.masks(chosen, model, form) for name, form in forms.items()}
         networks = [self.network, *map(build, tried.values())]
-        calls = [self.full, *map(self._call, networks[1:])]
+        calls = [self.call]
+        calls += [prepare(self.engine, network.model, self.images) for network in networks[1:]]
         times = milliseconds(calls, device)
         print(f"{'form':<{WIDTH}}   flops       ms  speed-up")
         for name, network, ms in zip(["full width", *tried], networks, times, strict=True):
@@ -139,20 +138,21 @@ class Search:
         call, speed_up = calls[first], times[0] / times[first]
         seen = {torch.cat(masks).numpy().tobytes() for masks in tried.values()}
         for i, (*_, reads) in enumerate(self.groups):
-            for option in (AS_MASKED, (8, False), (16, False), ALL, *WHOLE[: 2 * reads]):
+            whole = [(n, True) for n in MULTIPLES if reads]
+            for option in (AS_MASKED, *((n, False) for n in MULTIPLES), ALL, *whole):
                 changed = (*form[:i], option, *form[i + 1 :])
                 masks = self.masks(chosen, model, changed)
                 if (key := torch.cat(masks).numpy().tobytes()) in seen:
                     continue
                 seen.add(key)
                 network = build(masks)
-                trial = self._call(network)
+                trial = prepare(self.engine, network.model, self.images)
                 before, ms = milliseconds([call, trial], device)
                 better, faster = ms < (1 - NOISE) * before, speed_up * before / ms
                 self._print(self._label(i, option) + " *" * better, network, ms, faster)
                 if better:
                     form, best, call, speed_up = changed, masks, trial, faster
-        full, ms = milliseconds([self.full, call], device, MOST)
+        full, ms = milliseconds([self.call, call], device, MOST)
         if ms >= full:
             note(f"note: no form is faster in {self.engine} than full width: nothing is removed")
             return [torch.ones_like(mask) for mask in chosen], (full, full)
@@ -161,7 +161,7 @@ class Search:
         return best, (full, ms)
 
     def _print(self, name: str, network: Network, ms: float, speed_up: float) -> None:
-        flops = 100 * cost_of(network).flops / self.flops
+        flops = 100 * network.cost.flops / self.network.cost.flops
         print(f"{name:<{WIDTH}}{flops:6.1f} %{ms:9.2f}{speed_up:10.2f}", flush=True)
 
     def _label(self, group: int, option: Option) -> str:
@@ -173,18 +173,15 @@ class Search:
 
 
 @torch.no_grad()
-def _places(network: Network) -> dict[str, tuple[str, str]]:
-    """Returns the part of the model and the image size of each batch norm, in evaluation mode."""
-    places = {}
+def _image_sizes(network: Network) -> dict[str, str]:
+    """Returns the image size at each batch norm, as text, in evaluation mode."""
+    image_sizes = {}
 
-    def see(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
-            places[name] = name.partition(".")[0], "×".join(map(str, output.shape[2:]))
+    def see(name: str, module: nn.Module, inputs: object, output: Tensor) -> None:
+        image_sizes[name] = "×".join(map(str, output.shape[2:]))
 
-        return hook
-
-    hooks = [bn.register_forward_hook(see(name)) for name, bn in network.norms.items()]
+    hooks = [bn.register_forward_hook(partial(see, name)) for name, bn in network.norms.items()]
     network.model(torch.zeros(1, *image_shape(network.model, network.size)))
     for hook in hooks:
         hook.remove()
-    return {name: places[name] for name in network.norms}
+    return image_sizes

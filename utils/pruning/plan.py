@@ -15,10 +15,10 @@ from utils.network import Network
 def plan(
     norms: Sequence[AnyBatchNorm],
     zeros: Tensor,
-    count: int = 0,
-    scores: Tensor | None = None,
-    floor: float = 0.0,
-    ties: Sequence[Sequence[int]] = (),
+    count: int,
+    scores: Tensor,
+    floor: float,
+    ties: Sequence[Sequence[int]],
 ) -> list[Tensor]:
     """Chooses the channels to keep.
 
@@ -31,10 +31,10 @@ def plan(
         norms: batch norms.
         zeros: bool [channels of all norms].
         count: number of channels.
-        scores: float [channels of all norms], by default |γ|; infinite for channels that are
-            removed only as zeros.
+        scores: float [channels of all norms]; infinite for channels that are removed only as zeros.
         floor: every layer keeps ⌊floor · width⌋ channels and at least one: after those that are
-            not to be removed, the largest scores or, if all γ of the layer are 0, biases.
+            not to be removed, the largest scores (|γ| where these are infinite) or, if all γ of the
+            layer are 0, biases.
         ties: groups of positions in ``norms`` that lose the same channels, in forward order. Their
             channels have the smallest score and the last bias of the group, count once for each
             batch norm, and are kept or removed together.
@@ -42,16 +42,11 @@ def plan(
     Returns:
         bool [channels] for each batch norm, True where a channel is kept.
     """
-    gamma = torch.cat([bn.weight for bn in norms]).abs()
-    scores = gamma if scores is None else scores
     widths = [len(bn.weight) for bn in norms]
-    finite_scores = torch.where(scores.isfinite(), scores, gamma).split(widths)
     ranks = scores.masked_fill(zeros, -1).split(widths)
-    untied = ([i] for i in range(len(norms)) if not any(i in tie for tie in ties))
-    layers = [*ties, *untied]
-    biases: list[Tensor] = []
-    for bn in (norms[layer[-1]] for layer in layers):
-        biases.append(torch.zeros_like(bn.weight) if bn.bias is None else bn.bias)
+    tied = {i for tie in ties for i in tie}
+    layers = [*ties, *([i] for i in range(len(norms)) if i not in tied)]
+    biases = [_bias(norms[layer[-1]]) for layer in layers]
     positions = [torch.arange(len(bias), device=bias.device) for bias in biases]
     rank = torch.cat([torch.stack([ranks[i] for i in layer]).amin(0) for layer in layers])
     order = sort_by(rank, torch.cat(biases), torch.cat([-p / len(p) for p in positions]))
@@ -60,6 +55,8 @@ def plan(
     removed = torch.zeros_like(rank, dtype=torch.bool)
     removed[first] = True
     threshold = rank[first].amax() if len(first) else -math.inf
+    gamma = torch.cat([bn.weight for bn in norms]).abs()
+    finite_scores = torch.where(scores.isfinite(), scores, gamma).split(widths)
     masks = list((~zeros).split(widths))
     parts = removed.split([*map(len, biases)])
     for layer, chosen, bias, position in zip(layers, parts, biases, positions, strict=True):
@@ -73,6 +70,10 @@ def plan(
             for i in layer:
                 masks[i][sort_by(kept.int(), score, bias, -position)[-least:]] = True
     return masks
+
+
+def _bias(norm: AnyBatchNorm) -> Tensor:
+    return torch.zeros_like(norm.weight) if norm.bias is None else norm.bias
 
 
 def sort_by(*keys: Tensor) -> Tensor:

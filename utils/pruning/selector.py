@@ -3,8 +3,9 @@
 import argparse
 import copy
 from bisect import bisect_left
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -17,20 +18,19 @@ from utils.methods.base import count_of
 from utils.network import Network, with_weights
 from utils.pruning.latency import Search
 from utils.pruning.plan import apply_plan, filter_sizes, plan
-from utils.pruning.report import cost_of
 
 TARGETS = {"flops": "flops", "params": "parameters"}  # suffixes of flags, fields of a Cost
+UNITS = TARGETS | {"latency": "milliseconds"}
 
 
 def target_of(args: argparse.Namespace) -> str | None:
     """Returns the suffix of the ``--target-`` flag that was given, None without one."""
-    flags = (*TARGETS, "latency")
-    return next((x for x in flags if getattr(args, f"target_{x}") is not None), None)
+    return next((x for x in UNITS if getattr(args, f"target_{x}") is not None), None)
 
 
 @dataclass(frozen=True)
 class Pruning:
-    """One pruning of a network.
+    """One pruning of ``network``.
 
     Attributes:
         masked: the network with γ = 0 in the channels that are removed.
@@ -40,11 +40,12 @@ class Pruning:
         milliseconds: of the network and of the pruned one, if they were measured.
     """
 
+    network: Network
     masked: Network
     removal: Removal
     chosen: list[Tensor]
-    rounded: dict[str, Tensor]
-    milliseconds: tuple[float, float] | None = None
+    rounded: Mapping[str, Tensor]
+    milliseconds: tuple[float, float] | None
 
     @property
     def masks(self) -> list[Tensor]:
@@ -104,40 +105,94 @@ class Selector:
                     raise InputError(f"{flag} {pattern}: {error}") from None
         self.ties = [[names.index(name) for name in tie] for tie in network.graph.ties]
 
-    def remove(self, zeros: Tensor, count: int) -> Pruning:
-        """Returns the pruning of ``zeros`` and others, ``count`` channels within the limits.
+    def select(self, zeros: Tensor) -> Pruning:
+        """Returns the pruning of ``zeros`` and the share of --percent, or the fewest for a target.
+
+        With --for, channels are kept nevertheless where that is faster.
 
         Args:
             zeros: bool [channels].
-            count: ``zeros`` included; more only if more are zero.
+
+        Raises:
+            InputError: the target is out of reach.
         """
+        args, search = self.args, None
+        if args.engine:
+            device = pick_device(args.no_cuda)
+            search = Search(self.network, args.engine, args.batch_size or 1, device)
+        pruning = self._remove(zeros, self._count(zeros, search))
+        if search is None:
+            return pruning
+        build = partial(self._build, zeros)
+        masks, times = search.fastest(pruning.chosen, pruning.masked.model, build)
+        target = args.target_latency
+        if target and 1 - times[1] / times[0] < target.share_of(times[0]):
+            note(f"note: the last measurement misses --target-latency {target}: times vary")
+        kept = {f"--for {args.engine}": torch.cat(masks) & ~torch.cat(pruning.chosen)}
+        return self._pruning(zeros, masks, kept, times)
+
+    def _count(self, zeros: Tensor, search: Search | None) -> int:
+        """Returns how many channels are removed: for a target, the fewest that reach it."""
+        args, channels, step = self.args, int(self.scores.isfinite().sum()), 1
+        if (flag := target_of(args)) is None:
+            return count_of(args.percent, channels)
+        unit, target = UNITS[flag], getattr(args, f"target_{flag}")
+        share = target
+        if flag == "latency" and search is not None:
+            step, share = max(1, channels // 100), target.share_of(search.full_milliseconds)
+
+        def saved(count: int) -> float:
+            pruning = self._remove(zeros, count)
+            if flag == "latency" and search is not None:
+                build = partial(self._build, zeros)
+                return 1 - search.best_rule(pruning.chosen, pruning.masked.model, build)
+            return 1 - getattr(pruning.pruned.cost, unit) / getattr(self.network.cost, unit)
+
+        counts = range(0, channels + 1, step)
+        # Removing more channels never costs more: a binary search finds the smallest number.
+        index = bisect_left(counts, share, key=saved)
+        if index == len(counts):
+            raise InputError(
+                f"--target-{flag} {target} is out of reach: with the fewest channels that every"
+                f" layer may have {saved(counts[-1]):.4f} of the {unit} are removed"
+            )
+        return counts[index]
+
+    def _remove(self, zeros: Tensor, count: int) -> Pruning:
+        """Returns the pruning of ``count`` channels within the limits, ``zeros`` included."""
         network, args = self.network, self.args
         norms = list(network.norms.values())
         chosen = plan(norms, zeros, count, self.scores, args.adjust, self.ties)
-        rounded = {}
-        if args.keep or args.skip or args.round_to > 1:
-            graph, silent = network.graph, copy.deepcopy(network.model)
-            folded = self._foldable(chosen) if self.fold else zeros
-            # Whichever channels the limits leave to be removed as alive, they lose their bias.
-            for name, folds in network.keep(folded.split(network.widths)).items():
-                bias = silent.get_submodule(name).bias
-                if isinstance(bias, Tensor):
-                    bias.data.mul_(folds)
-            keep, minimum = network.keep(chosen), dict(args.keep)
-            limited = limit(graph, keep, minimum=minimum, skip=args.skip, model=silent)
-            masks = limit(graph, limited, round_to=args.round_to, model=silent)
-            chosen = list(masks.values())
-            rounded["--round-to"] = torch.cat(chosen) & ~torch.cat(list(limited.values()))
-        return self._pruning(zeros, chosen, rounded)
+        if not (args.keep or args.skip or args.round_to > 1):
+            return self._pruning(zeros, chosen)
+        silent = copy.deepcopy(network.model)
+        folded = self._foldable(chosen) if self.fold else zeros
+        # Whichever channels the limits leave to be removed as alive, they lose their bias.
+        for name, folds in network.keep(folded.split(network.widths)).items():
+            bias = silent.get_submodule(name).bias
+            if isinstance(bias, Tensor):
+                bias.data.mul_(folds)
+        shares, keep = dict(args.keep), network.keep(chosen)
+        limited = limit(network.graph, keep, minimum=shares, skip=args.skip, model=silent)
+        rounded = limit(network.graph, limited, round_to=args.round_to, model=silent)
+        chosen, before = list(rounded.values()), torch.cat(list(limited.values()))
+        return self._pruning(zeros, chosen, {"--round-to": torch.cat(chosen) & ~before})
 
     def _pruning(
-        self, zeros: Tensor, chosen: list[Tensor], rounded: dict[str, Tensor] | None = None
+        self,
+        zeros: Tensor,
+        chosen: list[Tensor],
+        rounded: Mapping[str, Tensor] | None = None,
+        times: tuple[float, float] | None = None,
     ) -> Pruning:
         """Returns the pruning that keeps the ``chosen`` channels."""
         folded = self._foldable(chosen) if self.fold else zeros
         masked = self._masked(chosen, folded)
         removal = masked.plan(chosen, streams=self.args.layout != "released")
-        return Pruning(masked, removal, chosen, rounded or {})
+        return Pruning(self.network, masked, removal, chosen, rounded or {}, times)
+
+    def _build(self, zeros: Tensor, chosen: list[Tensor]) -> Network:
+        return self._pruning(zeros, chosen).pruned
 
     def _foldable(self, masks: list[Tensor]) -> Tensor:
         """Returns the channels whose bias can be folded: not those before a gate, for example."""
@@ -152,59 +207,3 @@ class Selector:
         masked = with_weights(self.network, copy.deepcopy(self.network.model))
         apply_plan(list(masked.norms.values()), masks, folded)
         return masked
-
-    def select(self, zeros: Tensor) -> Pruning:
-        """Returns the pruning of ``zeros`` and the share of --percent, or the fewest for a target.
-
-        With --for, channels are kept nevertheless where that is faster.
-
-        Raises:
-            InputError: the target is out of reach.
-        """
-        args, search = self.args, None
-        if args.engine:
-            device = pick_device(args.no_cuda)
-            search = Search(self.network, args.engine, args.batch_size or 1, device)
-        pruning = self.remove(zeros, self._count(zeros, search))
-        if search is None:
-            return pruning
-
-        def build(masks: list[Tensor]) -> Network:
-            return self._pruning(zeros, masks).pruned
-
-        masks, times = search.fastest(pruning.chosen, pruning.masked.model, build)
-        target = args.target_latency
-        if target and 1 - times[1] / times[0] < target.share_of(times[0]):
-            note(f"note: the last measurement misses --target-latency {target}: times vary")
-        kept = {f"--for {args.engine}": torch.cat(masks) & ~torch.cat(pruning.chosen)}
-        return replace(self._pruning(zeros, masks, kept), milliseconds=times)
-
-    def _count(self, zeros: Tensor, search: Search | None) -> int:
-        """Returns how many channels are removed: for a target, the fewest that reach it."""
-        args, channels = self.args, int(self.scores.isfinite().sum())
-        if (flag := target_of(args)) is None:
-            return count_of(args.percent, channels)
-        if search is not None and flag == "latency":
-            counts, unit = range(0, channels + 1, max(1, channels // 100)), "milliseconds"
-            target = args.target_latency.share_of(search.full_milliseconds)
-
-            def saved(count: int) -> float:
-                pruning = self.remove(zeros, count)
-                chosen, model = pruning.chosen, pruning.masked.model
-                return 1 - search.best_rule(chosen, model, lambda x: self._pruning(zeros, x).pruned)
-        else:
-            counts, unit = range(channels + 1), TARGETS[flag]
-            full, target = getattr(cost_of(self.network), unit), getattr(args, f"target_{flag}")
-
-            def saved(count: int) -> float:
-                return 1 - getattr(cost_of(self.remove(zeros, count).pruned), unit) / full
-
-        # Removing more channels never costs more: a binary search finds the smallest number.
-        index = bisect_left(counts, target, key=saved)
-        if index == len(counts):
-            raise InputError(
-                f"--target-{flag} {getattr(args, f'target_{flag}')} is out of reach: with the"
-                f" fewest channels that every layer may have {saved(counts[-1]):.4f} of the {unit}"
-                " are removed"
-            )
-        return counts[index]
