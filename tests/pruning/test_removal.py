@@ -1,8 +1,6 @@
 """A pruned model computes what the masked one does, with and without unused stream channels."""
 
 import copy
-import csv
-import importlib
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -14,24 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import main
+import densenet_prune
 import netslim
 import released
 from models import build_model
-from runs import train
-from utils import console
+from runs import command, rows, train
+from utils.console import InputError
 from utils.cost import cost
 from utils.files import checkpoint
 from utils.files.legacy_formats import expanded, to_compact, to_released
-from utils.methods.base import is_zero
 from utils.network import Network, fresh, restore, with_weights
-from utils.pruning.plan import apply_plan, plan
+from utils.pruning.plan import apply_plan
 
-MODELS = [("vgg", 11), ("resnet", 20), ("densenet", 10), ("resnet-basic", 8)]
-DEPTHS = {"vgg": (11, 13), "resnet": (11, 20), "densenet": (7, 10, 13), "resnet-basic": (8, 20)}
-STREAMS = ("resnet", "densenet")
-each_model = pytest.mark.parametrize(("arch", "depth"), MODELS)
-each_stream = pytest.mark.parametrize(("arch", "depth"), MODELS[1:3])
+DEPTHS = {"vgg": (11,), "resnet": (11, 20), "densenet": (7, 10), "resnet-basic": (8,)}
+each_arch = pytest.mark.parametrize("arch", DEPTHS)
+each_stream = pytest.mark.parametrize(("arch", "depth"), [("resnet", 20), ("densenet", 10)])
 analyzed = cache(lambda arch, depth: fresh(arch, depth, 3, 32))
 
 
@@ -99,7 +94,7 @@ def cases(draw, archs: tuple[str, ...] = tuple(DEPTHS)) -> tuple[Network, list[T
     return network, random_masks(network, draw(shares), draw(shares))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=16, deadline=None)
 @given(cases(), st.booleans(), st.booleans())
 def test_a_pruned_model_computes_what_the_masked_one_does(case, constant, streams):
     network, masks = case
@@ -117,8 +112,8 @@ def test_a_pruned_model_computes_what_the_masked_one_does(case, constant, stream
     assert all(torch.equal(x, state[key].to(x)) for key, x in again.model.state_dict().items())
 
 
-@settings(max_examples=10, deadline=None)
-@given(cases(STREAMS))
+@settings(max_examples=5, deadline=None)
+@given(cases(("resnet", "densenet")))
 def test_narrow_streams_are_converted_to_the_released_layout_and_back(case):
     network, masks = case
     full = masked(network, masks)
@@ -128,12 +123,18 @@ def test_narrow_streams_are_converted_to_the_released_layout_and_back(case):
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)).double()
     with torch.no_grad():
         torch.testing.assert_close(getattr(released, network.arch)(state, x), expected)
+    for key in [key for key in state if key.endswith("select.indexes")]:
+        bn = key.removesuffix("select.indexes")
+        bn += "bn1" if f"{bn}bn1.weight" in state else "bn"
+        assert state[key].dtype == torch.float32
+        for entry, value in (("weight", 0), ("bias", 0), ("running_mean", 0), ("running_var", 1)):
+            assert (state[f"{bn}.{entry}"][state[key] == 0] == value).all()
     back = restore(to_compact(state))
     back.model.double().eval()
     torch.testing.assert_close(logits(back), expected, rtol=1e-3, atol=1e-3)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(cases(), st.sampled_from((0.2, 0.6)), st.booleans())
 def test_pruning_twice_is_pruning_once(case, share, streams):
     network, masks = case
@@ -148,28 +149,11 @@ def test_pruning_twice_is_pruning_once(case, share, streams):
     assert shapes(twice) == shapes(at_once)
 
 
-@each_model
-def test_masking_silent_channels_changes_no_bit(arch, depth):
-    network = random_network(arch, depth)
-    network.model.float()
-    norms = list(network.norms.values())
-    with torch.no_grad():
-        for bn in norms:
-            dead = torch.rand(bn.num_features) < 0.5
-            bn.weight.masked_fill_(dead, 0)
-            bn.bias[dead] = -bn.bias[dead].abs()
-    zeros = is_zero(torch.cat([bn.weight for bn in norms]))
-    masks = plan(norms, zeros)
-    assert torch.equal(logits(network), logits(masked(network, masks)))
-    assert int((~torch.cat(masks)).sum()) > 0.4 * len(zeros)
-
-
-@pytest.mark.parametrize("streams", [False, True])
-@each_model
-def test_gradients_of_kept_weights_agree(arch, depth, streams):
-    network = random_network(arch, depth)
+@each_arch
+def test_gradients_of_kept_weights_agree_and_their_values_can_be_put_back(arch):
+    network = random_network(arch, DEPTHS[arch][-1])
     full = masked(network, masks := random_masks(network, 0.6, 0.5))
-    removal = full.plan(masks, streams)
+    removal = full.plan(masks)
     small = full.remove(removal)
     x, labels = torch.randn(4, 3, 32, 32).double(), torch.tensor([0, 1, 2, 0])
     for each in (full, small):
@@ -179,22 +163,16 @@ def test_gradients_of_kept_weights_agree(arch, depth, streams):
         gradient = parameters[removal.full_name(name)].grad
         kept = removal.part(removal.full_name(name), gradient)
         torch.testing.assert_close(parameter.grad, kept, msg=name)
-    counts = [sum(p.numel() for p in n.model.parameters()) for n in (small, full)]
-    assert counts[0] < 0.9 * counts[1]
+    assert small.cost.parameters < 0.9 * full.cost.parameters
 
-
-@each_model
-def test_removed_values_can_be_put_back(arch, depth):
-    network = random_network(arch, depth)
-    before = copy.deepcopy(network.model.state_dict())
-    removal = network.plan(random_masks(network, 0.5), streams=False)
-    small = network.remove(removal).model.state_dict()
-    names = {key: removal.full_name(key) for key in small if not key.endswith("select.index")}
+    state, after = small.model.state_dict(), full.model.state_dict()
+    before = copy.deepcopy(after)
+    names = {key: removal.full_name(key) for key in state if not key.endswith("select.index")}
     assert set(names.values()) == before.keys()
-    part = {key: removal.part(full, before[full]) + 1 for key, full in names.items()}
-    assert all(part[key].shape == small[key].shape for key in part)
-    removal.scatter_into(part, network.model.state_dict())
-    for key, value in network.model.state_dict().items():
+    part = {key: removal.part(name, before[name]) + 1 for key, name in names.items()}
+    assert all(part[key].shape == state[key].shape for key in part)
+    removal.scatter_into(part, after)
+    for key, value in after.items():
         kept = torch.ones_like(value, dtype=torch.bool)
         for axis, index in enumerate(removal.index.get(key, ())):
             stays = torch.zeros(value.shape[axis], dtype=torch.bool).index_fill(0, index, True)
@@ -204,7 +182,7 @@ def test_removed_values_can_be_put_back(arch, depth):
 
 def test_constants_are_folded_exactly_at_every_border():
     torch.manual_seed(0)
-    for padding, stride, dilation, size in product(range(3), (1, 2, 3), (1, 2), (2, 3, 5, 8)):
+    for padding, stride, dilation, size in product(range(3), (1, 2), (1, 2), (3, 8)):
         if size + 2 * padding < 2 * dilation + 1:
             continue  # there is no output
         conv = nn.Conv2d(4, 4, 3, stride, padding, dilation, bias=False)
@@ -283,30 +261,26 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_damaged_selections_are_refused_in_one_line(damage, tmp_path, capsys):
-    network = random_network("densenet", 10, 5)
-    network.model.float()
+@pytest.fixture(scope="module")
+def narrow() -> dict[str, Tensor]:
+    network = random_network("densenet", 7, 5)
     masks = random_masks(network, 0.5, 0.5)
-    state = pruned(masked(network, masks), masks).model.state_dict()
+    return pruned(masked(network, masks), masks).model.float().state_dict()
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_selections_are_refused_in_one_line(damage, narrow, tmp_path):
     key, path = "trans1.bn1.select.index", tmp_path / "x.pth.tar"
-    torch.save({"state_dict": {**state, key: damage(state[key])}}, path)
-    assert console.run(main.main, ["--evaluate", str(path)]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "does not fit a network of this program" in line
-    torch.save({"state_dict": state}, path)
-    assert checkpoint.load(path).network.cfg == [int(mask.sum()) for mask in masks]
+    torch.save({"state_dict": {**narrow, key: damage(narrow[key])}}, path)
+    with pytest.raises(InputError, match=r"\A.*does not fit a network of this program.*\Z"):
+        checkpoint.load(path)
 
 
-@pytest.mark.parametrize(("arch", "depth"), [("resnet", 11), ("densenet", 7)])
-def test_unused_stream_channels_are_counted_and_the_pruned_model_trains(
-    arch, depth, tmp_path, pictures, capsys
-):
+def test_unused_stream_channels_are_counted_and_the_pruned_model_trains(tmp_path, pictures, capsys):
     def prune(path: Path, *flags: str) -> dict[str, str]:
         argv = ["--model", path, "--dataset", "folder", "--data", pictures, "--no-cuda", *flags]
-        assert console.run(importlib.import_module(f"{arch}_prune").main, [*map(str, argv)]) == 0
-        with (path.parent / "pruned_record.csv").open(newline="") as file:
-            return list(csv.DictReader(file))[-1]
+        assert command(densenet_prune, *argv) == 0
+        return rows(path.parent / "pruned_record.csv")[-1]
 
     def read(name: str) -> Network:
         network = checkpoint.load(tmp_path / f"{name}.pth.tar").network
@@ -314,7 +288,7 @@ def test_unused_stream_channels_are_counted_and_the_pruned_model_trains(
         return network
 
     torch.manual_seed(0)
-    network = fresh(arch, depth, 2, 32)
+    network = fresh("densenet", 7, 2, 32)
     for bn in network.norms.values():
         nn.init.uniform_(bn.weight)
     content = {"epoch": 1, "best_prec1": torch.tensor(0.5), "state_dict": to_released(network)}
@@ -322,6 +296,7 @@ def test_unused_stream_channels_are_counted_and_the_pruned_model_trains(
     row = prune(path, "--percent", "0.8", "--name", "a")
     assert f"and {row['unread_channels']} unused stream channels" in capsys.readouterr().out
     old = prune(path, "--percent", "0.8", "--name", "b", "--layout", "released")
+    assert torch.load(tmp_path / "b.pth.tar", weights_only=True)["layout"] == "released"
     narrow, wide = read("a"), read("b")
     new = {"unread_channels", "unread_parameters", "unread_flops"}
     same = row.keys() - new - {"model", "slim_checksum", "difference_slim"}
@@ -337,7 +312,7 @@ def test_unused_stream_channels_are_counted_and_the_pruned_model_trains(
     assert shapes(read("c")) == shapes(wide)
     torch.testing.assert_close(logits(read("c")), logits(narrow), rtol=1e-4, atol=1e-5)
 
-    run = tmp_path / f"a_{arch}_{depth}_folder_refine/checkpoint.pth.tar"
+    run = tmp_path / "a_densenet_7_folder_refine/checkpoint.pth.tar"
     data = ["--dataset", "folder", "--data", pictures]
     for flags in (["--refine", tmp_path / "a.pth.tar", *data], ["--resume", run]):
         assert train(tmp_path, pictures, *flags, "--epochs", 1) == 0
