@@ -322,12 +322,14 @@ def _momentum(optimizer: Any, state: State, model: nn.Module) -> State:
     momentum = {}
     for name, number in zip(names, numbers, strict=True):
         buffer = optimizer["state"].get(number, {}).get("momentum_buffer")
-        if buffer is None or name not in parameters:
+        module, _, entry = name.rpartition(".")
+        own = name if name in parameters else f"{module}.norm.{entry}"
+        if buffer is None or own not in parameters:
             continue
-        select = selection_before(name.rpartition(".")[0].removesuffix(".norm"))
+        select = selection_before(module)
         if select in state and buffer.shape == state[select].shape:
             buffer = buffer[state[select].bool()]
-        if buffer.shape != parameters[name].shape:
+        if buffer.shape != parameters[own].shape:
             raise ValueError(f"its optimizer state of {name} has another shape")
-        momentum[name] = buffer
+        momentum[own] = buffer
     return momentum
