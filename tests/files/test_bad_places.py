@@ -31,24 +31,26 @@ def test_an_unwritable_folder_is_refused(shop, refused, tmp_path, kind):
         assert str(place) in refused(*program, "--save", folder)
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"a,b\n1,2\n", "other columns"),
-        (b"\xff\xfe\0\n", "other columns"),
-        (None, "cannot be read"),
-    ],
-    ids=["other columns", "not text", "folder"],
-)
-@pytest.mark.parametrize(
-    "name", ["train_record.csv", "proximal_seed1_resnet_11_folder/log.csv", "pruned_record.csv"]
-)
+RECORD, LOG, PRUNED = (
+    "train_record.csv", "proximal_seed1_resnet_11_folder/log.csv", "pruned_record.csv"
+)  # fmt: skip
+FOREIGN = [
+    (RECORD, b"a,b\n1,2\n", "other columns"),
+    (LOG, b"a,b\n1,2\n", "other columns"),
+    (PRUNED, b"a,b\n1,2\n", "other columns"),
+    (RECORD, b"\xff\xfe\0\n", "other columns"),
+    (LOG, None, "cannot be read"),
+    (PRUNED, None, "cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "reason"), FOREIGN)
 def test_records_of_other_programs_are_not_changed(shop, refused, tmp_path, name, content, reason):
     table = tmp_path / name
     table.parent.mkdir(exist_ok=True)
     table.mkdir() if content is None else table.write_bytes(content)
     args: tuple[object, ...] = (main, "-sr", *shop.train())
-    if name.startswith("pruned"):
+    if name == PRUNED:
         args = (resnet_prune, "--model", shop.trained["resnet"], "--no-cuda")
     line = refused(*args, "--save", tmp_path)
     assert str(table) in line and reason in line

@@ -26,16 +26,16 @@ def test_packed_weights_are_unpacked(size, zeros, seed):
         assert torch.equal(weight, model.state_dict()[name])
 
 
-def sparse_content() -> tuple[nn.Module, dict[str, Any]]:
+@pytest.fixture
+def model() -> nn.Module:
     torch.manual_seed(0)
     model = build_model("resnet-basic", 8, 2)
     zero_smallest(model, 0.85)
-    return model, sparse.content(model, {})
+    return model
 
 
-def test_a_sparse_checkpoint_is_loaded(tmp_path):
-    model, content = sparse_content()
-    torch.save(content, tmp_path / "x.sparse")
+def test_a_sparse_checkpoint_is_loaded(model, tmp_path):
+    torch.save(sparse.content(model, {}), tmp_path / "x.sparse")
     state = checkpoint.load(tmp_path / "x.sparse").network.model.state_dict()
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
 
@@ -73,10 +73,9 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", DAMAGED)
-def test_damaged_sparse_checkpoints_are_refused(kind, tmp_path):
-    damage, reason = DAMAGED[kind]
-    _, content = sparse_content()
+@pytest.mark.parametrize(("damage", "reason"), DAMAGED.values(), ids=DAMAGED)
+def test_damaged_sparse_checkpoints_are_refused(damage, reason, model, tmp_path):
+    content = sparse.content(model, {})
     damage(content["sparse"])
     torch.save(content, tmp_path / "x.sparse")
     with pytest.raises(InputError, match=reason):
