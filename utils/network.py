@@ -177,8 +177,7 @@ def restore(
             is possible for the paper's.
         size: side of an image in pixels, by default the architecture's.
 
-    Raises:
-        ValueError: names the first entry that does not fit.
+    Raises ValueError: the first entry that does not fit.
     """
     arch, depth = (name, depth or torchvision_models.DEPTHS[name]) if name else _identify(state)
     size, title = size or size_of(arch), display_name(arch, depth)

@@ -85,12 +85,3 @@ def test_a_layer_that_keep_does_not_name_keeps_all_channels_unless_it_shares_the
     apart = nn.Sequential(*layers(8), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1))
     graph = netslim.analyze(apart.eval(), torch.randn(1, 3, 8, 8))
     assert torch.equal(limit(graph, keep, skip=["4"], minimum={"4": 0.5})["1"], keep["1"])
-
-
-def test_batch_norms_without_bias():
-    norm = nn.BatchNorm2d(6, bias=False)
-    norm.weight.data = torch.tensor([0.1, 0.9, 0.5, 0.5, 0.3, 1.0])
-    sequence = nn.Sequential(nn.Conv2d(3, 6, 3), norm, nn.ReLU(), nn.Conv2d(6, 2, 3))
-    graph = netslim.analyze(sequence, torch.randn(1, 3, 8, 8))
-    kept = limit(graph, {"1": torch.arange(6) == 0}, round_to=4)["1"]
-    assert kept.nonzero().flatten().tolist() == [0, 1, 2, 5]

@@ -71,9 +71,8 @@ class Checkpoint:
 
     def metadata(self) -> dict[str, Any]:
         """Returns the entries that a file of another form of this model shares with this one."""
-        settings = None if self.config is None else self.config.to_dict()
-        shared = {name: getattr(self, name) for name in ("classes", "mean", "std")}
-        return {"run": self.run_name, "settings": settings, **shared}
+        shared = {key: getattr(self, ENTRIES[key][0]) for key in ("run", "classes", "mean", "std")}
+        return {"settings": None if self.config is None else self.config.to_dict(), **shared}
 
     @property
     def scaling_factors(self) -> State:
@@ -106,7 +105,7 @@ class Checkpoint:
             "cfg": self.network.cfg,
             "best_accuracy": self.best,  # 100 · best_prec1 only up to rounding
             "method": self.method_state,
-            "settings": None if self.config is None else self.config.to_dict(),
+            **self.metadata(),
             **{key: getattr(self, name) for key, (name, _) in ENTRIES.items()},
         }
 
@@ -261,9 +260,7 @@ def _build(
 ) -> tuple[Network, State, list[str]]:
     """Builds the network of ``state`` or of the largest module in it that fits an architecture.
 
-    Returns the network, its part of ``state``, and the names of the other weights.
-
-    Raises ValueError: why the whole of ``state`` fits none.
+    Returns the network, its part of ``state``, and the other names. Raises ValueError: none fits.
     """
     part, ignored, errors = unwrap(state), list[str](), list[ValueError]()
     size, depth = (config.size, config.depth) if config else (None, None)
@@ -303,12 +300,10 @@ def _add_training_state(checkpoint: Checkpoint, content: Mapping[str, Any], stat
 
 
 def _momentum(optimizer: Any, state: State, model: nn.Module) -> State:
-    """Returns the momentum buffers by parameter name, {} if the optimizer has none.
+    """Returns the momentum buffers by parameter name. Raises ValueError: they are of another model.
 
     The earlier programs count ``select.indexes`` as parameters, and their batch norms before a
     selection have buffers of full width.
-
-    Raises ValueError: the optimizer is of another model.
     """
     if optimizer is None:
         return {}

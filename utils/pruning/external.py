@@ -54,7 +54,12 @@ def prune_state_dict(args: argparse.Namespace) -> None:
     default = f"{path.name.partition('.')[0]}_pruned"
     output = RunPaths(folder, "").pruned(getattr(args, "name", default))
     check_writable(folder)
-    state = read_state_dict(path)
+    state, _ = find_state_dict(safe_load.read(path))
+    if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
+        raise InputError(f"{path} holds no state dict: save model.state_dict() with torch.save")
+    if bad := [name for name, x in state.items() if not x.isfinite().all()]:
+        raise InputError(f"{path} has values that are not finite in {bad[0]}")
+    state = {name: x.detach() for name, x in state.items()}
     build, size, code = find_model(args.arch, state)
     size = getattr(args, "size", size)
     network = load_network(build, state, args, size)
@@ -103,19 +108,6 @@ def prune_state_dict(args: argparse.Namespace) -> None:
     print(f"pruned model: {output}\nto load it: netslim.load({code}, {str(output)!r})")
 
 
-def read_state_dict(path: Path) -> State:
-    """Returns the tensors in ``path``, a state dict or a dict that holds one.
-
-    Raises InputError: the file is missing or damaged, or holds no state dict of finite tensors.
-    """
-    state, _ = find_state_dict(safe_load.read(path))
-    if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
-        raise InputError(f"{path} holds no state dict: save model.state_dict() with torch.save")
-    if bad := [name for name, x in state.items() if not x.isfinite().all()]:
-        raise InputError(f"{path} has values that are not finite in {bad[0]}")
-    return {name: x.detach() for name, x in state.items()}
-
-
 def load_network(
     build: Callable[[], nn.Module], state: State, args: argparse.Namespace, size: int
 ) -> Network:
@@ -154,8 +146,7 @@ def find_model(arch: str, state: State) -> tuple[Callable[[], nn.Module], int, s
         arch: the name of one of torchvision's classification models, or ``package:function``.
         state: says how many classes one of torchvision's has.
 
-    Raises:
-        InputError: there is no such model, or the function fails.
+    Raises InputError: there is no such model, or the function fails.
     """
     if ":" in arch:
         return partial(_call, arch), 224, f"{arch.replace(':', '.')}()"

@@ -46,7 +46,10 @@ def plan(
     ranks = scores.masked_fill(zeros, -1).split(widths)
     tied = {i for tie in ties for i in tie}
     layers = [*ties, *([i] for i in range(len(norms)) if i not in tied)]
-    biases = [_bias(norms[layer[-1]]) for layer in layers]
+    last = [norms[layer[-1]] for layer in layers]
+    biases: list[Tensor] = [
+        torch.zeros_like(bn.weight) if bn.bias is None else bn.bias for bn in last
+    ]
     positions = [torch.arange(len(bias), device=bias.device) for bias in biases]
     rank = torch.cat([torch.stack([ranks[i] for i in layer]).amin(0) for layer in layers])
     order = sort_by(rank, torch.cat(biases), torch.cat([-p / len(p) for p in positions]))
@@ -70,10 +73,6 @@ def plan(
             for i in layer:
                 masks[i][sort_by(kept.int(), score, bias, -position)[-least:]] = True
     return masks
-
-
-def _bias(norm: AnyBatchNorm) -> Tensor:
-    return torch.zeros_like(norm.weight) if norm.bias is None else norm.bias
 
 
 def sort_by(*keys: Tensor) -> Tensor:

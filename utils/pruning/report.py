@@ -47,7 +47,7 @@ def sizes(network: Network, masks: Sequence[Tensor], pruned: Network) -> dict[st
     return row | {"batch_norm_channels_pruned_percent": _percent_less(total, left)}
 
 
-def figures(pruning: Pruning, predictions: Sequence[Tensor], labels: Tensor) -> dict[str, Any]:
+def columns(pruning: Pruning, predictions: Sequence[Tensor], labels: Tensor) -> dict[str, Any]:
     """Returns the columns of the record on removed channels, costs and changed outputs.
 
     A changed prediction between two logits that were equal to rounding counts as a near-tie.

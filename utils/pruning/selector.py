@@ -73,8 +73,7 @@ class Selector:
             lose their bias, as in original network slimming.
         seed: of random scores.
 
-    Raises:
-        InputError: no channel can be removed, or a pattern matches no layer.
+    Raises InputError: no channel can be removed, or a pattern matches no layer.
     """
 
     def __init__(
@@ -110,11 +109,7 @@ class Selector:
 
         With --for, channels are kept nevertheless where that is faster.
 
-        Args:
-            zeros: bool [channels].
-
-        Raises:
-            InputError: the target is out of reach.
+        ``zeros`` is bool [channels]. Raises InputError: the target is out of reach.
         """
         args, search = self.args, None
         if args.engine:
