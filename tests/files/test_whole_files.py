@@ -67,7 +67,7 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path):
     path = tmp_path / "x.pth.tar"
     checkpoint.save(path, content(0))
     temporary = 0
-    for i in range(6):
+    for i in range(8):
         writer = multiprocessing.get_context("fork").Process(target=save_forever, args=(path,))
         writer.start()
         time.sleep(0.02 + 0.003 * i)

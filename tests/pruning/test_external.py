@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ import torchvision
 from torch import nn
 
 import netslim
-from runs import assert_same
-from utils import console, prune
+from runs import assert_same, command
+from utils import prune
 
+run = partial(command, prune)
 GAMMAS = ("1.weight", "4.weight")
 WIDGET = ("--model", "widget.pth", "--arch", "widget:build", "--size", 16)
 README = Path(prune.__file__).parent / "pruning" / "README.md"
@@ -80,10 +82,6 @@ def folder(tmp_path, monkeypatch):
     torch.manual_seed(0)
     torch.save(trained(namespace_of()["build"]()).state_dict(), "widget.pth")
     return tmp_path
-
-
-def run(*flags: object) -> int:
-    return console.run(prune.main, list(map(str, flags)))
 
 
 def masked(full: nn.Module, small: nn.Module) -> nn.Module:
@@ -255,11 +253,7 @@ def test_bad_input_ends_with_status_2_and_one_line(flags, folder, capsys):
         if f"widget:{other}" in flags:
             torch.save(namespace_of()[other]().state_dict(), "widget.pth")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    argv = ["--model", "widget.pth", "--ratio", "0.5", *flags.split()]
-    try:
-        status = run(*argv)
-    except SystemExit as stop:  # argparse
-        status = stop.code
+    status = run("--model", "widget.pth", "--ratio", 0.5, *flags.split())
     last = capsys.readouterr().err.splitlines()[-1]
     assert status == 2 and "error: " in last and BAD[flags] in last
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before

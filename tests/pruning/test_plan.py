@@ -156,18 +156,14 @@ def test_tied_channels_have_the_smallest_factor_and_are_kept_together():
     assert kept([*range(8)], 0)[0] == [2]  # by the last bias of the tie
 
 
-@pytest.mark.parametrize("arch", ["vgg", "resnet"])
-def test_filters_are_compared_by_their_norms_scaled_in_every_layer(arch):
-    network = fresh(arch, 11, 2, 32)
-    modules = dict(network.model.named_modules())
-    writer = {
-        "vgg": lambda n: f"feature.{int(n.split('.')[1]) - 1}",
-        "resnet": lambda n: {"bn2": n[:-3] + "conv1", "bn3": n[:-3] + "conv2"}.get(n[-3:]),
-    }[arch]
+def test_filters_are_compared_by_their_norms_scaled_in_every_layer():
+    network, writers = fresh("resnet", 11, 2, 32), {"bn2": "conv1", "bn3": "conv2"}
     sizes = filter_sizes(network).split(network.widths)
     for name, size in zip(network.norms, sizes, strict=True):
-        if writer(name):
-            norms = modules[writer(name)].weight.detach().abs().sum((1, 2, 3))
+        block, _, last = name.rpartition(".")
+        if last in writers:
+            layer = network.model.get_submodule(f"{block}.{writers[last]}")
+            norms = layer.weight.detach().abs().sum((1, 2, 3))
             scaled = (norms - norms.min()) / (norms.max() - norms.min())
             torch.testing.assert_close(size, scaled)
         else:  # a stream

@@ -1,6 +1,5 @@
 """The prune command on checkpoints: nothing is lost, targets are reached, figures are right."""
 
-import csv
 import importlib
 import re
 import shlex
@@ -10,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+import runs
 from models import build_model
 from released import batch_norms
-from utils import console
 from utils.cost import cost
 from utils.files import checkpoint
 from utils.files.init_from import InitFrom
@@ -71,15 +70,14 @@ def prune(pictures):
 
     def run(family: str, path: Path, *flags: object) -> int:
         program = importlib.import_module(f"{family}_prune" if family else "utils.prune")
-        argv = ["--model", path, "--dataset", "folder", "--data", pictures, "--no-cuda", *flags]
-        return console.run(program.main, list(map(str, argv)))
+        data = "--dataset", "folder", "--data", pictures, "--no-cuda"
+        return runs.command(program, "--model", path, *data, *flags)
 
     return run
 
 
 def record(folder: Path) -> dict[str, str]:
-    with (folder / "pruned_record.csv").open(newline="") as file:
-        return list(csv.DictReader(file))[-1]
+    return runs.rows(folder / "pruned_record.csv")[-1]
 
 
 def pruned_model(folder: Path, name: str = "net_pruned") -> nn.Module:
@@ -179,16 +177,13 @@ def test_limits_by_layer_and_on_widths(prune, save, tmp_path, capsys):
     model = random_model("resnet", dead=0.6, positive=0.5)
     limits = ("--skip", "layer1.*", "--keep", "layer3.0.bn[23]=0.7", "--round-to", 4)
     assert prune("resnet", save("resnet", model), "--percent", 0.7, *limits) == 0
-    full = dict(model.named_modules())
-    norms = dict(pruned_model(tmp_path).named_modules())
-    widths = {name: len(norms.get(f"{name}.norm", norms[name]).weight) for name in full
-              if isinstance(full[name], nn.BatchNorm2d)}  # fmt: skip
-    assert all(w == len(full[n].weight) for n, w in widths.items() if n.startswith("layer1"))
+    assert re.search(r"^kept for --round-to: \d+ channels$", capsys.readouterr().out, re.M)
+    row, network = record(tmp_path), checkpoint.load(tmp_path / "net_pruned.pth.tar").network
+    assert (row["keep"], row["skip"], row["round_to"]) == ("layer3.0.bn[23]=0.7", "layer1.*", "4")
+    widths = dict(zip(network.layers, network.widths, strict=True))
+    assert [widths[f"layer1.0.bn{i}"] for i in (1, 2, 3)] == [16, 16, 16]
     assert min(widths["layer3.0.bn2"], widths["layer3.0.bn3"]) >= 0.7 * 64
     assert all(width % 4 == 0 for width in widths.values()) and widths["layer2.0.bn2"] < 32
-    assert re.search(r"^kept for --round-to: \d+ channels$", capsys.readouterr().out, re.M)
-    row = record(tmp_path)
-    assert (row["keep"], row["skip"], row["round_to"]) == ("layer3.0.bn[23]=0.7", "layer1.*", "4")
 
 
 BAD = {
@@ -199,6 +194,10 @@ BAD = {
     "--skip conv*": ("resnet", r"--skip conv\*: no layer .* there are layer1.0.bn1, layer1.0.bn2"),
     "--keep fc=0.5": ("resnet", r"--keep fc: no layer .* there are layer1.0.bn1, layer1.0.bn2"),
     "--size 64": ("resnet", "--size is for --arch"),
+    "--for torch --round-to 8": ("resnet", "leave --round-to out"),
+    "--batch-size 64": ("resnet", "name the engine, as --for onnxruntime"),
+    "--target-latency 50%": ("resnet", "name the engine, as --for onnxruntime"),
+    "--for torch --target-latency 100%": ("resnet", "'100%' is not a share below 100%"),
 }
 
 
