@@ -70,6 +70,7 @@ DAMAGED: dict[str, Callable[[Content], object]] = {
     "negative selection": set_weight("select.index", torch.arange(-1, 255)),
     "classes is a number": set_entry("classes", 2),
     "mean of two channels": set_entry("mean", [0.5, 0.5]),
+    "std is zero": set_entry("std", [0.2, 0.0, 0.2]),
     "unknown precision": set_entry("precision", "fp8"),
     "cut of other channels": set_entry("cut", torch.ones(7, dtype=torch.bool)),
     "settings is a number": set_entry("settings", 5),

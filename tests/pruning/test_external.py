@@ -190,14 +190,16 @@ def test_a_pruned_file_is_pruned_again(arch, folder, capsys):
     assert f"{first} is missing" in capsys.readouterr().err
 
 
-def test_weights_in_a_lightning_module_are_found(folder, capsys):
+def test_weights_among_those_of_lightning_and_thop_are_found(folder, capsys):
     state = torch.load("widget.pth", weights_only=True)
     inner = {f"model.{name}": x for name, x in state.items()} | {"loss.weight": torch.ones(5)}
     torch.save({"state_dict": inner, "epoch": 3}, "lightning.ckpt")
-    for name in ("widget.pth", "lightning.ckpt"):
+    torch.save(state | {"total_ops": torch.zeros(1)}, "thop.pth")
+    for name in ("widget.pth", "lightning.ckpt", "thop.pth"):
         assert run(*WIDGET, "--ratio", 0.5, "--model", name, "--name", f"from_{name[0]}") == 0
-    pair = (torch.load(f"from_{x}.pth.tar", weights_only=True) for x in "wl")
-    assert_same(*pair)
+    plain, *others = (torch.load(f"from_{x}.pth.tar", weights_only=True) for x in "wlt")
+    for other in others:
+        assert_same(plain, other)
 
 
 @pytest.mark.parametrize("arch", ["Scaled", "grey"])
