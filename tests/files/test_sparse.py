@@ -62,7 +62,7 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a flipped bit": (flip_bit, "its mask keeps"),
     "bits behind the last weight": (set_last_bits, "its mask keeps"),
     "ten billion weights": (shape("linear.weight", [10**5, 10**5]), "its mask has"),
-    "a longer mask": (lambda packed: packed["mask"].resize_(10**5), "its mask has"),
+    "a longer mask": (lambda packed: packed.update(mask=packed["mask"].repeat(2)), "its mask has"),
     "transposed": (shape("linear.weight", [64, 2]), "does not fit"),
     "negative sizes": (shape("linear.weight", [-1, -1]), "damaged"),
     "sizes are a word": (shape("linear.weight", "much"), "damaged"),

@@ -182,6 +182,7 @@ def test_limits_by_layer_and_on_widths(prune, save, tmp_path, capsys):
     assert (row["keep"], row["skip"], row["round_to"]) == ("layer3.0.bn[23]=0.7", "layer1.*", "4")
     widths = dict(zip(network.layers, network.widths, strict=True))
     assert [widths[f"layer1.0.bn{i}"] for i in (1, 2, 3)] == [16, 16, 16]
+    assert torch.equal(network.model.layer1[0].bn2.bias, model.layer1[0].bn2.bias)
     assert min(widths["layer3.0.bn2"], widths["layer3.0.bn3"]) >= 0.7 * 64
     assert all(width % 4 == 0 for width in widths.values()) and widths["layer2.0.bn2"] < 32
 
