@@ -71,8 +71,9 @@ class Checkpoint:
 
     def metadata(self) -> dict[str, Any]:
         """Returns the entries that a file of another form of this model shares with this one."""
-        shared = {key: getattr(self, ENTRIES[key][0]) for key in ("run", "classes", "mean", "std")}
-        return {"settings": None if self.config is None else self.config.to_dict(), **shared}
+        settings = None if self.config is None else self.config.to_dict()
+        shared = {name: getattr(self, name) for name in ("classes", "mean", "std")}
+        return {"run": self.run_name, "settings": settings, **shared}
 
     @property
     def scaling_factors(self) -> State:
@@ -105,7 +106,7 @@ class Checkpoint:
             "cfg": self.network.cfg,
             "best_accuracy": self.best,  # 100 · best_prec1 only up to rounding
             "method": self.method_state,
-            **self.metadata(),
+            "settings": None if self.config is None else self.config.to_dict(),
             **{key: getattr(self, name) for key, (name, _) in ENTRIES.items()},
         }
 
