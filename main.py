@@ -24,7 +24,6 @@ from torch import Tensor
 import netslim
 from utils import console
 from utils.console import InputError, Progress, Signals, note
-from utils.cost import cost
 from utils.data.batches import Batches, test_batches
 from utils.data.datasets import load
 from utils.device import Execution, pick_device
@@ -58,7 +57,6 @@ def train(trainer: Trainer, args: Mapping[str, Any], argv: Sequence[str]) -> Non
     test_data = test_batches(trainer.data, args, trainer.execution.device)
     log = logs.keep_log(trainer)
     board = logs.tensorboard(trainer) if "tensorboard" in args and group.rank == 0 else None
-    full_flops = cost(trainer.network.model, config.size).flops
     first_epoch, test_metrics = trainer.epoch, None
     accuracy_cut = evaluate_pruned(trainer, test_data) if not first_epoch else ""
     run_step = trainer.compile(train_step)
@@ -69,7 +67,7 @@ def train(trainer: Trainer, args: Mapping[str, Any], argv: Sequence[str]) -> Non
                 note(
                     f"epoch {epoch + 1}: {removed} dead channels are removed;"
                     f" {int((~trainer.removed).sum())} of {len(trainer.removed)} remain,"
-                    f" with {trainer.flops / full_flops:.0%} of the FLOPs"
+                    f" with {trainer.flops / trainer.full_flops:.0%} of the FLOPs"
                 )
             step = trainer.step
             torch.manual_seed(config.seed + (epoch << 32))  # dropout: the same after resuming
@@ -120,7 +118,7 @@ def train(trainer: Trainer, args: Mapping[str, Any], argv: Sequence[str]) -> Non
     if log and group.rank == 0 and (first_epoch < config.epochs or not logs.is_recorded(trainer)):
         logs.record(trainer, log, argv)
     if log and trainer.removed.any():
-        share = sum(int(row["flops"]) for row in log) / len(log) / full_flops
+        share = sum(int(row["flops"]) for row in log) / len(log) / trainer.full_flops
         print(f"training took {share:.1%} of the FLOPs of training at full width")
     accuracy = float(log[-1]["test_accuracy"]) if log else trainer.best
     if test_metrics is None:

@@ -21,14 +21,6 @@ def pytest_report_header() -> str:
     return f"the GPU path is not tested: {why}" if why else "the GPU path is tested"
 
 
-@pytest.fixture(scope="session", autouse=True)
-def processes_start_fast():
-    import warm  # not before OMP_NUM_THREADS is set
-
-    with warm.server():
-        yield
-
-
 @pytest.fixture(autouse=True)
 def subnormals():
     """Commands flush them for the whole process; what tests assert must hold without that."""

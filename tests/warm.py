@@ -6,21 +6,22 @@ imported torch and nothing of this repository. Not for tests of the start itself
 group of processes, or of environment variables that are read while torch is imported.
 """
 
+import atexit
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 # Slow imports of other packages.
 IMPORTED = "torchvision", "torch._dynamo", "torch.distributed.run", "torch.utils.flop_counter"
-PYTHON = sys.executable  # until the server is started
 # Stands for the program: hands everything over, passes signals on, and ends as the program does.
 CLIENT = """#!{python} -IS
 import json, os, signal, socket, sys
@@ -40,28 +41,27 @@ os._exit(status)
 """
 
 
-@contextmanager
-def server() -> Iterator[None]:
-    """Sets PYTHON to the program's starter while it lasts, where the system can do that."""
-    global PYTHON
+def __getattr__(name: str) -> str:
+    if name == "PYTHON":
+        return start_server()
+    raise AttributeError(name)
+
+
+@cache
+def start_server() -> str:
+    """Returns the program's starter, at first after starting the server, which ends with us."""
     if not hasattr(os, "pidfd_open"):
-        yield
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        address, client = f"{folder}/socket", Path(folder, "python")
-        client.write_text(CLIENT.format(python=sys.executable, address=address))
-        client.chmod(0o700)
-        process = subprocess.Popen(
-            [sys.executable, "-P", __file__, address], stdout=subprocess.PIPE, cwd="/"
-        )
-        assert process.stdout and process.stdout.readline() == b"ready\n"
-        PYTHON = str(client)
-        try:
-            yield
-        finally:
-            PYTHON = sys.executable
-            process.kill()
-            process.communicate()
+        return sys.executable
+    folder = tempfile.mkdtemp()
+    address, client = f"{folder}/socket", Path(folder, "python")
+    client.write_text(CLIENT.format(python=sys.executable, address=address))
+    client.chmod(0o700)
+    command = [sys.executable, "-P", __file__, address]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd="/")
+    atexit.register(shutil.rmtree, folder)
+    atexit.register(process.kill)
+    assert process.stdout and process.stdout.readline() == b"ready\n"
+    return str(client)
 
 
 def serve(address: str) -> list[str]:
@@ -104,11 +104,14 @@ def serve(address: str) -> list[str]:
 
 
 if __name__ == "__main__":
+    import gc
     import importlib
     import runpy
+    import threading
 
     for name in IMPORTED:
         importlib.import_module(name)
+    gc.freeze()  # else every collection copies the server's memory
     sys.executable, *words = serve(sys.argv[1])
     unbuffered = words[0] == "-u"
     words = words[unbuffered:]
@@ -121,9 +124,19 @@ if __name__ == "__main__":
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[:0] = [os.path.dirname(os.path.abspath(words[0])) if not kind else os.getcwd()]
     sys.path[1:1] = filter(None, paths)
-    if kind == "-c":
-        exec(words[0], {"__name__": "__main__"})
-    elif kind == "-m":
-        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
-    else:
-        runpy.run_path(words[0], run_name="__main__")
+    status: object = 0
+    try:
+        if kind == "-c":
+            exec(words[0], {"__name__": "__main__"})
+        elif kind == "-m":
+            runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as stop:
+        status = stop.code or 0
+    if not isinstance(status, int):
+        sys.exit(status)  # prints it
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(status & 255)  # Python would delete torch's modules one by one, for seconds

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -92,6 +92,11 @@ class Trainer:
         )
         setup = self.execution, self.group, config.label_smoothing
         self.step = Step(model, self.batches, optimizer, method, *setup)
+
+    @cached_property
+    def full_flops(self) -> int:
+        """The FLOPs of ``network`` per image."""
+        return cost(self.network.model, self.config.size).flops
 
     def compile(self, train_step: Callable[[Step, Tensor], None]) -> Callable[[Tensor], None]:
         """Returns ``train_step`` of this step, as CUDA graphs where these are used.
