@@ -13,7 +13,7 @@ class Flag:
     """A setting of a run: a command-line flag, a checkpoint entry and a record column."""
 
     name: str
-    help: str | None = None  # None: only the default is printed
+    help: str  # a default that it does not mention is added
     type: Callable[[str], Any] = str
     default: Any = None  # a value, or a function (arch, depth) -> value
     _: KW_ONLY
@@ -37,9 +37,9 @@ class Flag:
         if isinstance(self.default, bool):
             options["action"] = "store_false" if self.default else "store_true"
         else:
-            options["help"] = self.help or f"default {self.default}"
-            for key in ("type", "choices", "metavar", "nargs"):
-                options[key] = getattr(self, key)
+            options |= {k: getattr(self, k) for k in ("type", "choices", "metavar", "nargs")}
+            if isinstance(self.default, str | int | float) and "default" not in self.help:
+                options["help"] += f" (default {self.default})"
         parser.add_argument(*self.option_strings, **options)
 
     def default_for(self, arch: str, depth: int, trained: bool) -> Any:
@@ -48,31 +48,23 @@ class Flag:
         return self.default(arch, depth) if callable(self.default) else self.default
 
     def parse(self, text: str) -> Any:
-        """Returns the value of a record's cell, or ``text`` itself if it is not a valid value."""
-        if text == "":
-            return None
-        if isinstance(self.default, bool):
-            return {"True": True, "False": False}.get(text, text)
+        """Returns the value of a record's cell. Raises ValueError: it is not a valid value."""
+        is_switch = isinstance(self.default, bool)
+        convert = {"True": True, "False": False}.__getitem__ if is_switch else self.type
         try:
-            values = tuple(self.type(word) for word in (text.split() if self.nargs else [text]))
-        except (argparse.ArgumentTypeError, ValueError):
-            return text
+            values = tuple(map(convert, text.split() if self.nargs else [text]))
+        except (argparse.ArgumentTypeError, KeyError, ValueError):
+            values = ()
+        allowed = self.choices is None or {*values} <= {*self.choices, self.default}
+        if len(values) != (self.nargs or 1) or not allowed:
+            raise ValueError(f"{self.name} is {text!r}")
         return values if self.nargs else values[0]
 
     def accepts(self, value: Any) -> bool:
         """Whether ``value``, e.g. from a checkpoint, is None or one that the flag can have."""
-        if value is None:
-            return True
-        if isinstance(self.default, bool) or isinstance(value, bool):
-            return type(value) is type(self.default)
-        if self.choices is not None:
-            return value in (*self.choices, self.default)
-        values = value if self.nargs else (value,)
-        if not isinstance(values, tuple) or len(values) != (self.nargs or 1):
-            return False
         try:
-            return all(self.type(str(v)) == v for v in values)
-        except (argparse.ArgumentTypeError, ValueError):
+            return value is None or bool(self.parse(to_cell(value)) == value)
+        except ValueError:
             return False
 
     def to_argv(self, value: Any) -> list[str]:
@@ -83,6 +75,11 @@ class Flag:
         if self.nargs:
             return [option, *map(str, value)]
         return [f"{option}={value}"] if str(value).startswith("-") else [option, str(value)]
+
+
+def to_cell(value: Any) -> str:
+    """Returns ``value`` as the cell of a record."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _number(

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any, NoReturn
@@ -16,7 +17,6 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 _muted = False  # on ranks other than 0: prints errors only
-ONE_VALUE = "more than 1 value per channel"  # in torch's error for a batch norm of one value
 SIGPIPE_STATUS = 141  # what a shell reports for a command that SIGPIPE ended
 # tqdm shortens the bar and then cuts off the end, so the important numbers come first.
 BAR = "{desc}: |{bar}| {n_fmt}/{total_fmt}{postfix}, {rate_fmt}"
@@ -72,7 +72,7 @@ TORCH_ERRORS = {
         " images do not fit",
     ),
     "DataLoader worker": (1, "a process that loads images has ended ({last}): try fewer --workers"),
-    ONE_VALUE: (
+    "more than 1 value per channel": (
         2,
         "a batch of one image cannot be normalised: choose another --batch-size, so that the last"
         " batch has more images, or a larger --size",
@@ -132,10 +132,8 @@ def _status(main: Callable[[list[str] | None], None], argv: list[str] | None) ->
         message, status = str(error), getattr(error, "status", 2)
     except (MemoryError, RuntimeError, ValueError) as error:
         text = "out of memory" if isinstance(error, MemoryError) else str(error).strip()
-        hints = (hint for part, hint in TORCH_ERRORS.items() if re.search(part, text))
-        if (hint := next(hints, None)) is not None:
-            status, message = hint
-            message = message.format(last=text.splitlines()[-1])
+        if hint := next((h for part, h in TORCH_ERRORS.items() if re.search(part, text)), None):
+            status, message = hint[0], hint[1].format(last=text.splitlines()[-1])
         elif isinstance(error, ValueError) or int(os.environ.get("WORLD_SIZE", 1)) == 1:
             raise
         else:
@@ -188,6 +186,7 @@ class Signals:
             raise Interrupted(self.received)
 
 
+@dataclass
 class Progress:
     """A tqdm ``bar`` on a terminal; a line every ``interval`` steps in a file.
 
@@ -195,15 +194,17 @@ class Progress:
     reading a loss from an accelerator waits for it.
     """
 
-    def __init__(
-        self, total: int, text: str, interval: int, postfix: Callable[[], str], epochs_left: int
-    ) -> None:
-        self.total, self.text, self.interval = total, text, interval
-        self.postfix, self.epochs_left, self.done = postfix, epochs_left, 0
-        self.started = time.perf_counter()
+    total: int
+    text: str
+    interval: int
+    postfix: Callable[[], str]
+    epochs_left: int
+
+    def __post_init__(self) -> None:
+        self.done, self.started = 0, time.perf_counter()
         layout: dict[str, Any] = {"bar_format": BAR, "leave": False, "dynamic_ncols": True}
         # None disables the bar where stderr is no terminal.
-        self.bar = tqdm(total=total, desc=text, disable=_muted or None, **layout)
+        self.bar = tqdm(total=self.total, desc=self.text, disable=_muted or None, **layout)
 
     def step(self) -> None:
         """Counts a step; prints the metrics every ``interval`` steps."""

@@ -1,5 +1,6 @@
 """Parameters and FLOPs, as torch and as the released program count them."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -50,30 +51,28 @@ def image_shape(model: nn.Module, size: int) -> tuple[int, int, int]:
 
 def cost(model: nn.Module, size: int = SIZE, arch: str = "") -> Cost:
     """Returns the cost of ``model`` for one image."""
-    extra_parameters = extra_flops = 0
+    extra = Counter[str]()
 
     def counting() -> netslim_cost.Hook:
-        nonlocal extra_parameters, extra_flops
-        extra_parameters = extra_flops = 0
+        extra.clear()
         return count
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal extra_parameters, extra_flops
         match module:
             case nn.Linear() | nn.ReLU():
-                extra_flops += output.numel()
+                extra["flops"] += output.numel()
             case nn.BatchNorm2d():
-                extra_flops += 2 * output.numel()
+                extra["flops"] += 2 * output.numel()
             case nn.MaxPool2d(kernel_size=int(k)) | nn.AvgPool2d(kernel_size=int(k)):
-                extra_flops += output.numel() * k**2
+                extra["flops"] += output.numel() * k**2
             case ChannelSelection():
                 removed = inputs[0].shape[1] - output.shape[1]
-                extra_flops += 2 * (inputs[0].numel() - output.numel())
-                extra_parameters += inputs[0].shape[1] + 2 * removed
+                extra["flops"] += 2 * (inputs[0].numel() - output.numel())
+                extra["parameters"] += inputs[0].shape[1] + 2 * removed
 
     total = netslim_cost.cost(model, torch.zeros(1, *image_shape(model, size)), counting)
     for norm in selecting_norms(arch, model).values():
         if isinstance(norm, nn.BatchNorm2d):  # all channels are kept: there is no selection
-            extra_parameters += norm.num_features
-    paper = total.parameters + extra_parameters, total.flops + extra_flops
+            extra["parameters"] += norm.num_features
+    paper = total.parameters + extra["parameters"], total.flops + extra["flops"]
     return Cost(total.parameters, total.flops, *paper)

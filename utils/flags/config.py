@@ -5,6 +5,7 @@ import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from models import DEFAULT_DEPTHS, NAMES, build_model, check_size, display_name, size_of
 from utils import arguments
-from utils.arguments import Flag, fraction, positive, positive_int
+from utils.arguments import Flag, fraction, positive, positive_int, to_cell
 from utils.data.datasets import DATASETS, IMAGENET, NORMALISATIONS, UPRIGHT
 from utils.device import PRECISIONS
 from utils.methods import METHODS, flags_of_all, method_of
@@ -25,9 +26,14 @@ NOT_IN_KEY: dict[str, Any] = {"in_experiment_key": False}  # see Flag
 CHANGEABLE: dict[str, Any] = {"in_experiment_key": False, "resume_must_match": False}
 
 
-def option(group: str, *arguments: Any, **keywords: Any) -> Any:
+def _option(group: str, *arguments: Any, **keywords: Any) -> Any:
     """Returns a dataclass field with the arguments of its :class:`Flag`, but for the name."""
     return field(metadata={"arguments": arguments, "keywords": {"group": group, **keywords}})
+
+
+of_model, of_pruning, of_training, of_files = (
+    partial(_option, group) for group in (MODEL, PRUNING, TRAINING, FILES)
+)
 
 
 def arch_name(text: str) -> str:
@@ -48,115 +54,86 @@ class Config:
     ``options`` are the settings of the method's own flags, by name.
     """
 
-    arch: str = option(
-        MODEL,
-        "architecture, see below (default vgg)",
-        arch_name,
-        "vgg",
-        choices=NAMES,
-        metavar="NAME",
+    arch: str = of_model(
+        "architecture, see below (default vgg)", arch_name, "vgg", choices=NAMES, metavar="NAME"
     )
-    depth: int = option(MODEL, "depth, see below", positive_int, lambda a, _: DEFAULT_DEPTHS[a])
-    dataset: str = option(MODEL, "data set (default cifar10)", str, "cifar10", choices=DATASETS)
-    data: str | None = option(
-        MODEL,
+    depth: int = of_model("depth, see below", positive_int, lambda a, _: DEFAULT_DEPTHS[a])
+    dataset: str = of_model("data set", str, "cifar10", choices=DATASETS)
+    data: str | None = of_model(
         "folder of the data set: torchvision's, or DIR/train/<class>/* and DIR/test/<class>/*"
         " (imagenet: DIR/val/<class>/*); default: downloaded to ./data.<dataset>",
         metavar="DIR",
         **CHANGEABLE,
     )
-    size: int = option(
-        MODEL,
+    size: int = of_model(
         "image height and width in pixels, from 8 to 4096, to which image files are resized and"
         " cropped (default 32; torchvision's models 224)",
         arguments.size,
     )
-    normalise: str | None = option(
-        MODEL,
+    normalise: str | None = of_model(
         "source of the per-channel mean and standard deviation; data: measured on the training"
         " images (default: that of --init's weights, else the data set's own, else cifar)",
         choices=NORMALISATIONS,
     )
-    no_flip: bool = option(
-        MODEL, "no random flips of training images, e.g. for digits (SVHN: always)", default=False
+    no_flip: bool = of_model(
+        "no random flips of training images, e.g. for digits (SVHN: always)", default=False
     )
-    stream: bool = option(
-        MODEL, "image files read while training (imagenet: always)", str, False, **NOT_IN_KEY
+    stream: bool = of_model(
+        "image files read while training (imagenet: always)", str, False, **NOT_IN_KEY
     )
-    subset: int | None = option(MODEL, "number of training images (default all)", positive_int)
-    test_subset: int | None = option(MODEL, "number of test images (default all)", positive_int)
-    method: str = option(
-        PRUNING,
+    subset: int | None = of_model("number of training images (default all)", positive_int)
+    test_subset: int | None = of_model("number of test images (default all)", positive_int)
+    method: str = of_pruning(
         "training method with -sr (default proximal): "
         + "; ".join(f"{m.name}: {m.help}" for m in METHODS.values() if m.help),
         default=next(iter(METHODS)),
         choices=tuple(m.name for m in METHODS.values() if m.help),
     )
-    prune_ratio: float | None = option(
-        PRUNING,
+    prune_ratio: float | None = of_pruning(
         "fraction of each convolution's weights that is set to zero, smallest first, before"
         " --refine trains the others, in [0, 1]; also of linear layers if these have most weights",
         fraction,
     )
-    epochs: int = option(
-        TRAINING, f"number of epochs, up to 10**6 (default {EPOCHS})", arguments.epochs, EPOCHS
-    )
-    start_epoch: int = option(
-        TRAINING, "first epoch, counted from 0 (default 0)", arguments.natural, 0
-    )
-    batch_size: int = option(
-        TRAINING, f"images per mini-batch (default {BATCH_SIZE})", positive_int, BATCH_SIZE
-    )
-    lr: float = option(
-        TRAINING, f"peak learning rate, > 0 (default {LEARNING_RATE})", positive, LEARNING_RATE
-    )
-    schedule: str = option(
-        TRAINING,
+    epochs: int = of_training("number of epochs, up to 10**6", arguments.epochs, EPOCHS)
+    start_epoch: int = of_training("first epoch, counted from 0", arguments.natural, 0)
+    batch_size: int = of_training("images per mini-batch", positive_int, BATCH_SIZE)
+    lr: float = of_training("peak learning rate, > 0", positive, LEARNING_RATE)
+    schedule: str = of_training(
         "learning-rate schedule: step, ×0.1 at 1/2 and at 3/4 of the epochs (default), or cosine",
         default="step",
         choices=("step", "cosine"),
     )
-    warmup: int = option(TRAINING, "epochs of linear warm-up (default 0)", arguments.natural, 0)
-    label_smoothing: float = option(
-        TRAINING, "label smoothing of the training loss, in [0, 1] (default 0)", fraction, 0.0
+    warmup: int = of_training("epochs of linear warm-up", arguments.natural, 0)
+    label_smoothing: float = of_training(
+        "label smoothing of the training loss, in [0, 1] (default 0)", fraction, 0.0
     )
-    momentum: float = option(
-        TRAINING, f"momentum of SGD, in [0, 1) (default {MOMENTUM})", arguments.momentum, MOMENTUM
+    momentum: float = of_training("momentum of SGD, in [0, 1)", arguments.momentum, MOMENTUM)
+    nesterov: bool = of_training(
+        "plain instead of Nesterov momentum", str, True, custom_options=("--no-nesterov",)
     )
-    nesterov: bool = option(
-        TRAINING, "plain instead of Nesterov momentum", str, True, custom_options=("--no-nesterov",)
-    )
-    weight_decay: float = option(
-        TRAINING,
-        f"weight decay of all parameters, >= 0 (default {WEIGHT_DECAY})",
+    weight_decay: float = of_training(
+        "weight decay of all parameters, >= 0",
         arguments.not_negative,
         WEIGHT_DECAY,
         custom_options=("--wd", "--weight-decay"),
     )
-    seed: int = option(
-        TRAINING, "random seed, below 2**63 (default 1)", arguments.seed, 1, **NOT_IN_KEY
-    )
-    precision: str = option(  # may change on resuming: the checkpoint has the choice of auto
-        TRAINING,
+    seed: int = of_training("random seed, below 2**63", arguments.seed, 1, **NOT_IN_KEY)
+    precision: str = of_training(  # may change on resuming: the checkpoint has the choice of auto
         "fp32 (default), tf32 (GPU only), bf16 (autocast), or auto: the fastest, measured",
         default="fp32",
         choices=("auto", *PRECISIONS),
         **CHANGEABLE,
     )
-    deterministic: bool = option(
-        TRAINING, "deterministic operations only (slower)", str, False, **NOT_IN_KEY
+    deterministic: bool = of_training(
+        "deterministic operations only (slower)", str, False, **NOT_IN_KEY
     )
-    name: str = option(
-        FILES,
+    name: str = of_files(
         "start of the run's name (default METHOD_seedN; for --refine: the pruned file's)",
         arguments.file_name,
         **NOT_IN_KEY,
     )
-    refine: str | None = option(
-        FILES, "pruned model to fine-tune", metavar="CHECKPOINT", **CHANGEABLE
-    )
-    init: str | None = option(
-        FILES,
+    refine: str | None = of_files("pruned model to fine-tune", metavar="CHECKPOINT", **CHANGEABLE)
+    init: str | None = of_files(
         "unpruned model with the initial weights of a new run",
         metavar="CHECKPOINT",
         resume_must_match=False,
@@ -192,9 +169,8 @@ class Config:
         for flag in method.flags:  # methods that share a flag may accept other values
             if not flag.accepts(values[flag.name]):
                 accepted = f"{flag.option_strings[-1]} {', '.join(flag.choices or ())}"
-                raise ValueError(
-                    f"--method {method.name} takes {accepted}, not {values[flag.name]}"
-                )
+                message = f"--method {method.name} takes {accepted}, not {values[flag.name]}"
+                raise ValueError(message)
         options = {flag.name: values[flag.name] for flag in method.flags}
         method.check(options)
         for name in ("warmup", "start_epoch"):
@@ -223,9 +199,8 @@ class Config:
         """
         training = [n for n, flag in CORE_FLAGS.items() if flag.group == TRAINING]
         names = INHERITED if prunes_weights else [n for n in training if n not in START_FLAGS]
-        values = {name: getattr(self, name) for name in names}
-        changed = {n: value for n, value in values.items() if value != CORE_FLAGS[n].default}
-        return [word for n, value in changed.items() for word in CORE_FLAGS[n].to_argv(value)]
+        changed = [n for n in names if getattr(self, n) != CORE_FLAGS[n].default]
+        return [word for n in changed for word in CORE_FLAGS[n].to_argv(getattr(self, n))]
 
     @property
     def run_name(self) -> str:
@@ -238,10 +213,10 @@ class Config:
         core = {name: getattr(self, name) for name in CORE_FLAGS}
         return core | {name: self.options.get(name) for name in flags_of_all()}
 
-    def to_row(self) -> dict[str, Any]:
+    def to_row(self) -> dict[str, str | None]:
         """Returns the settings as cells of a record, for :meth:`from_row`."""
         settings = self.to_dict().items()
-        return {k: " ".join(map(str, v)) if isinstance(v, tuple) else v for k, v in settings}
+        return {name: None if value is None else to_cell(value) for name, value in settings}
 
     @classmethod
     def from_row(cls, row: Mapping[str, str]) -> "Config":
@@ -255,7 +230,7 @@ class Config:
         if row["method"] in METHODS:  # else from_dict raises
             required |= {flag.name for flag in METHODS[row["method"]].flags}
         cells = {name: row[name] if name in required else row.get(name, "") for name in FLAGS}
-        return cls.from_dict({name: FLAGS[name].parse(cell) for name, cell in cells.items()})
+        return cls.from_dict({name: FLAGS[name].parse(c) for name, c in cells.items() if c})
 
     def argv(self) -> list[str]:
         """Returns the flags of this config; resuming a run with other settings is refused."""
