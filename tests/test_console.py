@@ -14,7 +14,6 @@ from select import select
 import pytest
 
 from utils import console
-from utils.flags.parser import parser
 from workshop import error_line
 
 ROOT = Path(__file__).parents[1]
@@ -42,24 +41,6 @@ def test_a_command_ends_silently_after_its_reader(line, stream):
         other = process.stderr if stream == "stdout" else process.stdout
         assert other.read() == b""
     assert process.returncode == 141
-
-
-@pytest.mark.parametrize(
-    ("argv", "similar"),
-    [
-        (["--taget-flops", "30"], ": did you mean --target-flops?"),
-        (["--arch", "resnet51"], ": did you mean resnet50?"),
-        (["--arch", "VGG19"], "use --arch vgg --depth 19"),
-        (["--arch", "resnet-basic-56"], "use --arch resnet-basic --depth 56"),
-        (["--arch=\x1b[2J"], ")"),
-        (["--epochs", "0"], "'0' is not an integer from 1 to 10**6"),
-    ],
-)
-def test_a_bad_flag_is_refused_in_one_line_with_the_most_similar_one(argv, similar, capsys):
-    with pytest.raises(SystemExit) as end:
-        parser().parse_args(argv)
-    assert end.value.code == 2
-    assert error_line(capsys.readouterr().err).endswith(similar)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")

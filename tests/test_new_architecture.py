@@ -1,15 +1,24 @@
 """A new architecture is one file in ``models``, without code for pruning."""
 
+import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
 import torch
 
 import warm
 
 ROOT = Path(__file__).parents[1]
+REMOVED = r"removed channels: (\d+) with γ = 0 and output 0, (\d+) .* \(folded\), (\d+) with γ ≠ 0"
+COMMANDS = """
+import json, sys
+from importlib import import_module
+from utils import console
+for module, *argv in json.loads(sys.argv[1]):
+    assert console.run(import_module(module).main, argv) == 0, argv
+"""
 TOY = '''
 """A residual, a concatenation and a depthwise block."""
 
@@ -43,44 +52,38 @@ class Toy(nn.Module):
 '''
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory) -> Path:
-    """A copy of the program, with one more file."""
-    folder = tmp_path_factory.mktemp("program")
+def test_it_is_trained_resumed_pruned_fine_tuned_and_exported(tmp_path, pictures):
     for name in ("models", "utils", "netslim"):
-        shutil.copytree(ROOT / name, folder / name)
-    for name in ("main.py", "requirements.txt"):
-        shutil.copy(ROOT / name, folder)
-    (folder / "models" / "toy.py").write_text(TOY)
-    return folder
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "main.py", tmp_path)
+    (tmp_path / "models" / "toy.py").write_text(TOY)
+    saved = tmp_path / "logs" / "toy_toy_7_folder/checkpoint.pth.tar"
+    pruned = saved.with_name("pruned.pth.tar")
 
+    def run(*commands: str) -> str:
+        argv = json.dumps([command.split() for command in commands])
+        line = [warm.PYTHON, "-c", COMMANDS, argv]
+        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
 
-def run(program: Path, *words: object) -> str:
-    line = [warm.PYTHON, *map(str, words)]
-    done = subprocess.run(line, cwd=program, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
-
-
-def test_it_is_trained_resumed_pruned_fine_tuned_and_exported(program, pictures):
-    flags = "main.py -sr --arch toy --dataset folder --no-cuda --batch-size 8 --name toy --s 3"
-    flags += " --beta 400 --lr 0.05 --momentum 0 --epochs 40 --data"
-    train = [*flags.split(), pictures]
-    run(program, *train)
-    saved = program / "logs" / "toy_toy_7_folder/checkpoint.pth.tar"
+    flags = "--no-cuda --batch-size 8 --lr 0.1 --momentum 0 --epochs 8 --s 3000 --beta 10000"
+    train = f"main -sr --arch toy --name toy {flags} --dataset folder --data {pictures}"
+    run(train)
     before = torch.load(saved, weights_only=True)
     assert before["cut"].any()  # channels were removed while it trained
-    assert "toy_7" in run(program, *train, "--resume", "auto")
+    printed = run(
+        f"{train} --resume auto",
+        f"utils.prune --model {saved} --no-cuda",
+        f"main --refine {pruned} --epochs 1 --batch-size 8 --no-cuda --data {pictures}",
+        f"utils.export --model {pruned} --format pt2",
+    )
+    silent, folded, others = map(int, re.search(REMOVED, printed).groups())
+    assert silent > 40 and folded < 40 and others == 0
+    assert "toy_7" in printed and "by 0 at most" in printed
     after = torch.load(saved, weights_only=True)["state_dict"]
     assert before["state_dict"].keys() == after.keys()
     assert all(torch.equal(x, after[key]) for key, x in before["state_dict"].items())
-    printed = run(program, "-m", "utils.prune", "--model", saved, "--no-cuda")
-    assert "lossless: every removed channel gave 0 for all inputs" in printed
-    pruned = saved.with_name("pruned.pth.tar")
     small = torch.load(pruned, weights_only=True)["state_dict"]
     counts = [sum(x.numel() for x in state.values()) for state in (small, after)]
     assert counts[0] < counts[1]
-    finetune = "main.py --epochs 1 --batch-size 8 --no-cuda --refine"
-    run(program, *finetune.split(), pruned, "--data", pictures)
-    printed = run(program, "-m", "utils.export", "--model", pruned, "--format", "pt2")
-    assert "by 0 at most" in printed

@@ -20,9 +20,7 @@ ROOT = Path(__file__).parents[1]
 READMES = [p for p in ROOT.rglob("README.md") if not p.relative_to(ROOT).parts[0].startswith(".")]
 CODE = re.compile(r"(<!-- not run: [^\n]+ -->\n)?```(python|shell)\n(.*?)```", re.DOTALL)
 PARSERS = {"main.py": main_parser, "utils.prune": partial(prune_parser, None)}
-PARSERS |= {
-    f"{kind}_prune.py": partial(prune_parser, kind) for kind in ("vgg", "resnet", "densenet")
-}
+PARSERS |= {f"{kind}_prune.py": partial(prune_parser, kind) for kind in ("vgg", "resnet")}
 
 each_readme = pytest.mark.parametrize("readme", READMES, ids=lambda p: str(p.relative_to(ROOT)))
 
@@ -45,24 +43,22 @@ def test_links_lead_somewhere(readme):
         path = (readme.parent / name).resolve() if name else readme
         assert path.exists(), link
         if anchor:
-            text = path / "README.md" if path.is_dir() else path
-            assert anchor in anchors(text), link
+            assert anchor in anchors(path / "README.md" if path.is_dir() else path), link
 
 
 @each_readme
 def test_commands_that_are_not_run_have_valid_flags(readme):
-    for marked, language, block in CODE.findall(readme.read_text()):
-        for line in (
-            block.replace("\\\n", " ").splitlines() if marked and language == "shell" else ()
-        ):
-            words = shlex.split(line, comments=True)
-            if words[:1] == ["torchrun"]:
-                words[: words.index("--") + 1] = ["python"]
-            if words[:1] == ["python"]:
-                name, *argv = words[2:] if words[1] == "-m" else words[1:]
-                module = "utils.bench.__main__" if name == "utils.bench" else name
-                parser = PARSERS.get(name) or import_module(module).parser
-                parser().parse_args(argv)
+    found = CODE.findall(readme.read_text())
+    blocks = [code for marked, language, code in found if marked and language == "shell"]
+    for line in "".join(blocks).replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["torchrun"]:
+            words[: words.index("--") + 1] = ["python"]
+        if words[:1] == ["python"]:
+            name, *argv = words[2:] if words[1] == "-m" else words[1:]
+            module = "utils.bench.__main__" if name == "utils.bench" else name
+            parser = PARSERS.get(name) or import_module(module).parser
+            parser().parse_args(argv)
 
 
 @each_readme
@@ -74,10 +70,11 @@ def test_code_runs_as_it_stands(readme, tmp_path):
         return
     for name in ("models", "utils", "netslim"):
         shutil.copytree(ROOT / name, tmp_path / name)
-    for name in ("main.py", "vgg_prune.py", "requirements.txt"):
-        shutil.copy(ROOT / name, tmp_path)
-    folders = (Path(python).parent for python in (warm.PYTHON, sys.executable))
-    path = os.pathsep.join([*map(str, folders), os.environ["PATH"]])
+    for path in (*ROOT.glob("*.py"), ROOT / "requirements.txt"):
+        shutil.copy(path, tmp_path)
+    folders = [str(Path(python).parent) for python in (warm.PYTHON, sys.executable)]
+    path = os.pathsep.join([*folders, os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "CUDA_VISIBLE_DEVICES": ""}
     for language, block in blocks:
         if place := re.match(r"# (append to )?(\S+\.py)\n", block):
             with (tmp_path / place[2]).open("a" if place[1] else "x") as file:
@@ -85,8 +82,6 @@ def test_code_runs_as_it_stands(readme, tmp_path):
             assert block.count("\n") <= 25
             continue
         command = [warm.PYTHON, "-c"] if language == "python" else ["bash", "-euc"]
-        environment = {**os.environ, "PATH": path, "CUDA_VISIBLE_DEVICES": ""}
-        done = subprocess.run(
-            [*command, block], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
+        options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
+        done = subprocess.run([*command, block], **options)
         assert done.returncode == 0, f"{block}\n{done.stderr}"

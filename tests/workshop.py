@@ -18,7 +18,6 @@ from runs import command
 
 ROOT = Path(main.__file__).parent
 PRUNE = {"vgg": vgg_prune, "resnet": resnet_prune, "densenet": densenet_prune}
-DEPTHS = {"vgg": 11, "resnet": 11, "densenet": 7}
 # The ways to hand over a checkpoint: a program and a flag.
 READERS = {
     "resume": (main, "--resume"),
@@ -26,7 +25,6 @@ READERS = {
     "evaluate": (main, "--evaluate"),
     "prune": (resnet_prune, "--model"),
 }
-CHECKPOINT = "checkpoint.pth.tar"
 # Whatever is not refused ends soon, with or without a GPU.
 QUICK = "--epochs 1 --precision fp32 --no-cuda".split()
 
@@ -37,41 +35,31 @@ class Workshop(NamedTuple):
     folder: Path
     pictures: Path  # of two classes
     others: Path  # of three classes
-    trained: dict[str, Path]  # one checkpoint per architecture
-    baseline: Path
+    trained: dict[str, Path]  # a checkpoint of a ResNet by name, "resnet"
     slim: Path
 
-    def train(self, arch: str = "resnet") -> list[object]:
+    def train(self) -> list[object]:
         """Arguments of a training run that works."""
-        network = ("--arch", arch, "--depth", DEPTHS[arch])
+        network = ("--arch", "resnet", "--depth", 11)
         return ["--dataset", "folder", "--data", self.pictures, *network, *QUICK]
 
 
 @pytest.fixture(scope="session")
 def shop(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    folder = tmp_path_factory.mktemp("workshop")
+    folder, others = tmp_path_factory.mktemp("workshop"), tmp_path_factory.mktemp("others")
     for part in ("train", "test"):
         for name in ("blue", "green", "red"):
-            (folder / "others" / part / name).mkdir(parents=True)
+            (others / part / name).mkdir(parents=True)
             source = pictures / part / name.replace("green", "red") / "0.png"
-            (folder / "others" / part / name / "0.png").write_bytes(source.read_bytes())
-    shop = Workshop(
-        folder,
-        pictures,
-        folder / "others",
-        {a: folder / f"proximal_seed1_{a}_{d}_folder/{CHECKPOINT}" for a, d in DEPTHS.items()},
-        folder / f"baseline_seed1_resnet_11_folder/{CHECKPOINT}",
-        folder / "proximal_seed1_resnet_11_folder/pruned.pth.tar",
-    )
-    for arch, path in shop.trained.items():
-        assert command(main, "-sr", *shop.train(arch), "--save", folder) == 0
-        path.with_name(path.name.replace("checkpoint", "model_best")).unlink()
-    assert command(main, *shop.train(), "--save", folder) == 0
-    prune = ("--model", shop.trained["resnet"], "--percent", 0.3, "--no-cuda")
-    assert command(resnet_prune, *prune) == 0
+            (others / part / name / "0.png").write_bytes(source.read_bytes())
+    run = folder / "proximal_seed1_resnet_11_folder"
+    trained, slim = run / "checkpoint.pth.tar", run / "pruned.pth.tar"
+    shop = Workshop(folder, pictures, others, {"resnet": trained}, slim)
+    assert command(main, "-sr", *shop.train(), "--save", folder) == 0
+    (run / "model_best.pth.tar").unlink()
+    assert command(resnet_prune, "--model", trained, "--percent", 0.3, "--no-cuda") == 0
     # decoded and cached, so that no later command has a reason to write there
-    evaluate = ("--evaluate", shop.trained["resnet"], "--no-cuda")
-    assert command(main, *evaluate, "--data", shop.others) == 2
+    assert command(main, "--evaluate", trained, "--no-cuda", "--data", others) == 2
     return shop
 
 

@@ -3,17 +3,18 @@
 import pytest
 import torch
 
+import densenet_prune
 import main
-from workshop import PRUNE, READERS, read_with
+from runs import command
+from workshop import READERS, read_with
 
 
-@pytest.mark.parametrize(("arch", "other"), [("vgg", "resnet"), ("resnet", "densenet")])
-def test_another_architecture_is_refused(shop, refused, arch, other):
-    path = shop.trained[arch]
-    commands = [(PRUNE[other], "--model", path)]
-    commands += [(main, m, path, "--arch", other) for m in ("--resume", "--refine", "--evaluate")]
-    for words in commands:
-        assert f"{path} has arch {arch}, not {other}" in refused(*words)
+def test_another_architecture_is_refused(shop, refused):
+    path = shop.trained["resnet"]
+    modes = ("--resume", "--refine", "--evaluate")
+    commands = [(main, mode, path, "--arch", "densenet") for mode in modes]
+    for words in [*commands, (densenet_prune, "--model", path)]:
+        assert f"{path} has arch resnet, not densenet" in refused(*words)
 
 
 CONTRADICTIONS = {
@@ -25,9 +26,8 @@ CONTRADICTIONS = {
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("flags", CONTRADICTIONS)
-@pytest.mark.parametrize("pruned", [False, True])
-def test_another_model_or_data_set_is_refused(shop, refused, reader, flags, pruned):
-    path = shop.slim if pruned and reader != "resume" else shop.trained["resnet"]
+def test_another_model_or_data_set_is_refused(shop, refused, reader, flags):
+    path = shop.slim if reader == "refine" else shop.trained["resnet"]
     line = refused(*read_with(reader, path), *flags.format(others=shop.others).split())
     assert str(path) in line and CONTRADICTIONS[flags] in line
 
@@ -53,7 +53,6 @@ RESUMED = {
     "--lambda 0.5": "--lambda 0.002",
     "--xi-init 0.1 0.2": "--xi-init (0.47, 0.5)",
     "--prox-every epoch": "--prox-every step",
-    "-sr --method subgradient": "--method proximal",
     "--method subgradient": "--method proximal",
     "--precision bf16": "--precision fp32",
     "--subset 8": "--subset None",
@@ -67,8 +66,10 @@ def test_other_settings_are_refused_on_resuming(shop, refused, flags):
     assert f"this run was started with {RESUMED[flags]}" in line
 
 
-def test_a_baseline_is_not_resumed_with_a_penalty(shop, refused):
-    line = refused(main, "--resume", shop.baseline, "-sr", "--no-cuda")
+def test_a_baseline_is_not_resumed_with_a_penalty(shop, refused, tmp_path):
+    assert command(main, *shop.train(), "--save", tmp_path) == 0
+    (path,) = tmp_path.glob("baseline*/checkpoint.pth.tar")
+    line = refused(main, "--resume", path, "-sr", "--no-cuda")
     assert "method baseline, not proximal" in line
 
 
@@ -84,7 +85,7 @@ def test_modes_exclude_each_other(shop, refused, modes):
     assert all(mode in line for mode in modes)
 
 
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("reader", ["evaluate", "prune"])
 def test_a_missing_data_folder_of_the_checkpoint_is_named(shop, refused, tmp_path, reader):
     content = torch.load(shop.trained["resnet"], weights_only=True)
     content["settings"]["data"] = "/gone/with/the/disk"

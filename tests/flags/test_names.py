@@ -7,12 +7,13 @@ import pytest
 
 import main
 import resnet_prune
-from runs import QUICK, command, rows, train
+from runs import command, rows
 from utils.files.paths import BEST, CHECKPOINT, LOG, PRUNED, REFINED
 from utils.flags.config import Config
 from utils.reports import results
+from workshop import QUICK
 
-RESNET = ["--arch", "resnet", "--depth", 11, "--epochs", 1]
+RUN = "proximal_seed1_resnet_11_folder"
 
 
 def prune(path: Path, *flags: object) -> int:
@@ -20,7 +21,13 @@ def prune(path: Path, *flags: object) -> int:
 
 
 def refine(path: Path, *flags: object) -> int:
-    return command(main, "--refine", path, *QUICK, "--epochs", 1, *flags)
+    return command(main, "--refine", path, *QUICK, *flags)
+
+
+@pytest.fixture
+def logs(tmp_path, shop):
+    """A copy of a run that was pruned by 30 % of its channels, and of its records."""
+    return shutil.copytree(shop.folder, tmp_path / "logs")
 
 
 def test_the_default_name_has_method_and_seed():
@@ -31,78 +38,59 @@ def test_the_default_name_has_method_and_seed():
     assert config.run_name == "mine_vgg_11_cifar10"
 
 
-def test_prunings_of_one_run_and_their_fine_tunings_have_names_of_their_own(
-    tmp_path, pictures, capsys
-):
-    assert train(tmp_path, pictures, *RESNET, "-sr", "--method", "subgradient") == 0
-    (path,) = tmp_path.glob("*/checkpoint.pth.tar")
-    run = "subgradient_seed1_resnet_11_folder"
-    assert prune(path, "--percent", 0.3) == 0
+def test_prunings_of_one_run_and_their_fine_tunings_have_names_of_their_own(logs, capsys):
+    path = logs / RUN / CHECKPOINT
     assert prune(path, "--percent", 0.5, "--name", "half") == 0
-    before = {p: p.read_bytes() for p in tmp_path.rglob("*.*")}
+    before = {p: p.read_bytes() for p in logs.rglob("*.*")}
     assert prune(path, "--percent", 0.6) == 2  # only an equal file is overwritten
-    assert {p: p.read_bytes() for p in tmp_path.rglob("*.*")} == before
+    assert {p: p.read_bytes() for p in logs.rglob("*.*")} == before
     assert prune(path, "--percent", 0.3) == 0
-    for name in (f"{run}/pruned.pth.tar", f"{run}/half.pth.tar"):
-        assert refine(tmp_path / name) == 0
-    half = "subgradient_seed1_half_resnet_11_folder_refine"
-    assert [row["run"] for row in rows(tmp_path / REFINED)] == [f"{run}_refine", half]
-    (result,) = results.load(tmp_path)
-    tuned = [result.finetuning(pruning).row["run"] for pruning in rows(tmp_path / PRUNED)[:2]]
-    assert tuned == [f"{run}_refine", half]
+    for name in ("pruned", "half"):
+        assert refine(logs / RUN / f"{name}.pth.tar") == 0
+    half = "proximal_seed1_half_resnet_11_folder_refine"
+    assert [row["run"] for row in rows(logs / REFINED)] == [f"{RUN}_refine", half]
+    (result,) = results.load(logs)
+    tuned = [result.finetuning(pruning).row["run"] for pruning in rows(logs / PRUNED)[:2]]
+    assert tuned == [f"{RUN}_refine", half]
     # A fine-tuning of another model with the same name is not resumed.
-    (tmp_path / f"{run}/pruned.pth.tar").unlink()
+    (logs / RUN / "pruned.pth.tar").unlink()
     assert prune(path, "--percent", 0.6) == 0
     capsys.readouterr()
-    assert refine(tmp_path / f"{run}/pruned.pth.tar", "--resume", "auto") == 2
-    assert f"{run}_refine" in (err := capsys.readouterr().err) and "of another model" in err
+    assert refine(logs / RUN / "pruned.pth.tar", "--resume", "auto") == 2
+    assert f"{RUN}_refine" in (err := capsys.readouterr().err) and "of another model" in err
 
 
-def test_a_fine_tuning_is_named_after_its_file_or_by_a_flag(tmp_path, monkeypatch, shop, capsys):
+def test_a_fine_tuning_is_named_after_its_file_or_by_a_flag(tmp_path, shop, capsys):
     assert refine(shop.slim, "--save", tmp_path, "--name", "mine") == 0
-    assert (tmp_path / "mine_resnet_11_folder_refine/checkpoint.pth.tar").exists()
-    long = tmp_path / f"{'a' * 200}pruned.pth.tar"
-    long.write_bytes(shop.slim.read_bytes())
+    long = shutil.copy(shop.slim, tmp_path / f"{'a' * 200}pruned.pth.tar")
     assert refine(long) == 2
     assert "--name" in capsys.readouterr().err
-    released = tmp_path / "pruned.pth.tar"
-    released.write_bytes(shop.slim.read_bytes())
-    assert refine(released) == 0
-    assert (tmp_path / "baseline_seed1_resnet_11_folder_refine/checkpoint.pth.tar").exists()
+    assert refine(shutil.copy(shop.slim, tmp_path / "pruned.pth.tar")) == 0
+    found = {path.parent.name for path in tmp_path.glob("*/checkpoint.pth.tar")}
+    assert found == {f"{name}_resnet_11_folder_refine" for name in ("mine", "baseline_seed1")}
 
 
-def test_files_of_a_twice_pruned_model_and_of_the_best_epoch_have_other_names(tmp_path, shop):
-    run = shutil.copytree(shop.slim.parent, tmp_path / shop.slim.parent.name)
-    assert prune(run / "pruned.pth.tar", "--percent", 0.2) == 0
-    shutil.copy(run / "checkpoint.pth.tar", run / "model_best.pth.tar")
-    assert prune(run / "model_best.pth.tar", "--percent", 0.2) == 0
-    found = {path.name for path in run.glob("*pruned.pth.tar")}
-    assert found == {f"{name}pruned.pth.tar" for name in ("", "pruned_", "model_best_")}
-    assert len(rows(tmp_path / PRUNED)) == 2
-
-
-@pytest.mark.parametrize("name", ["checkpoint", "model_best"])
-def test_a_pruned_model_does_not_take_the_place_of_a_checkpoint(name, shop, refused):
-    flags = ("--model", shop.trained["resnet"], "--no-cuda", "--name", name)
-    assert "choose another --name" in refused(resnet_prune, *flags)
-
-
-def test_a_run_may_be_moved_and_read_from_its_directory(tmp_path, shop, monkeypatch):
-    moved = shutil.copytree(shop.slim.parent, tmp_path / "logs" / "moved")
+def test_a_moved_run_is_read_from_its_directory_and_every_pruning_has_another_name(
+    logs, monkeypatch
+):
+    moved = (logs / RUN).rename(logs / "moved")
+    shutil.copy(moved / CHECKPOINT, moved / BEST)
     monkeypatch.chdir(moved)
-    assert prune(Path("checkpoint.pth.tar"), "--percent", 0.2, "--name", "half") == 0
-    assert (moved / "half.pth.tar").exists()
-    assert rows(tmp_path / "logs" / PRUNED)[0]["model"] == "moved/half.pth.tar"
+    for path in (CHECKPOINT, BEST, "pruned.pth.tar"):
+        flags = ("--name", "half") if path == CHECKPOINT else ()
+        assert prune(Path(path), "--percent", 0.2, *flags) == 0
+    names = ("half", "model_best_pruned", "pruned_pruned")
+    found = {path.name for path in moved.glob("*.pth.tar")} - {CHECKPOINT, BEST, "pruned.pth.tar"}
+    assert found == {f"{name}.pth.tar" for name in names}
+    pruned = [row["model"] for row in rows(logs / PRUNED)[1:]]
+    assert pruned == [f"moved/{name}.pth.tar" for name in names]
     assert refine(Path("half.pth.tar")) == 0
-    assert [row["run"] for row in rows(tmp_path / "logs" / REFINED)] == [
-        "moved_half_resnet_11_folder_refine"
-    ]
+    assert [row["run"] for row in rows(logs / REFINED)] == ["moved_half_resnet_11_folder_refine"]
 
 
 def test_files_of_the_earlier_layout_are_read_and_new_ones_are_in_directories(tmp_path, shop):
     """Their names began with the run's."""
-    run = shop.slim.parent.name
-    old = tmp_path / f"{run}checkpoint.pth.tar", tmp_path / f"{run}_pruned.pth.tar"
+    old = tmp_path / f"{RUN}checkpoint.pth.tar", tmp_path / f"{RUN}_pruned.pth.tar"
     for source, path in zip((shop.trained["resnet"], shop.slim), old, strict=True):
         shutil.copy(source, path)
     assert command(main, "--evaluate", old[0], "--no-cuda") == 0
@@ -111,7 +99,7 @@ def test_files_of_the_earlier_layout_are_read_and_new_ones_are_in_directories(tm
     assert refine(old[1]) == 0
     files = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.*")} - {p.name for p in old}
     assert files == {
-        *(f"{run}/{name}" for name in (CHECKPOINT, "pruned.pth.tar")),
-        *(f"{run}_refine/{name}" for name in (CHECKPOINT, BEST, LOG)),
+        *(f"{RUN}/{name}" for name in (CHECKPOINT, "pruned.pth.tar")),
+        *(f"{RUN}_refine/{name}" for name in (CHECKPOINT, BEST, LOG)),
         *(PRUNED, REFINED),
     }
