@@ -79,32 +79,22 @@ def assert_same_run(one: Path, other: Path) -> None:
     """Two folders of one run hold the same: bit by bit, and line by line but for the times."""
     (path,) = one.glob("*/checkpoint.pth.tar")
     run = path.parent.name
-    contents = [torch.load(f / run / path.name, weights_only=True) for f in (one, other)]
-    assert_same(*contents)
-    lines = [
-        [
-            {k: v for k, v in row.items() if not k.endswith("seconds")}
-            for row in rows(f / run / "log.csv")
-        ]
-        for f in (one, other)
-    ]
-    assert lines[0] == lines[1]
-    bests = (torch.load(f / run / "model_best.pth.tar", weights_only=True) for f in (one, other))
-    assert_same(*bests)
+    for name in (path.name, "model_best.pth.tar"):
+        assert_same(*(torch.load(f / run / name, weights_only=True) for f in (one, other)))
+    logs = [rows(f / run / "log.csv") for f in (one, other)]
+    for row in (*logs[0], *logs[1]):
+        row.update(train_seconds="", test_seconds="")
+    assert logs[0] == logs[1]
 
 
 def assert_same(one: object, other: object) -> None:
     assert type(one) is type(other)
     if isinstance(one, torch.Tensor):
         assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key, value in one.items():
-            assert_same(value, other[key])
-    elif isinstance(one, list | tuple):
+    elif isinstance(one, dict | list | tuple):
         assert len(one) == len(other)
-        for pair in zip(one, other, strict=True):
-            assert_same(*pair)
+        for key in one if isinstance(one, dict) else range(len(one)):
+            assert_same(one[key], other[key])
     else:
         assert one == other
 

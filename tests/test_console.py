@@ -12,6 +12,7 @@ from pathlib import Path
 from select import select
 
 import pytest
+import torch
 
 from utils import console
 from workshop import error_line
@@ -48,25 +49,43 @@ def test_output_on_a_full_disk_is_an_error():
     command = [sys.executable, "-c", SCRIPT.format(line=TO_STDOUT)]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and error_line(done.stderr)
 
 
 @pytest.mark.parametrize(
-    ("message", "status", "hint"),
+    ("error", "status", "hint"),
     [
-        ("CUDA out of memory. Tried ...", 2, "--batch-size"),
-        ("DataLoader worker (pid 3) is killed", 1, "--workers"),
-        ("Expected more than 1 value per channel when training", 2, "--batch-size"),
+        (MemoryError(), 2, "--batch-size"),
+        (RuntimeError("CUDA out of memory. Tried ..."), 2, "--batch-size"),
+        (RuntimeError("DataLoader worker (pid 3) is killed"), 1, "(DataLoader worker (pid 3) is"),
+        (ValueError("Expected more than 1 value per channel when training"), 2, "--batch-size"),
+        (console.InputError("one\ntwo"), 2, "one\\x0atwo"),
+        (OSError("disk full"), 2, "disk full"),
+        (console.NonFiniteLoss("loss"), 3, "loss"),
+        (console.PeerLost("peer"), 1, "peer"),
     ],
+    ids=lambda value: str(value)[:20],
 )
-def test_errors_of_torch_have_hints(message, status, hint, capsys):
+def test_errors_are_one_line_with_a_hint(error, status, hint, capsys):
     def main(argv):
-        raise RuntimeError(message)
+        raise error
 
     assert console.run(main) == status
-    err = capsys.readouterr().err
-    assert err.startswith("error: ") and err.count("\n") == 1 and hint in err
+    assert hint in error_line(capsys.readouterr().err)
+
+
+def test_too_little_memory_is_an_error_with_a_hint(capsys):
+    assert console.run(lambda argv: torch.empty(2**50)) == 2
+    assert "--batch-size" in error_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("error", [ValueError("bug"), RuntimeError("bug")])
+def test_errors_of_the_program_keep_their_traceback(error):
+    def main(argv):
+        raise error
+
+    with pytest.raises(type(error)):
+        console.run(main)
 
 
 def last_bar(columns: int, metrics: str, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -81,7 +100,7 @@ def last_bar(columns: int, metrics: str, monkeypatch: pytest.MonkeyPatch) -> str
             progress.step()
         progress.bar.refresh()
         output = b""
-        while select([master], [], [], 1)[0]:
+        while select([master], [], [], 0.1)[0]:
             output += os.read(master, 65536)
         progress.bar.close()
     os.close(master)

@@ -113,17 +113,16 @@ if __name__ == "__main__":
         importlib.import_module(name)
     gc.freeze()  # else every collection copies the server's memory
     sys.executable, *words = serve(sys.argv[1])
-    unbuffered = words[0] == "-u"
-    words = words[unbuffered:]
+    options = {words.pop(0) for word in list(words[:2]) if word in ("-u", "-P")}
     for name, file in (("stdout", 1), ("stderr", 2)):
-        line = unbuffered or file == 2 or os.isatty(file)
+        line = "-u" in options or file == 2 or os.isatty(file)
         setattr(sys, name, os.fdopen(file, "w", 1 if line else -1, closefd=False))
     sys.stdin = os.fdopen(0, closefd=False)
     kind = words.pop(0) if words[0] in ("-c", "-m") else ""
     sys.argv = [kind or words[0], *words[1:]]
-    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    sys.path[:0] = [os.path.dirname(os.path.abspath(words[0])) if not kind else os.getcwd()]
-    sys.path[1:1] = filter(None, paths)
+    paths = [os.path.dirname(os.path.abspath(words[0])) if not kind else os.getcwd()]
+    paths = [] if "-P" in options else paths
+    sys.path[:0] = paths + [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     status: object = 0
     try:
         if kind == "-c":
