@@ -122,7 +122,7 @@ if __name__ == "__main__":
     sys.argv = [kind or words[0], *words[1:]]
     paths = [os.path.dirname(os.path.abspath(words[0])) if not kind else os.getcwd()]
     paths = [] if "-P" in options else paths
-    sys.path[:0] = paths + [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    sys.path[:0] = [*paths, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     status: object = 0
     try:
         if kind == "-c":

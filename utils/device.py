@@ -85,8 +85,7 @@ def _cast(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]
 def pick_device(no_cuda: bool) -> torch.device:
     """Returns the GPU of this process if there is one, else the CPU; TF32 is off.
 
-    Raises:
-        InputError: torchrun started more processes than there are GPUs.
+    Raises InputError: torchrun started more processes than there are GPUs.
     """
     _allow_tf32(False)
     torch.set_flush_denormal(True)  # for speed only; must precede the creation of threads

@@ -13,11 +13,11 @@ from utils.arguments import share
 from utils.flags.parser import parser
 from workshop import PRUNE, QUICK, ROOT, dump, error_line, snapshot
 
-# Numbers that the parser refuses, one for each type of number and flag.
-NUMBERS = """--lambda=nan --s=-1 --beta=0 --lr=0 --batch-size=1000000000000 --test-batch-size=0
-    --epochs=0 --momentum=1 --wd=nan --seed=9223372036854775808 --label-smoothing=1.5 --size=4
+# Values that the parser refuses, also where the method does not use the flag.
+VALUES = """--lambda=nan --s=-1 --beta=0 --lr=0 --batch-size=1000000000000 --test-batch-size=0
+    --momentum=1 --wd=nan --seed=9223372036854775808 --label-smoothing=1.5 --size=4
     --log-interval=0 --workers=257 --p=1.5 --inner=0 --prune-ratio=1.5 --warmup=-1 --subset=0
-    --target-flops=0 --start-epoch=-1"""
+    --target-flops=0 --start-epoch=-1 --normalise=mine --z-every=never --name=a/b --method=ista"""
 # Flags that the parser refuses, and the end of the message.
 MISTYPED = {
     "--taget-flops=30": ": did you mean --target-flops?",
@@ -27,11 +27,12 @@ MISTYPED = {
     "--arch=\x1b[2J": ")",
     "--epochs=0": "'0' is not an integer from 1 to 10**6",
     "a\nb": r"unrecognized arguments: a\x0ab",
-    **dict.fromkeys(NUMBERS.split(), ""),
+    f"--name={'x' * 300}": "' cannot be the beginning of file names",
+    **dict.fromkeys(VALUES.split(), ""),
 }
 
 
-@pytest.mark.parametrize(("flag", "end"), MISTYPED.items())
+@pytest.mark.parametrize(("flag", "end"), MISTYPED.items(), ids=lambda text: text[:20])
 def test_a_mistyped_flag_is_refused_in_one_line_with_the_most_similar_one(flag, end, capsys):
     with pytest.raises(SystemExit) as stop:
         parser().parse_args([flag])
@@ -42,26 +43,20 @@ def test_a_mistyped_flag_is_refused_in_one_line_with_the_most_similar_one(flag, 
 
 # Flags that are added to a valid command, and a part of the message.
 FLAGS = {
-    "--arch alexnet9": "alexnet9",
     "--depth 12": "resnet has no depth 12: choose 9n + 2 (11, 20",
     "--arch densenet --depth 20": "densenet has no depth 20: choose 3n + 4 (7, 10, 22, 40",
     "--dataset imagenet --data nowhere": "nowhere has neither",
     "--size 64": "32×32",
-    "--normalise mine": "--normalise",
-    "--s=-1": "--lambda",  # invalid, although it is not used without -sr
     "--start-epoch 1": "--start-epoch 1 must be below the 1 epochs",
     "--warmup 1": "--warmup 1 must be below the 1 epochs",
     "-sr --xi-init 0.5 0.47": "--xi-init",
     "--method proximal": "needs -sr",
     "-sr --shape 2": "--shape 2",  # l1 has no shape
     "-sr --penalty lp --shape 1.5": "up to 1",
-    "-sr --method lp-admm --z-every never": "--z-every",
     "-sr --method subgradient --penalty lp": "tl1, mcp, scad, not lp",
     "-sr --method sas-admm --q 9": "beyond 1,000,000 mini-batches",
     "--prune-ratio 0.85": "--prune-ratio needs --refine",
     "--precision tf32": "tf32",
-    "--name a/b": "--name",
-    f"--name {'x' * 300}": "--name",
     "--subset 33": "--subset 33",
     "--test-subset 17": "--test-subset 17",
     "--data nowhere": "nowhere",
@@ -70,7 +65,7 @@ FLAGS = {
 }
 
 
-@pytest.mark.parametrize(("flags", "reason"), FLAGS.items(), ids=lambda text: text[:40])
+@pytest.mark.parametrize(("flags", "reason"), FLAGS.items())
 def test_invalid_flags_of_main_are_refused(shop, refused, flags, reason):
     assert reason in refused(main, *shop.train(), *flags.split())
 

@@ -45,14 +45,10 @@ def test_a_files_own_class_names_are_named_if_it_has_any(shop, refused, tmp_path
 
 RESUMED = {
     "--lr 0.2": "--lr 0.1",
-    "--epochs 2": "--epochs 1",
-    "--batch-size 8": "--batch-size 64",
-    "--seed 2": "--seed 1",
     "--wd 0.1": "--weight-decay 0.0001",
     "--no-nesterov": "nesterov True",
     "--lambda 0.5": "--lambda 0.002",
     "--xi-init 0.1 0.2": "--xi-init (0.47, 0.5)",
-    "--prox-every epoch": "--prox-every step",
     "--method subgradient": "--method proximal",
     "--precision bf16": "--precision fp32",
     "--subset 8": "--subset None",
@@ -66,14 +62,11 @@ def test_other_settings_are_refused_on_resuming(shop, refused, flags):
     assert f"this run was started with {RESUMED[flags]}" in line
 
 
-def test_a_baseline_is_not_resumed_with_a_penalty(shop, refused, tmp_path):
+def test_baselines_are_not_resumed_with_a_penalty_and_pruned_models_never(shop, refused, tmp_path):
     assert command(main, *shop.train(), "--save", tmp_path) == 0
     (path,) = tmp_path.glob("baseline*/checkpoint.pth.tar")
     line = refused(main, "--resume", path, "-sr", "--no-cuda")
     assert "method baseline, not proximal" in line
-
-
-def test_a_pruned_model_is_not_resumed(shop, refused):
     line = refused(main, "--resume", shop.slim, "--no-cuda")
     assert f"{shop.slim} cannot be resumed" in line and "--refine" in line
 
