@@ -62,7 +62,7 @@ def build_model(arch: str, depth: int, num_classes: int) -> nn.Module:
         raise ValueError(f"unknown architecture {arch!r}: choose {', '.join(NAMES)}")
     model = ARCHITECTURES[arch].build(num_classes, depth)
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # it is slow there
             nn.init.normal_(module.weight, 0, math.sqrt(2 / module.weight[:, 0].numel()))
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.constant_(module.weight, 0.5)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import termios
 from fcntl import ioctl
+from functools import partial
 from pathlib import Path
 from select import select
 
@@ -45,11 +46,16 @@ def test_a_command_ends_silently_after_its_reader(line, stream):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-def test_output_on_a_full_disk_is_an_error():
-    command = [sys.executable, "-c", SCRIPT.format(line=TO_STDOUT)]
+@pytest.mark.parametrize("line", [TO_STDOUT, "print('a line'); raise console.InputError('bad')"])
+def test_output_on_a_full_disk_is_an_error(line):
+    command = [sys.executable, "-c", SCRIPT.format(line=line)]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2 and error_line(done.stderr)
+
+
+def fail(error: Exception, argv: object) -> None:
+    raise error
 
 
 @pytest.mark.parametrize(
@@ -67,10 +73,7 @@ def test_output_on_a_full_disk_is_an_error():
     ids=lambda value: str(value)[:20],
 )
 def test_errors_are_one_line_with_a_hint(error, status, hint, capsys):
-    def main(argv):
-        raise error
-
-    assert console.run(main) == status
+    assert console.run(partial(fail, error)) == status
     assert hint in error_line(capsys.readouterr().err)
 
 
@@ -79,13 +82,11 @@ def test_too_little_memory_is_an_error_with_a_hint(capsys):
     assert "--batch-size" in error_line(capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("error", [ValueError("bug"), RuntimeError("bug")])
-def test_errors_of_the_program_keep_their_traceback(error):
-    def main(argv):
-        raise error
-
-    with pytest.raises(type(error)):
-        console.run(main)
+@pytest.mark.parametrize(("kind", "processes"), [(ValueError, 2), (RuntimeError, 1)])
+def test_errors_of_the_program_keep_their_traceback(kind, processes, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    with pytest.raises(kind):
+        console.run(partial(fail, kind("bug")))
 
 
 def last_bar(columns: int, metrics: str, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -38,6 +38,10 @@ def test_python_is_called_as_the_shell_finds_it(python, tmp_path, monkeypatch):
     (other / "python").symlink_to(sys.executable)
     monkeypatch.setenv("PATH", str(other))
     assert shell.python_command() == "./python"
+    monkeypatch.setenv("PATH", str(python.parent))
+    monkeypatch.setattr(shell.sys, "executable", str(python.rename("python3.11")))
+    python.symlink_to("/bin/sh")  # python is another program of the same folder
+    assert shell.python_command() == "./python3.11"
 
 
 def test_scripts_have_paths_from_the_current_folder(python, monkeypatch):

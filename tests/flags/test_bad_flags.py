@@ -21,6 +21,7 @@ VALUES = """--lambda=nan --s=-1 --beta=0 --lr=0 --batch-size=1000000000000 --tes
 # Flags that the parser refuses, and the end of the message.
 MISTYPED = {
     "--taget-flops=30": ": did you mean --target-flops?",
+    "--epoch=3": ": did you mean --epochs?",
     "--arch=resnet51": ": did you mean resnet50?",
     "--arch=VGG19": "use --arch vgg --depth 19",
     "--arch=resnet-basic-56": "use --arch resnet-basic --depth 56",

@@ -4,12 +4,14 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
 import torch
 
 import main
 import netslim
 from utils import console
-from utils.flags.parser import parser
+from utils.flags.config import Config
+from utils.flags.parser import parser, resolve
 
 S = """(default of proximal: VGG-19 0.0045, DenseNet-40 0.004, ResNet-110 0.002, ResNet-164 0.002;
     subgradient: VGG-19 0.0001, DenseNet-40 1e-05, ResNet-110 1e-05, ResNet-164 1e-05;
@@ -28,6 +30,27 @@ def test_every_flag_has_help_and_its_defaults():
         assert " ".join(help_text.split()) in words
     for option in ("--lambda", "--s"):
         assert vars(parser().parse_args([option, "0.5"])) == {"s": 0.5}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"arch": "vgg", "method": "proximal", "xi_init": (0.1, 0.2), "seed": 3, "no_flip": True},
+        {"arch": "resnet50", "data": "my images", "nesterov": False, "subset": 8},
+        {"refine": "pruned.pth.tar", "prune_ratio": 0.5, "lr": 1e-05, "name": "-x"},
+    ],
+)
+def test_a_config_is_read_again_from_its_flags_and_its_record(settings):
+    config = Config.from_dict(settings)
+    argv = config.argv()
+    assert ("--no-flip" in argv) == config.no_flip
+    assert resolve(vars(parser().parse_args(argv)), None, {}) == config
+    row = {key: "" if cell is None else cell for key, cell in config.to_row().items()}
+    assert Config.from_row(row) == config
+    with pytest.raises(ValueError, match="seed is 'x'"):
+        Config.from_row({**row, "seed": "x"})
+    with pytest.raises(ValueError, match="dataset is 'mine'"):
+        Config.from_dict({**settings, "dataset": "mine"})
 
 
 def test_version_names_the_commit(capsys):
