@@ -30,6 +30,7 @@ def main(argv):
 
 sys.exit(console.run(main))
 """
+BUFFERED = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
 TO_STDOUT, TO_STDERR = "print('a line', i)", "note(f'a line {i}')"
 
 
@@ -37,7 +38,7 @@ TO_STDOUT, TO_STDERR = "print('a line', i)", "note(f'a line {i}')"
 def test_a_command_ends_silently_after_its_reader(line, stream):
     command = [sys.executable, "-c", SCRIPT.format(line=line)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
+    with subprocess.Popen(command, cwd=ROOT, env=BUFFERED, **pipes) as process:
         assert getattr(process, stream).readline() == b"a line 0\n"
         getattr(process, stream).close()
         other = process.stderr if stream == "stdout" else process.stdout
@@ -50,7 +51,8 @@ def test_a_command_ends_silently_after_its_reader(line, stream):
 def test_output_on_a_full_disk_is_an_error(line):
     command = [sys.executable, "-c", SCRIPT.format(line=line)]
     with open("/dev/full", "w") as full:
-        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+        options = {"cwd": ROOT, "env": BUFFERED, "stderr": subprocess.PIPE, "text": True}
+        done = subprocess.run(command, stdout=full, **options)
     assert done.returncode == 2 and error_line(done.stderr)
 
 
