@@ -25,7 +25,12 @@ case $* in
 *"-m utils."*) echo "in $PWD: $*" ;;
 esac
 """
-OLD = FAKE.replace("case $* in", 'case $* in\n"-c "*) exit 1 ;;\n--version) echo Python 3.10.1 ;;')
+OLD = f"""#!/bin/sh
+case $* in
+"-c "*) {sys.executable} -c "import sys; sys.version_info = (3, 10, 1); $2" ;;
+--version) echo Python 3.10.1 ;;
+esac
+"""
 
 
 def script(

@@ -39,7 +39,7 @@ def test_python_is_called_as_the_shell_finds_it(python, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(other))
     assert shell.python_command() == "./python"
     monkeypatch.setenv("PATH", str(python.parent))
-    monkeypatch.setattr(shell.sys, "executable", str(python.rename("python3.11")))
+    monkeypatch.setattr(shell.sys, "executable", str(python.rename(python.with_name("python3.11"))))
     python.symlink_to("/bin/sh")  # python is another program of the same folder
     assert shell.python_command() == "./python3.11"
 
