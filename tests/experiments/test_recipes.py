@@ -14,7 +14,7 @@ from utils.files.paths import TRAINED, RunPaths
 from utils.flags.config import Config
 from utils.flags.parser import parser, resolve
 from utils.methods.slimming import shrinkage
-from utils.paper import lp
+from utils.paper import admm
 from utils.paper.settings import recipe, schedule
 
 command = partial(runs.command, recipes)
@@ -101,9 +101,9 @@ def test_scaled_recipes_have_the_same_total_shrinkage(part, missing):
 @pytest.mark.parametrize("part", ["lp16", "lp56", "lp110"])
 def test_lp_recipes_have_the_settings_of_their_published_row(part, missing, tmp_path):
     train, prune, refine = missing(part, "--seeds", 3)
-    claim = lp.RECIPES[part][1]
+    claim = admm.LP_RECIPES[part][1]
     s, t = config_of(train), config_of(refine)
-    assert (s.arch, s.depth, s.dataset) == lp.NETWORKS[lp.RECIPES[part][0]]
+    assert (s.arch, s.depth, s.dataset) == admm.LP_NETWORKS[admm.LP_RECIPES[part][0]]
     assert (s.method, s.epochs, s.seed, s.schedule) == ("lp-admm", 160, 3, "step")
     assert dict(s.options) == {"s": 1e-4, "p": 0.2, "rho": 1.5e-3, "bound": 1.0, "z_every": "epoch"}
     assert prune[0] == ("vgg_prune.py" if s.arch == "vgg" else "resnet_prune.py")

@@ -10,6 +10,7 @@ if __name__ == "__main__":
     from utils import startup as startup  # before all others
 
 import argparse
+import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,15 +23,15 @@ from utils import arguments, console
 from utils.console import InputError, missing_packages, note, require_packages
 from utils.engines import ENGINES, milliseconds, prepare
 from utils.experiments import recipes
-from utils.experiments.jobs import Experiment
-from utils.experiments.plan import Plan
+from utils.experiments.jobs import Experiment, Plan
 from utils.experiments.torch_pruning import PACKAGE, PRUNERS
 from utils.files import checkpoint, records
 from utils.files.paths import RunPaths
+from utils.files.records import Row
 from utils.flags.config import Config
 from utils.paper.settings import EPOCHS, recipe
 from utils.reports import comparison
-from utils.reports.comparison import KEY, Row
+from utils.reports.comparison import KEY
 from utils.reports.results import experiment_of
 
 IMAGES = 50_000  # of CIFAR-10 for training
@@ -61,29 +62,26 @@ def experiments(arch: str, depth: int, shares: list[int], scale: int | None) -> 
 
     ``scale``: epochs of all images; by default those of the recipe `small`.
 
-    Raises:
-        InputError: `small` has no λ for the network, or there is none of this depth.
+    Raises InputError: `small` has no λ for the network, or there is none of this depth.
     """
     net = {"arch": arch, "depth": depth}
-    if scale is None:
-        if (arch, depth) not in LAMBDAS:
-            few = ", ".join(SMALL_NETWORKS)
-            raise InputError(f"--networks {arch}-{depth} needs --scale; without it: {few}")
+    if scale is not None:
+        base, full = {"dataset": "cifar10", "epochs": scale, **net}, recipe(arch, depth)
+        strength = {"s": recipes.scaled(full, scale), "beta": full.beta}
+    elif (arch, depth) in LAMBDAS:
         base = recipes.SMALL_DATA | net
         strength = {name: LAMBDAS[arch, depth][name] for name in ("s", "beta")}
     else:
-        base = {"dataset": "cifar10", "epochs": scale} | net
-        full = recipe(arch, depth)
-        strength = {"s": recipes.scaled(full, scale), "beta": full.beta}
+        few = ", ".join(SMALL_NETWORKS)
+        raise InputError(f"--networks {arch}-{depth} needs --scale; without it: {few}")
     label = "" if scale in (None, EPOCHS) else f"_{scale}epochs"
-    title = display_name(arch, depth)
     runs: Runs = {}
 
     def add(method: str, share: int, settings: dict[str, Any], **more: Any) -> None:
         config = Config.from_dict(base | settings)
-        tuning = config.epochs if share else 0
-        e = Experiment(config, bool(share), tuning, label=label, target=share or None, **more)
-        runs[title, method, share] = e
+        more |= {"label": label, "target": share or None}
+        e = Experiment(config, bool(share), config.epochs if share else 0, **more)
+        runs[display_name(arch, depth), method, share] = e
 
     add(comparison.BASELINE, 0, {})
     proximal = {"method": "proximal"}
@@ -92,8 +90,7 @@ def experiments(arch: str, depth: int, shares: list[int], scale: int | None) -> 
         add("Random channels", share, {}, variant=f"random-{share}", program=at_random)
         for name in PRUNERS:
             program = (*TORCH_PRUNING, "--pruner", name)
-            variant = f"{name}-{share}"
-            add(f"Torch-Pruning, {name}", share, {}, variant=variant, program=program)
+            add(f"Torch-Pruning, {name}", share, {}, variant=f"{name}-{share}", program=program)
         add("Original NS", share, {"method": "subgradient"}, variant=str(share))
         add("Proximal NS, λ", share, proximal | strength, variant=str(share))
         budget = proximal | {"budget_flops": share / 100}
@@ -112,38 +109,36 @@ def key_of(name: tuple[str, str, int], e: Experiment, seed: int) -> Row:
 def rows(runs: Runs, seeds: list[int], folder: Path) -> Iterator[tuple[Row, list[Path]]]:
     """Yields a line for each recorded run, with the files of the full and the pruned model."""
     plan = Plan([], folder, [])
-    for seed in seeds:
-        for name, e in runs.items():
-            files = RunPaths(folder, e.run(seed))
-            tune = e.finetuning(seed, files) if e.refine_epochs else None
-            result, pruning, tuned = plan.recorded(e, seed, tune)
-            if result is None or (e.prunes and pruning is None):
-                continue
-            row = key_of(name, e, seed) | dict.fromkeys(comparison.COLUMNS, "")
-            images = 3 * (e.config.subset or IMAGES) / 1e15  # backward costs twice the forward
-            for column, training in (("train", result), ("finetune", tuned)):
-                log = RunPaths(folder, training.row["run"]).log if training else None
-                flops = [float(epoch["flops"]) for epoch in records.read(log)] if log else []
-                row[f"{column}_pflops"] = f"{images * sum(flops):.4g}" if flops else ""
-            row["accuracy_before"] = result.row["test_accuracy"]
-            if pruning is not None:
-                full, left = float(pruning["flops"]), float(pruning["flops_kept"])
-                left -= float(pruning.get("unread_flops") or 0)
-                row["flops_pruned_percent"] = f"{100 * (1 - left / full):.2f}"
-                row["accuracy_before"] = pruning["accuracy_before"]
-                row["accuracy_pruned"] = pruning["accuracy_slim"]
-                row["accuracy_finetuned"] = tuned.row["test_accuracy"] if tuned else ""
-            named = {"images": "pictures", "torch": "torch", "commit": "commit"}
-            row |= {column: result.row.get(other) or "" for column, other in named.items()}
-            yield row, [files.checkpoint, *([e.pruned(files)] if e.prunes else [])]
+    for seed, (name, e) in itertools.product(seeds, runs.items()):
+        files = RunPaths(folder, e.run(seed))
+        result, pruning, tuned = plan.recorded(e, seed)
+        if result is None or (e.prunes and pruning is None):
+            continue
+        row = key_of(name, e, seed) | dict.fromkeys(comparison.COLUMNS, "")
+        images = 3 * (e.config.subset or IMAGES) / 1e15  # backward costs twice the forward
+        for column, training in (("train", result), ("finetune", tuned)):
+            log = RunPaths(folder, training.row["run"]).log if training else None
+            flops = [float(epoch["flops"]) for epoch in records.read(log)] if log else []
+            row[f"{column}_pflops"] = f"{images * sum(flops):.4g}" if flops else ""
+        row["accuracy_before"] = result.row["test_accuracy"]
+        if pruning is not None:
+            full, left = float(pruning["flops"]), float(pruning["flops_kept"])
+            left -= float(pruning.get("unread_flops") or 0)
+            row["flops_pruned_percent"] = f"{100 * (1 - left / full):.2f}"
+            row["accuracy_before"] = pruning["accuracy_before"]
+            row["accuracy_pruned"] = pruning["accuracy_slim"]
+            row["accuracy_finetuned"] = tuned.row["test_accuracy"] if tuned else ""
+        row["images"] = result.row.get("pictures") or ""
+        row |= {column: result.row.get(column) or "" for column in ("torch", "commit")}
+        yield row, [files.checkpoint, *([e.pruned(files)] if e.prunes else [])]
 
 
 def update(runs: Runs, seeds: list[int], folder: Path, csv: Path) -> None:
     """Writes the recorded results that ``csv`` lacks; its complete lines stay as they are."""
-    old = {tuple(row[name] for name in KEY): row for row in comparison.read(csv)}
-    complete = comparison.complete(list(old.values()))
+    old = {comparison.key(row): row for row in comparison.read(csv)}
+    complete = comparison.complete(old.values())
     for row, paths in rows(runs, seeds, folder):
-        key = tuple(row[name] for name in KEY)
+        key = comparison.key(row)
         line = old.get(key, {})
         if key not in complete and any(row[name] and not line.get(name) for name in row):
             times = {name: line.get(name, "") for name in comparison.TIMES}
@@ -169,12 +164,11 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m utils.experiments.compare",
         description="Compare pruning methods at equal FLOPs, on the same images and seeds.",
     )
-    add = p.add_argument
-    text = (
+    add, default = p.add_argument, [("vgg", 11), ("resnet-basic", 20)]
+    small = (
         f"networks (default vgg-11 resnet-basic-20; without --scale: {', '.join(SMALL_NETWORKS)})"
     )
-    default = [("vgg", 11), ("resnet-basic", 20)]
-    add("--networks", nargs="+", type=network, default=default, metavar="ARCH-DEPTH", help=text)
+    add("--networks", nargs="+", type=network, default=default, metavar="ARCH-DEPTH", help=small)
     text = "percent of the FLOPs to remove (default 30 50 70)"
     add("--shares", nargs="+", type=percent, default=[30, 50, 70], metavar="P", help=text)
     text = (
@@ -200,7 +194,7 @@ def main(argv: list[str] | None = None) -> None:
     if not args.report:
         complete = comparison.complete(comparison.read(csv))
         every = [(e, seed, key_of(name, e, seed)) for seed in seeds for name, e in runs.items()]
-        lacking = [(e, s) for e, s, key in every if tuple(key.values()) not in complete]
+        lacking = [(e, s) for e, s, row in every if comparison.key(row) not in complete]
         if kept := len(every) - len(lacking):
             note(f"{csv} has {kept} of {len(every)} results already: they are not repeated")
         if not args.dry_run and any(e.program[:2] == TORCH_PRUNING for e, _ in lacking):

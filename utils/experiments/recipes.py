@@ -21,14 +21,13 @@ from utils.console import InputError
 from utils.data.datasets import load
 from utils.device import PRECISIONS
 from utils.experiments import scheduler
-from utils.experiments.jobs import UNKNOWN, Experiment
-from utils.experiments.plan import Plan
+from utils.experiments.jobs import UNKNOWN, Experiment, Plan
 from utils.files.locks import check_writable
 from utils.files.paths import DEFAULT_FOLDER, RunPaths
 from utils.flags.config import Config
 from utils.methods import METHODS
 from utils.methods.slimming import shrinkage
-from utils.paper import lp, sas_admm
+from utils.paper import admm
 from utils.paper.published import NETWORKS, TABLES
 from utils.paper.settings import RETRAINING, SAS, Recipe, recipe, schedule
 from utils.reports import plots, style
@@ -64,16 +63,16 @@ SINGLE = {
     for name, (arch, depth) in zip(SINGLE_NAMES, NETWORKS.values(), strict=True)
     for dataset in ("cifar10", "cifar100")
 }
-PARTS = (*TABLES, "small", "small-basic", "quickstart", *SINGLE, *sas_admm.RECIPES, *lp.RECIPES)
+SHORT = ("small", "small-basic", "quickstart")
+PARTS = (*TABLES, *SHORT, *SINGLE, *admm.SAS_RECIPES, *admm.LP_RECIPES)
 
 
 def experiments(part: str, scale: int | None = None) -> list[Experiment]:
     """The experiments of ``part``, one of PARTS, in ``scale`` epochs instead of 160.
 
-    Raises:
-        InputError: ``part`` cannot be scaled.
+    Raises InputError: ``part`` cannot be scaled.
     """
-    if part in ("small", "small-basic", "quickstart") and scale is not None:
+    if part in SHORT and scale is not None:
         raise InputError(f"{part} has few epochs already: leave out --scale")
     if part == "quickstart":
         return [replace(_stages(QUICKSTART), refine_epochs=1, tuning={"lr": 1e-3})]
@@ -92,30 +91,29 @@ def experiments(part: str, scale: int | None = None) -> list[Experiment]:
         ]
         sas = replace(_sas_admm(BASIC, BASIC_RATIO, {}, BASIC_SAS), refine_epochs=epochs, label="")
         return [baseline, _stages(BASIC | BASIC_L1), *others, sas]
-    if part in sas_admm.RECIPES:
-        return [_sas_admm(*sas_admm.RECIPES[part], scale)]
-    if part in lp.RECIPES:
-        return [_lp_admm(*lp.RECIPES[part], scale)]
+    if part in admm.SAS_RECIPES:
+        return [_sas_admm(*admm.SAS_RECIPES[part], scale)]
+    if part in admm.LP_RECIPES:
+        return [_lp_admm(*admm.LP_RECIPES[part], scale)]
     if part in SINGLE:
         return [_paper(SINGLE[part] | {"method": "proximal"}, None, scale)]
-    table = TABLES[part]
-    found = [
-        _paper({"arch": arch, "depth": depth, "dataset": d, "method": method}, share, scale)
-        for row in table.rows
-        if (method := table.method(row))
-        for (arch, depth), share in [(NETWORKS[row[0]], table.share(row))]
-        for d in dict.fromkeys(column.dataset for column in table.columns if column.dataset)
-    ]
+    table, found = TABLES[part], []
+    for row in table.rows:
+        if method := table.method(row):
+            arch, depth = NETWORKS[row[0]]
+            network = {"arch": arch, "depth": depth, "method": method}
+            for dataset in dict.fromkeys(column.dataset for column in table.columns[2:]):
+                found.append(_paper(network | {"dataset": dataset}, table.share(row), scale))
     # Table 1 counts zeros at the end of training.
     return [replace(e, prunes=False, refine_epochs=0) for e in found] if part == "table1" else found
 
 
-def _stages(settings: Mapping[str, Any], share: float | None = None) -> Experiment:
+def _stages(settings: Mapping[str, Any], share: float | None = None, label: str = "") -> Experiment:
     """A training; for methods that prune, also pruning and fine-tuning for as many epochs."""
     config = Config.from_dict(settings)
     prunes = METHODS[config.method].prunes()
     share = 0.0 if config.method == "proximal" else share
-    return Experiment(config, prunes, config.epochs * prunes, share)
+    return Experiment(config, prunes, config.epochs * prunes, share, label)
 
 
 def _paper(settings: Mapping[str, Any], share: float | None, scale: int | None) -> Experiment:
@@ -125,7 +123,7 @@ def _paper(settings: Mapping[str, Any], share: float | None, scale: int | None) 
     shorter = {**settings, "epochs": scale}
     if settings["method"] == "proximal":
         shorter["s"] = scaled(recipe(settings["arch"], settings["depth"]), scale)
-    return replace(_stages(shorter), label=f"_{scale}epochs")
+    return _stages(shorter, label=f"_{scale}epochs")
 
 
 def scaled(full: Recipe, epochs: int) -> float:
@@ -138,20 +136,19 @@ def scaled(full: Recipe, epochs: int) -> float:
     return float(f"{total / shrinkage(1, full.beta, schedule(epochs)):.3g}")
 
 
-def _lp_admm(network: str, claim: lp.Claim, scale: int | None) -> Experiment:
+def _lp_admm(network: str, claim: admm.Claim, scale: int | None) -> Experiment:
     """Lp slimming from scratch, pruned to the FLOPs of a published row and fine-tuned like it.
 
     A shorter run keeps its λ: the FLOPs are chosen, and with a larger λ γ would be far from z.
     """
-    arch, depth, dataset = lp.NETWORKS[network]
-    settings = {"arch": arch, "depth": depth, "dataset": dataset, "method": lp.METHOD}
-    settings |= lp.TRAINING.get(network, {})
-    epochs = claim.epochs or lp.EPOCHS
-    tuning = lp.TUNING | {"schedule": claim.schedule or lp.SCHEDULE}
-    label = ""
+    arch, depth, dataset = admm.LP_NETWORKS[network]
+    settings = {"arch": arch, "depth": depth, "dataset": dataset, "method": admm.LP}
+    settings |= admm.LP_TRAINING.get(network, {})
+    epochs, label = claim.epochs or admm.LP_EPOCHS, ""
+    tuning = admm.LP_TUNING | {"schedule": claim.schedule or admm.LP_SCHEDULE}
     if scale is not None:
-        tuning |= {"warmup": tuning["warmup"] * scale // epochs}
-        settings, epochs, label = settings | {"epochs": scale}, scale, f"_{scale}epochs"
+        tuning["warmup"] = tuning["warmup"] * scale // epochs
+        settings["epochs"], epochs, label = scale, scale, f"_{scale}epochs"
     config = Config.from_dict(settings)
     return Experiment(config, True, epochs, None, label, target=claim.flops, tuning=tuning)
 

@@ -44,8 +44,7 @@ def prune(model: nn.Module, example: torch.Tensor, name: str, share: float) -> N
     layers' channels, in small steps, without training between them; the classifier keeps its
     outputs.
 
-    Raises:
-        InputError: Torch-Pruning is not installed, or ``share`` is out of reach.
+    Raises InputError: Torch-Pruning is not installed, or ``share`` is out of reach.
     """
     require_packages("Torch-Pruning's part of the comparison", PACKAGE)
     import torch_pruning as tp
@@ -90,28 +89,22 @@ def main(argv: list[str] | None = None) -> None:
     output = files.pruned(args.name)
     if loaded.config is None or output in (path, files.checkpoint, files.best):
         raise InputError(f"{path} is no checkpoint of main.py, or --name is one of its files")
-    config = config_from_checkpoint(loaded, flags, path)
-    data = load(config | flags, loaded.norm)
+    data = load(config_from_checkpoint(loaded, flags, path) | flags, loaded.norm)
     batches = test_batches(data, flags, pick_device(args.no_cuda))
 
     model = copy.deepcopy(network.model).eval()
-    example = torch.zeros(1, 3, network.size, network.size)
-    prune(model, example, args.pruner, args.target_flops)
+    prune(model, torch.zeros(1, 3, network.size, network.size), args.pruner, args.target_flops)
     pruned = restore(model.state_dict(), network.arch, network.size, network.depth)
     widths = zip(network.widths, pruned.widths, strict=True)
     masks = [torch.arange(width) < kept for width, kept in widths]
-    row = report.sizes(network, masks, pruned)
-    for name, net in (("before", network), ("slim", pruned)):
-        logits = predict(net.model, batches)
-        row[f"accuracy_{name}"] = report.accuracy(logits, batches.labels.cpu())
-    content = {
-        "cfg": pruned.cfg,
-        "state_dict": pruned.model.state_dict(),
-        "layout": "compact",
-        **loaded.metadata(),
-    }
-    checkpoint.save(output, content)
-    head = {
+    sizes = report.sizes(network, masks, pruned)
+    before, after = (
+        report.accuracy(predict(net.model, batches), batches.labels.cpu())
+        for net in (network, pruned)
+    )
+    state = {"cfg": pruned.cfg, "state_dict": pruned.model.state_dict(), "layout": "compact"}
+    checkpoint.save(output, state | loaded.metadata())
+    row = {
         "model": files.recorded(output),
         "run": files.run,
         "checkpoint": files.recorded(path),
@@ -123,11 +116,14 @@ def main(argv: list[str] | None = None) -> None:
         "criterion": f"torch-pruning {args.pruner}",
         "target_flops": args.target_flops,
         "slim_checksum": checkpoint.sha256(output),
+        **sizes,
+        "accuracy_before": before,
+        "accuracy_slim": after,
     }
-    records.append(files.folder / PRUNED, head | row)
+    records.append(files.folder / PRUNED, row)
     print(
-        f"FLOPs removed: {row['flops_pruned_percent']} %; accuracy {row['accuracy_before']} %"
-        f" before and {row['accuracy_slim']} % after pruning\npruned model: {output}"
+        f"FLOPs removed: {sizes['flops_pruned_percent']} %; accuracy {before} % before and"
+        f" {after} % after pruning\npruned model: {output}"
     )
 
 

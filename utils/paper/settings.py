@@ -1,8 +1,7 @@
 """The paper's settings (section 5.1)."""
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 EPOCHS = 160
 LEARNING_RATE = 0.1
@@ -30,11 +29,7 @@ def drops(epochs: int, warmup: int = 0) -> tuple[int, int]:
 
 
 def learning_rate(
-    epoch: int,
-    epochs: int,
-    initial: float = LEARNING_RATE,
-    shape: str = "step",
-    warmup: int = 0,
+    epoch: int, epochs: int, initial: float = LEARNING_RATE, shape: str = "step", warmup: int = 0
 ) -> float:
     """Returns the learning rate of an epoch, counted from 0.
 
@@ -55,8 +50,7 @@ def schedule(epochs: int = EPOCHS, steps: int = STEPS) -> Schedule:
     return [(steps, learning_rate(epoch, epochs)) for epoch in range(epochs)]
 
 
-@dataclass(frozen=True)
-class Recipe:
+class Recipe(NamedTuple):
     """λ and β of proximal slimming, and λ of original slimming (from its own paper)."""
 
     lambda_: float
@@ -74,19 +68,15 @@ def recipe(arch: str, depth: int) -> Recipe:
     return Recipe(lambda_=0.002, beta=beta, subgradient_lambda=1e-5)
 
 
-@dataclass(frozen=True)
-class SasRecipe:
+class SAS:
     """SAS-ADMM's settings for ResNet-32 on CIFAR-10, the only ones in its program."""
 
-    lambda_: float = 1e-4
-    beta: float = 0.04
-    outer: int = 190
-    inner: int = 50
-    k0: int = 50
-    q: float = 1.1
-    v: float = 25.0
-    average_from: int = 170
-    batch_size: int = 256
-
-
-SAS = SasRecipe()
+    lambda_ = 1e-4
+    beta = 0.04
+    outer = 190
+    inner = 50
+    k0 = 50
+    q = 1.1
+    v = 25.0
+    average_from = 170
+    batch_size = 256

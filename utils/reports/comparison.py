@@ -1,18 +1,18 @@
 """Table and figure of the comparison of methods at equal FLOPs, from its raw results."""
 
+import itertools
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
-from itertools import cycle
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from utils.console import InputError
 from utils.files import records
+from utils.files.records import Row
 from utils.reports import style
-from utils.reports.text import format_columns, mean_and_spread
+from utils.reports.text import DASH, format_columns, mean_and_spread
 
-Row = dict[str, str]
 KEY = ("network", "dataset", "settings", "method", "share", "seed")
 TIMES = ("milliseconds_full", "milliseconds")
 BASELINE = "Baseline"
@@ -36,20 +36,26 @@ the model × images, epoch by epoch; a training that several rows share is count
 """
 
 
+Methods = dict[str, list[Row]]  # rows of each seed by method, in the order of the file
+
+
 def read(csv: Path) -> list[Row]:
     """Returns the raw results in ``csv``, none if there is no such file.
 
-    Raises:
-        InputError: the file is damaged, or another program's.
+    Raises InputError: the file is damaged, or another program's.
     """
     return records.read(csv, KEY, COLUMNS)
 
 
-def complete(rows: Sequence[Row]) -> set[tuple[str, ...]]:
+def key(row: Row) -> tuple[str, ...]:
+    """Returns what identifies a result."""
+    return tuple(row[name] for name in KEY)
+
+
+def complete(rows: Iterable[Row]) -> set[tuple[str, ...]]:
     """Returns the keys of the results that have all accuracies."""
     last = {True: "accuracy_before", False: "accuracy_finetuned"}
-    done = (row for row in rows if row.get(last[row["method"] == BASELINE]))
-    return {tuple(row[name] for name in KEY) for row in done}
+    return {key(row) for row in rows if row.get(last[row["method"] == BASELINE])}
 
 
 def values(rows: Sequence[Row], column: str) -> dict[str, float]:
@@ -57,7 +63,7 @@ def values(rows: Sequence[Row], column: str) -> dict[str, float]:
     return {row["seed"]: float(row[column]) for row in rows if row.get(column)}
 
 
-def verdicts(methods: dict[str, list[Row]], column: str) -> str:
+def verdicts(methods: Methods, column: str) -> str:
     """Says which method is the best by its mean, and which ones differ from it."""
     found = {name: x for name, rows in methods.items() if (x := values(rows, column))}
     if len(found) < 2:
@@ -65,11 +71,9 @@ def verdicts(methods: dict[str, list[Row]], column: str) -> str:
     best = max(found, key=lambda name: statistics.fmean(found[name].values()))
     groups = defaultdict[str, list[str]](list)
     for name in found.keys() - {best}:
-        pairs = [
-            (found[best][seed], found[name][seed]) for seed in found[best].keys() & found[name]
-        ]
-        differences, n = [a - b for a, b in pairs], len(pairs)
-        word = "undecided (fewer than two common seeds)"
+        seeds = found[best].keys() & found[name]
+        differences = [found[best][seed] - found[name][seed] for seed in seeds]
+        word, n = "undecided (fewer than two common seeds)", len(seeds)
         if n > 1:
             error = T[min(n - 1, len(T)) - 1] * statistics.stdev(differences) / n**0.5
             word = "different" if statistics.fmean(differences) > error else "not different"
@@ -82,26 +86,22 @@ def tables(rows: Sequence[Row]) -> str:
     """Returns a Markdown table for each network, data set and settings, and what differs."""
     texts = []
     for title, shares in grouped(rows).items():
-        lines = [["share", "method", "n", *(name for name, _ in COLUMNS.values())]]
-        notes = []
+        lines, notes = [["share", "method", "n", *(name for name, _ in COLUMNS.values())]], ""
         for share, methods in shares.items():
             for name, own in methods.items():
-                cells = []
+                lines.append([f"{share} %" if share else DASH, name, str(len(own))])
                 for column, (_, digits) in COLUMNS.items():
-                    numbers = list(values(own, column).values())
-                    cells.append(mean_and_spread(numbers, digits) if numbers else "—")
-                lines.append([f"{share} %" if share else "—", name, str(len(own)), *cells])
-            for column in ACCURACIES:
-                if text := verdicts(methods, column):
-                    notes.append(f"* {share} %, {text}\n")
-        texts.append(f"### {title}\n\n{format_columns(lines, markdown=True)}\n{''.join(notes)}")
+                    lines[-1].append(mean_and_spread([*values(own, column).values()], digits))
+            verdict = (verdicts(methods, column) for column in ACCURACIES)
+            notes += "".join(f"* {share} %, {text}\n" for text in verdict if text)
+        texts.append(f"### {title}\n\n{format_columns(lines, markdown=True)}\n{notes}")
     return "\n".join([*texts, LEGEND])
 
 
-def grouped(rows: Sequence[Row]) -> dict[str, dict[int, dict[str, list[Row]]]]:
+def grouped(rows: Sequence[Row]) -> dict[str, dict[int, Methods]]:
     """Returns the rows by comparable settings, share and method, the methods in their order."""
     order = list(dict.fromkeys(row["method"] for row in rows))
-    found: dict[str, dict[int, dict[str, list[Row]]]] = {}
+    found: dict[str, dict[int, Methods]] = {}
     for row in sorted(rows, key=lambda r: (int(r["share"]), order.index(r["method"]))):
         title = ", ".join([f"{row['network']} on {row['dataset']}", row["settings"]])
         title += f", images {row['images']}" * bool(row.get("images"))
@@ -116,27 +116,26 @@ def draw(rows: Sequence[Row]) -> Any:
     figure, axes = style.subplots(len(groups), 1 + 3.2 * len(groups))
     methods = dict.fromkeys(row["method"] for row in rows if row["method"] != BASELINE)
     markers = ("o-", "s--", "D-", "^--", "v-", "P--", "X-")
-    for panels, (title, shares) in zip(axes, groups.items(), strict=True):
-        for axis, (column, label) in zip(panels, ACCURACIES.items(), strict=True):
-            for i, (name, look) in enumerate(zip(methods, cycle(markers), strict=False)):
-                points = []
-                for found in shares.values():
-                    own = found.get(name, [])
-                    x, y = (values(own, c).values() for c in ("flops_pruned_percent", column))
-                    if x and y:
-                        spread = statistics.stdev(y) if len(y) > 1 else 0.0
-                        points.append((statistics.fmean(x), statistics.fmean(y), spread))
-                if points:
-                    xs, ys, spreads = zip(*points, strict=True)
-                    options = {"color": f"C{i}", "capsize": 2, "linewidth": 1}
-                    legend[name] = axis.errorbar(xs, ys, spreads, fmt=look, **options)
-            if baseline := values(shares.get(0, {}).get(BASELINE, []), "accuracy_before"):
-                level = statistics.fmean(baseline.values())
-                legend[BASELINE] = axis.axhline(level, color="black", linestyle=":")
-            axis.set_visible(bool(axis.containers))  # not before anything is fine-tuned
-            axis.set_title(f"{title.partition(',')[0]}: {label}")
-            axis.set_xlabel("FLOPs removed, %")
-            axis.set_ylabel("test accuracy, %")
+    panels = itertools.product(groups.items(), ACCURACIES.items())
+    for axis, ((title, shares), (column, label)) in zip(axes.flat, panels, strict=True):
+        for i, (name, look) in enumerate(zip(methods, itertools.cycle(markers), strict=False)):
+            points = []
+            for found in shares.values():
+                own = found.get(name, [])
+                x, y = (values(own, c).values() for c in ("flops_pruned_percent", column))
+                if x and y:
+                    spread = statistics.stdev(y) if len(y) > 1 else 0.0
+                    points.append((statistics.fmean(x), statistics.fmean(y), spread))
+            if points:
+                options = {"fmt": look, "color": f"C{i}", "capsize": 2, "linewidth": 1}
+                legend[name] = axis.errorbar(*zip(*points, strict=True), **options)
+        if baseline := values(shares.get(0, {}).get(BASELINE, []), "accuracy_before"):
+            level = statistics.fmean(baseline.values())
+            legend[BASELINE] = axis.axhline(level, color="black", linestyle=":")
+        axis.set_visible(bool(axis.containers))  # not before anything is fine-tuned
+        axis.set_title(f"{title.partition(',')[0]}: {label}")
+        axis.set_xlabel("FLOPs removed, %")
+        axis.set_ylabel("test accuracy, %")
     figure.legend(legend.values(), legend, ncols=4, loc="outside upper center", fontsize=8)
     return figure
 
@@ -144,15 +143,14 @@ def draw(rows: Sequence[Row]) -> Any:
 def write(csv: Path) -> None:
     """Prints the table of the raw results in ``csv``; writes it, and the figure, beside them.
 
-    Raises:
-        InputError: there are no results.
+    Raises InputError: there are no results.
     """
-    rows = read(csv)
+    rows, table, figure = read(csv), csv.with_suffix(".md"), csv.with_suffix(".png")
     if not rows:
         raise InputError(f"{csv} has no results yet")
     text = tables(rows)
-    csv.with_suffix(".md").write_text(text, encoding="utf-8")
+    table.write_text(text, encoding="utf-8")
     print(text)
     if style.can_draw():
-        draw(rows).savefig(csv.with_suffix(".png"))
-        print(f"{csv.with_suffix('.md')}, {csv.with_suffix('.png')}")
+        draw(rows).savefig(figure)
+        print(f"{table}, {figure}")

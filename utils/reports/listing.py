@@ -1,6 +1,6 @@
 """Progress and results of the runs in a folder, a line per run (``main.py --list``)."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 from utils.console import InputError, note
@@ -10,7 +10,7 @@ from utils.files.locks import is_locked
 from utils.files.paths import RunPaths
 from utils.files.records import Row
 from utils.methods import METHODS
-from utils.reports.results import Result, Training, read_records
+from utils.reports.results import Result, read_records
 from utils.reports.text import format_columns
 
 COLUMNS = ["run", "epochs", "top-1", "zeros", "kept", "tuned"]
@@ -22,7 +22,7 @@ pruned, or is of another file or on other images, has a line of its own"""
 LOG_COLUMNS = ("epoch", "test_accuracy")
 
 
-def progress_of(files: RunPaths, finished: Training | None) -> list[str]:
+def progress_of(files: RunPaths, finished: Result | None) -> list[str]:
     """Epochs, accuracy and zeros from the log, the record and the checkpoint; [] without any."""
     try:
         log = records.read(files.log, LOG_COLUMNS, LOG_COLUMNS)
@@ -53,26 +53,20 @@ def listing(folder: Path, only: Collection[str] | None = None) -> str:
     A finished fine-tuning is in the line of its training, unless it is of another file or on other
     images.
 
-    Raises:
-        InputError: ``folder`` does not exist, or a record is damaged or another program's.
+    Raises InputError: ``folder`` does not exist, or a record is damaged or another program's.
     """
-    found, finetunings = read_records(folder)
-    trained = {result.row["run"]: result for result in found}
-    tuned = {tuning.row["run"]: tuning for tuning in finetunings}
-    runs = paths.runs_in(folder) | trained.keys() | tuned.keys()
-    after = {}
-    for run in runs:
-        result = trained.get(run) or tuned.get(run)
-        after[run] = [(row, *_after_training(result, row)) for row in _prunings_of(result)]
-    in_other_lines = {tuning for prunings in after.values() for *_, tuning in prunings}
-    in_other_lines -= {run for run, tuning in tuned.items() if tuning.prunings}
+    trained, finetunings = read_records(folder)
+    results = {result.row["run"]: result for result in (*finetunings, *trained)}
+    runs = paths.runs_in(folder) | results.keys()
+    after = {run: _after_training(results.get(run)) for run in runs}
+    tuned = {tuning for lines in after.values() for *_, tuning in lines if tuning}
+    in_other_lines = {tuning for tuning in tuned if not results[tuning].prunings}
     lines = [COLUMNS]
     for run in sorted(runs - in_other_lines if only is None else runs & set(only)):
-        if progress := progress_of(RunPaths(folder, run), trained.get(run) or tuned.get(run)):
+        if progress := progress_of(RunPaths(folder, run), results.get(run)):
             (_, *cells, _), *others = after[run]
             lines.append([run, *progress, *cells])
             for row, *cells, _ in others:
-                assert row is not None
                 name = Path(row["model"]).name.partition(".")[0]
                 lines.append([f"  {name}", "", f"{float(row['accuracy_slim']):.2f}", "", *cells])
     if len(lines) == 1:
@@ -80,28 +74,27 @@ def listing(folder: Path, only: Collection[str] | None = None) -> str:
     return f"{format_columns(lines)}\n{LEGEND}"
 
 
-def _prunings_of(result: Result | None) -> Sequence[Row | None]:
-    """The latest prunings of their names, the method's own first; None in place of no pruning."""
-    if result is None or not result.prunings:
-        return [None]
-    latest = {row["model"]: row for row in result.prunings}
-    first = result.pruning() or result.prunings[-1]
-    return sorted(latest.values(), key=lambda row: row is not first)
+def _after_training(result: Result | None) -> list[tuple[Row, str, str, str]]:
+    """A pruning, the share kept, the fine-tuned accuracy, and the run name of the fine-tuning.
 
-
-def _after_training(result: Result | None, pruning: Row | None) -> tuple[str, str, str]:
-    """The share kept by pruning, the fine-tuned accuracy, and the run name of the fine-tuning."""
+    The prunings are the latest of their names, the method's own first, {} in place of none.
+    """
     if result is None:
-        return "-", "-", ""
-    finetunings = result.finetunings_of(pruning) if pruning else result.finetunings
-    finetunings = [t for t in finetunings if result.same_images(t)]
-    tuning = finetunings[-1] if finetunings else None
-    kept, tuned = "-", "-"
-    if pruning:
-        kept = f"{100 * float(pruning['channels_kept']) / float(pruning['channels']):.1f}%"
-    elif tuning and tuning.row.get("weights_kept"):
-        kept = f"{100 * float(tuning.row['weights_kept']) / float(tuning.row['weights']):.1f}% w"
-    if tuning:
-        epochs, tuned = tuning.config.epochs, f"{float(tuning.row['test_accuracy']):.2f}"
-        tuned += "" if epochs == result.config.epochs else f" after {epochs}"
-    return kept, tuned, tuning.row["run"] if tuning else ""
+        return [({}, "-", "-", "")]
+    first = result.pruning() or (result.prunings or [{}])[-1]
+    latest = {row["model"]: row for row in result.prunings} or {"": first}
+    lines = []
+    for pruning in sorted(latest.values(), key=lambda row: row is not first):
+        tunings = result.finetunings_of(pruning) if pruning else result.finetunings
+        tuning = next(filter(result.same_images, reversed(tunings)), None)
+        kept, tuned = "-", "-"
+        if pruning:
+            kept = f"{100 * float(pruning['channels_kept']) / float(pruning['channels']):.1f}%"
+        elif tuning and tuning.row.get("weights_kept"):
+            share = float(tuning.row["weights_kept"]) / float(tuning.row["weights"])
+            kept = f"{100 * share:.1f}% w"
+        if tuning:
+            epochs, tuned = tuning.config.epochs, f"{float(tuning.row['test_accuracy']):.2f}"
+            tuned += "" if epochs == result.config.epochs else f" after {epochs}"
+        lines.append((pruning, kept, tuned, tuning.row["run"] if tuning else ""))
+    return lines

@@ -13,7 +13,7 @@ import argparse
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from itertools import cycle
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ LOG_COLUMNS = ("epoch", "lr", "train_loss", "test_loss", "test_accuracy", "gamma
 LOSSES = {"train_loss": "training loss", "test_loss": "test loss"}
 OBJECTIVES = {"objective": "F, eq. (5)", "ns_objective": "objective, eq. (2)"}
 ZEROS = {f"{name}_zeros": f"{s} = 0" for m in METHODS.values() for name, s in m.factors.items()}
+SIZES = "Model size, %"
 SMALLEST = -6  # log10 of the smallest |γ| that the histogram resolves
 
 
@@ -47,13 +48,9 @@ def column(log: Sequence[Row], name: str) -> list[float]:
 
 
 def draw_run(folder: Path, run: str) -> Any:
-    """A figure of a run.
+    """A figure of a run: its log by epoch, channels kept by layer, sizes of the scaling factors.
 
-    By epoch: loss, change of the iterate, zeros, accuracy, cost and seconds; by layer: channels
-    kept; and the sizes of the scaling factors.
-
-    Raises:
-        InputError: the run has no log, no readable checkpoint or no batch norm.
+    Raises InputError: the run has no log, no readable checkpoint or no batch norm.
     """
     files = RunPaths(folder, run)
     log = records.read(files.log, LOG_COLUMNS, LOG_COLUMNS)
@@ -67,55 +64,55 @@ def draw_run(folder: Path, run: str) -> Any:
     prunings = {row["model"]: row for row in records.read(folder / PRUNED, ("model",))}  # latest
     source = prunings.get(files.recorded(files.pruned()), {}).get("checksum")
     if files.pruned().is_file() and source == checkpoint.checksum(files.checkpoint):
-        pruned = checkpoint.load(files.pruned()).network
-        kept, title = [len(bn.weight) for bn in pruned.norms.values()], "As pruned"
+        norms_kept = checkpoint.load(files.pruned()).network.norms.values()
+        kept, kept_title = [len(bn.weight) for bn in norms_kept], "As pruned"
     else:
         alive = ~is_zero(loaded.scaling_factors[loaded.default_mask])
         parts = alive.split([len(bn.weight) for bn in norms])
-        kept, title = [max(1, int(part.sum())) for part in parts], "At percent 0"
+        kept, kept_title = [max(1, int(part.sum())) for part in parts], "At percent 0"
     figure, axes = style.subplots(4, 12)
     figure.suptitle(run)
-    losses, change, zeros, accuracy, cost, seconds, layers, sizes = axes.flat
+    losses, change, zeros, _, cost, seconds, layers, sizes = axes.flat
     columns = [name for m in METHODS.values() for name in m.columns if column(log, name)]
     objective = {name: OBJECTIVES.get(name, name) for name in columns[:1]}
-    draw_epochs(losses, log, "Loss and objective", LOSSES | objective)
-    draw_epochs(change, log, r"$\|Z^{t+1}-Z^t\|^2$, change", {"change": ""})
-    draw_epochs(zeros, log, "Factors equal to zero", ZEROS)
-    draw_epochs(accuracy, log, "Test accuracy, %", {"test_accuracy": ""})
     flops = column(log, "flops")
     saved = f", {1 - sum(flops) / len(flops) / flops[0]:.0%} saved" if flops else ""
-    labels = {"channels": "channels", "flops": f"FLOPs{saved}"}
-    draw_epochs(cost, log, "Model size, %", labels, relative=True)
-    draw_epochs(seconds, log, "Seconds per epoch", {"train_seconds": ""})
+    panels = {
+        "Loss and objective": LOSSES | objective,
+        r"$\|Z^{t+1}-Z^t\|^2$, change": {"change": ""},
+        "Factors equal to zero": ZEROS,
+        "Test accuracy, %": {"test_accuracy": ""},
+        SIZES: {"channels": "channels", "flops": f"FLOPs{saved}"},
+        "Seconds per epoch": {"train_seconds": ""},
+    }
+    for axis, (title, labels) in zip(axes.flat, panels.items(), strict=False):
+        draw_epochs(axis, log, title, labels)
     cost.set_ylim(0, 105)
     seconds.set_ylim(bottom=0)
     losses.set_yscale("log")
     change.set_yscale("log")
     zeros.set_ylim(0, max(1, zeros.get_ylim()[1]))
-    draw_layers(layers, [len(bn.weight) for bn in norms], kept, title)
+    draw_layers(layers, [len(bn.weight) for bn in norms], kept, kept_title)
     draw_gamma(sizes, torch.cat([bn.weight.detach() for bn in norms]))
     return figure
 
 
-def draw_epochs(
-    axis: Any, log: Sequence[Row], title: str, labels: Mapping[str, str], relative: bool = False
-) -> None:
+def draw_epochs(axis: Any, log: Sequence[Row], title: str, labels: Mapping[str, str]) -> None:
     """Columns of the log by epoch, and the drops of the learning rate.
 
-    Args:
-        labels: names of the columns to draw, if the log has them, and their labels.
-        relative: draw percentages of the first epoch's value.
+    ``labels`` are those of the columns to draw if the log has them. SIZES are drawn in percent of
+    the first epoch's.
     """
     epochs, rates = column(log, "epoch"), column(log, "lr")
     for (name, label), dashes in zip(labels.items(), cycle(("-", "--", "-.")), strict=False):
         if values := column(log, name):
-            values = [100 * x / values[0] for x in values] if relative else values
+            values = [100 * x / values[0] for x in values] if title == SIZES else values
             axis.plot(epochs, values, dashes, label=label, marker="" if len(log) > 1 else "o")
-    for i in range(1, len(log)):
-        if rates[i] < rates[i - 1] / 2:
-            axis.axvline(epochs[i] - 0.5, color="black", linestyle=":", linewidth=1)
+    for (before, rate), epoch in zip(pairwise(rates), epochs[1:], strict=True):
+        if rate < before / 2:
+            axis.axvline(epoch - 0.5, color="black", linestyle=":", linewidth=1)
             top = axis.get_xaxis_transform()
-            axis.text(epochs[i] - 0.5, 1.02, f"lr {rates[i]:g}", transform=top, fontsize=9)
+            axis.text(epoch - 0.5, 1.02, f"lr {rate:g}", transform=top, fontsize=9)
     axis.set_title(title)
     axis.set_xlabel("epoch")
     axis.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)

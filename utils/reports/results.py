@@ -1,8 +1,9 @@
 """Trainings, prunings and fine-tunings, read from the record files of a folder."""
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +45,6 @@ IMAGE_COLUMNS = ("source", "pictures", "test_pictures")
 IMAGE_FLAGS = ("dataset", "size", "subset", "test_subset")
 # Columns of a pruning's record that are flags of its command.
 PRUNE_FLAGS = "mask target_flops target_params percent criterion adjust".split()
-Options = tuple[tuple[str, Any], ...]  # (name of a flag, value) pairs
 PaperKey = tuple[str, int, str, str]  # architecture, depth, data set and method
 
 
@@ -54,27 +54,30 @@ class ExperimentKey(NamedTuple):
     arch: str
     depth: int
     dataset: str
-    terms: tuple[str, ...]
+    terms: tuple[str, ...] = ()
 
     @property
     def network(self) -> str:
         return display_name(TITLES.get(self.arch, self.arch), self.depth)
+
+    @property
+    def task(self) -> str:
+        return f"{self.network} on {self.dataset}"
 
 
 class MethodVariant(NamedTuple):
     """A method, its options that are not fixed defaults, and the precision of the training."""
 
     method: str
-    options: Options
+    options: tuple[tuple[str, Any], ...]  # (name of a flag, value) pairs
     precision: str
 
     @property
     def settings(self) -> str:
-        return " ".join([*format_options(self.options), self.precision])
+        return " ".join([*_format_options(self.options), self.precision])
 
 
-def format_options(options: Options) -> list[str]:
-    """The flags of ``options`` as on a command line."""
+def _format_options(options: Iterable[tuple[str, Any]]) -> list[str]:
     return [" ".join(FLAGS[name].to_argv(value)) for name, value in options if value is not None]
 
 
@@ -94,13 +97,13 @@ def experiment_of(config: Config, row: Row | None = None) -> tuple[ExperimentKey
     """
     values, row = config.to_dict(), row or {}
 
-    def non_default(flags: Iterable[Flag]) -> Options:
+    def non_default(flags: Iterable[Flag]) -> tuple[tuple[str, Any], ...]:
         compared = (flag for flag in flags if flag.in_experiment_key)
         return tuple((f.name, values[f.name]) for f in compared if values[f.name] != f.default)
 
     separate = ("arch", "depth", "dataset", "size", "epochs", "method", *START_FLAGS)
     terms = [f"{config.epochs} epoch{'s' * (config.epochs > 1)}"]
-    terms += format_options(non_default(f for f in CORE_FLAGS.values() if f.name not in separate))
+    terms += _format_options(non_default(f for f in CORE_FLAGS.values() if f.name not in separate))
     if config.size != size_of(config.arch):
         terms.append(f"--size {config.size}")
     source, checksum, test_checksum = (row.get(column) for column in IMAGE_COLUMNS)
@@ -115,18 +118,17 @@ def experiment_of(config: Config, row: Row | None = None) -> tuple[ExperimentKey
     return key, MethodVariant(config.method, options, config.precision)
 
 
-@cache
-def _default_experiment(key: PaperKey) -> tuple[ExperimentKey, MethodVariant]:
-    names = ("arch", "depth", "dataset", "method")
-    return experiment_of(Config.from_dict(dict(zip(names, key, strict=True))))
-
-
 @dataclass(frozen=True, eq=False)
-class Training:
-    """A finished training or fine-tuning: its settings and its row of the record."""
+class Result:
+    """A finished training or fine-tuning: its settings and its row of the record.
+
+    ``prunings`` are those of its final checkpoint, ``finetunings`` start from one of these.
+    """
 
     config: Config
     row: Row
+    prunings: Sequence[Row] = ()
+    finetunings: Sequence["Result"] = ()
 
     @cached_property
     def experiment(self) -> tuple[ExperimentKey, MethodVariant]:
@@ -139,24 +141,15 @@ class Training:
     @cached_property
     def has_paper_settings(self) -> bool:
         """Whether all settings but the precision are the defaults, which are the paper's."""
-        key, variant = _default_experiment(self.paper_key)
-        return self.experiment == (key, variant._replace(precision=self.config.precision))
+        names = ("arch", "depth", "dataset", "method", "precision")
+        default = Config.from_dict({name: getattr(self.config, name) for name in names})
+        return self.experiment == experiment_of(default)
 
-
-@dataclass(frozen=True, eq=False)
-class Result(Training):
-    """A training, the prunings of its final checkpoint, and their fine-tunings."""
-
-    prunings: Sequence[Row]
-    finetunings: Sequence[Training]
-
-    def finetunings_of(self, pruning: Row) -> list[Training]:
+    def finetunings_of(self, pruning: Row) -> list["Result"]:
         """The fine-tunings of a pruning's file, matched by its name, checksum and width."""
-        checksums = {
-            row.get("slim_checksum", "")
-            for row in self.prunings
-            if row["model"] == pruning["model"] and pruning_flags(row) == pruning_flags(pruning)
-        }
+        own = pruning["model"], pruning_flags(pruning)
+        repeated = (row for row in self.prunings if (row["model"], pruning_flags(row)) == own)
+        checksums = {row.get("slim_checksum", "") for row in repeated}
         return [
             t
             for t in self.finetunings
@@ -165,7 +158,7 @@ class Result(Training):
             and ("" in checksums or t.row.get("init_checksum", "") in {*checksums, ""})  # older
         ]
 
-    def differences(self, finetuning: Training) -> list[str]:
+    def differences(self, finetuning: "Result") -> list[str]:
         """Settings of a fine-tuning that differ from the training's, the penalty left aside."""
         own, other = self.config.to_dict(), finetuning.config.to_dict()
         texts = []
@@ -180,7 +173,7 @@ class Result(Training):
             texts.append(f"with a penalty, --method {finetuning.config.method}")
         return texts
 
-    def same_images(self, finetuning: Training) -> bool:
+    def same_images(self, finetuning: "Result") -> bool:
         """Whether a fine-tuning had the training's images, as far as recorded."""
         configs = self.config, finetuning.config
         checksums = ((self.row.get(name), finetuning.row.get(name)) for name in IMAGE_COLUMNS)
@@ -188,17 +181,17 @@ class Result(Training):
             a == b for a, b in checksums if a and b
         )
 
-    def finetuning(self, pruning: Row | None, exact: bool = True) -> Training | None:
+    def finetuning(self, pruning: Row | None, exact: bool = True) -> "Result | None":
         """The latest fine-tuning of ``pruning`` with the training's settings but the penalty.
 
         If there is none and not ``exact``, the latest one on the same images without a penalty.
         """
-        candidates = self.finetunings_of(pruning)[::-1] if pruning else []
-        alike = [t for t in candidates if not self.differences(t)]
-        if not alike and not exact:
-            unpenalised = (t for t in candidates if not METHODS[t.config.method].prunes())
-            alike = [t for t in unpenalised if self.same_images(t)]
-        return alike[0] if alike else None
+        latest_first = self.finetunings_of(pruning)[::-1] if pruning else []
+        found = [t for t in latest_first if not self.differences(t)]
+        if not exact:
+            unpenalised = (t for t in latest_first if not METHODS[t.config.method].prunes())
+            found += filter(self.same_images, unpenalised)
+        return next(iter(found), None)
 
     def pruning(self, share: float | None = None, target: float | None = None) -> Row | None:
         """The latest pruning by the method's own mask and |γ|, without a floor for each layer.
@@ -234,23 +227,33 @@ class Result(Training):
             rows = exact or other or rows
         return rows[-1] if rows else None
 
-    def value(self, quantity: str, share: float | None = None, exact: bool = True) -> float | None:
-        """One of QUANTITIES, or None if that stage was not run.
+    def values(self, share: float | None = None, exact: bool = True) -> dict[str, float]:
+        """The QUANTITIES of the stages that were run.
 
         ``share`` selects the :meth:`pruning`, ``exact`` the :meth:`finetuning`.
         """
-        record, column = QUANTITIES[quantity]
-        pruning = None if record == "train" and quantity != "trained" else self.pruning(share)
-        if quantity == "trained" and pruning:  # evaluated in float32, as after pruning
-            record, column = "prune", "accuracy_before"
-        row: Row | None = self.row if record == "train" else pruning
-        if record == "refine":
-            tuning = self.finetuning(pruning, exact)
-            row = tuning.row if tuning else None
-        return float(row[column]) if row else None
+        pruning = self.pruning(share)
+        tuning = self.finetuning(pruning, exact)
+        stages = {"train": self.row, "prune": pruning, "refine": tuning.row if tuning else None}
+        found = {
+            quantity: float(row[column])
+            for quantity, (record, column) in QUANTITIES.items()
+            if (row := stages[record])
+        }
+        if pruning:  # evaluated in float32, as after pruning
+            found["trained"] = float(pruning["accuracy_before"])
+        return found
 
 
-Groups = Mapping[ExperimentKey, Mapping[MethodVariant, Sequence[Result]]]
+Groups = dict[tuple[ExperimentKey, MethodVariant], list[Result]]
+
+
+def quantities_of(
+    runs: Iterable[Result], share: float | None = None, exact: bool = True
+) -> dict[str, list[float]]:
+    """Each of QUANTITIES for all runs that have it: see :meth:`Result.values`."""
+    found = [run.values(share, exact) for run in runs]
+    return {name: [values[name] for values in found if name in values] for name in QUANTITIES}
 
 
 def load(folder: Path) -> list[Result]:
@@ -261,40 +264,34 @@ def load(folder: Path) -> list[Result]:
 def read_records(folder: Path) -> tuple[list[Result], list[Result]]:
     """All finished trainings, and all finished fine-tunings, of repeated runs the latest.
 
-    Raises:
-        InputError: ``folder`` does not exist, or a record is damaged or another program's.
+    Raises InputError: ``folder`` does not exist, or a record is damaged or another program's.
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}: give the one that --save named")
-    trained, finetuned = (_trainings(folder / name) for name in (paths.TRAINED, paths.REFINED))
+    trained, tuned = (_trainings(folder / name) for name in (paths.TRAINED, paths.REFINED))
     prunings = records.read(folder / paths.PRUNED, PRUNED, ("percent", *PRUNED[3:]))
 
-    def result(training: Training) -> Result:
-        own = [
-            row
-            for row in prunings
-            if all(row.get(name, "") == training.row.get(name, "") for name in JOIN_KEYS)
-        ]
-        models = {row["model"] for row in own}
-        refined = f"{training.row['run']}_refine"
-        finetunings = [
+    def joined(run: Result) -> Result:
+        key = [run.row.get(name, "") for name in JOIN_KEYS]
+        own = [row for row in prunings if [row.get(name, "") for name in JOIN_KEYS] == key]
+        found = [
             t
-            for t in finetuned
-            if t.row["run"] == refined
-            or any(paths.is_same_file(t.config.refine or "", model) for model in models)
+            for t in tuned
+            if t.row["run"] == f"{run.row['run']}_refine"
+            or any(paths.is_same_file(t.config.refine or "", row["model"]) for row in own)
         ]
-        return Result(training.config, training.row, own, finetunings)
+        return replace(run, prunings=own, finetunings=found)
 
-    return [result(training) for training in trained], [result(tuning) for tuning in finetuned]
+    return list(map(joined, trained)), list(map(joined, tuned))
 
 
-def _trainings(path: Path) -> list[Training]:
+def _trainings(path: Path) -> list[Result]:
     """The trainings in a record; of repeated ones the latest."""
     required = [name for name, flag in CORE_FLAGS.items() if flag.default]
-    latest: dict[Hashable, Training] = {}
+    latest: dict[Hashable, Result] = {}
     for row in records.read(path, (*TRAINED, *required), TRAINED[1:]):
         try:
-            training = Training(Config.from_row(row), row)
+            training = Result(Config.from_row(row), row)
         except (KeyError, ValueError) as error:
             raise InputError(
                 f"{path}: the settings of {row['run']} are damaged or missing ({error}): correct"
@@ -308,20 +305,17 @@ def _trainings(path: Path) -> list[Training]:
 
 
 def group_runs(results: Iterable[Result]) -> Groups:
-    """Comparable runs by method variant, in the order of tables, one run for each seed."""
-    groups: dict[ExperimentKey, dict[MethodVariant, dict[int, Result]]] = {}
-    for result in results:
-        key, variant = result.experiment
-        groups.setdefault(key, {}).setdefault(variant, {})[result.config.seed] = result
+    """Comparable runs in the order of tables, one for each seed."""
+    latest = {(*result.experiment, result.config.seed): result for result in results}
+    keys = list(dict.fromkeys(key for key, *_ in latest))
 
-    def order(variant: MethodVariant) -> tuple[Any, ...]:
-        values = [(name, value is not None, value) for name, value in variant.options]
-        return METHOD_ORDER.index(variant.method), values, variant.precision
+    def order(run: tuple[ExperimentKey, MethodVariant, int]) -> tuple[Any, ...]:
+        key, variant, seed = run
+        options = [(name, value is not None, value) for name, value in variant.options]
+        place = keys.index(key), METHOD_ORDER.index(variant.method)
+        return *place, options, variant.precision, seed
 
-    return {
-        key: {
-            v: [runs for _, runs in sorted(variants[v].items())]
-            for v in sorted(variants, key=order)
-        }
-        for key, variants in groups.items()
-    }
+    groups = defaultdict[tuple[ExperimentKey, MethodVariant], list[Result]](list)
+    for key, variant, seed in sorted(latest, key=order):
+        groups[key, variant].append(latest[key, variant, seed])
+    return groups

@@ -28,8 +28,7 @@ def can_draw() -> bool:
 def subplots(rows: int, height: float, **options: Any) -> Any:
     """A figure of ``height`` inches for files, and its axes [``rows``, 2].
 
-    Raises:
-        InputError: matplotlib is not installed.
+    Raises InputError: matplotlib is not installed.
     """
     require_packages("a figure", "matplotlib")
     import matplotlib

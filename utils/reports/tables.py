@@ -20,13 +20,12 @@ from utils.files.locks import check_writable
 from utils.files.paths import DEFAULT_FOLDER
 from utils.methods import METHODS
 from utils.methods.base import Method
-from utils.paper import lp, published
+from utils.paper import admm, published
 from utils.paper.published import NETWORKS, TABLES, numbers
 from utils.reports import admm_tables, results
-from utils.reports.results import QUANTITIES, Groups, PaperKey, Result, pruning_flags
-from utils.reports.text import Table, format_columns, mean_and_spread
+from utils.reports.results import QUANTITIES, Groups, PaperKey, Result, quantities_of
+from utils.reports.text import DASH, Table, format_columns, mean_and_spread
 
-DASH = "—"
 LEGEND = """\
 "Ours" are runs with the paper's settings (160 epochs): mean ± standard deviation over n seeds.
 Compression is in the paper's accounting. A difference is "within" if it is at most two of our
@@ -50,7 +49,6 @@ RUNS_COLUMNS = {
     "Fine Tuned": ("tuned",),
 }
 ENVIRONMENT = ("device", "threads", "torch", "commit")  # columns of the records
-PaperRuns = Mapping[PaperKey, Mapping[str, Sequence[Result]]]  # by key, by precision
 
 
 def _keys(table: published.Table, row: Sequence[str]) -> list[PaperKey]:
@@ -69,19 +67,11 @@ PAPER_SHARES = {
 }
 
 
-def values_of(
-    runs: Sequence[Result], quantity: str, share: float | None = None, exact: bool = True
-) -> list[float]:
-    """A quantity of all runs that have it: see :meth:`Result.value`."""
-    values = (run.value(quantity, share, exact) for run in runs)
-    return [value for value in values if value is not None]
-
-
 def cell_text(quantities: Mapping[str, Sequence[float]], n: int) -> str:
     """Mean ± standard deviation of each, with the number of values if it is not ``n``."""
     texts = []
     for quantity, values in quantities.items():
-        mean = mean_and_spread(values, 1 if quantity == "zeros" else 2) if values else DASH
+        mean = mean_and_spread(values, 1 if quantity == "zeros" else 2)
         texts.append(mean + f" (n = {len(values)})" * (0 < len(values) < n))
     return " / ".join(texts) if any(quantities.values()) else DASH
 
@@ -97,18 +87,12 @@ def difference_text(quantity: str, values: Sequence[float], published: float | N
     return f"{COMPARED[quantity]} {difference:+.{1 if quantity == 'zeros' else 2}f}{within}"
 
 
-def paper_runs(runs: Iterable[Result]) -> PaperRuns:
-    """Returns the runs whose settings are those of a row of the paper's tables."""
-    found: dict[PaperKey, dict[str, list[Result]]] = {}
-    for run in filter(in_paper_tables, runs):
-        by_precision = found.setdefault(run.paper_key, {})
-        by_precision.setdefault(run.config.precision, []).append(run)
-    return found
+def paper_table(table: published.Table, ours: Sequence[Result]) -> Table:
+    """A table of the paper, with a row of our runs below each of its rows.
 
-
-def paper_table(table: published.Table, ours: PaperRuns) -> Table:
-    """A table of the paper, with a row of our runs below each of its rows."""
-    shown = dict[Result, None]()
+    ``ours`` are the runs that are :func:`in_paper_tables`.
+    """
+    shown = list[Result]()
     headings = [column.heading for column in table.columns]
     lines = [[*headings[:2], "", *headings[2:], "Ours − paper's"]]
     for row in table.rows:
@@ -116,13 +100,14 @@ def paper_table(table: published.Table, ours: PaperRuns) -> Table:
         if not (method := table.method(row)):
             continue
         keys = _keys(table, row)
-        precisions = {precision for key in keys for precision in ours.get(key, ())}
+        precisions = {run.config.precision for run in ours if run.paper_key in keys}
         for precision in sorted(precisions) or [""]:
-            runs = [ours.get(key, {}).get(precision, []) for key in keys]
+            alike = [run for run in ours if run.config.precision == precision]
+            runs = [[run for run in alike if run.paper_key == key] for key in keys]
             n = max(map(len, runs))
             who = f"ours, n = {n}, {precision}" if n else "ours"
             lines.append(["", "", who, *_cells(table, row, METHODS[method], runs, n)])
-            shown |= dict.fromkeys(run for column in runs for run in column)
+            shown += [run for column in runs for run in column]
     return Table(table.title, lines, [table.note, environment(shown)], bool(shown))
 
 
@@ -137,13 +122,12 @@ def _cells(
     # Original network slimming is pruned at a chosen share: ours must have the same.
     share, cells, differences = table.share(row), [], []
     for column, printed, own in list(zip(table.columns, row, runs, strict=True))[2:]:
-        cell = {}
-        published = [*numbers(printed), None]
-        for quantity, number in zip(column.quantities, published, strict=False):
+        found, cell = quantities_of(own, share), {}
+        for quantity, number in zip(column.quantities, [*numbers(printed), None], strict=False):
             if not method.prunes() and quantity == "pruned":  # the paper has the accuracy there
                 quantity = "trained"
-            trained = QUANTITIES[quantity][0] == "train"
-            cell[quantity] = values_of(own if trained or method.prunes() else [], quantity, share)
+            shown = QUANTITIES[quantity][0] == "train" or method.prunes()
+            cell[quantity] = found[quantity] if shown else []
             text = difference_text(quantity, cell[quantity], number)
             if quantity == "zeros":
                 text = text.replace("zeros", f"zeros on {column.dataset}")
@@ -163,18 +147,17 @@ def in_paper_tables(run: Result) -> bool:
 def runs_table(groups: Groups) -> Table:
     """All runs that are not in the paper's tables."""
     lines, shown = [["Runs", "Method", "Settings", "n", *RUNS_COLUMNS]], list[Result]()
-    for key, variants in groups.items():
-        title = ", ".join([f"{key.network} on {key.dataset}", *key.terms])
-        for variant, all_runs in variants.items():
-            for tuning, runs in by_finetuning(all_runs).items():
-                settings = variant.settings + f", fine-tuned {tuning}" * bool(tuning)
-                means = [
-                    cell_text({q: values_of(runs, q, exact=False) for q in quantities}, len(runs))
-                    for quantities in RUNS_COLUMNS.values()
-                ]
-                method = METHODS[variant.method].title
-                lines.append([title, method, settings, str(len(runs)), *means])
-                shown += runs
+    for (key, variant), all_runs in groups.items():
+        title, method = ", ".join([key.task, *key.terms]), METHODS[variant.method].title
+        for tuning, runs in by_finetuning(all_runs).items():
+            settings = variant.settings + f", fine-tuned {tuning}" * bool(tuning)
+            found = quantities_of(runs, exact=False)
+            means = [
+                cell_text({quantity: found[quantity] for quantity in quantities}, len(runs))
+                for quantities in RUNS_COLUMNS.values()
+            ]
+            lines.append([title, method, settings, str(len(runs)), *means])
+            shown += runs
     title = "Other runs, in the shape of Table 2"
     return Table(title, lines, [environment(shown)], bool(shown))
 
@@ -212,10 +195,10 @@ def omissions(result: Result) -> list[str]:
     """Prunings and fine-tunings of a run that the tables leave out, with the reasons."""
     run, in_paper = result.row["run"], in_paper_tables(result)
     share = PAPER_SHARES.get(result.paper_key) if result.has_paper_settings else None
-    shown = pruning_flags(result.pruning(share) or result.pruning() or {})
+    shown = results.pruning_flags(result.pruning(share) or result.pruning() or {})
     notes = [
         f"{run} pruned with {flags} is left out: tables show one pruning of a run"
-        for flags in dict.fromkeys(map(pruning_flags, result.prunings))
+        for flags in dict.fromkeys(map(results.pruning_flags, result.prunings))
         if flags != shown
     ]
     tuned = [result.finetuning(pruning, exact=in_paper) for pruning in result.prunings]
@@ -239,8 +222,8 @@ def parser() -> argparse.ArgumentParser:
     add, names = p.add_argument, [*TABLES, SAS, LP, RUNS]
     folder = "folder of the records (default logs)"
     add("--save", type=Path, default=Path(DEFAULT_FOLDER), metavar="DIR", help=folder)
-    tables = f"tables to print: {', '.join(names)} (default: all that have runs)"
-    add("--only", nargs="+", choices=names, metavar="TABLE", help=tables)
+    text = f"tables to print: {', '.join(names)} (default: all that have runs)"
+    add("--only", nargs="+", choices=names, metavar="TABLE", help=text)
     add("--csv", type=Path, metavar="DIR", help="folder for the tables as <table>.csv")
     return p
 
@@ -249,15 +232,15 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     found, finetunings = results.read_records(args.save)
     groups = results.group_runs(found)
-    shown = [run for variants in groups.values() for runs in variants.values() for run in runs]
+    shown = [run for runs in groups.values() for run in runs]
     for result in found:
         if result not in shown:
             run = result.row["run"]
             console.note(f"note: {run} is left out: a later run has the same settings and seed")
-        elif result.config.method != lp.METHOD:  # whose table has all prunings
+        elif result.config.method != admm.LP:  # whose table has all prunings
             for text in omissions(result):
                 console.note(f"note: {text}")
-    ours = paper_runs(shown)
+    ours = list(filter(in_paper_tables, shown))
     tables = {name: paper_table(table, ours) for name, table in TABLES.items()}
     tables[SAS] = admm_tables.sas_table(found, finetunings)
     tables[LP], tables[RUNS] = admm_tables.lp_table(found), runs_table(groups)

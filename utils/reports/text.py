@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
+DASH = "—"
 Lines = list[list[str]]  # cells of a table, the column heads first
 
 
@@ -17,9 +18,9 @@ class Table(NamedTuple):
 
 
 def mean_and_spread(values: Sequence[float], digits: int = 2) -> str:
-    """Mean ± standard deviation, or the single value."""
+    """Mean ± standard deviation, the single value, or a dash for none."""
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{spread}"
+    return f"{statistics.fmean(values):.{digits}f}{spread}" if values else DASH
 
 
 def format_columns(lines: Lines, markdown: bool = False) -> str:

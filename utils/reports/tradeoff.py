@@ -10,8 +10,7 @@ from utils.methods import METHODS
 from utils.paper.published import TABLES, numbers
 from utils.paper.settings import EPOCHS
 from utils.reports import style
-from utils.reports.results import QUANTITIES, Result, group_runs
-from utils.reports.tables import values_of
+from utils.reports.results import Result, group_runs, quantities_of
 
 # Accuracies that are this much lower than the best, in percent, are drawn at the lower edge.
 RANGE = 15
@@ -28,16 +27,17 @@ class Point(NamedTuple):
     setting: tuple[str, ...]  # data set and training
     network: str
     method: str
+    ours: bool
     pruned: tuple[float, float]  # FLOPs and parameters removed
     accuracy: float  # after pruning, or fine-tuned where nothing else is published
     tuned: float | None
-    ours: bool
 
 
 def points_of_paper() -> list[Point]:
     """The rows of Tables 2 and 3, once each (one row is in both)."""
     points: dict[object, Point] = {}
     for table in list(TABLES.values())[1:]:
+        setting = (table.columns[-1].dataset, f"{EPOCHS} epochs")
         for row in table.rows:
             values = {
                 quantity: number
@@ -46,29 +46,25 @@ def points_of_paper() -> list[Point]:
             }
             accuracy = values["tuned"] if values["pruned"] is None else values["pruned"]
             assert accuracy is not None
-            pruned = values["flops"] or 0, values["parameters"] or 0
-            ours, setting = table.method(row), (table.columns[-1].dataset, f"{EPOCHS} epochs")
-            method = METHODS[ours].title if ours else re.sub(r"-0.*| \[.*", "", row[1])
-            point = Point(setting, row[0], method, pruned, accuracy, values.get("tuned"), False)
-            points.setdefault(point[:3], point)
+            pruned, method = (values["flops"] or 0, values["parameters"] or 0), table.method(row)
+            title = METHODS[method].title if method else re.sub(r"-0.*| \[.*", "", row[1])
+            names = setting, row[0], title
+            points.setdefault(names, Point(*names, False, pruned, accuracy, values.get("tuned")))
     return list(points.values())
 
 
 def points_of(results: Sequence[Result]) -> list[Point]:
     """The baselines and the pruned models of ``results``, means over the seeds."""
     points = []
-    for key, variants in group_runs(results).items():
-        for variant, runs in variants.items():
-            method = METHODS[variant.method]
-            values = {quantity: values_of(runs, quantity) for quantity in QUANTITIES}
-            mean = {quantity: fmean(found) for quantity, found in values.items() if found}
-            accuracy, pruned = mean.get("trained"), (0.0, 0.0)
-            if method.prunes():
-                accuracy = mean.get("pruned")
-                pruned = mean.get("flops", 0.0), mean.get("parameters", 0.0)
-            if accuracy is not None:
-                names = (key.dataset, *key.terms), key.network, method.title
-                points.append(Point(*names, pruned, accuracy, mean.get("tuned"), True))
+    for (key, variant), runs in group_runs(results).items():
+        method, found = METHODS[variant.method], quantities_of(runs)
+        mean = {quantity: fmean(values) for quantity, values in found.items() if values}
+        pruned = mean.get("flops", 0.0), mean.get("parameters", 0.0)
+        pruned = pruned if method.prunes() else (0.0, 0.0)
+        accuracy = mean.get("pruned" if method.prunes() else "trained")
+        if accuracy is not None:
+            names = (key.dataset, *key.terms), key.network, method.title
+            points.append(Point(*names, True, pruned, accuracy, mean.get("tuned")))
     return points
 
 
