@@ -1,4 +1,4 @@
-"""The comparison at equal FLOPs: a tiny one from end to end, and lines of another machine."""
+"""The comparison at equal FLOPs: a tiny one from end to end, beside lines of another machine."""
 
 import re
 from functools import partial
@@ -13,7 +13,6 @@ from utils.files.paths import REFINED
 from utils.reports import comparison
 
 command = partial(runs.command, compare)
-TINY = {"dataset": "folder", "epochs": 2, "batch_size": 16}
 IMAGES = 32
 METHODS = ["Baseline", "Random channels"]
 METHODS += [f"Torch-Pruning, {name}" for name in ("bn-scale", "group-norm", "magnitude")]
@@ -23,43 +22,67 @@ METHODS += ["Original NS", "Proximal NS, λ", "Proximal NS, budget"]
 @pytest.fixture
 def tiny(monkeypatch, tmp_path, pictures):
     """A function that runs the comparison of a ResNet-basic-8 at 50 %; its exit status."""
+    data = {"dataset": "folder", "epochs": 1, "batch_size": 16}
     monkeypatch.setattr(scheduler, "start", runs.InThisProcess)
-    monkeypatch.setattr(recipes, "SMALL_DATA", TINY)
+    monkeypatch.setattr(recipes, "SMALL_DATA", data)
     monkeypatch.setattr(compare, "IMAGES", IMAGES)
-    monkeypatch.setattr(compare, "BATCH", 1)
-    monkeypatch.setattr(torch_pruning, "STEPS", 40)
+    monkeypatch.setattr(torch_pruning, "STEPS", 20)
     monkeypatch.setitem(compare.LAMBDAS, ("resnet-basic", 8), {"s": 0.01, "beta": 10.0})
     argv = ["--networks", "resnet-basic-8", "--shares", 50, "--save", tmp_path, "--data", pictures]
-    return lambda *more: command(*argv, "--no-cuda", *more)
+    return lambda *more: command(*argv, "--no-cuda", "--seeds", 1, 2, *more)
 
 
-def test_a_comparison_is_completed_and_resumed(tiny, tmp_path, capsys):
+def test_a_comparison_is_completed_and_resumed(tiny, tmp_path, monkeypatch, capsys):
     pytest.importorskip("torch_pruning")
     csv = tmp_path / "compare.csv"
+    for name, e in compare.experiments("resnet-basic", 8, [50], None).items():
+        results = dict.fromkeys(comparison.COLUMNS, "") | {"accuracy_before": 71, "images": "0a"}
+        if name[1] != "Baseline":
+            results |= {"accuracy_pruned": 60, "accuracy_finetuned": 66}
+        records.append(csv, compare.key_of(name, e, 2) | results)
+    kept, written = runs.rows(csv), csv.read_bytes()  # of another machine
+    assert tiny("--dry-run") == 0
+    shown = capsys.readouterr()
+    assert "8 of 16 results already" in shown.err
+    assert "left: 4 trainings, 7 prunings, 7 fine-tunings" in shown.out
+
+    measure, measured = compare.measure, []
+    monkeypatch.setattr(compare, "BATCH", 1)
+    monkeypatch.setattr(compare, "measure", lambda paths: measured.append(paths) or ("2", "1"))
+    monkeypatch.setattr(compare, "missing_packages", lambda packages: [])
     assert tiny() == 0
-    lines = {row["method"]: row for row in runs.rows(csv)}
-    assert list(lines) == METHODS
-    baseline = lines.pop("Baseline")
-    full = float(baseline["train_pflops"])
+    whole = runs.rows(csv)
+    assert [{name: row[name] for name in kept[0]} for row in whole[:8]] == kept
+    lines = {row["method"]: row for row in whole[8:]}
+    assert lines.keys() == set(METHODS) and {row["seed"] for row in whole[8:]} == {"1"}
+    assert {(row["milliseconds_full"], row["milliseconds"]) for row in lines.values()} == {
+        ("2", "1")
+    }
+    assert len(measured) == 8  # not again after the fine-tuning
+    full = float(lines.pop("Baseline")["train_pflops"])
+    assert full == pytest.approx(3 * IMAGES * 24.4e6 / 1e15, rel=0.01)  # of a ResNet-8
     for row in lines.values():
         assert 50 <= float(row["flops_pruned_percent"]) < 70
-        kept = 1 - float(row["flops_pruned_percent"]) / 100
-        assert float(row["finetune_pflops"]) == pytest.approx(full * kept, rel=1e-3)
+        share = 1 - float(row["flops_pruned_percent"]) / 100
+        assert float(row["finetune_pflops"]) == pytest.approx(full * share, rel=1e-3)
         assert float(row["accuracy_finetuned"]) >= 0
-    assert full == pytest.approx(2 * 3 * IMAGES * 24.4e6 / 1e15, rel=0.01)  # of a ResNet-8
     random, bn_scale = lines["Random channels"], lines["Torch-Pruning, bn-scale"]
     assert random["accuracy_before"] == bn_scale["accuracy_before"]  # of one baseline
     table = csv.with_suffix(".md").read_text()
-    assert all(f"| {method} " in table for method in METHODS)
+    assert all(f"| {method} " in table for method in METHODS) and "| Original NS" in table
     assert csv.with_suffix(".png").exists()
+    pytest.importorskip("onnxruntime")
+    assert all(float(ms) > 0 for ms in measure(measured[-1]))
 
-    before, whole = csv.read_bytes(), runs.rows(csv)
+    before = csv.read_bytes()
+    monkeypatch.setattr(comparison.style, "can_draw", lambda: False)
     capsys.readouterr()
     assert tiny() == 0
-    assert "8 of 8 results already" in (err := capsys.readouterr()).err and "all is done" in err.out
+    shown = capsys.readouterr()
+    assert "16 of 16 results already" in shown.err and "all is done" in shown.out
     assert csv.read_bytes() == before
     # As if killed before these were written: one fine-tuning is repeated, nothing else.
-    csv.unlink()
+    csv.write_bytes(written)
     refined = runs.rows(tmp_path / REFINED)
     (tmp_path / REFINED).unlink()
     for row in refined[1:]:
@@ -70,62 +93,35 @@ def test_a_comparison_is_completed_and_resumed(tiny, tmp_path, capsys):
     assert len(runs.rows(tmp_path / REFINED)) == len(refined)
 
 
-def test_lines_of_another_machine_are_kept(tiny, tmp_path, capsys):
-    csv = tmp_path / "committed" / "compare.csv"
-    csv.parent.mkdir()
-    network = compare.experiments("resnet-basic", 8, [50], None)
-    for seed in (1, 2):
-        for name, e in network.items():
-            results = dict.fromkeys(comparison.COLUMNS, "")
-            results |= {"accuracy_before": 70 + seed, "commit": "abc", "images": "0a"}
-            if name[1] != "Baseline":
-                results |= {"accuracy_pruned": 60, "accuracy_finetuned": 65 + seed}
-            if (name[1], seed) != ("Random channels", 2):
-                records.append(csv, compare.key_of(name, e, seed) | results)
-    before = runs.rows(csv)
-    flags = "--seeds", 1, 2, "--csv", csv
-    assert tiny(*flags, "--dry-run") == 0
-    shown = capsys.readouterr()
-    assert "15 of 16 results" in shown.err and "left: 1 trainings, 1 prunings" in shown.out
-    assert tiny(*flags) == 0
-    *kept, new = runs.rows(csv)
-    assert [{name: row[name] for name in before[0]} for row in kept] == before
-    assert (new["method"], new["seed"]) == ("Random channels", "2") and new["accuracy_finetuned"]
-    capsys.readouterr()
-    assert tiny(*flags, "--report") == 0
-    assert re.search(r"\| Original NS +\| 2 +\| .* 66.50 ± 0.71 ", capsys.readouterr().out)
-
-
-def lines_of(**accuracies: list[float]) -> dict[str, list[dict[str, str]]]:
-    return {
-        name: [{"seed": str(i), "accuracy_pruned": str(x)} for i, x in enumerate(values)]
-        for name, values in accuracies.items()
-    }
-
-
-def test_differences_are_paired_by_seed():
+def test_rows_are_averaged_and_differences_are_paired_by_seed(tmp_path, capsys):
     # A is 1 above B for every seed, although both vary by more; C varies on its own.
-    found = lines_of(A=[70, 75, 80], B=[69, 73.9, 79.1], C=[74, 70, 79], D=[71])
-    text = comparison.verdicts(found, "accuracy_pruned")
-    assert text.startswith("highest pruned: A.")
-    assert "different: B." in text and "not different: C." in text
-    assert "undecided (fewer than two common seeds): D." in text
+    found = {"A": [70, 75, 80], "B": [69, 73.9, 79.1], "C": [74, 70, 79], "D": [71]}
+    key = dict.fromkeys(comparison.KEY, "x") | dict.fromkeys(comparison.COLUMNS, "")
+    for method, accuracies in found.items():
+        for seed, accuracy in enumerate(accuracies):
+            row = {"method": method, "share": 50, "seed": seed, "accuracy_pruned": accuracy}
+            records.append(tmp_path / "a.csv", key | row)
+    assert command("--report", "--csv", tmp_path / "a.csv") == 0
+    text = capsys.readouterr().out
+    assert re.search(r"\| 50 % +\| A +\| 3 +\| .* 75.00 ± 5.00 ", text)
+    differences = r"pruned: A\. From it different: B\. not different: C\. undecided .*: D\."
+    assert re.search(differences, text)
 
 
 def test_bad_input_is_rejected_with_one_line(tmp_path, monkeypatch, capsys):
     damaged = tmp_path / "damaged.csv"
     row = dict.fromkeys([*comparison.KEY, *comparison.COLUMNS], "1")
     records.append(damaged, row | {"accuracy_before": "x"})
-    for arguments, message in (
-        (["--networks", "vgg-19"], "--networks vgg-19 needs --scale; without it: vgg-11"),
-        (["--networks", "vgg"], "'vgg' is not ARCH-DEPTH"),
-        (["--shares", 100], "100 is not a percentage below 100"),
-        (["--report"], "has no results yet"),
-        (["--report", "--csv", damaged], "line 2: accuracy_before is 'x'"),
-    ):
+
+    def rejected(message: str, *arguments: object) -> None:
         assert command(*arguments, "--save", tmp_path) == 2
         assert message in capsys.readouterr().err.splitlines()[-1]
+
+    rejected("--networks vgg-19 needs --scale; without it: vgg-11", "--networks", "vgg-19")
+    rejected("'vgg' is not ARCH-DEPTH", "--networks", "vgg")
+    rejected("100 is not a percentage below 100", "--shares", 100)
+    rejected("has no results yet", "--report")
+    rejected("line 2: accuracy_before is 'x'", "--report", "--csv", damaged)
     monkeypatch.setattr(console, "find_spec", lambda name: None)
-    assert command("--save", tmp_path) == 2
-    assert "needs torch_pruning: " in capsys.readouterr().err.splitlines()[-1]
+    rejected("needs torch_pruning: ")
     assert list(tmp_path.iterdir()) == [damaged]

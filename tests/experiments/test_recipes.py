@@ -8,8 +8,7 @@ import pytest
 
 import recorded
 import runs
-from utils.experiments import recipes, scheduler
-from utils.experiments.jobs import Experiment, Job
+from utils.experiments import recipes
 from utils.files.paths import TRAINED, RunPaths
 from utils.flags.config import Config
 from utils.flags.parser import parser, resolve
@@ -18,20 +17,29 @@ from utils.paper import admm
 from utils.paper.settings import recipe, schedule
 
 command = partial(runs.command, recipes)
-VGG11 = {**recipes.SMALL_DATA, **recipes.SMALL["vgg", 11]}
+VGG19 = {"arch": "vgg", "depth": 19, "method": "proximal", "s": 0.0045, "beta": 100.0}
 
 
 @pytest.fixture
-def missing(tmp_path, capsys):
+def dry_run(tmp_path, capsys):
+    """A function that returns the lines that --dry-run prints for arguments."""
+
+    def dry_run(*arguments: object) -> list[str]:
+        capsys.readouterr()
+        assert command(*arguments, "--save", tmp_path, "--dry-run") == 0
+        return capsys.readouterr().out.splitlines()
+
+    return dry_run
+
+
+@pytest.fixture
+def missing(dry_run):
     """A function that returns the commands --dry-run prints for arguments, split into words."""
 
     def missing(*arguments: object) -> list[list[str]]:
-        capsys.readouterr()
-        assert command(*arguments, "--save", tmp_path, "--dry-run") == 0
-        lines = (line.removeprefix("# ") for line in capsys.readouterr().out.splitlines())
-        return [
-            shlex.split(line)[1:] for line in lines if " --model " in line or " main.py " in line
-        ]
+        lines = [line.removeprefix("# ") for line in dry_run(*arguments)]
+        commands = [line for line in lines if " --model " in line or " main.py " in line]
+        return [shlex.split(line)[1:] for line in commands]
 
     return missing
 
@@ -45,8 +53,11 @@ def value(command: list[str], flag: str) -> str:
     return command[command.index(flag) + 1]
 
 
-@pytest.mark.parametrize("table", ["table2a", "table2b"])
-def test_table_2_has_the_published_settings(table, missing):
+@pytest.mark.parametrize(
+    ("table", "dataset", "published"),
+    [("table2a", "cifar10", (0.74, 0.7401, 0.7198)), ("table2b", "cifar100", (0.55, 0.6501, 0.59))],
+)
+def test_table_2_has_the_published_settings(table, dataset, published, missing):
     found, shares, tunings = {}, {}, []
     for words in missing(table):
         if "--refine" in words:
@@ -54,24 +65,22 @@ def test_table_2_has_the_published_settings(table, missing):
         elif words[0] == "main.py":
             s = config_of(words)
             assert (s.epochs, s.batch_size, s.lr, s.momentum) == (160, 64, 0.1, 0.9)
-            assert (s.weight_decay, s.nesterov, s.subset) == (1e-4, True, None)
-            assert s.dataset == {"table2a": "cifar10", "table2b": "cifar100"}[table]
+            assert (s.weight_decay, s.nesterov, s.subset, s.dataset) == (1e-4, True, None, dataset)
             found[s.arch, s.depth, s.method] = s.options.get("s"), s.options.get("beta")
         else:
             method = value(words, "--model").split("/")[-2].partition("_seed")[0]
             shares[method, words[0].removesuffix("_prune.py")] = float(value(words, "--percent"))
-    assert found == {
-        ("vgg", 19, "baseline"): (None, None),
-        ("vgg", 19, "subgradient"): (1e-4, None),
-        ("vgg", 19, "proximal"): (0.0045, 100),
-        ("densenet", 40, "baseline"): (None, None),
-        ("densenet", 40, "subgradient"): (1e-5, None),
-        ("densenet", 40, "proximal"): (0.004, 100),
-        ("resnet", 164, "baseline"): (None, None),
-        ("resnet", 164, "subgradient"): (1e-5, None),
-        ("resnet", 164, "proximal"): (0.002, 0.25),
+    settings = {
+        ("vgg", 19): (1e-4, 0.0045, 100),
+        ("densenet", 40): (1e-5, 0.004, 100),
+        ("resnet", 164): (1e-5, 0.002, 0.25),
     }
-    published = {"table2a": (0.74, 0.7401, 0.7198), "table2b": (0.55, 0.6501, 0.59)}[table]
+    expected = {}
+    for network, (subgradient, *proximal) in settings.items():
+        expected[*network, "baseline"] = (None, None)
+        expected[*network, "subgradient"] = (subgradient, None)
+        expected[*network, "proximal"] = tuple(proximal)
+    assert found == expected
     for arch, share in zip(("vgg", "densenet", "resnet"), published, strict=True):
         assert shares["subgradient", arch] == pytest.approx(share)
         assert shares["proximal", arch] == 0
@@ -87,23 +96,23 @@ def test_tables_1_and_3(missing):
     assert betas == [100, 1] * 2
 
 
-@pytest.mark.parametrize("part", ["vgg-cifar10", "densenet-cifar10", "resnet164-cifar10"])
-def test_scaled_recipes_have_the_same_total_shrinkage(part, missing):
-    train, *_ = missing(part, "--scale", 20)
-    s = config_of(train)
-    full = recipe(s.arch, s.depth)
-    assert s.epochs == 20 and s.name != config_of(missing(part)[0]).name == "proximal_seed1"
-    assert s.options["s"] > full.lambda_
-    total = shrinkage(s.options["s"], s.options["beta"], schedule(20))
-    assert total == pytest.approx(shrinkage(full.lambda_, full.beta, schedule()), rel=0.01)
+def test_scaled_recipes_have_the_same_total_shrinkage(missing):
+    for part in ("vgg-cifar10", "resnet164-cifar10"):
+        s = config_of(missing(part, "--scale", 20, "--subset", 50)[0])
+        full = recipe(s.arch, s.depth)
+        assert (s.epochs, s.subset, s.test_subset) == (20, 50, 50)
+        assert s.name != config_of(missing(part)[0]).name == "proximal_seed1"
+        assert s.options["s"] > full.lambda_
+        total = shrinkage(s.options["s"], s.options["beta"], schedule(20))
+        assert total == pytest.approx(shrinkage(full.lambda_, full.beta, schedule()), rel=0.01)
 
 
 @pytest.mark.parametrize("part", ["lp16", "lp56", "lp110"])
 def test_lp_recipes_have_the_settings_of_their_published_row(part, missing, tmp_path):
     train, prune, refine = missing(part, "--seeds", 3)
-    claim = admm.LP_RECIPES[part][1]
+    network, claim = admm.LP_RECIPES[part]
     s, t = config_of(train), config_of(refine)
-    assert (s.arch, s.depth, s.dataset) == admm.LP_NETWORKS[admm.LP_RECIPES[part][0]]
+    assert (s.arch, s.depth, s.dataset) == admm.LP_NETWORKS[network]
     assert (s.method, s.epochs, s.seed, s.schedule) == ("lp-admm", 160, 3, "step")
     assert dict(s.options) == {"s": 1e-4, "p": 0.2, "rho": 1.5e-3, "bound": 1.0, "z_every": "epoch"}
     assert prune[0] == ("vgg_prune.py" if s.arch == "vgg" else "resnet_prune.py")
@@ -119,20 +128,6 @@ def test_lp_recipes_have_the_settings_of_their_published_row(part, missing, tmp_
     assert config_of(refine).warmup == 0
 
 
-def test_lp_recipe_for_imagenet(missing, tmp_path, monkeypatch):
-    train, prune, refine = missing("lp50", "--data", "images")
-    s, t = config_of(train), config_of(refine)
-    assert (s.arch, s.dataset, s.size, s.method) == ("resnet50", "imagenet", 224, "lp-admm")
-    assert (s.epochs, s.batch_size, t.epochs, t.schedule) == (90, 256, 100, "cosine")
-    assert config_of(missing("lp50", "--data", "images", "--scale", 2)[2]).epochs == 2
-    assert prune[:2] == ["-m", "utils.prune"] and value(prune, "--target-flops") == "0.624"
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Job, "argv", lambda job: ["-m", "utils.prune", "-h"])
-    job = Job(Experiment(s, True, 0), 1, "prune", tmp_path, (), None)
-    assert scheduler.start(job, "", parallel=True).wait() == 0
-    assert "utils.prune" in job.files.output("prune").read_text()
-
-
 @pytest.mark.parametrize(("part", "depth", "ratio"), [("sas32", 32, 0.85), ("sas56", 56, 0.9)])
 def test_sas_recipes_have_the_settings_of_the_program(part, depth, ratio, missing):
     s, t = map(config_of, missing(part))
@@ -146,65 +141,51 @@ def test_sas_recipes_have_the_settings_of_the_program(part, depth, ratio, missin
     assert t.epochs == 19
 
 
-@pytest.mark.parametrize(
-    ("flags", "outer", "inner", "epochs"), [([], 190, 1000, 90), (["--scale", 2], 2, 10, 2)]
-)
-def test_sas_recipe_for_imagenet(flags, outer, inner, epochs, missing):
-    s, t = map(config_of, missing("sasalex", "--data", "images", *flags))
-    assert (s.arch, s.dataset, s.size) == ("alexnet", "imagenet", 224)
-    assert (s.options["outer"], s.options["inner"]) == (outer, inner)
-    assert (t.lr, t.prune_ratio, t.epochs) == (0.01, 0.9522, epochs)
+def test_recipes_for_imagenet(missing):
+    train, prune, refine = missing("lp50", "--data", "images")
+    s, t = config_of(train), config_of(refine)
+    assert (s.arch, s.dataset, s.size, s.method) == ("resnet50", "imagenet", 224, "lp-admm")
+    assert (s.epochs, s.batch_size, t.epochs, t.schedule) == (90, 256, 100, "cosine")
+    assert config_of(missing("lp50", "--data", "images", "--scale", 2)[2]).epochs == 2
+    assert prune[:2] == ["-m", "utils.prune"] and value(prune, "--target-flops") == "0.624"
+    for flags, outer, inner, epochs in (([], 190, 1000, 90), (["--scale", 2], 2, 10, 2)):
+        s, t = map(config_of, missing("sasalex", "--data", "images", *flags))
+        assert (s.arch, s.dataset, s.size) == ("alexnet", "imagenet", 224)
+        assert (s.options["outer"], s.options["inner"]) == (outer, inner)
+        assert (t.lr, t.prune_ratio, t.epochs) == (0.01, 0.9522, epochs)
 
 
-def test_only_missing_stages_are_planned_with_their_cost(missing, tmp_path, capsys):
-    paper = {"s": 0.0045, "beta": 100.0}
-    done = recorded.run(tmp_path, "vgg", 19, "proximal", 1, **paper, percent=0.0, tuned=93)
-    recorded.run(tmp_path, "vgg", 19, "proximal", 2, **paper)
-    third = "proximal_seed3_vgg_19_cifar10"
-    RunPaths(tmp_path, third).directory.mkdir()
-    RunPaths(tmp_path, third).checkpoint.touch()
-    log = "epoch,train_seconds,test_seconds,other\n" + "1,60,1,x\n" * 100
-    RunPaths(tmp_path, third).log.write_text(log)
+def test_only_missing_stages_are_planned_with_their_cost(dry_run, missing, tmp_path):
+    done = recorded.run(tmp_path, seed=1, **VGG19, percent=0.0, tuned=93)
+    second = recorded.run(tmp_path, seed=2, **VGG19)
+    third = RunPaths(tmp_path, "proximal_seed3_vgg_19_cifar10")
+    third.directory.mkdir()
+    third.checkpoint.touch()
+    third.log.write_text("epoch,train_seconds,test_seconds,other\n" + "1,60,1,x\n" * 100)
     flags = ["vgg-cifar10", "--seeds", 1, 2, 3]
-    assert command(*flags, "--save", tmp_path, "--dry-run") == 0
-    out = capsys.readouterr().out
-    lines = {line.split()[0]: line for line in out.splitlines() if "_seed" in line.split()[0]}
+    out = dry_run(*flags)
+    lines = {line.split()[0]: line for line in out if "_seed" in line.split()[0]}
     assert lines[done].split()[1:] == ["done", "done", "done", "-"]
-    assert "60 of 160 epochs" in lines[third]
+    assert "60 of 160 epochs" in lines[third.run]
     commands = missing(*flags)
     assert not [words for words in commands if done in " ".join(words)]
     assert all(value(words, "--resume") == "auto" for words in commands if words[0] == "main.py")
     # Seed 2: 160 epochs of fine-tuning at 20 s, like seed 1; seed 3: also 60 epochs at 61 s.
-    assert lines["proximal_seed2_vgg_19_cifar10"].endswith("53:20")
-    assert lines[third].endswith("1:54:20")
-    assert re.search(r"left: 1 trainings, 2 prunings, 2 fine-tunings, .* 2:47:40", out)
+    assert lines[second].endswith("53:20") and lines[third.run].endswith("1:54:20")
+    assert re.search(r"left: 1 trainings, 2 prunings, 2 fine-tunings, .* 2:47:40", out[-1])
+    assert " ".join(dry_run("small")).count("unknown") == 7  # six runs, and the sum
 
 
-def test_a_rehearsal_takes_a_part_of_the_images(missing):
-    commands = missing("table2a", "--subset", 50, "--scale", 2)
-    settings = [config_of(words) for words in commands if words[0] == "main.py"]
-    assert {(s.subset, s.test_subset, s.epochs) for s in settings if s.refine is None} == {
-        (50, 50, 2)
-    }
-
-
-def test_cost_without_measurements_is_unknown(tmp_path, capsys):
-    assert command("small", "--save", tmp_path / "logs", "--dry-run") == 0
-    assert capsys.readouterr().out.count("unknown") == 7  # six runs, and the sum
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_original_slimming_is_pruned_at_the_share_of_proximal(missing, tmp_path, capsys):
+def test_original_slimming_is_pruned_at_the_share_of_proximal(dry_run, missing, tmp_path):
     prunings = [words for words in missing("small") if "--percent" in words]
     assert [value(words, "--percent") for words in prunings] == ["0", "SHARE"] * 2
-    assert command("small", "--save", tmp_path, "--dry-run") == 0
-    unknown = [line for line in capsys.readouterr().out.splitlines() if "SHARE" in line]
+    unknown = [line for line in dry_run("small") if "SHARE" in line]
     assert len(unknown) == 2 and all(line.startswith("# ") for line in unknown)
-    recorded.run(tmp_path, "vgg", 11, "proximal", 1, **VGG11, percent=0.0, removed=(39.3, 1, 1))
+    vgg = {"arch": "vgg", "depth": 11, "seed": 1, **recipes.SMALL_DATA}
+    proximal = vgg | recipes.SMALL["vgg", 11] | {"method": "proximal"}
+    recorded.run(tmp_path, **proximal, percent=0.0, removed=(39.3, 1, 1))
     for percent, done in ((0.5, False), (0.393, True)):
-        run = recorded.run(
-            tmp_path, "vgg", 11, "subgradient", 1, **recipes.SMALL_DATA, percent=percent
-        )
+        run = recorded.run(tmp_path, **vgg, method="subgradient", percent=percent)
         RunPaths(tmp_path, run).directory.mkdir(exist_ok=True)
         RunPaths(tmp_path, run).pruned().touch()
         prunings = [words for words in missing("small") if words[0] == "vgg_prune.py"]
@@ -212,11 +193,10 @@ def test_original_slimming_is_pruned_at_the_share_of_proximal(missing, tmp_path,
         assert shares == ([] if done else ["0.393"])
 
 
-def test_prunings_at_another_share_and_their_fine_tunings_do_not_count(tmp_path, capsys):
+def test_prunings_at_another_share_and_their_fine_tunings_do_not_count(dry_run, tmp_path):
     def stages() -> str:
-        assert command("table2a", "--save", tmp_path, "--dry-run") == 0
-        lines = capsys.readouterr().out.splitlines()
-        return " ".join(next(line for line in lines if line.startswith(run)).split()[1:])
+        (line,) = (line for line in dry_run("table2a") if line.startswith(run))
+        return " ".join(line.split()[1:])
 
     settings = {"arch": "vgg", "depth": 19, "method": "subgradient", "seed": 1, "s": 1e-4}
     run = recorded.run(tmp_path, **settings, percent=0.3, tuned=92)
@@ -241,9 +221,8 @@ def test_later_fine_tunings_with_other_settings_do_not_undo_a_stage(missing, tmp
 
 
 def test_bad_input_is_rejected_with_one_line(tmp_path, pictures, capsys):
-    recorded.run(tmp_path / "a", "vgg", 19, "proximal", 1, s=0.009, beta=100)
-    vgg = {"s": 0.0045, "beta": 100, "percent": 0.0, "tuned": 93}
-    recorded.run(tmp_path / "f", "vgg", 19, "proximal", 1, **vgg, tuning={"epochs": 40})
+    recorded.run(tmp_path / "a", seed=1, **VGG19 | {"s": 0.009})
+    recorded.run(tmp_path / "f", seed=1, **VGG19, percent=0.0, tuned=93, tuning={"epochs": 40})
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / TRAINED).write_text("a,b\n1,2\n")
     (tmp_path / "c").touch()

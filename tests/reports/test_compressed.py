@@ -3,8 +3,7 @@
 import shlex
 
 import main
-from runs import rows
-from utils import console
+import runs
 from utils.experiments import recipes
 from utils.experiments.jobs import Experiment
 from utils.flags.config import Config
@@ -15,26 +14,26 @@ def test_a_recipe_fills_the_table_beside_the_published_factors(
     tmp_path, pictures, monkeypatch, capsys
 ):
     settings = {"arch": "resnet-basic", "depth": 8, "method": "sas-admm", "batch_size": 8,
-                "outer": 2, "inner": 1, "dataset": "folder"}  # fmt: skip
+                "outer": 1, "inner": 1, "dataset": "folder"}  # fmt: skip
+    settings |= {"growth_from": 1, "average_from": 1}
     tiny = Experiment(Config.from_dict(settings), False, 1, prune_ratio=0.85)
     monkeypatch.setattr(recipes, "experiments", lambda part, scale: [tiny])
-    argv = ["sas32", "--save", tmp_path, "--data", pictures, "--no-cuda", "--dry-run", "--seeds"]
-    argv = [*map(str, argv), "1", "2"]
+    argv = ["sas32", "--save", tmp_path, "--data", pictures, "--no-cuda", "--dry-run"]
 
     def commands() -> list[str]:
         capsys.readouterr()
-        assert console.run(recipes.main, argv) == 0
+        assert runs.command(recipes, *argv, "--seeds", 1, 2) == 0
         return [line for line in capsys.readouterr().out.splitlines() if " main.py " in line]
 
     for line in commands():
-        assert console.run(main.main, shlex.split(line)[2:]) == 0
+        assert runs.command(main, *shlex.split(line)[2:]) == 0
     assert commands() == []
-    assert console.run(tables.main, ["--save", str(tmp_path), "--csv", str(tmp_path)]) == 0
+    assert runs.command(tables, "--save", tmp_path, "--csv", tmp_path) == 0
     assert "left out" not in capsys.readouterr().err
-    lines = {row["Network"]: row for row in rows(tmp_path / "compressed.csv")}
+    lines = {row["Network"]: row for row in runs.rows(tmp_path / "compressed.csv")}
     factors = [lines[f"ResNet-basic-{depth}"]["Compression Factor"] for depth in (32, 56)]
     assert factors == ["6.61", "9.93"] and not lines["ResNet-basic-32"]["Retrained"]
-    ours, record = lines["ResNet-basic-8 on folder"], rows(tmp_path / "refine_record.csv")
+    ours, record = lines["ResNet-basic-8 on folder"], runs.rows(tmp_path / "refine_record.csv")
     assert (ours["n"], ours["Weights Kept"]) == ("2", "11255")
     for heading, column in (("Retrained", "test_accuracy"), ("Post Pruned", "accuracy_cut")):
         mean = sum(float(row[column]) for row in record) / 2

@@ -20,7 +20,8 @@ PRINTED = {
     "table2b": (11, 3609.13, "DenseNet-40 VCP [40] Not Reported 37.00 37.73 22.67 72.19/—"),
     "table3": (7, 1724.2, "ResNet-110 Proximal NS (Ours) 50.70/48.54 93.25/93.27"),
 }
-VGG = {"s": 0.0045, "beta": 100.0}
+VGG = {"arch": "vgg", "depth": 19, "method": "proximal", "s": 0.0045, "beta": 100.0}
+SUBGRADIENT = {"arch": "vgg", "depth": 19, "method": "subgradient", "seed": 1}
 SMALL_RUN = {"arch": "vgg", "depth": 11, "method": "proximal", "epochs": 5, "percent": 0.0}
 
 
@@ -36,39 +37,40 @@ def show(tmp_path, capsys):
     return show
 
 
+@pytest.fixture
+def record(tmp_path):
+    """A function that records a run in tmp_path, of seed 1 if no other is given."""
+    return lambda seed=1, **settings: recorded.run(tmp_path, seed=seed, **settings)
+
+
 def cells(text: str) -> list[list[str]]:
     """The rows of all Markdown tables in ``text``."""
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     return [[cell.strip() for cell in line[1:-2].split(" | ")] for line in lines]
 
 
-def ours_below(text: str, method: str) -> list[str]:
+def ours_below(text: str, method: str = "Proximal NS (ours)") -> list[str]:
     """The first line of our runs below the paper's for VGG-19 by ``method`` in Table 2."""
     rows = cells(text)
     return rows[next(i for i, row in enumerate(rows) if row[:2] == ["VGG-19", method]) + 1]
 
 
-def others(text: str) -> list[dict[str, str]]:
-    """The rows of the table of other runs."""
-    heads, *rows = cells(text.partition("## Other runs")[2])
-    return [dict(zip(heads, row, strict=True)) for row in rows if not row[0].startswith("---")]
+def others(text: str, *columns: str) -> list[list[str]]:
+    """These cells, or all, of the rows in the table of other runs."""
+    heads, _, *rows = cells(text.partition("## Other runs")[2])
+    return [[row[heads.index(name)] for name in columns or heads] for row in rows]
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_published_numbers_are_those_of_the_paper(name):
-    count, total, printed = PRINTED[name]
-    rows = TABLES[name].rows
-    cells = [number for row in rows for cell in row[1 if name == "table1" else 2 :]
-             for number in numbers(cell) if number is not None]  # fmt: skip
-    assert (len(rows), sum(cells)) == (count, pytest.approx(total, abs=1e-6))
-    assert printed in [" ".join(row) for row in rows]
-
-
-def test_published_rows_are_printed_with_dashes_for_missing_runs(show, tmp_path):
+def test_published_rows_are_those_of_the_paper_with_dashes_for_missing_runs(show, tmp_path):
     text, _ = show("--csv", tmp_path / "csv", "--only", *TABLES)
     shown = cells(text)
     for name, table in TABLES.items():
-        ours = ["", "", "ours", *["—"] * (len(table.columns) - 2), "—"]
+        count, total, printed = PRINTED[name]
+        found = [n for row in table.rows for cell in row[1 + (name != "table1"):]
+                 for n in numbers(cell) if n is not None]  # fmt: skip
+        assert (len(table.rows), sum(found)) == (count, pytest.approx(total, abs=1e-6))
+        assert printed in map(" ".join, table.rows)
+        ours = ["", "", "ours", *["—"] * (len(table.columns) - 1)]
         assert shown.count(ours) >= sum(table.method(row) is not None for row in table.rows)
         with (tmp_path / "csv" / f"{name}.csv").open(newline="", encoding="utf-8") as file:
             lines = list(csv.reader(file))
@@ -79,23 +81,25 @@ def test_published_rows_are_printed_with_dashes_for_missing_runs(show, tmp_path)
     assert text.count("57.35") >= 2 and text.count("57.54") >= 3  # both, each with a note
 
 
-def test_only_tables_with_runs_are_printed_by_default(show, tmp_path):
+def test_only_tables_with_runs_are_printed_by_default(show, record):
     out, err = show()
     assert out == "" and "--only" in err
-    recorded.run(tmp_path, seed=1, **SMALL_RUN)
+    record(**SMALL_RUN)
     assert re.findall(r"^## (.*)", show()[0], re.M) == ["Other runs, in the shape of Table 2"]
-    recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0, tuned=93)
+    record(**VGG, percent=0.0, tuned=79, tuning={"commit": "def5678"})
     titles = re.findall(r"^## (Table \w+|\w+)", show()[0], re.M)
     assert titles == ["Table 1", "Table 2a", "Other"]
+    environment = "Seed 1; device GPU X; commit abc1234, def5678."
+    assert environment in show("--only", "table2a")[0]
+    assert "device" not in show("--only", "table2b")[0]
 
 
-def test_mean_spread_and_difference(show, tmp_path):
+def test_mean_spread_and_difference(show, record):
     for seed, channels, pruned in ((1, 74.0, 93.0), (2, 75.0, 93.2), (3, 76.0, 93.1)):
-        recorded.run(tmp_path, "vgg", 19, "proximal", seed, **VGG, zeros=4000 + seed, percent=0.0,
-                     removed=(channels, 91.0, 50.0), pruned=pruned,
-                     tuned=93 if seed == 1 else None)  # fmt: skip
+        record(seed, **VGG, zeros=4000 + seed, percent=0.0, removed=(channels, 91.0, 50.0),
+               pruned=pruned, tuned=93 if seed == 1 else None)  # fmt: skip
     text, _ = show()
-    assert ours_below(text, "Proximal NS (ours)")[2:] == [
+    assert ours_below(text)[2:] == [
         "ours, n = 3, bf16",
         "32.00 ± 1.00 / 20.00 (n = 1)",
         "75.00 ± 1.00",
@@ -108,26 +112,19 @@ def test_mean_spread_and_difference(show, tmp_path):
     assert "4002.0 ± 1.0" in text and "zeros on cifar10 -103.2 outside" in text
 
 
-def test_environment_is_below_the_table(show, tmp_path):
-    recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0, tuned=79,
-                 tuning={"commit": "def5678"})  # fmt: skip
-    assert "Seed 1; device GPU X; commit abc1234, def5678." in show("--only", "table2a")[0]
-    assert "device" not in show("--only", "table2b")[0]
-
-
-@pytest.mark.parametrize("percent", [None, 0.5])
-def test_baseline_accuracy_is_in_the_post_pruned_column(percent, show, tmp_path):
+def test_baseline_accuracy_is_in_the_post_pruned_column(show, record):
     """Also if the baseline was pruned and fine-tuned."""
-    tuned = None if percent is None else 92
-    recorded.run(tmp_path, "vgg", 19, "baseline", 1, accuracy=93.5, percent=percent, tuned=tuned)
+    baseline = {"arch": "vgg", "depth": 19, "method": "baseline", "accuracy": 93.5}
+    record(1, **baseline)
+    record(2, **baseline, percent=0.5, tuned=92)
+    spread = ["93.50 ± 0.00 / —", "accuracy -0.33 outside"]
     ours = ours_below(show()[0], "Baseline")
-    assert ours[3:] == ["31.00 / —", "—", "—", "—", "93.50 / —", "accuracy -0.33"]
+    assert ours[3:] == ["31.50 ± 0.71 / —", "—", "—", "—", *spread]
 
 
 OTHER_SETTINGS = {
     "--lambda 0.009": {"s": 0.009},
     "20 epochs": {"epochs": 20},
-    "--subset 10000": {"subset": 10000},
     "--no-nesterov": {"nesterov": False},
     "--xi-init 0.47 0.53": {"xi_init": (0.47, 0.53)},
     "160 epochs, picture files": {"source": "picture files"},
@@ -135,123 +132,96 @@ OTHER_SETTINGS = {
 
 
 @pytest.mark.parametrize(("text", "setting"), OTHER_SETTINGS.items(), ids=OTHER_SETTINGS)
-def test_runs_with_other_settings_are_other_runs(text, setting, show, tmp_path):
-    settings = {**VGG, **setting, "percent": 0.0, "pruned": 77, "tuned": 79}
-    recorded.run(tmp_path, "vgg", 19, "proximal", 1, **settings)
+def test_runs_with_other_settings_are_other_runs(text, setting, show, record):
+    record(**VGG | setting, percent=0.0, pruned=77, tuned=79)
     out, _ = show()
     assert "## Table" not in out
-    (row,) = others(out)
-    assert row["Runs"].startswith("VGG-19 on cifar10")
-    assert text in f"{row['Runs']}, {row['Settings']}"
-    assert (row["Post Pruned"], row["Fine Tuned"]) == ("77.00", "79.00")
+    ((runs, settings, *accuracies),) = others(out, "Runs", "Settings", "Post Pruned", "Fine Tuned")
+    assert runs.startswith("VGG-19 on cifar10") and text in f"{runs}, {settings}"
+    assert accuracies == ["77.00", "79.00"]
 
 
-PAPER_SETTINGS = {
-    "no flag": {},
-    "the defaults": {"lr": 0.1, "batch_size": 64, "weight_decay": 1e-4, "xi_init": (0.47, 0.5)},
-    "flags without effect": {"data": "DIR", "keep_dead": True, "deterministic": True},
-}
-
-
-@pytest.mark.parametrize("flags", PAPER_SETTINGS.values(), ids=PAPER_SETTINGS)
-def test_runs_with_default_settings_are_in_the_paper_tables(flags, show, tmp_path):
-    recorded.run(
-        tmp_path, "vgg", 19, "proximal", 1, **VGG, **flags, percent=0.0, pruned=77, tuned=79
-    )
-    assert ours_below(show()[0], "Proximal NS (ours)")[7] == "77.00 / 79.00"
-
-
-def test_recipes_are_in_the_paper_tables(show, tmp_path):
+def test_runs_with_default_settings_are_in_the_paper_tables(show, record):
+    """Also those with flags that have no effect on the result, and of one process."""
+    defaults = {"lr": 0.1, "batch_size": 64, "weight_decay": 1e-4, "xi_init": (0.47, 0.5)}
+    record(**VGG, **defaults, data="DIR", keep_dead=True, deterministic=True, percent=0.0, tuned=79)
     for arch, depth in (("densenet", 40), ("resnet", 164), ("resnet", 110)):
         r = recipe(arch, depth)
-        recorded.run(tmp_path, arch, depth, "proximal", 1, s=r.lambda_, beta=r.beta, percent=0.0)
+        settings = {"method": "proximal", "s": r.lambda_, "beta": r.beta, "percent": 0.0}
+        record(arch=arch, depth=depth, **settings)
     text, _ = show()
-    assert text.count("ours, n = 1") == 2 + 2 + 2  # Tables 1, 2a and 3
-    assert "Other runs" not in text
+    assert text.count("ours, n = 1") == 3 + 3 + 2  # Tables 1, 2a and 3
+    assert "Other runs" not in text and ours_below(text)[7] == "90.00 / 79.00"
 
 
-@pytest.mark.parametrize(("processes", "papers"), [("1", True), ("", True), ("4", False)])
-def test_runs_of_several_processes_are_other_runs(processes, papers, show, tmp_path):
-    """Their fine-tunings may have fewer processes."""
-    recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0, tuned=79)
-    recorded.set_cells(tmp_path / TRAINED, processes=processes)
-    text, _ = show()
-    assert ("## Table" in text) == papers and ("4 processes" in text) != papers
-    assert "79.00" in text
+def test_runs_of_several_processes_are_other_runs(show, record, tmp_path):
+    for seed, processes in enumerate(("1", "", "4")):
+        record(seed, **VGG, percent=0.0, tuned=79)  # their fine-tunings may have fewer
+        recorded.set_cells(tmp_path / TRAINED, processes=processes)
+    out, _ = show()
+    assert ours_below(out)[2] == "ours, n = 2, bf16"
+    ((runs, *cells),) = others(out, "Runs", "n", "Fine Tuned")
+    assert runs.endswith(", 4 processes") and cells == ["1", "79.00"]
 
 
-def test_repeated_runs_count_once(show, tmp_path):
+def test_repeated_runs_count_once(show, record):
     """Of runs with the same settings and seed, the last counts, with its own pruning."""
     for channels, pruned in ((70.0, 90.0), (75.0, 93.0)):
-        recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0, pruned=pruned,
-                     removed=(channels, 1, 1), tuned=92 if pruned == 90 else None)  # fmt: skip
-    ours = ours_below(show()[0], "Proximal NS (ours)")
+        record(**VGG, percent=0.0, pruned=pruned, removed=(channels, 1, 1),
+               tuned=92 if pruned == 90 else None)  # fmt: skip
+    ours = ours_below(show()[0])
     assert (ours[2], ours[4], ours[7]) == ("ours, n = 1, bf16", "75.00", "93.00 / —")
-    first = recorded.run(tmp_path, "vgg", 19, "baseline", 1, accuracy=91.23)
-    recorded.run(tmp_path, "vgg", 19, "baseline", 1, accuracy=92.34, name="again")
+    baseline = {"arch": "vgg", "depth": 19, "method": "baseline"}
+    first = record(**baseline, accuracy=91.23)
+    record(**baseline, accuracy=92.34, name="again")
     out, err = show()
     assert "91.23" not in out and "92.34" in out and f"{first} is left out" in err
 
 
-def test_cells_with_fewer_seeds_name_their_number(show, tmp_path):
-    for seed in (1, 2, 3):
-        recorded.run(tmp_path, "vgg", 19, "proximal", seed, **VGG, zeros=4100)
-    for seed in (1, 2):
-        recorded.run(tmp_path, "vgg", 19, "proximal", seed, **VGG, zeros=3000, dataset="cifar100")
-    rows = cells(show("--only", "table1")[0])
-    (ours,) = [row for row in rows if row[2] == "ours, n = 3, bf16"]
-    assert ours[3:5] == ["4100.0 ± 0.0", "3000.0 ± 0.0 (n = 2)"]
-
-
-@pytest.mark.parametrize("papers", [True, False])
-def test_runs_of_different_precisions_have_separate_lines(papers, show, tmp_path):
-    epochs = {} if papers else {"epochs": 20}
+def test_runs_of_different_precisions_have_separate_lines(show, record):
     for seed, precision, pruned in ((1, "bf16", 90), (2, "bf16", 92), (1, "fp32", 94)):
-        settings = {**VGG, **epochs, "percent": 0.0, "pruned": pruned, "precision": precision}
-        recorded.run(tmp_path, "vgg", 19, "proximal", seed, **settings, name=f"{precision}{seed}")
+        for epochs in (160, 20):
+            settings = {"percent": 0.0, "pruned": pruned, "precision": precision, "epochs": epochs}
+            record(seed, **VGG, **settings, name=f"{precision}{seed}-{epochs}")
     out, err = show()
-    assert not err
-    if papers:
-        rows = cells(out.partition("Table 2")[2])
-        lines = [(row[2], row[7]) for row in rows if row[2].startswith("ours, n")]
-        assert lines == [
-            ("ours, n = 2, bf16", "91.00 ± 1.41 / —"),
-            ("ours, n = 1, fp32", "94.00 / —"),
-        ]
-    else:
-        lines = [(row["Settings"], row["n"], row["Post Pruned"]) for row in others(out)]
-        assert lines == [
-            ("--lambda 0.0045 --beta 100.0 bf16", "2", "91.00 ± 1.41"),
-            ("--lambda 0.0045 --beta 100.0 fp32", "1", "94.00"),
-        ]
+    rows = cells(out.partition("Table 2")[2].partition("## Other")[0])
+    lines = [(row[2], row[7]) for row in rows if row[2].startswith("ours, n")]
+    assert not err and lines == [
+        ("ours, n = 2, bf16", "91.00 ± 1.41 / —"),
+        ("ours, n = 1, fp32", "94.00 / —"),
+    ]
+    assert others(out, "Settings", "n", "Post Pruned") == [
+        ["--lambda 0.0045 --beta 100.0 bf16", "2", "91.00 ± 1.41"],
+        ["--lambda 0.0045 --beta 100.0 fp32", "1", "94.00"],
+    ]
 
 
-@pytest.mark.parametrize("column", ["pictures", "test_pictures"])
-@pytest.mark.parametrize("seed", [1, 2])
-def test_runs_on_different_images_have_separate_lines(seed, column, show, tmp_path):
+@pytest.mark.parametrize(
+    ("seed", "column"), [(1, "pictures"), (1, "test_pictures"), (2, "pictures")]
+)
+def test_runs_on_different_images_have_separate_lines(seed, column, show, record, tmp_path):
     """Also of the same name and seed: none replaces the other."""
     settings = {**VGG, "dataset": "folder", "source": ""}
-    recorded.run(tmp_path, "vgg", 19, "proximal", 1, **settings, accuracy=91.25)
-    recorded.run(tmp_path, "vgg", 19, "proximal", seed, **settings, accuracy=82.5)
+    record(**settings, accuracy=91.25)
+    record(seed, **settings, accuracy=82.5)
     recorded.set_cells(tmp_path / TRAINED, **{column: "0000cccc"})
     out, err = show()
-    rows = [(row["n"], row["Test Accuracy (%) Before Pruning"]) for row in others(out)]
-    assert rows == [("1", "91.25"), ("1", "82.50")] and not err
+    rows = others(out, "n", "Test Accuracy (%) Before Pruning")
+    assert rows == [["1", "91.25"], ["1", "82.50"]] and not err
     assert "images 0000aaaa" in out and "0000cccc" in out
 
 
-def test_other_runs_are_grouped_by_network_and_settings(show, tmp_path):
-    small = {"epochs": 20, "subset": 10000}
+def test_other_runs_are_grouped_by_network_and_settings(show, record, tmp_path):
     for (arch, depth), proximal in SMALL.items():
+        small = {"arch": arch, "depth": depth, "epochs": 20, "subset": 10000}
         for seed in (3, 1, 2):
-            recorded.run(tmp_path, arch, depth, "proximal", seed, **small, **proximal,
-                         percent=0.0, accuracy=65, pruned=65, tuned=68)  # fmt: skip
-            recorded.run(tmp_path, arch, depth, "baseline", seed, **small, accuracy=70 + seed)
-            recorded.run(tmp_path, arch, depth, "subgradient", seed, **small, percent=0.5,
-                         accuracy=69, pruned=12, tuned=67)  # fmt: skip
+            record(seed, **small, **proximal, method="proximal", percent=0.0)
+            record(seed, **small, method="baseline", accuracy=70 + seed)
+            record(seed, **small, method="subgradient", percent=0.5, accuracy=69, pruned=12,
+                   tuned=67)  # fmt: skip
     text, _ = show("--csv", tmp_path)
     assert "## Table" not in text and "Seeds 1, 2, 3; device GPU X" in text
-    rows = [list(row.values()) for row in others(text)]
+    rows = others(text)
     names = [f"{n} on cifar10, 20 epochs, --subset 10000" for n in ("VGG-11", "ResNet-20")]
     assert [row[:2] for row in rows] == [
         [name, method] for name in names for method in ("Baseline", "Original NS", "Proximal NS")
@@ -260,8 +230,7 @@ def test_other_runs_are_grouped_by_network_and_settings(show, tmp_path):
     assert rows[1][2] == "--lambda 0.0001 bf16"
     assert rows[1][8:] == ["69.00 ± 0.00", "12.00 ± 0.00", "67.00 ± 0.00"]
     assert rows[2][2] == "--lambda 0.015 --beta 10.0 bf16"
-    assert rows[2][5:] == ["50.00 ± 0.00", "60.00 ± 0.00", "70.00 ± 0.00", "65.00 ± 0.00",
-                           "65.00 ± 0.00", "68.00 ± 0.00"]  # fmt: skip
+    assert rows[2][5:8] == ["50.00 ± 0.00", "60.00 ± 0.00", "70.00 ± 0.00"]
     with (tmp_path / "runs.csv").open(newline="", encoding="utf-8") as file:
         assert list(csv.reader(file))[1:] == rows
     assert not (tmp_path / "table1.csv").exists()
@@ -270,26 +239,24 @@ def test_other_runs_are_grouped_by_network_and_settings(show, tmp_path):
 # Which prunings are shown.
 
 
-def test_original_slimming_is_shown_at_the_published_share(show, tmp_path):
-    settings = {"s": 1e-4, "tuned": 93.0}
-    recorded.run(tmp_path, "vgg", 19, "subgradient", 1, s=1e-4, percent=0.3, pruned=88)
+def test_original_slimming_is_shown_at_the_published_share(show, record):
+    other = SUBGRADIENT | {"s": 1e-4, "percent": 0.3, "pruned": 88}
+    record(**other)
     out, _ = show()
-    assert "## Table" not in out and others(out)[0]["Post Pruned"] == "88.00"
-    recorded.run(tmp_path, "vgg", 19, "subgradient", 1, **settings, percent=0.74, pruned=10.5)
-    recorded.run(tmp_path, "vgg", 19, "subgradient", 1, **settings, percent=0.3, pruned=88)
+    assert "## Table" not in out and others(out, "Post Pruned") == [["88.00"]]
+    record(**SUBGRADIENT, s=1e-4, percent=0.74, pruned=10.5, tuned=93.0)
+    record(**other, tuned=93.0)
     out, err = show()
     ours = ours_below(out, "Original NS [23]")
-    assert ours[7] == "10.50 / 93.00"
-    assert "channels" not in ours[8]  # the share was chosen
+    assert ours[7] == "10.50 / 93.00" and "channels" not in ours[8]  # the share was chosen
     assert "88.00" not in out and "--percent 0.3 is left out" in err
 
 
-def test_prunings_by_other_masks_and_criteria_are_left_out(show, tmp_path):
+def test_prunings_by_other_masks_and_criteria_are_left_out(show, record, tmp_path):
     """One pruning of a run is shown, by |γ|; the others are named."""
-    settings = {"s": 1e-4, "percent": 0.74}
-    recorded.run(tmp_path, "vgg", 19, "subgradient", 1, **settings, pruned=10.5)
+    record(**SUBGRADIENT, s=1e-4, percent=0.74, pruned=10.5)
     for column, cell in (("criterion", "filters"), ("adjust", "0.1"), ("mask", "xi")):
-        recorded.run(tmp_path, "vgg", 19, "subgradient", 1, **settings, pruned=55)
+        record(**SUBGRADIENT, s=1e-4, percent=0.74, pruned=55)
         recorded.set_cells(tmp_path / PRUNED, **{column: cell})
     out, err = show()
     assert ours_below(out, "Original NS [23]")[7] == "10.50 / —"
@@ -298,19 +265,16 @@ def test_prunings_by_other_masks_and_criteria_are_left_out(show, tmp_path):
     assert err.count("one pruning of a run") == 3
 
 
-def test_a_pruning_that_was_fine_tuned_is_preferred(show, tmp_path):
-    settings = {"s": 0.009, "epochs": 20}
+def test_a_pruning_that_was_fine_tuned_is_preferred(show, record, tmp_path):
+    settings = SUBGRADIENT | {"s": 0.009, "epochs": 20}
     for share, pruned in ((74.0, 10.5), (30.0, 88.0)):
-        recorded.run(tmp_path, "vgg", 19, "subgradient", 1, **settings, percent=share / 100,
-                     removed=(share, 1, 1), pruned=pruned, tuned=93)  # fmt: skip
-    recorded.run(tmp_path, "vgg", 19, "subgradient", 1, **settings, percent=0.5, pruned=50)
-    (row,) = others(show()[0])
-    accuracies = row["Post Pruned"], row["Fine Tuned"]
-    assert (row["% Channels Pruned"], *accuracies) == ("30.00", "88.00", "93.00")
+        record(**settings, percent=share / 100, removed=(share, 1, 1), pruned=pruned, tuned=93)
+    record(**settings, percent=0.5, pruned=50)
+    columns = "% Channels Pruned", "Post Pruned", "Fine Tuned"
+    assert others(show()[0], *columns) == [["30.00", "88.00", "93.00"]]
     (tmp_path / PRUNED).unlink()  # the record of the prunings that were fine-tuned
-    recorded.run(tmp_path, "vgg", 19, "subgradient", 1, **settings, percent=0.5, pruned=50)
-    (row,) = others(show()[0])
-    assert (row["Post Pruned"], row["Fine Tuned"]) == ("50.00", "—")
+    record(**settings, percent=0.5, pruned=50)
+    assert others(show()[0], *columns) == [["50.00", "50.00", "—"]]
 
 
 # Which fine-tunings are shown.
@@ -328,92 +292,74 @@ CHANGES = {
 
 
 @pytest.mark.parametrize(("change", "text", "shown"), CHANGES.values(), ids=CHANGES)
-def test_fine_tunings_with_other_settings_are_named_or_left_out(
-    change, text, shown, show, tmp_path
-):
+def test_fine_tunings_with_other_settings_are_named_or_left_out(change, text, shown, show, record):
     """The paper's tables have those with the training's settings only."""
-    paper = recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0, tuned=91.23,
-                         tuning=change)  # fmt: skip
-    run = recorded.run(tmp_path, seed=1, **SMALL_RUN, s=0.1, beta=80.0, source="", tuned=92.5,
-                       tuning=change)  # fmt: skip
+    paper = record(**VGG, percent=0.0, tuned=91.23, tuning=change)
+    run = record(**SMALL_RUN, s=0.1, beta=80.0, source="", tuned=92.5, tuning=change)
     out, err = show()
     assert ("91.23" in out) == (f"{paper}_refine is left out" not in err) == (not change)
-    (row,) = others(out)
-    settings = "--lambda 0.1 --beta 80.0 bf16"
-    if shown:
-        assert row["Fine Tuned"] == "92.50" and f"{run}_refine" not in err
-        assert row["Settings"] == (f"{settings}, fine-tuned {text}" if text else settings)
-    else:
-        assert (row["Fine Tuned"], row["Settings"]) == ("—", settings)
-        assert f"{run}_refine is left out: its settings differ from those of {run}: " in err
-        assert text in err
+    ((tuned, settings),) = others(out, "Fine Tuned", "Settings")
+    assert settings == "--lambda 0.1 --beta 80.0 bf16" + f", fine-tuned {text}" * (
+        shown and text != ""
+    )
+    assert tuned == ("92.50" if shown else "—")
+    left_out = f"{run}_refine is left out: its settings differ from those of {run}: "
+    assert (left_out in err) == (f"{run}_refine" in err) == (not shown)
+    assert shown or text in err
 
 
-def test_different_fine_tunings_have_separate_lines(show, tmp_path):
+def test_different_fine_tunings_have_separate_lines(show, record):
     for seed, change in ((1, {"epochs": 1}), (2, {}), (3, {}), (4, None)):
         tuned = {} if change is None else {"tuned": 90 + seed, "tuning": change}
-        recorded.run(tmp_path, seed=seed, **SMALL_RUN, **tuned)
-    rows = [(row["n"], row["Fine Tuned"]) for row in others(show()[0])]
-    assert rows == [("2", "91.00 (n = 1)"), ("2", "92.50 ± 0.71")]
+        record(seed, **SMALL_RUN, **tuned)
+    rows = others(show()[0], "n", "Fine Tuned")
+    assert rows == [["2", "91.00 (n = 1)"], ["2", "92.50 ± 0.71"]]
 
 
-def test_left_out_fine_tunings_are_named_with_the_reason(show, tmp_path):
-    run = recorded.run(tmp_path, seed=1, **SMALL_RUN, tuned=91, tuning={"channels": 501})
-    recorded.run(tmp_path, seed=2, **SMALL_RUN, tuned=92)
-    recorded.run(tmp_path, seed=2, **SMALL_RUN, tuned=93, tuning={"name": "again"})
+def test_left_out_fine_tunings_are_named_with_the_reason(show, record):
+    run = record(**SMALL_RUN, tuned=91, tuning={"channels": 501})
+    record(2, **SMALL_RUN, tuned=92)
+    record(2, **SMALL_RUN, tuned=93, tuning={"name": "again"})
     out, err = show()
     assert f"{run}_refine is left out: it did not start from a recorded pruning" in err
     assert "proximal_seed2_vgg_11_cifar10_refine is left out: a later one" in err
     assert "93.00 (n = 1)" in out
 
 
-@pytest.mark.parametrize(
-    ("checksums", "shown"), [(["aa"], True), (["bb"], False), ([""], True), (["aa", "bb"], True)]
-)
-def test_a_fine_tuning_belongs_to_the_file_it_started_from(checksums, shown, show, tmp_path):
+@pytest.mark.parametrize("checksums", [["aa"], ["bb"], [""], ["aa", "bb"]], ids="-".join)
+def test_a_fine_tuning_belongs_to_the_file_it_started_from(checksums, show, record, tmp_path):
     """A pruning may be repeated, with a different checksum."""
     for checksum in checksums:
-        run = recorded.run(tmp_path, "vgg", 19, "proximal", 1, **VGG, percent=0.0, pruned=77,
-                           tuned=79, tuning={"init_checksum": "aa"})  # fmt: skip
+        run = record(**VGG, percent=0.0, pruned=77, tuned=79, tuning={"init_checksum": "aa"})
         recorded.set_cells(tmp_path / PRUNED, slim_checksum=checksum)
     out, err = show()
-    assert ours_below(out, "Proximal NS (ours)")[7] == f"77.00 / {'79.00' if shown else '—'}"
+    shown = checksums != ["bb"]
+    assert ours_below(out)[7] == f"77.00 / {'79.00' if shown else '—'}"
     assert (f"{run}_refine is left out" in err) != shown
 
 
 # Lp slimming.
 
 
-def lp_rows(text: str) -> list[list[str]]:
-    return [row for row in cells(text) if row[1].startswith("ours")]
-
-
-def test_lp_slimming_has_published_rows_and_ours_below(show, tmp_path):
-    for seed, pruned in ((1, 60.0), (2, 62.0)):
-        settings = {"percent": 0.0, "mask": "z", "removed": (40.0, 80.0, 66.0), "pruned": pruned}
-        tuning = {"tuned": 93.0, "tuning": {"schedule": "cosine", "epochs": 350}}
-        tuning = tuning if seed == 1 else {}
-        recorded.run(tmp_path, "vgg", 16, "lp-admm", seed, **settings, **tuning)
+def test_lp_slimming_has_published_rows_and_a_line_per_setting_below(show, record, tmp_path):
+    lp = {"method": "lp-admm", "removed": (40.0, 80.0, 66.0)}
+    vgg = {**lp, "arch": "vgg", "depth": 16, "percent": 0.0, "mask": "z"}
+    record(1, **vgg, pruned=60.0, tuned=93.0, tuning={"schedule": "cosine", "epochs": 350})
+    record(2, **vgg, pruned=62.0)
+    lines = ("z", "bf16"), ("gamma", "bf16"), ("z", "fp32")
+    for mask, precision in (*lines, lines[-1]):  # one is repeated
+        record(**lp, arch="resnet-basic", depth=20, percent=0.5, mask=mask, precision=precision,
+               name=f"{mask}{precision}")  # fmt: skip
     text, _ = show("--only", "lp", "--csv", tmp_path)
     published = [(row[0], *row[4:]) for row in cells(text) if row[1] == "published"]
     assert len(published) == 7 + 8 + 7 + 5
     assert ("VGG-16", "93.91", "66.9", "83.7", "cosine, 350 epochs") in published
     assert ("ResNet-56", "91.85", "81.3", "80.6", "cosine, 300 epochs") in published
-    ours = lp_rows(text)
-    assert [row[0] for row in ours] == ["VGG-16"] * 2
+    ours = [row for row in cells(text) if row[1].startswith("ours, n = 1: ")]
+    assert [row[0] for row in ours] == ["VGG-16"] * 2 + ["ResNet-basic-20 on cifar10"] * 3
     assert ours[0][2:7] == ["90.00", "60.00", "93.00", "66.00", "80.00"]
     assert "350 epochs" in ours[0][7] and "--schedule cosine" in ours[0][7]
+    for (mask, precision), row in zip(lines, ours[2:], strict=True):
+        assert f"{precision}, --mask {mask} --percent 0.5" in row[1]
     with (tmp_path / "lp.csv").open(newline="", encoding="utf-8") as file:
         assert len(list(csv.reader(file))) == len(cells(text)) - 1
-
-
-def test_lp_slimming_has_a_line_per_mask_and_precision(show, tmp_path):
-    settings = {"percent": 0.5, "pruned": 60.0}
-    for mask, precision in (("z", "bf16"), ("gamma", "bf16"), ("z", "fp32"), ("z", "fp32")):
-        recorded.run(tmp_path, "resnet-basic", 20, "lp-admm", 1, **settings, mask=mask,
-                     precision=precision, name=f"{mask}{precision}")  # fmt: skip
-    rows = lp_rows(show("--only", "lp")[0])
-    assert [row[0] for row in rows] == ["ResNet-basic-20 on cifar10"] * 3
-    for mask, precision in (("z", "bf16"), ("gamma", "bf16"), ("z", "fp32")):
-        assert sum(f"{precision}, --mask {mask} --percent 0.5" in row[1] for row in rows) == 1
-    assert all("n = 1" in row[1] for row in rows)  # also that of the repeated pruning

@@ -104,7 +104,7 @@ def grouped(rows: Sequence[Row]) -> dict[str, dict[int, Methods]]:
     found: dict[str, dict[int, Methods]] = {}
     for row in sorted(rows, key=lambda r: (int(r["share"]), order.index(r["method"]))):
         title = ", ".join([f"{row['network']} on {row['dataset']}", row["settings"]])
-        title += f", images {row['images']}" * bool(row.get("images"))
+        title += f", images {row['images']}" if row.get("images") else ""
         shares = found.setdefault(title, {}).setdefault(int(row["share"]), {})
         shares.setdefault(row["method"], []).append(row)
     return found
