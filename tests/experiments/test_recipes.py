@@ -13,7 +13,6 @@ from utils.files.paths import TRAINED, RunPaths
 from utils.flags.config import Config
 from utils.flags.parser import parser, resolve
 from utils.methods.slimming import shrinkage
-from utils.paper import admm
 from utils.paper.settings import recipe, schedule
 
 command = partial(runs.command, recipes)
@@ -53,12 +52,17 @@ def value(command: list[str], flag: str) -> str:
     return command[command.index(flag) + 1]
 
 
-@pytest.mark.parametrize(
-    ("table", "dataset", "published"),
-    [("table2a", "cifar10", (0.74, 0.7401, 0.7198)), ("table2b", "cifar100", (0.55, 0.6501, 0.59))],
-)
-def test_table_2_has_the_published_settings(table, dataset, published, missing):
-    found, shares, tunings = {}, {}, []
+# λ of original slimming, λ and β of proximal slimming, shares of original slimming in Table 2.
+TABLE_2 = {
+    ("vgg", 19): (1e-4, 0.0045, 100, {"cifar10": 0.74, "cifar100": 0.55}),
+    ("densenet", 40): (1e-5, 0.004, 100, {"cifar10": 0.7401, "cifar100": 0.6501}),
+    ("resnet", 164): (1e-5, 0.002, 0.25, {"cifar10": 0.7198, "cifar100": 0.59}),
+}
+
+
+@pytest.mark.parametrize(("table", "dataset"), [("table2a", "cifar10"), ("table2b", "cifar100")])
+def test_table_2_has_the_published_settings(table, dataset, missing):
+    found, tunings = {}, []
     for words in missing(table):
         if "--refine" in words:
             tunings.append(config_of(words))
@@ -66,24 +70,16 @@ def test_table_2_has_the_published_settings(table, dataset, published, missing):
             s = config_of(words)
             assert (s.epochs, s.batch_size, s.lr, s.momentum) == (160, 64, 0.1, 0.9)
             assert (s.weight_decay, s.nesterov, s.subset, s.dataset) == (1e-4, True, None, dataset)
-            found[s.arch, s.depth, s.method] = s.options.get("s"), s.options.get("beta")
+            found[s.arch, s.method] = s.depth, s.options.get("s"), s.options.get("beta")
         else:
             method = value(words, "--model").split("/")[-2].partition("_seed")[0]
-            shares[method, words[0].removesuffix("_prune.py")] = float(value(words, "--percent"))
-    settings = {
-        ("vgg", 19): (1e-4, 0.0045, 100),
-        ("densenet", 40): (1e-5, 0.004, 100),
-        ("resnet", 164): (1e-5, 0.002, 0.25),
-    }
-    expected = {}
-    for network, (subgradient, *proximal) in settings.items():
-        expected[*network, "baseline"] = (None, None)
-        expected[*network, "subgradient"] = (subgradient, None)
-        expected[*network, "proximal"] = tuple(proximal)
-    assert found == expected
-    for arch, share in zip(("vgg", "densenet", "resnet"), published, strict=True):
-        assert shares["subgradient", arch] == pytest.approx(share)
-        assert shares["proximal", arch] == 0
+            found[words[0].removesuffix("_prune.py"), method] += (value(words, "--percent"),)
+    for (arch, depth), (lambda_, proximal, beta, shares) in TABLE_2.items():
+        assert found.pop((arch, "baseline")) == (depth, None, None)
+        share = f"{shares[dataset]:g}"
+        assert found.pop((arch, "subgradient")) == (depth, lambda_, None, share)
+        assert found.pop((arch, "proximal")) == (depth, proximal, beta, "0")
+    assert not found
     assert [(t.method, t.epochs) for t in tunings] == [("baseline", 160)] * 6  # not the baselines
 
 
@@ -107,52 +103,51 @@ def test_scaled_recipes_have_the_same_total_shrinkage(missing):
         assert total == pytest.approx(shrinkage(full.lambda_, full.beta, schedule()), rel=0.01)
 
 
-@pytest.mark.parametrize("part", ["lp16", "lp56", "lp110"])
-def test_lp_recipes_have_the_settings_of_their_published_row(part, missing, tmp_path):
-    train, prune, refine = missing(part, "--seeds", 3)
-    network, claim = admm.LP_RECIPES[part]
+LP = {"method": "lp-admm", "epochs": 160, "schedule": "step", "dataset": "cifar10", "seed": 1,
+      "s": 1e-4, "p": 0.2, "rho": 1.5e-3, "bound": 1.0, "z_every": "epoch"}  # fmt: skip
+LP_TUNING = {"schedule": "cosine", "epochs": 350, "warmup": 5, "label_smoothing": 0.1, "lr": 0.01,
+             "batch_size": 256, "weight_decay": 5e-4, "method": "baseline"}  # fmt: skip
+SAS = {"arch": "resnet-basic", "method": "sas-admm", "epochs": 190, "batch_size": 256}
+SAS_TUNING = {"epochs": 200, "batch_size": 128, "lr": 0.1, "nesterov": False, "method": "baseline"}
+IMAGENET = {"dataset": "imagenet", "size": 224, "data": "images"}
+LP50 = {**IMAGENET, "arch": "resnet50", "batch_size": 256}
+ALEX = {**IMAGENET, "arch": "alexnet", "method": "sas-admm"}
+# Flags: settings of the training, first word and amount of the pruning, settings of the retraining.
+ADMM = {
+    "lp16": (LP | {"arch": "vgg", "depth": 16}, ("vgg_prune.py", "0.669"), LP_TUNING),
+    "lp56": (LP | {"arch": "resnet-basic", "depth": 56}, ("resnet_prune.py", "0.673"), LP_TUNING),
+    "lp110": (LP | {"arch": "resnet-basic", "depth": 110}, ("resnet_prune.py", "0.651"), LP_TUNING),
+    "lp16 --scale 20": ({"epochs": 20}, ("vgg_prune.py", "0.669"), {"epochs": 20, "warmup": 0}),
+    "lp50": (LP | LP50 | {"epochs": 90}, ("-m", "0.624"), LP_TUNING | {"epochs": 100}),
+    "lp50 --scale 2": (LP50 | {"epochs": 2}, ("-m", "0.624"), {"epochs": 2}),
+    "sas32": (SAS | {"depth": 32}, None, SAS_TUNING | {"prune_ratio": 0.85}),
+    "sas56": (SAS | {"depth": 56}, None, SAS_TUNING | {"prune_ratio": 0.9}),
+    "sas56 --scale 19": ({"outer": 19, "growth_from": 5, "average_from": 17}, None, {"epochs": 19}),
+    "sasalex": (ALEX | {"outer": 190, "inner": 1000}, None,
+                {"lr": 0.01, "prune_ratio": 0.9522, "epochs": 90}),
+    "sasalex --scale 2": (ALEX | {"outer": 2, "inner": 10}, None, {"epochs": 2}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", ADMM)
+def test_admm_recipes_have_the_published_settings(flags, missing):
+    expected, pruning, retraining = ADMM[flags]
+    words = [*flags.split(), *(["--data", "images"] if "data" in expected else [])]
+    train, *prune, refine = missing(*words)
     s, t = config_of(train), config_of(refine)
-    assert (s.arch, s.depth, s.dataset) == admm.LP_NETWORKS[network]
-    assert (s.method, s.epochs, s.seed, s.schedule) == ("lp-admm", 160, 3, "step")
-    assert dict(s.options) == {"s": 1e-4, "p": 0.2, "rho": 1.5e-3, "bound": 1.0, "z_every": "epoch"}
-    assert prune[0] == ("vgg_prune.py" if s.arch == "vgg" else "resnet_prune.py")
-    assert float(value(prune, "--target-flops")) == pytest.approx(claim.flops / 100)
-    assert (t.schedule, t.epochs, t.warmup, t.label_smoothing) == ("cosine", 350, 5, 0.1)
-    assert (t.lr, t.batch_size, t.weight_decay, t.method) == (0.01, 256, 5e-4, "baseline")
-    run = recorded.run(tmp_path, s.arch, s.depth, "lp-admm", 3, percent=0.0, mask="z")
+    for config, settings in ((s, expected), (t, retraining)):
+        assert {name: config.to_dict()[name] for name in settings} == settings
+    file = "pruned" if prune else "checkpoint"
+    assert t.refine.endswith(f"{s.run_name}/{file}.pth.tar")
+    assert [(words[0], value(words, "--target-flops")) for words in prune] == [pruning] * len(prune)
+    assert bool(prune) == (pruning is not None)
+
+
+def test_a_pruning_to_another_target_does_not_count(missing, tmp_path):
+    run = recorded.run(tmp_path, "vgg", 16, "lp-admm", 1, percent=0.0, mask="z")
     (tmp_path / run).mkdir()
-    (tmp_path / run / "pruned.pth.tar").touch()  # at another size
-    assert len(missing(part, "--seeds", 3)) == 2
-    train, _, refine = missing(part, "--scale", 20)
-    assert (config_of(train).epochs, config_of(refine).epochs) == (20, 20)
-    assert config_of(refine).warmup == 0
-
-
-@pytest.mark.parametrize(("part", "depth", "ratio"), [("sas32", 32, 0.85), ("sas56", 56, 0.9)])
-def test_sas_recipes_have_the_settings_of_the_program(part, depth, ratio, missing):
-    s, t = map(config_of, missing(part))
-    assert (s.arch, s.depth, s.method) == ("resnet-basic", depth, "sas-admm")
-    assert (s.epochs, s.batch_size) == (190, 256)
-    assert (t.prune_ratio, t.epochs, t.batch_size) == (ratio, 200, 128)
-    assert (t.lr, t.nesterov, t.method) == (0.1, False, "baseline")
-    assert t.refine.endswith(f"{s.run_name}/checkpoint.pth.tar")
-    s, t = map(config_of, missing(part, "--scale", 19))
-    assert [s.options[name] for name in ("outer", "growth_from", "average_from")] == [19, 5, 17]
-    assert t.epochs == 19
-
-
-def test_recipes_for_imagenet(missing):
-    train, prune, refine = missing("lp50", "--data", "images")
-    s, t = config_of(train), config_of(refine)
-    assert (s.arch, s.dataset, s.size, s.method) == ("resnet50", "imagenet", 224, "lp-admm")
-    assert (s.epochs, s.batch_size, t.epochs, t.schedule) == (90, 256, 100, "cosine")
-    assert config_of(missing("lp50", "--data", "images", "--scale", 2)[2]).epochs == 2
-    assert prune[:2] == ["-m", "utils.prune"] and value(prune, "--target-flops") == "0.624"
-    for flags, outer, inner, epochs in (([], 190, 1000, 90), (["--scale", 2], 2, 10, 2)):
-        s, t = map(config_of, missing("sasalex", "--data", "images", *flags))
-        assert (s.arch, s.dataset, s.size) == ("alexnet", "imagenet", 224)
-        assert (s.options["outer"], s.options["inner"]) == (outer, inner)
-        assert (t.lr, t.prune_ratio, t.epochs) == (0.01, 0.9522, epochs)
+    (tmp_path / run / "pruned.pth.tar").touch()
+    assert len(missing("lp16")) == 2
 
 
 def test_only_missing_stages_are_planned_with_their_cost(dry_run, missing, tmp_path):

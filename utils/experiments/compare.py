@@ -108,7 +108,7 @@ def key_of(name: tuple[str, str, int], e: Experiment, seed: int) -> Row:
 
 def rows(runs: Runs, seeds: list[int], folder: Path) -> Iterator[tuple[Row, list[Path]]]:
     """Yields a line for each recorded run, with the files of the full and the pruned model."""
-    plan = Plan([], folder, [])
+    plan = Plan([], folder)
     for seed, (name, e) in itertools.product(seeds, runs.items()):
         files = RunPaths(folder, e.run(seed))
         result, pruning, tuned = plan.recorded(e, seed)
@@ -160,10 +160,8 @@ def measure(paths: list[Path]) -> tuple[str, str]:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = console.Parser(
-        prog="python -m utils.experiments.compare",
-        description="Compare pruning methods at equal FLOPs, on the same images and seeds.",
-    )
+    text = "Compare pruning methods at equal FLOPs, on the same images and seeds."
+    p = console.Parser(prog="python -m utils.experiments.compare", description=text)
     add, default = p.add_argument, [("vgg", 11), ("resnet-basic", 20)]
     small = (
         f"networks (default vgg-11 resnet-basic-20; without --scale: {', '.join(SMALL_NETWORKS)})"

@@ -78,6 +78,9 @@ class Experiment:
         return math.ceil(1e6 * removed) / 1e4  # rounded up: ⌊share · channels⌋ is exact then
 
 
+Runs = Iterable[tuple[Experiment, int]]  # experiments and seeds
+
+
 @dataclass(frozen=True)
 class Job:
     """A stage of an experiment that is not done."""
@@ -130,19 +133,13 @@ def recorded(folder: Path) -> dict[str, Result]:
 
 
 class Plan:
-    """The ``jobs`` that experiments lack in ``folder``, in order.
+    """The ``jobs`` that experiments lack in ``folder``, in order; ``flags`` are added to each.
 
-    Args:
-        runs: experiments and seeds; several experiments may share a training.
-        flags: added to every command.
-
-    Raises InputError: a recorded run has a planned run's name but other settings, or a record is
-    damaged.
+    Several experiments may share a training. Raises InputError: a recorded run has a planned run's
+    name but other settings, or a record is damaged.
     """
 
-    def __init__(
-        self, runs: Iterable[tuple[Experiment, int]], folder: Path, flags: list[str]
-    ) -> None:
+    def __init__(self, runs: Runs, folder: Path, flags: Sequence[str] = ()) -> None:
         self.folder, self.flags = folder, tuple(flags)
         self.results = recorded(folder)
         self.measured = defaultdict[Hashable, list[float]](list)  # seconds per epoch

@@ -10,7 +10,7 @@ if __name__ == "__main__":
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
@@ -21,7 +21,7 @@ from utils.console import InputError
 from utils.data.datasets import load
 from utils.device import PRECISIONS
 from utils.experiments import scheduler
-from utils.experiments.jobs import UNKNOWN, Experiment, Plan
+from utils.experiments.jobs import UNKNOWN, Experiment, Plan, Runs
 from utils.files.locks import check_writable
 from utils.files.paths import DEFAULT_FOLDER, RunPaths
 from utils.flags.config import Config
@@ -37,13 +37,12 @@ from utils.shell import format_command, path_argument
 # `small`: Table 2 for a CPU, on a part of CIFAR-10. Original slimming has its own paper's λ, as in
 # Table 2: with ten times that, half of VGG-11's factors get close to zero, and 41 % of the channels
 # are pruned without loss.
-SMALL_DATA: dict[str, Any] = {"dataset": "cifar10", "epochs": 20}
-SMALL_DATA |= {"subset": 10000, "test_subset": 2000}
+SMALL_DATA = {"dataset": "cifar10", "epochs": 20, "subset": 10000, "test_subset": 2000}
 SMALL = {("vgg", 11): {"s": 0.015, "beta": 10.0}, ("resnet", 20): {"s": 0.018, "beta": 10.0}}
 # `small-basic`: other methods and penalties on the same images, pruned at ℓ1's share. tl1 and mcp
 # have the λ that brings a γ of 0.47 to zero in as many steps as ℓ1: ∫dξ/φ'(ξ) is 0.77 and 1.35
 # times 0.47. SAS-ADMM's ten iterations take as many images as 23 epochs.
-BASIC = {**SMALL_DATA, "arch": "resnet-basic", "depth": 20}
+BASIC: dict[str, Any] = {**SMALL_DATA, "arch": "resnet-basic", "depth": 20}
 BASIC_L1: dict[str, Any] = {"method": "proximal", "s": 0.035, "beta": 10.0}
 BASIC_OTHERS: tuple[dict[str, Any], ...] = (
     {**BASIC_L1, "penalty": "tl1", "s": 0.027},
@@ -83,14 +82,13 @@ def experiments(part: str, scale: int | None = None) -> list[Experiment]:
             for options in ({}, {"method": "proximal", **proximal}, {"method": "subgradient"})
         ]
     if part == "small-basic":
-        epochs = SMALL_DATA["epochs"]
-        baseline = Experiment(Config.from_dict(BASIC), False, epochs, prune_ratio=BASIC_RATIO)
+        retrained = {"prune_ratio": BASIC_RATIO, "refine_epochs": BASIC["epochs"], "label": ""}
         others = [
             replace(_stages(BASIC | options), share=None, kind=options.get("penalty", ""))
             for options in BASIC_OTHERS
         ]
-        sas = replace(_sas_admm(BASIC, BASIC_RATIO, {}, BASIC_SAS), refine_epochs=epochs, label="")
-        return [baseline, _stages(BASIC | BASIC_L1), *others, sas]
+        sas = replace(_sas_admm(BASIC, BASIC_RATIO, {}, BASIC_SAS), **retrained)
+        return [replace(_stages(BASIC), **retrained), _stages(BASIC | BASIC_L1), *others, sas]
     if part in admm.SAS_RECIPES:
         return [_sas_admm(*admm.SAS_RECIPES[part], scale)]
     if part in admm.LP_RECIPES:
@@ -174,10 +172,8 @@ def _sas_admm(
 
 
 def parser() -> argparse.ArgumentParser:
-    p = console.Parser(
-        prog="python -m utils.experiments.recipes",
-        description="Train, prune and fine-tune what tables lack.",
-    )
+    text = "Train, prune and fine-tune what tables lack."
+    p = console.Parser(prog="python -m utils.experiments.recipes", description=text)
     p.add_argument("parts", nargs="+", choices=PARTS, metavar="PART", help=", ".join(PARTS))
     add_flags(p, "epochs instead of 160, with a larger λ for the same total shrinkage")
     return p
@@ -208,16 +204,11 @@ def with_flags(e: Experiment, args: argparse.Namespace) -> Experiment:
 
 
 def run(
-    runs: Iterable[tuple[Experiment, int]],
-    args: argparse.Namespace,
-    finished: Callable[[], object] = lambda: None,
+    runs: Runs, args: argparse.Namespace, finished: Callable[[], object] = lambda: None
 ) -> bool | None:
     """Runs what the experiments lack for their seeds, or with --dry-run prints the commands.
 
-    Args:
-        finished: called after each job.
-
-    Returns whether all jobs succeeded, None with --dry-run.
+    ``finished`` is called after each job. Returns whether all succeeded, None with --dry-run.
     """
     folder = Path(args.save)
     check_writable(folder)
@@ -243,10 +234,10 @@ def run(
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     chosen: dict[str, Experiment] = {}
-    for e in (e for part in args.parts for e in experiments(part, args.scale)):
-        e = with_flags(e, args)
-        if e.prunes or e.run(0) not in chosen:  # a run of Table 1 may also be in Table 2
-            chosen[e.run(0)] = e
+    for part in args.parts:
+        for e in (with_flags(e, args) for e in experiments(part, args.scale)):
+            if e.prunes or e.run(0) not in chosen:  # a run of Table 1 may also be in Table 2
+                chosen[e.run(0)] = e
     # Seed by seed, so that the first rows of a table are known early.
     runs = [(e, seed) for seed in dict.fromkeys(args.seeds) for e in chosen.values()]
     done, folder = run(runs, args), Path(args.save)

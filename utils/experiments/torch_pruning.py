@@ -67,10 +67,8 @@ def prune(model: nn.Module, example: torch.Tensor, name: str, share: float) -> N
 
 
 def main(argv: list[str] | None = None) -> None:
-    p = console.Parser(
-        prog="python -m utils.experiments.torch_pruning",
-        description="Prune a checkpoint of main.py by one of Torch-Pruning's pruners.",
-    )
+    text = "Prune a checkpoint of main.py by one of Torch-Pruning's pruners."
+    p = console.Parser(prog="python -m utils.experiments.torch_pruning", description=text)
     add = p.add_argument
     add("--model", required=True, metavar="FILE", help="checkpoint of main.py")
     add("--pruner", required=True, choices=PRUNERS, help=", ".join(PRUNERS))

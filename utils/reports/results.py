@@ -88,12 +88,9 @@ def pruning_flags(pruning: Row) -> str:
 
 
 def experiment_of(config: Config, row: Row | None = None) -> tuple[ExperimentKey, MethodVariant]:
-    """The key and the method variant of a run.
+    """The key and the method variant of a run with these settings and this row of a record.
 
-    Args:
-        config: its settings.
-        row: its row of a record. Without a row, or where the row names no images, the images are
-            those of the public data set.
+    Without a row, or where it names no images, the images are those of the public data set.
     """
     values, row = config.to_dict(), row or {}
 
@@ -104,8 +101,7 @@ def experiment_of(config: Config, row: Row | None = None) -> tuple[ExperimentKey
     separate = ("arch", "depth", "dataset", "size", "epochs", "method", *START_FLAGS)
     terms = [f"{config.epochs} epoch{'s' * (config.epochs > 1)}"]
     terms += _format_options(non_default(f for f in CORE_FLAGS.values() if f.name not in separate))
-    if config.size != size_of(config.arch):
-        terms.append(f"--size {config.size}")
+    terms += [f"--size {config.size}"] if config.size != size_of(config.arch) else []
     source, checksum, test_checksum = (row.get(column) for column in IMAGE_COLUMNS)
     if checksum and source != TORCHVISION:
         terms.append(f"{source or 'images'} {checksum}")
@@ -175,11 +171,9 @@ class Result:
 
     def same_images(self, finetuning: "Result") -> bool:
         """Whether a fine-tuning had the training's images, as far as recorded."""
-        configs = self.config, finetuning.config
+        own, other = ([getattr(t.config, n) for n in IMAGE_FLAGS] for t in (self, finetuning))
         checksums = ((self.row.get(name), finetuning.row.get(name)) for name in IMAGE_COLUMNS)
-        return all(getattr(configs[0], n) == getattr(configs[1], n) for n in IMAGE_FLAGS) and all(
-            a == b for a, b in checksums if a and b
-        )
+        return own == other and all(a == b for a, b in checksums if a and b)
 
     def finetuning(self, pruning: Row | None, exact: bool = True) -> "Result | None":
         """The latest fine-tuning of ``pruning`` with the training's settings but the penalty.
@@ -198,9 +192,8 @@ class Result:
 
         Args:
             share: percent of the channels removed.
-            target: percent of the FLOPs to be removed. With neither: any, but that at percent 0
-                is preferred for methods that need no ratio. For methods that need one, a pruning
-                that was fine-tuned is preferred.
+            target: percent of the FLOPs to be removed. With neither: any, but preferably at
+                percent 0, or for methods that need a ratio one that was fine-tuned.
         """
         method = METHODS[self.config.method]
         rows = [
@@ -228,10 +221,7 @@ class Result:
         return rows[-1] if rows else None
 
     def values(self, share: float | None = None, exact: bool = True) -> dict[str, float]:
-        """The QUANTITIES of the stages that were run.
-
-        ``share`` selects the :meth:`pruning`, ``exact`` the :meth:`finetuning`.
-        """
+        """The QUANTITIES of the stages run; arguments of :meth:`pruning`, :meth:`finetuning`."""
         pruning = self.pruning(share)
         tuning = self.finetuning(pruning, exact)
         stages = {"train": self.row, "prune": pruning, "refine": tuning.row if tuning else None}

@@ -215,10 +215,8 @@ def omissions(result: Result) -> list[str]:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = console.Parser(
-        prog="python -m utils.reports.tables",
-        description="The paper's tables, the published numbers beside those of the runs on record.",
-    )
+    text = "The paper's tables, the published numbers beside those of the runs on record."
+    p = console.Parser(prog="python -m utils.reports.tables", description=text)
     add, names = p.add_argument, [*TABLES, SAS, LP, RUNS]
     folder = "folder of the records (default logs)"
     add("--save", type=Path, default=Path(DEFAULT_FOLDER), metavar="DIR", help=folder)
