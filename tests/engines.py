@@ -40,8 +40,8 @@ from utils.pruning.latency import Search
 from utils.pruning.selector import Selector
 
 CPU = torch.device("cpu")
-CASES = [("onnxruntime", 64), ("onnxruntime", 1)]
-CASES += [("torch", 64), ("torch-bf16", 64), ("openvino", 64)]
+CASES = [("onnxruntime", 64), ("onnxruntime", 1), ("torch", 64)]
+CASES += [("torch-bf16", 64), ("openvino", 64)]
 REPEATS = {64: 9, 1: 60}  # by batch size
 STEPS = 100  # of Torch-Pruning from full width to nothing
 
@@ -77,10 +77,10 @@ def compare(path: Path, cases: list[tuple[str, int]]) -> None:
 
     def theirs(model: nn.Module, name: str) -> dict[str, nn.Module]:
         flops = cost(model, network.size).flops
-        title = f"Torch-Pruning, as {name}"
+        forms = {"": None, ", to 8": 8}
         return {
-            title: torch_pruned(network, flops, None),
-            f"{title}, to 8": torch_pruned(network, flops, 8),
+            f"Torch-Pruning, as {name}{text}": torch_pruned(network, flops, round_to)
+            for text, round_to in forms.items()
         }
 
     always = {"full": network.model, "zeros removed": build(pruning.chosen).model}
@@ -97,11 +97,9 @@ def compare(path: Path, cases: list[tuple[str, int]]) -> None:
         calls = [prepare(engine, model, search.images) for model in models.values()]
         times = milliseconds(calls, CPU, REPEATS.get(size))
         for (name, model), ms in zip(models.items(), times, strict=True):
-            flops = 100 * cost(model, network.size).flops / full
-            print(
-                f"{engine:<12}{size:6}  {name:<32}{flops:6.1f} %{ms:10.3f}{times[0] / ms:10.2f}",
-                flush=True,
-            )
+            flops = f"{100 * cost(model, network.size).flops / full:6.1f} %"
+            line = f"{engine:<12}{size:6}  {name:<32}{flops}{ms:10.3f}{times[0] / ms:10.2f}"
+            print(line, flush=True)
 
 
 def main() -> None:

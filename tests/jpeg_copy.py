@@ -70,21 +70,14 @@ def whitening_filters(images: Tensor) -> Tensor:
     return torch.cat([filters, -filters]).view(-1, 3, 2, 2)
 
 
-def conv(inputs: int, outputs: int) -> nn.Conv2d:
-    layer = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-    nn.init.dirac_(layer.weight.data[:inputs])  # passes the inputs on; other filters stay random
-    return layer
-
-
-def norm(channels: int) -> nn.BatchNorm2d:
-    layer = nn.BatchNorm2d(channels, BN_EPS, BN_MOMENTUM)
-    layer.weight.requires_grad_(False)
-    return layer
-
-
 def block(inputs: int, outputs: int) -> nn.Sequential:
-    first = conv(inputs, outputs), nn.MaxPool2d(2), norm(outputs), nn.GELU()
-    return nn.Sequential(*first, conv(outputs, outputs), norm(outputs), nn.GELU())
+    convs = [nn.Conv2d(n, outputs, 3, padding=1, bias=False) for n in (inputs, outputs)]
+    norms = [nn.BatchNorm2d(outputs, BN_EPS, BN_MOMENTUM) for _ in convs]
+    for conv, norm in zip(convs, norms, strict=True):
+        nn.init.dirac_(conv.weight.data[: conv.in_channels])  # inputs pass; others stay random
+        norm.weight.requires_grad_(False)
+    first = convs[0], nn.MaxPool2d(2), norms[0], nn.GELU()
+    return nn.Sequential(*first, convs[1], norms[1], nn.GELU())
 
 
 class Model(nn.Module):

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,16 +40,14 @@ class Coarse(ResNetBasic):
 def save_images(folder: Path) -> None:
     rng = np.random.default_rng(0)
     for part, count in (("train", COUNT), ("test", TESTS)):
-        for label in range(4):
-            (folder / part / str(label)).mkdir(parents=True)
         for i in range(count):
             path = folder / part / str(i % 4) / f"{i}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
             if i < 40:
                 coarse = Image.fromarray(rng.integers(0, 256, (14, 14, 3), np.uint8))
                 coarse.resize((SIZE, SIZE)).save(path)
                 content = path.read_bytes()
-            else:
-                path.write_bytes(content)
+            path.write_bytes(content)
 
 
 def resident() -> int:
@@ -58,11 +57,9 @@ def resident() -> int:
         pids += map(int, (task / "children").read_text().split())
     total = 0
     for pid in pids:
-        try:
+        with suppress(OSError):  # the process has ended
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        except OSError:  # the process has ended
-            continue
-        total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+            total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total
 
 

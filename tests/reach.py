@@ -69,7 +69,7 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
         side = model.default_cfg["input_size"][-1]
         size = side if model.default_cfg.get("fixed_input_size") else min(side, 160)
     x = torch.randn(2, 3, size, size, dtype=torch.float64)
-    for m in (model := model.double().train()).modules():
+    for m in model.double().train().modules():
         if isinstance(m, AnyBatchNorm):
             m.momentum = None  # statistics of one batch
             if m.affine:
@@ -84,8 +84,7 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
 
 def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
     torch.manual_seed(0)  # of dropout
-    found = model(x)
-    return [*passed(found)]
+    return [*passed(model(x))]
 
 
 def change(small: nn.Module, full: nn.Module, x: Tensor, training: bool = False) -> float:
@@ -141,10 +140,6 @@ def ours(model: nn.Module, x: Tensor) -> Row:
     return row | {"tp_silent": silent.get("tp_eval", "")}
 
 
-def give_up(*_: object) -> None:
-    raise TimeoutError
-
-
 def torch_pruning(model: nn.Module, full: nn.Module, x: Tensor) -> Row:
     start = time.process_time()
     norms = [m for m in model.modules() if isinstance(m, AnyBatchNorm) and m.affine]
@@ -155,16 +150,12 @@ def torch_pruning(model: nn.Module, full: nn.Module, x: Tensor) -> Row:
         last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1:]
         for group in graph.get_all_groups(ignored_layers=last):
             modules = [(dep.target.module, places) for dep, places in group]
-            own = [(m, places) for m, places in modules if isinstance(m, AnyBatchNorm)]
-            if not own:
-                continue
-            reached += sum(len(places) for _, places in own)
-            zero = torch.stack([m.weight[places] == 0 for m, places in own]).all(0)
+            own = [m.weight[places] for m, places in modules if isinstance(m, AnyBatchNorm)]
+            reached += sum(map(len, own))
+            zero = torch.stack(own).eq(0).all(0) if own else torch.zeros(1)
             if zero.any() and not zero.all():
-                root, removed = (
-                    group[0].dep,
-                    [i for i, z in zip(group[0].idxs, zero, strict=True) if z],
-                )
+                root, idxs = group[0].dep, group[0].idxs
+                removed = [i for i, z in zip(idxs, zero, strict=True) if z]
                 graph.get_pruning_group(root.target.module, root.handler, removed).prune()
     except Exception as error:
         return {"tp_error": type(error).__name__}
@@ -178,6 +169,10 @@ MEMORY = 16 * 2**30  # bytes; beyond it an allocation raises
 PATIENCE = 60  # seconds that Torch-Pruning has for a network
 COLUMNS = ["network", "alone", "coupled", "removed", "eval", "train", "gradient", "seconds"]
 COLUMNS += ["tp_share", "tp_eval", "tp_silent", "tp_seconds", "tp_error", "reasons"]
+
+
+def give_up(*_: object) -> None:
+    raise TimeoutError
 
 
 def main(names: list[str]) -> None:

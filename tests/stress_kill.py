@@ -20,20 +20,17 @@ from runs import DYING, QUICK, assert_same_run, dies_at, kill_and_resume, train 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument(
-        "--kills", type=int, default=200, help="three quarters of them at random moments"
-    )
+    text = "three quarters of them at random moments"
+    p.add_argument("--kills", type=int, default=200, help=text)
     p.add_argument("--seed", type=int, default=0)
     args = p.parse_args()
     moments = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pictures = draw_pictures(folder / "pictures")
-        at_random = args.kills * 3 // 4
+        pictures, at_random = draw_pictures(folder / "pictures"), args.kills * 3 // 4
         for part in range(0, at_random, 10):
-            own = folder / str(part)
             count = min(10, at_random - part)
-            kill_and_resume(own, pictures, DYING, count, moments)
+            kill_and_resume(folder / str(part), pictures, DYING, count, moments)
             print(f"{part + count} kills at random moments", flush=True)
         whole, killed, call = folder / "whole", 0, 0
         flags = [*DYING, "--epochs", "3"]
@@ -47,8 +44,7 @@ def main() -> None:
             killed += status != 0
             assert train(parts, pictures, *flags, "--resume", "auto") == 0
             assert_same_run(whole, parts)
-            if status == 0:  # beyond the last call: begin again
-                call = 0
+            call = call if status else 0  # beyond the last call: begin again
             print(f"{killed} kills at file operations, this one at number {call}", flush=True)
     print(f"{args.kills} kills, every run the uninterrupted one bit by bit")
 

@@ -112,12 +112,13 @@ def test_mean_spread_and_difference(show, record):
     assert "4002.0 ± 1.0" in text and "zeros on cifar10 -103.2 outside" in text
 
 
-def test_baseline_accuracy_is_in_the_post_pruned_column(show, record):
-    """Also if the baseline was pruned and fine-tuned."""
+def test_baseline_accuracy_is_in_the_post_pruned_column(show, record, tmp_path):
+    """Also if the baseline was pruned and fine-tuned; then it is that before pruning, in float32."""
     baseline = {"arch": "vgg", "depth": 19, "method": "baseline", "accuracy": 93.5}
     record(1, **baseline)
     record(2, **baseline, percent=0.5, tuned=92)
-    spread = ["93.50 ± 0.00 / —", "accuracy -0.33 outside"]
+    recorded.set_cells(tmp_path / PRUNED, accuracy_before=93.7)
+    spread = ["93.60 ± 0.14 / —", "accuracy -0.23 within"]
     ours = ours_below(show()[0], "Baseline")
     assert ours[3:] == ["31.50 ± 0.71 / —", "—", "—", "—", *spread]
 
