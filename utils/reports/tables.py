@@ -19,7 +19,6 @@ from utils import console
 from utils.files.locks import check_writable
 from utils.files.paths import DEFAULT_FOLDER
 from utils.methods import METHODS
-from utils.methods.base import Method
 from utils.paper import admm, published
 from utils.paper.published import NETWORKS, TABLES, numbers
 from utils.reports import admm_tables, results
@@ -97,28 +96,24 @@ def paper_table(table: published.Table, ours: Sequence[Result]) -> Table:
     lines = [[*headings[:2], "", *headings[2:], "Ours − paper's"]]
     for row in table.rows:
         lines.append([*row[:2], "paper", *row[2:], ""])
-        if not (method := table.method(row)):
+        if not table.method(row):
             continue
         keys = _keys(table, row)
         precisions = {run.config.precision for run in ours if run.paper_key in keys}
         for precision in sorted(precisions) or [""]:
             alike = [run for run in ours if run.config.precision == precision]
             runs = [[run for run in alike if run.paper_key == key] for key in keys]
-            n = max(map(len, runs))
-            who = f"ours, n = {n}, {precision}" if n else "ours"
-            lines.append(["", "", who, *_cells(table, row, METHODS[method], runs, n)])
+            who = f"ours, n = {max(map(len, runs))}, {precision}" if precision else "ours"
+            lines.append(["", "", who, *_cells(table, row, runs)])
             shown += [run for column in runs for run in column]
     return Table(table.title, lines, [table.note, environment(shown)], bool(shown))
 
 
 def _cells(
-    table: published.Table,
-    row: Sequence[str],
-    method: type[Method],
-    runs: Sequence[Sequence[Result]],
-    n: int,
+    table: published.Table, row: Sequence[str], runs: Sequence[Sequence[Result]]
 ) -> list[str]:
     """Our numbers below those of a row, and the differences; ``runs`` are those of each column."""
+    method, n = METHODS[table.method(row) or ""], max(map(len, runs))
     # Original network slimming is pruned at a chosen share: ours must have the same.
     share, cells, differences = table.share(row), [], []
     for column, printed, own in list(zip(table.columns, row, runs, strict=True))[2:]:
