@@ -86,6 +86,9 @@ def test_table_2_has_the_published_settings(table, dataset, missing):
 def test_tables_1_and_3(missing):
     trained = [config_of(words).arch for words in missing("table1")]
     assert sorted(trained) == sorted(["vgg", "densenet", "resnet"] * 2)  # no prunings
+    assert (
+        len(missing("table2a", "table1")) == 9 + 6 + 6 + 3
+    )  # those of cifar100; others are shared
     commands = missing("table3", "--seeds", 4, 5)
     assert len(commands) == 2 * 2 * 3
     betas = [config_of(words).options["beta"] for words in commands if "-sr" in words]
@@ -169,6 +172,8 @@ def test_only_missing_stages_are_planned_with_their_cost(dry_run, missing, tmp_p
     assert lines[second].endswith("53:20") and lines[third.run].endswith("1:54:20")
     assert re.search(r"left: 1 trainings, 2 prunings, 2 fine-tunings, .* 2:47:40", out[-1])
     assert " ".join(dry_run("small")).count("unknown") == 7  # six runs, and the sum
+    recorded.run(tmp_path, "resnet", 110, "proximal", 1, s=0.002, beta=1.0)
+    assert dry_run("resnet110-cifar10")[-2].endswith("1:22:40")  # fine-tuned at its 31 s an epoch
 
 
 def test_original_slimming_is_pruned_at_the_share_of_proximal(dry_run, missing, tmp_path):
@@ -186,6 +191,8 @@ def test_original_slimming_is_pruned_at_the_share_of_proximal(dry_run, missing, 
         prunings = [words for words in missing("small") if words[0] == "vgg_prune.py"]
         shares = [value(words, "--percent") for words in prunings if run in " ".join(words)]
         assert shares == ([] if done else ["0.393"])
+    RunPaths(tmp_path, run).pruned().unlink()  # before the fine-tuning
+    assert any("--percent" in words and run in " ".join(words) for words in missing("small"))
 
 
 def test_prunings_at_another_share_and_their_fine_tunings_do_not_count(dry_run, tmp_path):

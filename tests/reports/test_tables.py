@@ -182,6 +182,9 @@ def test_repeated_runs_count_once(show, record):
     record(**baseline, accuracy=92.34, name="again")
     out, err = show()
     assert "91.23" not in out and "92.34" in out and f"{first} is left out" in err
+    record(**baseline, accuracy=93.45)  # the first one again
+    out, err = show()
+    assert "92.34" not in out and "93.45" in out and f"{first} is left out" not in err
 
 
 def test_runs_of_different_precisions_have_separate_lines(show, record):
