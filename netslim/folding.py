@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from netslim.graph import Graph
-from netslim.signals import ZERO, Step
+from netslim.rules import ZERO, Step
 
 LAYERS = ("convolution", "grouped", "linear")
 ADDING = {"add", "radd", "iadd"}  # additions pass a missing constant on
@@ -26,8 +26,6 @@ def constants_of(
     constants = torch.full((len(graph._atoms),), math.nan, dtype=torch.float64)
     constants[ZERO] = 0
     for step in graph.steps:
-        if step.output is None:
-            continue
         inputs = [constants[x] for x in step.inputs]
         if step.kind == "known":
             out = double(tensors[step.name]).view(step.output.shape)
@@ -42,7 +40,7 @@ def constants_of(
             out = out + double(tensors[step.bias]) if step.bias else out
         elif step.kind == "select":
             out = inputs[0]
-        elif step.kind == "elementwise" and step.function is not None:
+        elif step.function is not None:
             out = step.function(*inputs)
         else:
             continue
@@ -59,7 +57,7 @@ def _normalised(step: Step, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
     if not step.mean:
         return torch.full_like(x, math.nan)
     assert step.call is not None
-    variance, eps = double(tensors[step.variance]), step.call.argument(7, "eps")
+    variance, eps = double(tensors[step.variance]), step.call.args[7]
     x = (x - double(tensors[step.mean])) / (variance + eps).sqrt()
     x = x * double(tensors[step.weight]) if step.weight else x
     return x + double(tensors[step.bias]) if step.bias else x
@@ -70,7 +68,7 @@ def _response(tensors: Mapping[str, Tensor], step: Step, constants: Tensor) -> T
     weight = double(tensors[step.weight])
     if step.kind == "linear":
         return weight @ constants
-    groups = step.options.groups
+    groups = step.groups
     if step.transposed:  # outputs for constants other than 0 depend on the position
         return constants.repeat_interleave(weight.shape[1] * groups // len(constants))
     rows = weight.reshape(groups, -1, weight[0].numel())  # [groups, outputs, inputs × kernel]
@@ -104,8 +102,7 @@ class Folding:
         self.calls = Counter(n for s in self.steps for n in {s.weight, s.bias, s.mean} if n)
         made_by = torch.full((len(graph._atoms),), -1)
         for i, step in enumerate(self.steps):
-            if step.output is not None:
-                made_by[step.output] = i
+            made_by[step.output] = i
         consumers: dict[int, set[int]] = {}
         for i, step in enumerate(self.steps):
             for x in step.inputs:
@@ -115,7 +112,7 @@ class Folding:
         uncorrected = {i for x in only_training for i in made_by[x].unique().tolist()}
         self.absorbs = [False] * len(self.steps)
         for i in reversed(range(len(self.steps))):  # an output without readers needs no correction
-            followed = self.steps[i].output is not None and i not in uncorrected
+            followed = self.steps[i].kind != "other" and i not in uncorrected
             self.absorbs[i] = followed and all(self._hands_on(j) for j in consumers.get(i, ()))
         self.folds, self.carried = set(), set()
         self.reads: dict[str, Tensor] = {}
@@ -140,9 +137,8 @@ class Folding:
     def _takes_bias(self, step: Step) -> bool:
         """Whether a layer without a bias adds one if it gets one."""
         module = self.model.get_submodule(step.name)
-        own = step.call is not None and step.call.module == step.name
         plain = type(module).forward in PLAIN and module._parameters.get("bias", step) is None
-        return own and plain
+        return step.by_module and plain
 
     def more_carriers(self, removed_classes: Tensor, constants: Tensor, carriers: Tensor) -> bool:
         """Adds missing carriers, those of the largest constants, to ``carriers`` (bool [classes]).
@@ -170,8 +166,6 @@ class Folding:
         lacking = torch.zeros(len(constants), dtype=torch.float64)
         added: dict[str, Tensor] = {}
         for step, absorbs in zip(self.steps, self.absorbs, strict=True):
-            if step.output is None:
-                continue
             if step.weight in self.carried:
                 classes, seen = self.graph.classes_of(step.inputs[0]), constants[step.inputs[0]]
                 removed, seen = removed_classes[classes] & (seen != 0), seen.nan_to_num(0)

@@ -14,8 +14,8 @@ Source = tuple[str, str, int]
 class Width(int):
     """The int attribute ``source``, divided by ``times``."""
 
-    source: Source
-    times: int
+    source: Source = ("", "", 0)
+    times = 1
 
     @classmethod
     def of(cls, value: int, source: Source, times: int = 1) -> "Width":
@@ -74,9 +74,8 @@ for _operation in "add sub mul truediv mod pow lshift rshift and or xor".split()
     setattr(Setting, f"__r{_operation}__", _reflected(_function))
 for _operation in "eq ne lt le gt ge neg pos abs invert".split():
     setattr(Setting, f"__{_operation}__", _noticed(getattr(operator, f"__{_operation}__")))
-for _builtin in (int, float, complex, bool, str, repr, hash, format, divmod, round):
+for _builtin in (float, complex, bool, str, repr, hash, format, divmod, round):
     setattr(Setting, f"__{_builtin.__name__}__", _noticed(_builtin))
-setattr(Setting, "__int__", Setting.__index__)  # noqa: B010
 setattr(Setting, "__rfloordiv__", _reflected(operator.floordiv))  # noqa: B010
 setattr(Setting, "__rdivmod__", _reflected(divmod))  # noqa: B010
 
@@ -88,64 +87,50 @@ class Dim(int):
     a literal 32. ``used`` is called for any other use (comparing, dividing by it).
     """
 
-    axes: frozenset[tuple[int, int]] = frozenset()
-    used: Callable[..., None] = staticmethod(lambda *_: None)
-    divisor = 0  # of the remainder that this is
+    axes: frozenset[tuple[Any, int]]
+    used: Callable[..., None]
+    divisor: int  # of the remainder that this is
+    __hash__ = int.__hash__
 
-    @classmethod
-    def of(cls, size: int, axes: frozenset[tuple[int, int]], used: Callable[..., None]) -> "Dim":
-        dim = cls(size)
-        dim.axes, dim.used = axes, used
+    def __new__(
+        cls,
+        size: int,
+        axes: frozenset[tuple[Any, int]] = frozenset(),
+        used: Callable[..., None] = lambda *_: None,
+        divisor: int = 0,
+    ) -> "Dim":
+        dim = super().__new__(cls, size)
+        dim.axes, dim.used, dim.divisor = axes, used, divisor
         return dim
 
 
-def _keeping(operation: str) -> Callable[..., Any]:
-    """Wraps an operation whose result follows a removal of channels."""
-    plain = getattr(int, operation)
-
-    def method(self: Dim, other: Any) -> Any:
-        other = as_plain(other)
-        result = plain(self, other)
-        if operation in ("__add__", "__radd__") and type(other) is int and other == 0:  # sum()
-            return self
-        scales = "mul" in operation or operation == "__floordiv__"
-        if type(result) is not int or not (scales or isinstance(other, Dim)):
-            self.used(self)
-            return result
-        return Dim.of(result, self.axes | getattr(other, "axes", frozenset()), self.used)
-
-    return method
-
-
-def _using(operation: str) -> Callable[..., Any]:
-    """Wraps an operation whose result does not follow."""
-    plain = getattr(int, operation)
+def _of_dims(operation: str) -> Callable[..., Any]:
+    """Wraps an operation of ints: its result is a size, too, or the operation is a use of it."""
+    plain = getattr(int, f"__{operation}__")
 
     def method(self: Dim, *others: Any) -> Any:
         others = tuple(map(as_plain, others))
         result = plain(self, *others)
-        equal = result is (operation == "__eq__") and operation in ("__eq__", "__ne__")
-        self.used(self, others[0] if equal else None)
+        other: Any = others[0] if others else None
+        is_size, both = type(result) is int, isinstance(other, Dim)
+        if operation == "mod":
+            is_remainder = is_size and not both
+            return Dim(result, self.axes, self.used, int(other)) if is_remainder else result
+        if operation in ("add", "radd") and type(other) is int and other == 0:  # sum()
+            return self
+        if is_size and (operation in SCALING or (both and operation in ADDING)):
+            return Dim(result, self.axes | other.axes if both else self.axes, self.used)
+        equal = operation in ("eq", "ne") and result is (operation == "eq")
+        self.used(self, other if equal else None)
         return result
 
     return method
 
 
-def _remainder(self: Dim, other: Any) -> Any:
-    other = as_plain(other)
-    result = int.__mod__(self, other)
-    if type(result) is int and not isinstance(other, Dim):
-        result = Dim.of(result, self.axes, self.used)
-        result.divisor = int(other)
-    return result
-
-
-for _operation in ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "rfloordiv"):
-    setattr(Dim, f"__{_operation}__", _keeping(f"__{_operation}__"))
-for _operation in "eq ne lt le gt ge bool float truediv rtruediv pow rpow".split():
-    setattr(Dim, f"__{_operation}__", _using(f"__{_operation}__"))
-Dim.__mod__ = _remainder  # type: ignore[assignment,method-assign]
-Dim.__hash__ = int.__hash__  # type: ignore[assignment,method-assign]
+SCALING, ADDING = {"mul", "rmul", "floordiv"}, {"add", "radd", "sub", "rsub", "rfloordiv"}
+USING = set("mod eq ne lt le gt ge bool float truediv rtruediv pow rpow".split())
+for _operation in SCALING | ADDING | USING:
+    setattr(Dim, f"__{_operation}__", _of_dims(_operation))
 
 
 class Shape(tuple[int, ...]):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from netslim.folding import LAYERS, Folding, constants_of, double
 from netslim.graph import Graph, analyze, commonest
 from netslim.selection import WIDTH, selecting, selections
-from netslim.trace import call, copied, first_line, moved, passed
+from netslim.trace import call, copied, first_line, moved, named_tensors, passed
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -38,15 +38,15 @@ class Report:
         largest: the largest output on the example, for comparison.
     """
 
-    channels: dict[str, tuple[int, int]]
-    silent: int
-    folded: int
-    alive: int
-    staying: dict[str, int]
-    carriers: int
-    reasons: dict[str, str]
-    parameters: tuple[int, int]
-    selections: list[str]
+    channels: dict[str, tuple[int, int]] = field(default_factory=dict)
+    silent: int = 0
+    folded: int = 0
+    alive: int = 0
+    staying: dict[str, int] = field(default_factory=dict)
+    carriers: int = 0
+    reasons: dict[str, str] = field(default_factory=dict)
+    parameters: tuple[int, int] = (0, 0)
+    selections: list[str] = field(default_factory=list)
     difference: float | None = None
     largest: float | None = None
 
@@ -155,45 +155,47 @@ def plan_removal(
             length.
     """
     check_keep(graph, keep)
-    model, prunable = graph.model if model is None else model, graph.prunable()
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    prunable, tensors = graph.prunable(), named_tensors(graph.model if model is None else model)
     if any(x.is_meta for x in tensors.values()):
         raise ValueError("the model has no values: it is on the meta device")
+    classes = {name: graph.norm_classes(name) for name in prunable}
     masked = {name: ~mask.cpu() & prunable[name] for name, mask in keep.items()}
     stays = torch.full((len(graph.classes),), not streams)
     for name in prunable:
-        stays[graph.norm_classes(name)] = False
+        stays[classes[name]] = False
     carriers = torch.zeros_like(stays)
-    folding = Folding(graph, model)
+    folding = Folding(graph, graph.model if model is None else model)
     constants = constants_of(graph, tensors, masked)
+    layers = [s.output for s in graph.steps if s.kind in (*LAYERS, "norm", "select")]
+    written = [*map(graph.classes_of, layers), *graph.parts]  # also parts after a split
     while True:
         removed_classes = _classes_without_reader(graph, constants, stays | carriers, folding)
         constant = removed_classes | carriers
-        left = {name: mask & constant[graph.norm_classes(name)] for name, mask in masked.items()}
+        left = {name: mask & constant[classes[name]] for name, mask in masked.items()}
         if any(not torch.equal(left[name], masked[name]) for name in masked):
             masked, constants = left, constants_of(graph, tensors, left)
         elif folding.more_carriers(removed_classes, constants, carriers):
             continue
-        elif empty := [c for c in _written(graph) if removed_classes[c].all()]:
-            for classes in empty:  # a layer keeps at least one channel
-                stays[classes[0]] = True
+        elif empty := [part for part in written if removed_classes[part].all()]:
+            for part in empty:  # a layer keeps at least one channel
+                stays[part[0]] = True
         else:
             break
     names = [name for name in prunable if name in graph.norms or name in keep]
-    kept = {name: ~removed_classes[graph.norm_classes(name)] for name in names}
+    kept = {name: ~removed_classes[classes[name]] for name in names}
     index, selects, wholes = _indices(graph, removed_classes)
     added = folding.corrections(tensors, removed_classes, constants, carriers)
     for name, mask in masked.items():
-        carrying = mask & carriers[graph.norm_classes(name)]
+        carrying = mask & carriers[classes[name]]
         if carrying.any():
             weight = f"{name}.weight".lstrip(".")
             added[weight] = -double(tensors[weight]) * carrying
     widths: dict[str, Tensor] = {}
-    for (path, attribute, position), classes in graph.widths.items():
-        if removed_classes[classes].any():
-            old = torch.tensor(vars(model.get_submodule(path))[attribute])
+    for (path, attribute, position), counted in graph.widths.items():
+        if removed_classes[counted].any():
+            old = torch.tensor(vars(graph.model.get_submodule(path))[attribute])
             new = widths.setdefault(f"{path}.{attribute}".lstrip("."), old)
-            new.view(-1)[position] = (~removed_classes[classes]).sum()
+            new.view(-1)[position] = (~removed_classes[counted]).sum()
     return Removal(
         removed_classes, constants, kept, carriers, index, selects, wholes, widths, added
     )
@@ -214,13 +216,6 @@ def check_keep(graph: Graph, keep: Mapping[str, Tensor]) -> None:
             )
 
 
-def _written(graph: Graph) -> list[Tensor]:
-    """Classes of the outputs of each layer, and of their parts after a split."""
-    layers = [s for s in graph.steps if s.kind in (*LAYERS, "norm", "select")]
-    written = [graph.classes_of(s.output) for s in layers if s.output is not None]
-    return [*written, *graph.parts]
-
-
 def _classes_without_reader(
     graph: Graph, constants: Tensor, stays: Tensor, folding: Folding
 ) -> Tensor:
@@ -233,12 +228,11 @@ def _classes_without_reader(
             if step.weight in folding.folds:  # and in training the constant is the same
                 needed &= seen != constants[folding.reads[step.weight]]
             removed_classes[classes[needed]] = False
-    selecting_ = [(s, classes) for s, classes in graph._readers if s.kind in ("norm", "select")]
     while True:
         before = removed_classes.clone()
-        for step, classes in selecting_:
-            assert step.output is not None
-            removed_classes[classes[~removed_classes[graph.classes_of(step.output)]]] = False
+        for step, classes in graph._readers:
+            if step.kind in ("norm", "select"):
+                removed_classes[classes[~removed_classes[graph.classes_of(step.output)]]] = False
         if torch.equal(removed_classes, before):
             return removed_classes
 
@@ -253,14 +247,13 @@ def _indices(
         if not name.endswith(":out") and not all(x.all() for x in stays):
             index[name] = tuple(x.nonzero().flatten() for x in stays)
     selects, wholes = {}, set()
-    buffers = dict(graph.model.named_buffers())
     for step, classes in graph._readers:
-        if step.kind not in ("norm", "select") or step.output is None:
+        if step.kind not in ("norm", "select"):
             continue
         stream = classes if step.stream is None else graph.classes_of(step.stream)
         positions = (~removed_classes[stream]).cumsum(0) - 1  # in the pruned stream
         if step.kind == "select":
-            positions = positions[buffers[step.name].cpu()]
+            positions = positions[graph.model.get_buffer(step.name).cpu()]
         chosen = positions[~removed_classes[graph.classes_of(step.output)]]
         whole = len(chosen) == int((~removed_classes[stream]).sum())
         if step.kind == "select" or not whole:
@@ -273,12 +266,12 @@ def _indices(
 @torch.no_grad()
 def apply_removal(graph: Graph, model: Model, removal: Removal) -> Model:
     """Returns a new model without the removed channels; ``model`` is not changed."""
-    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    named = named_tensors(model)
     less = removal.index.keys() | removal.selects.keys() | removal.added.keys()
     small = copied(
         model, {id(x): _smaller(x, name, removal) for name, x in named.items() if name in less}
     )
-    for path, module in list(small.named_modules()):
+    for path, module in small.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             continue  # its layers are never pruned
         name = f"{path}.bias".lstrip(".")
@@ -287,23 +280,20 @@ def apply_removal(graph: Graph, model: Model, removal: Removal) -> Model:
             kept = removal.index.get(f"{path}.weight".lstrip("."), (slice(None),))[0]
             rows = removal.added[name][kept].to(weight)
             module.register_parameter("bias", nn.Parameter(rows, weight.requires_grad))
-        for key in [*module._non_persistent_buffers_set]:
-            if f"{path}.{key}".lstrip(".") in less:  # those of a fresh model are too long
-                module._non_persistent_buffers_set.discard(key)
+        # Those of a fresh model are too long.
+        module._non_persistent_buffers_set -= {
+            key for key in module._buffers if f"{path}.{key}".lstrip(".") in less
+        }
         resize(module)
     for attribute, width in removal.widths.items():
         set_width(small, attribute, width)
-    places: dict[nn.Module | None, list[tuple[nn.Module, str]]] = {}
-    for module in small.modules():
-        for key, child in module._modules.items():
-            places.setdefault(child, []).append((module, key))
-    for name, chosen in removal.selects.items():
-        if name not in graph.all_norms:
-            continue
-        norm = small.get_submodule(name)
-        selects = selecting(chosen.to(next(norm.parameters()).device), norm).train(norm.training)
-        for module, key in places[norm]:  # it may have several names
-            module._modules[key] = selects
+    modules = [*small.named_modules(remove_duplicate=False)]
+    for name in removal.selects.keys() & graph.all_norms.keys():
+        norm: Any = small.get_submodule(name)
+        index = removal.selects[name].to(norm.weight.device)
+        selects = selecting(index, norm).train(norm.training)
+        for path in [path for path, module in modules if module is norm]:
+            small.set_submodule(path, selects)
     for name in removal.wholes:
         small.set_submodule(name, small.get_submodule(f"{name}.norm"))
     return small
@@ -311,13 +301,11 @@ def apply_removal(graph: Graph, model: Model, removal: Removal) -> Model:
 
 def _smaller(x: Tensor, name: str, removal: Removal) -> Tensor:
     """Returns the kept part of an entry of the state dict, corrected."""
-    new = x.detach()
+    new = removal.part(name, x.detach())
     if name in removal.selects:  # the index of a selection
         new = removal.selects[name].to(x)
-    else:
-        new = removal.part(name, new)
-        if name in removal.added:
-            new = (new.double() + removal.part(name, removal.added[name]).to(new.device)).to(new)
+    elif name in removal.added:
+        new = (new.double() + removal.part(name, removal.added[name]).to(new.device)).to(new)
     if x.dim() == 4 and not x.is_contiguous():  # channels last, which index_select leaves
         new = new.contiguous(memory_format=torch.channels_last)
     if new.data_ptr() == x.data_ptr():
@@ -364,36 +352,28 @@ def resize(module: nn.Module) -> None:
 def report_of(
     graph: Graph, model: nn.Module, removal: Removal, keep: Mapping[str, Tensor], small: nn.Module
 ) -> Report:
-    silent = folded = alive = carriers = 0
-    channels, staying = {}, {}
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, small))
+    report = Report(
+        parameters=(before, after),
+        reasons={name: why for name, why in graph.reasons.items() if name not in keep},
+        selections=[name for name in removal.selects if name in graph.all_norms],
+    )
     weights = {n: model.get_parameter(f"{n}.weight".lstrip(".")) for n in graph.all_norms}
     zeros = {name: weight.detach().cpu() == 0 for name, weight in weights.items()}
     for tie in graph.ties:  # one of them is enough
         zeros |= dict.fromkeys(tie, torch.stack([zeros[name] for name in tie]).any(0))
     for name, stays in removal.keep.items():
-        removed_classes = ~stays
-        channels[name] = len(removed_classes), int(stays.sum())
-        if name in keep:
-            more = ~keep[name].cpu() & stays
-            carrying = int((more & removal.carriers[graph.norm_classes(name)]).sum())
-            carriers += carrying
-            if int(more.sum()) > carrying:
-                staying[name] = int(more.sum()) - carrying
-        zero = graph.behind(name, removal.constants)[removed_classes] == 0
-        silent, folded = silent + int(zero.sum()), folded + int((~zero).sum())
-        alive += int((~zeros[name][removed_classes]).sum())
-    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, small))
-    return Report(
-        channels,
-        silent,
-        folded,
-        alive,
-        staying,
-        carriers,
-        {name: reason for name, reason in graph.reasons.items() if name not in keep},
-        (before, after),
-        [n for n in removal.selects if n in graph.all_norms],
-    )
+        report.channels[name] = len(stays), int(stays.sum())
+        needed = stays & ~keep.get(name, stays).cpu()
+        carrying = needed & removal.carriers[graph.norm_classes(name)]
+        report.carriers += int(carrying.sum())
+        if count := int((needed & ~carrying).sum()):
+            report.staying[name] = count
+        silent = graph.behind(name, removal.constants) == 0
+        report.silent += int((silent & ~stays).sum())
+        report.folded += int((~silent & ~stays).sum())
+        report.alive += int((~zeros[name] & ~stays).sum())
+    return report
 
 
 @torch.inference_mode(False)

@@ -27,66 +27,74 @@ from netslim.selection import ChannelSelection
 from netslim.sizes import Dim, Setting, Shape, Source, Width, as_int, as_plain, as_width, widths_in
 
 Model = TypeVar("Model", bound=nn.Module)
-# Of calls on the meta device, by function and arguments: what the result is like, or the number of
-# the tensor argument that it is, and the numbers of those that are changed in place.
-Known = dict[Any, tuple[Tensor | int, list[int]]]
-# Queries that read no values of a tensor and return none.
 RECORDING = {slice, Dim, Width, Setting}  # types of arguments that are or contain recording ints
+# Queries that read no values of a tensor and return none.
 QUERIES = set(
     "dim ndim ndimension dtype device layout requires_grad is_cuda is_meta is_contiguous"
-    " is_floating_point is_complex stride storage_offset get_device element_size itemsize nbytes"
+    " is_floating_point is_complex storage_offset get_device element_size itemsize nbytes"
     " is_leaf grad_fn is_quantized is_sparse type is_signed is_inference names is_mps is_xpu"
     " data_ptr is_nested base result_type can_cast is_tensor hash format repr assert"
     " is_shared version".split()
 )
-
-signature = cache(inspect.signature)
+SIZES = {"shape", "size", "len", "numel", "nelement", "stride"}  # queries of sizes
+SPLITTING = {"split", "split_with_sizes", "getitem"}  # their int arguments may be attributes
 CONTAINERS = (tuple, list, dict, deque)  # and their subclasses, as arguments of calls
-# Operations whose int arguments may be attributes.
-SPLITTING = {"split", "split_with_sizes", "getitem"}
 ATOMS = {int, float, bool, str, type(None), torch.dtype, torch.device, torch.Size}
 LEAVES = ATOMS - {torch.Size} | {Tensor, nn.Parameter}
 # Layers whose attributes follow their weights.
 RESIZED = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.PReLU)
 SMALL = 16_384  # elements: such examples are computed faster than the meta device is imported
+signature = cache(inspect.signature)
 
 
-@dataclass(frozen=True)
-class Ref:
-    """A tensor argument: its number in the trace."""
+@dataclass(eq=False)
+class Value:
+    """A tensor of a trace.
 
-    value: int
+    Attributes:
+        shape: its shape.
+        name: of a parameter or buffer, else "".
+        signals: the signals of its channels, once :mod:`netslim.rules` has found them.
+    """
+
+    shape: tuple[int, ...]
+    name: str = ""
+    signals: Tensor | None = field(default=None, repr=False)
 
 
 @dataclass
 class Call:
-    """One operation: torch's ``name`` without underscores, called in ``module``."""
+    """One operation: torch's ``name`` without underscores, called in ``module``.
+
+    Tensors are a :class:`Value` in ``args``, ``kwargs`` and ``outputs``. ``leaves`` are all
+    arguments, also in nested tuples, lists and dicts, ``inputs`` the tensors among them, and
+    ``arguments`` is their text.
+    """
 
     name: str
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    outputs: Any  # the function's result, tensors as Ref
+    outputs: list[Value]
     module: str
+
+    def __post_init__(self) -> None:
+        self.leaves = leaves((self.args, self.kwargs))
+        self.inputs = [x for x in self.leaves if isinstance(x, Value)]
+        self.arguments = repr((self.args, self.kwargs))
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """Returns an argument that was passed by position or by name."""
         return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
 
-    def refs(self) -> list[int]:
-        """Returns the numbers of the tensor arguments."""
-        return refs((self.args, self.kwargs))
-
 
 @dataclass
 class Trace:
-    """The calls of a model on an example. Values are numbered in order of appearance."""
+    """The calls of a model on an example."""
 
     calls: list[Call] = field(default_factory=list)
-    shapes: list[tuple[int, ...]] = field(default_factory=list)
-    names: dict[int, str] = field(default_factory=dict)  # of parameters and buffers, by value
-    outputs: list[int] = field(default_factory=list)
-    unseen: list[int] = field(default_factory=list)  # values of unknown origin
+    outputs: list[Value] = field(default_factory=list)
+    unseen: bool = False  # whether there are tensors of unknown origin
     changed: set[str] = field(default_factory=set)  # buffers that the forward pass changes
     split: set[Source] = field(default_factory=set)  # int attributes at which calls split
     fixed: set[Source] = field(default_factory=set)  # int attributes with other uses
@@ -107,21 +115,6 @@ def leaves(x: Any) -> list[Any]:
     found: list[Any] = []
     each(found.append, x)
     return found
-
-
-def refs(x: Any) -> list[int]:
-    """Returns the numbers of the tensors in nested tuples, lists and dicts."""
-    return [leaf.value for leaf in leaves(x) if isinstance(leaf, Ref)]
-
-
-def tensors_in(x: object) -> Iterator[Tensor]:
-    """Yields the tensors in nested lists, tuples and dicts."""
-    if isinstance(x, Tensor):
-        yield x
-    elif isinstance(x, dict | list | tuple) and x:
-        for each in x.values() if isinstance(x, dict) else x:
-            if type(each) not in ATOMS:
-                yield from tensors_in(each)
 
 
 def copied(model: Model, memo: Mapping[int, Any] | None = None) -> Model:
@@ -160,7 +153,7 @@ def _copied(x: Any, memo: dict[int, Any]) -> Any:
             if k != "_compiled_call_impl"  # which calls ``x``
         )
     else:
-        memo.update((id(y), _copied(y, memo)) for y in tensors_in(x) if not y.is_leaf)
+        memo.update((id(y), _copied(y, memo)) for y in passed(x) if not y.is_leaf)
         new = copy.deepcopy(x, memo)
     return new
 
@@ -202,29 +195,34 @@ def record(model: nn.Module, example: Any) -> tuple[Trace, Trace | None]:
 
     Raises ValueError: the model cannot take the example.
     """
-    inputs, runs = moved(model, example), _Runs(model)
-    if not [*passed(inputs)]:
+    inputs = moved(model, example)
+    if not (tensors := [*passed(inputs)]):
         raise ValueError("the example has no tensor: give images, as torch.randn(1, 3, 224, 224)")
-    there = on_meta = None
-    if sum(x.numel() for x in tensors_in(inputs)) > SMALL:
+    there: Any = None
+    if sum(x.numel() for x in tensors) > SMALL:
         there = tree_map(lambda x: x.to("meta") if isinstance(x, Tensor) else x, inputs)
-        on_meta = {id(x): _meta(x) for x in runs.named.values()}
+        on_meta = {id(x): _meta(x) for x in named_tensors(model).values()}
 
     def run(training: bool) -> Trace:
-        if on_meta is not None:
+        if there is not None:
             # On the meta device nothing is computed; code that reads values fails there.
             with suppress(Exception):
-                return runs.record(there, on_meta, training)
-        return runs.record(inputs, {}, training)
+                return _record(model, there, on_meta, training)
+        return _record(model, inputs, {}, training)
 
     try:
         evaluation = run(False)
     except Exception as error:
-        shapes = ", ".join(str(tuple(x.shape)) for x in tensors_in(inputs))
+        shapes = ", ".join(str(tuple(x.shape)) for x in tensors)
         raise ValueError(f"the model cannot take {shapes}: {first_line(error)}") from None
     with suppress(Exception):
         return evaluation, run(True)
     return evaluation, None
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Returns the parameters and buffers by name, shared ones once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def _meta(x: Tensor) -> Tensor:
@@ -256,7 +254,8 @@ def first_line(error: Exception) -> str:
 
 def ints_of(module: nn.Module) -> dict[str, Any]:
     """Returns the attributes of a user's module that are ints, or lists or tuples of ints."""
-    if isinstance(module, (torch.jit.ScriptModule, *RESIZED)):
+    torchs = isinstance(module, (torch.jit.ScriptModule, *RESIZED))
+    if torchs or type(module).__module__.startswith("torch.nn."):
         return {}
     return {
         key: x
@@ -265,88 +264,80 @@ def ints_of(module: nn.Module) -> dict[str, Any]:
     }
 
 
-class _Runs:
-    """Runs of copies of ``model``."""
+def _record(
+    original: nn.Module,
+    example: Any,
+    tensors: Mapping[int, Tensor],
+    training: bool,
+    watched: Set[Source] | None = None,
+) -> Trace:
+    """Records a run of a copy, and a second one that watches int attributes that split channels.
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model, self.modules = model, dict(model.named_modules())
-        self.named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        self.ints = {path: ints for path, m in self.modules.items() if (ints := ints_of(m))}
-        self.known: Known = {}
-
-    def record(
-        self,
-        example: Any,
-        tensors: Mapping[int, Tensor],
-        training: bool,
-        watched: Set[Source] | None = None,
-    ) -> Trace:
-        """Records a run, and a second one that watches int attributes that split channels.
-
-        ``tensors`` maps ``id``s of tensors of the model to those of the copy.
-        """
-        memo: dict[int, Any] = {**tensors}
-        model = _copied(self.model, memo).train(training)
-        inputs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, example)
-        recorder = _Recorder(self, memo, watched)
-        handles = [
-            hooks.register_module_forward_pre_hook(recorder.enter),
-            hooks.register_module_forward_hook(recorder.leave, always_call=True),
-        ]
+    ``tensors`` maps ``id``s of tensors of the model to those of the copy.
+    """
+    memo: dict[int, Any] = {**tensors}
+    model = _copied(original, memo).train(training)
+    inputs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, example)
+    recorder = _Recorder(original, memo, watched)
+    handles = [
+        hooks.register_module_forward_pre_hook(recorder.enter),
+        hooks.register_module_forward_hook(recorder.leave, always_call=True),
+    ]
+    try:
+        for x in passed(inputs):
+            recorder.register(x)
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), recorder:
+            outputs = call(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    trace = recorder.trace
+    trace.outputs = [recorder.value(x) for x in passed(outputs)]
+    for path, module in original.named_modules():
+        own = vars(memo.get(id(module), module))["_buffers"]
+        for key, x in module._buffers.items():
+            if x is not None and own.get(key) is not memo.get(id(x), x):  # replaced
+                trace.changed.add(f"{path}.{key}".lstrip("."))
+    if trace.split and watched is None:
         try:
-            for x in passed(inputs):
-                recorder.register(x)
-            with torch.random.fork_rng(devices=[]), torch.no_grad(), recorder:
-                outputs = call(model, inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
-        for x in passed(outputs):
-            recorder.trace.outputs.append(recorder.number(x))
-        for path, original in self.modules.items():
-            own = vars(memo.get(id(original), original))["_buffers"]
-            for key, x in original._buffers.items():
-                if x is not None and own.get(key) is not memo.get(id(x), x):  # replaced
-                    recorder.trace.changed.add(f"{path}.{key}".lstrip("."))
-        trace = recorder.trace
-        if trace.split and watched is None:
-            try:
-                return self.record(example, tensors, training, trace.split)
-            except Exception:  # code that needs real ints
-                trace.fixed = trace.split
-        return trace
+            return _record(original, example, tensors, training, trace.split)
+        except Exception:  # code that needs real ints
+            trace.fixed = trace.split
+    return trace
 
 
 class _Recorder(TorchFunctionMode):
     """The mode that records a run; ``copies`` maps ``id``s of the model's objects to the copy's."""
 
-    def __init__(self, runs: _Runs, copies: Mapping[int, Any], watched: Set[Source] | None) -> None:
+    def __init__(
+        self, model: nn.Module, copies: Mapping[int, Any], watched: Set[Source] | None
+    ) -> None:
         super().__init__()
-        self.trace, self.known = Trace(), runs.known
-        self.numbers: dict[int, int] = {}  # by id
+        self.trace = Trace()
+        self.values: dict[int, Value] = {}  # by id of the tensor
         self.alive: list[Tensor] = []  # keeps ids unique
         self.aliases: dict[int, list[Tensor]] = {}  # tensors by storage
-        self.stale: dict[int, int] = {}  # by id: the value that wrote into a tensor's storage
+        self.stale: dict[int, Value] = {}  # by id: what was written into a tensor's storage
         self.paths: dict[int, str] = {}
         self.stack: list[str] = [""]
         self.selecting = False
         for x in {id(x): x for x in copies.values() if isinstance(x, Tensor)}.values():
             self.register(x)
-        for path, original in runs.modules.items():
+        for path, original in model.named_modules():
             if (module := copies.get(id(original))) is None:
                 continue  # part of a compiled module
             self.paths[id(module)] = path
             if isinstance(module, nn.modules.batchnorm._NormBase) and module.momentum is None:
                 module.momentum = 0.0  # None makes it read its number of batches
-            for key, n in runs.ints.get(path, {}).items():
+            for key, n in ints_of(original).items():
                 each = [
                     self.watch(Width.of(x, (path, key, i)), watched)
                     for i, x in enumerate([n] if type(n) is int else n)
                 ]
                 vars(module)[key] = each[0] if type(n) is int else type(n)(each)
-        for name, x in runs.named.items():
+        for name, x in named_tensors(model).items():
             if id(x) in copies:
-                self.trace.names[self.numbers[id(copies[id(x)])]] = name
+                self.values[id(copies[id(x)])].name = name
 
     def watch(self, width: Width, watched: Set[Source] | None) -> Any:
         if watched is None:
@@ -360,38 +351,34 @@ class _Recorder(TorchFunctionMode):
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         self.stack.pop()
         if isinstance(module, ChannelSelection):  # recorded as one operation
-            read = Ref(self.number(args[0])), 1, Ref(self.number(module.index))
-            made = Ref(self.register(output))
-            selection = Call("index_select", torch.index_select, read, {}, made, self.stack[-1])
-            self.trace.calls.append(selection)
+            read = self.value(args[0]), 1, self.value(module.index)
+            self.note("index_select", torch.index_select, read, {}, [self.register(output)])
             self.selecting = False
 
-    def register(self, x: Tensor) -> int:
-        number = len(self.trace.shapes)
-        self.numbers[id(x)] = number
-        self.trace.shapes.append(tuple(x.shape))
+    def note(self, name: str, function: Any, args: Any, kwargs: Any, outputs: list[Value]) -> None:
+        self.trace.calls.append(Call(name, function, args, kwargs, outputs, self.stack[-1]))
+
+    def register(self, x: Tensor) -> Value:
+        value = self.values[id(x)] = Value(tuple(x.shape))
         self.alive.append(x)
         if x.layout is torch.strided:
             self.aliases.setdefault(x.untyped_storage()._cdata, []).append(x)
-        return number
+        return value
 
     def used(self, size: Dim, equal_to: Any = None) -> None:
         """Records that code computed with a size, or compared it with an equal one."""
-        other = equal_to.axes if isinstance(equal_to, Dim) else None
+        other = equal_to.axes if isinstance(equal_to, Dim) else frozenset()
         divisor = 0 if int(size) else size.divisor  # of a multiple
-        what = size.axes, other, divisor
-        self.trace.calls.append(Call("size", _nothing, what, {}, None, self.stack[-1]))
+        self.note("size", _nothing, (size.axes, other, divisor), {}, [])
 
-    def number(self, x: Tensor) -> int:
+    def value(self, x: Tensor) -> Value:
         if id(x) in self.stale:  # another view of its storage was changed in place
-            read = [Ref(self.numbers[id(x)]), Ref(self.stale.pop(id(x)))]
-            written = Ref(self.register(x))
-            self.trace.calls.append(
-                Call("in-place write", _nothing, tuple(read), {}, written, self.stack[-1])
-            )
-        if id(x) not in self.numbers:
-            self.trace.unseen.append(self.register(x))
-        return self.numbers[id(x)]
+            read = self.values[id(x)], self.stale.pop(id(x))
+            self.note("in-place write", _nothing, read, {}, [self.register(x)])
+        if id(x) not in self.values:
+            self.trace.unseen = True
+            self.register(x)
+        return self.values[id(x)]
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -400,84 +387,54 @@ class _Recorder(TorchFunctionMode):
         if self.selecting:
             return function(*args, **kwargs)
         name = _name(function)
-        if name in ("shape", "size", "len", "numel", "nelement"):
-            args = tuple(map(as_plain, args))
-        if name in ("shape", "size"):
-            return self._sizes(function, args, kwargs)
-        if name in ("len", "numel", "nelement", "stride"):
-            axes = frozenset(
-                (self.number(args[0]), i) for i in range(1 if name == "len" else args[0].dim())
-            )
-            return each(lambda n: Dim.of(n, axes, self.used), function(*args, **kwargs))
+        if name in SIZES:
+            return self.sizes(function, name, *args, **kwargs)
         args, kwargs = _evaluating(function, name, args, kwargs)
         arguments = leaves((args, kwargs))
-        if not RECORDING.isdisjoint(map(type, arguments)):
+        recording = not RECORDING.isdisjoint(map(type, arguments))
+        if recording:
             args, kwargs = each(as_width if name in SPLITTING else as_plain, (args, kwargs))
-            arguments = leaves((args, kwargs))
             if name in SPLITTING:
-                self.trace.split |= {n.source for x in arguments for n in widths_in(x)}
+                widths = [n for x in leaves((args, kwargs)) for n in widths_in(x)]
+                self.trace.split |= {n.source for n in widths}
         inputs = [x for x in arguments if isinstance(x, Tensor)]
-        read = each(self._reference, (args, kwargs))
-        if not RECORDING.isdisjoint(map(type, arguments)):
+        read: Any = each(lambda x: self.value(x) if isinstance(x, Tensor) else x, (args, kwargs))
+        if recording:
             args, kwargs = each(as_int, (args, kwargs))
-        result, written = self._result(function, args, kwargs, inputs)
+        versions = [x._version for x in inputs]
+        on_meta = all(x.is_meta for x in inputs)
+        if function is F.batch_norm and on_meta and _fits(*args[:4]):
+            result = args[0].clone()  # torch 2.14 takes 12 ms for the shape of a batch norm there
+        else:
+            result = function(*args, **kwargs)
+        written = [x for x, before in zip(inputs, versions, strict=True) if x._version != before]
         made = [x for x in leaves(result) if isinstance(x, Tensor)]
         if not (made or written) and (name in QUERIES or not inputs):
             return result
+        stale = []
         for x in written:  # tensors that share its storage have changed, too
             for other in self.aliases.get(x.untyped_storage()._cdata, ()):
-                if buffer := self.trace.names.get(self.numbers[id(other)]):
+                if buffer := self.values[id(other)].name:
                     self.trace.changed.add(buffer)
                 if other is not x:
-                    self.stale[id(other)] = len(self.trace.shapes)
-        for x in {id(x): x for x in (*made, *written)}.values():
-            self.register(x)
-        outputs = (
-            self._reference(written[0]) if written and not made else each(self._reference, result)
-        )
-        self.trace.calls.append(Call(name, function, read[0], read[1], outputs, self.stack[-1]))
+                    stale.append(other)
+        new = [self.register(x) for x in {id(x): x for x in (*made, *written)}.values()]
+        self.stale |= {id(x): new[0] for x in stale}
+        outputs = [self.value(x) for x in made or written[:1]]
+        self.note(name, function, read[0], read[1], outputs)
         return result
 
-    def _result(
-        self, function: Any, args: Any, kwargs: Any, inputs: list[Tensor]
-    ) -> tuple[Any, list[Tensor]]:
-        """Calls ``function``, on the meta device once for each form of its arguments.
-
-        torch 2.14 takes 0.2 ms for the shape of a sum there, and 12 ms for that of a batch norm.
-        Returns the result, and the inputs that were changed in place.
-        """
-        form = None
-        if inputs and all(x.is_meta for x in inputs):
-            if function is F.batch_norm and _fits(*args[:4]):
-                return args[0].clone(), []
-            with suppress(TypeError, KeyError):  # an argument that cannot be hashed, a new form
-                memory = [x.untyped_storage()._cdata for x in inputs]
-                form = function, _form(args), _form(kwargs), *map(memory.index, memory)
-                like, changed = self.known[form]
-                result = inputs[like] if isinstance(like, int) else like.clone()
-                return result, [inputs[i] for i in changed]
-        versions = [x._version for x in inputs]
-        result = function(*args, **kwargs)
-        written = [i for i, x in enumerate(inputs) if x._version != versions[i]]
-        if form is not None and type(result) is Tensor and result.is_meta:
-            if any(result is x for x in inputs):
-                self.known[form] = next(i for i, x in enumerate(inputs) if x is result), written
-            elif result.untyped_storage()._cdata not in memory and not written:
-                self.known[form] = result.detach(), written
-        return result, [inputs[i] for i in written]
-
-    def _reference(self, x: Any) -> Any:
-        return Ref(self.number(x)) if isinstance(x, Tensor) else x
-
-    def _sizes(self, function: Any, args: Any, kwargs: Any) -> Any:
-        x, result = args[0], function(*args, **kwargs)
-        number = self.number(x)
-        if isinstance(result, int):
-            axis = (args[1] if len(args) > 1 else kwargs["dim"]) % x.dim()
-            return Dim.of(result, frozenset({(number, axis)}), self.used)
-        return Shape(
-            Dim.of(size, frozenset({(number, i)}), self.used) for i, size in enumerate(result)
-        )
+    def sizes(self, function: Any, name: str, x: Tensor, *dims: Any, **kwargs: Any) -> Any:
+        """Returns sizes that record what is computed with them."""
+        dims, kwargs = each(as_plain, (dims, kwargs))
+        result, value = function(x, *dims, **kwargs), self.value(x)
+        if name in ("shape", "size") and not isinstance(result, int):
+            return Shape(Dim(n, frozenset({(value, i)}), self.used) for i, n in enumerate(result))
+        axes = [*range(1 if name == "len" else x.dim())]
+        if name == "size":
+            axes = [axes[dim] for dim in (*dims, *kwargs.values())]
+        counted = frozenset((value, axis) for axis in axes)
+        return each(lambda n: Dim(n, counted, self.used), result)
 
 
 def _name(function: Any) -> str:
@@ -507,17 +464,6 @@ def _evaluating(function: Any, name: str, args: Any, kwargs: Any) -> tuple[Any, 
 
 def _fits(x: Tensor, *own: Tensor | None) -> bool:
     return x.dim() > 1 and all(t is None or len(t) == x.shape[1] for t in own)
-
-
-def _form(x: Any) -> Any:
-    """Returns what the shapes of results depend on."""
-    if type(x) in ATOMS:
-        return type(x), x
-    if isinstance(x, Tensor):
-        return type(x), x.shape, x.stride(), x.dtype
-    if isinstance(x, CONTAINERS):
-        return type(x), *map(_form, x.items() if isinstance(x, dict) else x)
-    return type(x), x
 
 
 def _nothing(*args: Any) -> None:
