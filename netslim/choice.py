@@ -46,16 +46,16 @@ def limit(
     check_keep(graph, keep)
     if round_to < 1:
         raise ValueError(f"round_to is {round_to}, not a positive number of channels")
+    prunable, least = graph.prunable(), dict[str, int]()
     for pattern, share in (minimum or {}).items():
         if not 0 <= share <= 1:
             raise ValueError(f"minimum of {pattern} is {share}, not a share from 0 to 1")
-    prunable, minimum = graph.prunable(), minimum or {}
+        for name in matching(pattern, prunable):
+            wanted = math.ceil(Decimal(repr(share)) * len(prunable[name]))
+            least[name] = max(least.get(name, 0), wanted)
     skipped = [name for pattern in skip for name in matching(pattern, prunable)]
-    shares = [
-        (name, minimum[pattern]) for pattern in minimum for name in matching(pattern, prunable)
-    ]
     masks = {name: mask.cpu().clone() for name, mask in keep.items()}
-    for name in (*skipped, *(name for name, _ in shares)):  # it may share channels with others
+    for name in (*skipped, *least):  # it may share channels with others
         masks.setdefault(name, torch.ones_like(prunable[name]))
     channels = {name: graph.norm_classes(name) for name in masks}
     scores = torch.full((len(graph.classes),), math.inf)
@@ -80,11 +80,7 @@ def limit(
     changed = torch.zeros(len(graph.classes), dtype=torch.bool)
     for name in skipped:
         add(name, torch.zeros_like(masks[name]), len(masks[name]))
-    least = dict.fromkeys(masks, 0)
-    for name, share in shares:
-        wanted = math.ceil(Decimal(repr(share)) * len(masks[name]))
-        least[name] = max(least[name], wanted)
-    while round_to > 1 or minimum:
+    while round_to > 1 or least:
         removal = plan_removal(graph, masks, model)
         changed[:] = False
         for name, kept in removal.keep.items():
@@ -92,7 +88,7 @@ def limit(
                 continue  # of layers that share channels, one at a time
             alive = kept & ~removal.carriers[channels[name]]
             width = math.ceil(int(kept.sum()) / round_to) * round_to
-            if (missing := least[name] - int(alive.sum())) > 0:
+            if (missing := least.get(name, 0) - int(alive.sum())) > 0:
                 add(name, alive, missing)
             elif int(kept.sum()) < width <= len(kept):
                 add(name, kept, width - int(kept.sum()))
@@ -107,13 +103,10 @@ def matching(pattern: str, names: Iterable[str]) -> list[str]:
     Raises:
         ValueError: there is none.
     """
-    names = list(names)
-    found = [
-        name
-        for name in names
-        if fnmatchcase(name, pattern) or fnmatchcase(name.removesuffix(".norm"), pattern)
-    ]
+    full_names = {name: (name, name.removesuffix(".norm")) for name in names}
+    found = [n for n, both in full_names.items() if any(fnmatchcase(x, pattern) for x in both)]
     if not found:
+        names = [*full_names]
         shown = ", ".join(names[:50]) + (f" and {len(names) - 50} more" if names[50:] else "")
         raise ValueError(f"no layer that can be pruned is called {pattern}: there are {shown}")
     return found

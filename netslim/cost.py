@@ -1,10 +1,11 @@
 """Parameters and FLOPs of a model, and of the model that a pruning would leave."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +14,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
+from netslim.folding import LAYERS
 from netslim.graph import Graph
 from netslim.surgery import plan_removal
 from netslim.trace import call, copied, moved
 
-Counted = TypeVar("Counted")
 Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
 
 
@@ -47,19 +48,12 @@ def cost(model: nn.Module, example: Any, hook: Callable[[], Hook] | None = None)
             call(model, example)
         return Cost(sum(p.numel() for p in model.parameters()), counter.get_total_flops())
 
-    return _counted(count, model, example)
-
-
-def _counted(count: Callable[[nn.Module, Any], Counted], model: nn.Module, example: Any) -> Counted:
-    """Calls ``count`` with copies in evaluation mode, on the meta device: nothing is computed.
-
-    Code that needs values, or makes tensors on a device, fails there, and is run as it is.
-    """
-
     def move(x: Any) -> Any:
         x = x.to("meta") if isinstance(x, Tensor) else x
         return x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
 
+    # On the meta device nothing is computed. Code that needs values, or makes tensors on a device,
+    # fails there, and is run as it is.
     with suppress(Exception), _WithoutNorms():
         return count(copied(model).to("meta").float().eval(), tree_map(move, example))
     return count(copied(model).eval(), moved(model, example))
@@ -78,8 +72,9 @@ class _WithoutNorms(TorchFunctionMode):
 class PrunedCost:
     """Costs of pruned models, computed without making them.
 
-    The FLOPs of a convolution or linear layer are proportional to the elements of its weight, so
-    the model runs only once, at full width. Removed channels count as silent: γ and bias 0.
+    The FLOPs of a convolution or linear layer are proportional to the elements of its weight, for
+    as many positions in its output (of a transposed convolution, in its input) as at full width.
+    Removed channels count as silent: γ and bias 0.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -88,15 +83,15 @@ class PrunedCost:
             bias = self.silent.get_submodule(name).bias
             if isinstance(bias, Tensor):
                 nn.init.zeros_(bias)
-        with torch.no_grad():
-            _counted(self._count, graph.model, graph.example)
+        self.positions: Counter[str] = Counter()  # by name of the weight
+        for step in graph.steps:
+            if step.kind in LAYERS and step.call is not None and not step.training:
+                values = step.call.inputs if step.transposed else step.call.outputs
+                shape, channels = values[0].shape, -1 if step.kind == "linear" else 1
+                self.positions[step.weight] += prod(shape) // shape[channels]
+        self.other_flops = 0  # of products that are no layer
+        self.other_flops = cost(graph.model, graph.example).flops - self({}).flops
         self.full = self({})
-
-    def _count(self, model: nn.Module, example: Any) -> None:
-        self.flops = dict.fromkeys((n for n, _ in model.named_parameters()), 0)
-        self.other_flops = 0  # of products without a parameter
-        with _FlopsByWeight(self, model):
-            call(model, example)
 
     def __call__(self, keep: Mapping[str, Tensor]) -> Cost:
         """Returns the cost after ``prune`` with ``keep``, with the channels of ``graph.norms``."""
@@ -107,32 +102,9 @@ class PrunedCost:
             kept = [len(index) for index in removal.index.get(name, ())]
             left = prod((*kept, *shape[len(kept) :]))
             parameters += left
-            flops += self.flops[name] // max(shape.numel(), 1) * left
+            flops += 2 * self.positions[name] * left
         for name in removal.added.keys() - shapes.keys():  # a bias that is created
             if name.endswith("bias"):
                 index = removal.index.get(f"{name.removesuffix('bias')}weight", ())
                 parameters += len(index[0]) if index else len(removal.added[name])
         return Cost(parameters, flops, sum(int(x.sum()) for x in removal.keep.values()))
-
-
-class _FlopsByWeight(TorchFunctionMode):
-    """Mode that adds FLOPs to ``costs`` by the parameter of the product."""
-
-    def __init__(self, costs: PrunedCost, model: nn.Module) -> None:
-        super().__init__()
-        self.costs = costs
-        self.names = {id(p): n for n, p in model.named_parameters() if p.dim() > 1}
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        with FlopCounterMode(display=False) as counter:
-            out = func(*args, **(kwargs or {}))
-        if flops := counter.get_total_flops():
-            ids = map(id, (*args, *(kwargs or {}).values()))
-            name = next((self.names[i] for i in ids if i in self.names), None)
-            if name is None:
-                self.costs.other_flops += flops
-            else:
-                self.costs.flops[name] += flops
-        return out

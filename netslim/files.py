@@ -16,6 +16,8 @@ from netslim.trace import first_line, ints_of
 Model = TypeVar("Model", bound=nn.Module)
 State = dict[str, Tensor]
 EXTRA = "_extra_state"  # last part of the names of torch's extra state
+INDEX = ".select.index"  # end of the names of selections
+COUNT = "num_batches_tracked"  # which torch < 0.4.1 did not write
 # Parts of names that DataParallel, torch.compile, FSDP, activation checkpointing and Fabric add.
 WRAPPERS = set(
     "module _orig_mod _fsdp_wrapped_module _checkpoint_wrapped_module _forward_module".split()
@@ -101,9 +103,7 @@ def unwrap(state: Mapping[str, Any]) -> State:
             raise ValueError(f"it has {name} twice, once as {key}")
         plain[name] = value.detach() if isinstance(value, Tensor) else value
     plain.pop("n_averaged", None)  # of torch.optim.swa_utils.AveragedModel
-    for name in [key for key in plain if key.rpartition(".")[2] in THOP]:
-        del plain[name]
-    return plain
+    return {key: x for key, x in plain.items() if key.rpartition(".")[2] not in THOP}
 
 
 def take(model: Model, state: Mapping[str, Any]) -> Model:
@@ -122,24 +122,19 @@ def take(model: Model, state: Mapping[str, Any]) -> Model:
     # A model's own state_dict() may have other names.
     renamed = {k: names[id(x)] for k, x in theirs.items() if k not in own and id(x) in names}
     rest = {renamed.get(k, k): x for k, x in state.items()}
-    chosen = {
-        k.removesuffix(".select.index"): x for k, x in rest.items() if k.endswith(".select.index")
-    }
-    new = {n for n in chosen if f"{n}.select.index" not in own}  # without a ChannelSelection yet
     widths = {k.removesuffix(WIDTH): rest.pop(k) for k in [*rest] if k.endswith(WIDTH)}
     for name in [k for k in own if k.endswith(WIDTH)]:
         widths.setdefault(name.removesuffix(WIDTH), own.pop(name))
     for name, width in widths.items():
         _check_width(model, name, width)
-    for name in new:
-        index = rest.pop(f"{name}.select.index")
+    new = [k for k in rest if k.endswith(INDEX) and k not in own]
+    chosen = {k.removesuffix(INDEX): rest.pop(k) for k in new}
+    for name, index in chosen.items():
         is_list = index.dim() == 1 and index.dtype == torch.int64
         if not is_list or (index < 0).any() or (index.diff() <= 0).any():
-            raise ValueError(f"{name}.select.index is not a sorted list of channels")
+            raise ValueError(f"{name}{INDEX} is not a sorted list of channels")
         if index.shape != rest.get(f"{name}.norm.weight", index).shape:
-            raise ValueError(
-                f"{name}.select.index does not have the length of the batch norm behind it"
-            )
+            raise ValueError(f"{name}{INDEX} does not have the length of the batch norm behind it")
         for key in [k for k in rest if k.startswith(f"{name}.norm.")]:
             rest[f"{name}.{key.removeprefix(f'{name}.norm.')}"] = rest.pop(key)
     extra_state = {k: rest.pop(k) for k in extra if k in rest}
@@ -151,8 +146,8 @@ def take(model: Model, state: Mapping[str, Any]) -> Model:
                 raise ValueError(f"{first} and {name} are one tensor in this model, and differ")
     saved = {id(x) for x in theirs.values()}
     required = {k for k, x in own.items() if k in theirs or id(x) in saved}
-    required -= {k for k in own if k.endswith("num_batches_tracked")}  # torch < 0.4.1 wrote none
-    missing = {k for k in required if id(own[k]) not in sources} | extra.keys() - extra_state.keys()
+    missing = {k for k in required if id(own[k]) not in sources and not k.endswith(COUNT)}
+    missing |= extra.keys() - extra_state.keys()
     biases = {k for k in rest.keys() - own.keys() if _may_have_bias(model, k, rest)}
     odd = sorted(missing) + sorted(rest.keys() - own.keys() - biases)
     if odd:
@@ -160,9 +155,8 @@ def take(model: Model, state: Mapping[str, Any]) -> Model:
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, x in own.items():
         y = rest.get(name, x)
-        pairs = zip(y.shape, x.shape, strict=True)
-        narrower = y.dim() == x.dim() and all(0 < a <= b for a, b in pairs)
-        narrower &= y.shape[2:] == x.shape[2:]  # such as those of kernels
+        narrower = y.dim() == x.dim() and y.shape[2:] == x.shape[2:]  # such as those of kernels
+        narrower &= all(0 < a <= b for a, b in zip(y.shape, x.shape, strict=False))
         narrower &= not isinstance(modules[name.rpartition(".")[0]], torch.jit.ScriptModule)
         if (not narrower and y.shape != x.shape) or y.is_floating_point() != x.is_floating_point():
             raise ValueError(
@@ -173,7 +167,7 @@ def take(model: Model, state: Mapping[str, Any]) -> Model:
     for name, x in own.items():
         path, _, key = name.rpartition(".")
         module, source = modules[path], sources.get(id(x))
-        if source is None and key != "num_batches_tracked":
+        if source is None and key != COUNT:
             continue  # neither the file nor its state dict has it
         if id(x) not in values:
             value = torch.zeros_like(x, device="cpu") if source is None else rest[source].clone()
@@ -199,10 +193,9 @@ def take(model: Model, state: Mapping[str, Any]) -> Model:
             resize(module)
     for name, width in widths.items():
         set_width(model, name, width)
-    for name in new:
+    for name, index in chosen.items():
         norm = model.get_submodule(name)
-        index = chosen[name].clone()
-        model.set_submodule(name, selecting(index, norm).train(norm.training))
+        model.set_submodule(name, selecting(index.clone(), norm).train(norm.training))
     for name, value in extra_state.items():
         extra[name].set_extra_state(value)
     return model

@@ -87,10 +87,9 @@ class Folding:
     Attributes:
         steps: the steps in evaluation mode.
         absorbs: for each step, whether the layers behind take up a constant missing in its output.
-        folds: weights of layers that can lose inputs with constants other than 0.
+        reads: {weight: input signals} of layers that can lose inputs with constants other than 0.
         bordered: weights of layers that pad their input in any mode.
-        carried: weights in ``folds`` that need a carrier.
-        reads: the input signals of each layer with a weight in ``folds``.
+        carried: weights in ``reads`` that need a carrier.
     """
 
     def __init__(self, graph: Graph, model: nn.Module) -> None:
@@ -114,11 +113,10 @@ class Folding:
         for i in reversed(range(len(self.steps))):  # an output without readers needs no correction
             followed = self.steps[i].kind != "other" and i not in uncorrected
             self.absorbs[i] = followed and all(self._hands_on(j) for j in consumers.get(i, ()))
-        self.folds, self.carried = set(), set()
         self.reads: dict[str, Tensor] = {}
+        self.carried = set()
         for step, absorbs in zip(self.steps, self.absorbs, strict=True):
             if step.kind in ("convolution", "linear") and self.calls[step.weight] == 1:
-                self.folds.add(step.weight)
                 self.reads[step.weight] = step.inputs[0]
                 biased = self.calls[step.bias] == 1 if step.bias else self._takes_bias(step)
                 if step.weight in self.bordered or not (absorbs or biased):

@@ -225,7 +225,7 @@ def _classes_without_reader(
         if step.kind in ("convolution", "linear"):
             seen = constants[step.inputs[0]]
             needed = seen != 0  # NaN is not 0
-            if step.weight in folding.folds:  # and in training the constant is the same
+            if step.weight in folding.reads:  # and in training the constant is the same
                 needed &= seen != constants[folding.reads[step.weight]]
             removed_classes[classes[needed]] = False
     while True:
