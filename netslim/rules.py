@@ -144,7 +144,7 @@ class Signals:
         self.fixed: set[Source] = set()
         self._written: dict[Any, Tensor] = {}  # outputs of layers, by call
         # Inputs and outputs of the calls in evaluation mode, by what they depend on.
-        self._followed: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
+        self._followed: dict[Any, tuple[list[str | Tensor], list[Tensor]]] = {}
         self._read: dict[str | int, Tensor] = {}  # by name of a parameter, or number of axes
         self._new(torch.zeros(2, dtype=torch.int64))  # VARYING and ZERO
         tensors = named_tensors(model)
@@ -208,14 +208,15 @@ class Signals:
 
     def _follow(self, call: Call) -> None:
         """Finds the signals of a call's outputs; in training mode those of evaluation mode."""
-        inputs = [self._of(value) for value in call.inputs if not value.name]
         if "dropout" in call.name or call.name == "size":
             return self._apply_rule(call)
+        inputs = [value.name or self._of(value) for value in call.inputs]
         sizes = [x for x in call.leaves if isinstance(x, Dim)]
         axes = [frozenset((id(self._of(value)), axis) for value, axis in n.axes) for n in sizes]
         widths = [(n.source, n.times) for n in _widths(call)]
-        read = call.name, call.function, call.module, call.arguments
-        key = *read, *map(id, inputs), *(x.shape for x in call.outputs), *axes, *widths
+        read = [x if isinstance(x, str) else id(x) for x in inputs]
+        shapes = [value.shape for value in call.outputs]
+        key = call.name, call.function, call.module, call.text, *read, *shapes, *axes, *widths
         if self._training and key in self._followed:
             for value, signals in zip(call.outputs, self._followed[key][1], strict=True):
                 value.signals = signals

@@ -58,7 +58,7 @@ class Value:
     """
 
     shape: tuple[int, ...]
-    name: str = ""
+    name: str = field(default="", repr=False)
     signals: Tensor | None = field(default=None, repr=False)
 
 
@@ -67,8 +67,8 @@ class Call:
     """One operation: torch's ``name`` without underscores, called in ``module``.
 
     Tensors are a :class:`Value` in ``args``, ``kwargs`` and ``outputs``. ``leaves`` are all
-    arguments, also in nested tuples, lists and dicts, ``inputs`` the tensors among them, and
-    ``arguments`` is their text.
+    arguments, also in nested tuples, lists and dicts, and ``inputs`` the tensors among them;
+    ``text`` is that of the arguments, with the shapes of tensors.
     """
 
     name: str
@@ -77,11 +77,11 @@ class Call:
     kwargs: dict[str, Any]
     outputs: list[Value]
     module: str
+    text: str
 
     def __post_init__(self) -> None:
         self.leaves = leaves((self.args, self.kwargs))
         self.inputs = [x for x in self.leaves if isinstance(x, Value)]
-        self.arguments = repr((self.args, self.kwargs))
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """Returns an argument that was passed by position or by name."""
@@ -198,7 +198,7 @@ def record(model: nn.Module, example: Any) -> tuple[Trace, Trace | None]:
     inputs = moved(model, example)
     if not (tensors := [*passed(inputs)]):
         raise ValueError("the example has no tensor: give images, as torch.randn(1, 3, 224, 224)")
-    there: Any = None
+    there, known = None, dict[Any, Tensor]()
     if sum(x.numel() for x in tensors) > SMALL:
         there = tree_map(lambda x: x.to("meta") if isinstance(x, Tensor) else x, inputs)
         on_meta = {id(x): _meta(x) for x in named_tensors(model).values()}
@@ -207,8 +207,8 @@ def record(model: nn.Module, example: Any) -> tuple[Trace, Trace | None]:
         if there is not None:
             # On the meta device nothing is computed; code that reads values fails there.
             with suppress(Exception):
-                return _record(model, there, on_meta, training)
-        return _record(model, inputs, {}, training)
+                return _record(model, there, on_meta, training, known)
+        return _record(model, inputs, {}, training, known)
 
     try:
         evaluation = run(False)
@@ -269,16 +269,18 @@ def _record(
     example: Any,
     tensors: Mapping[int, Tensor],
     training: bool,
+    known: dict[Any, Tensor],
     watched: Set[Source] | None = None,
 ) -> Trace:
     """Records a run of a copy, and a second one that watches int attributes that split channels.
 
-    ``tensors`` maps ``id``s of tensors of the model to those of the copy.
+    ``tensors`` maps ``id``s of tensors of the model to those of the copy. ``known`` are results of
+    calls on the meta device, by function and arguments.
     """
     memo: dict[int, Any] = {**tensors}
     model = _copied(original, memo).train(training)
     inputs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, example)
-    recorder = _Recorder(original, memo, watched)
+    recorder = _Recorder(original, memo, known, watched)
     handles = [
         hooks.register_module_forward_pre_hook(recorder.enter),
         hooks.register_module_forward_hook(recorder.leave, always_call=True),
@@ -300,7 +302,7 @@ def _record(
                 trace.changed.add(f"{path}.{key}".lstrip("."))
     if trace.split and watched is None:
         try:
-            return _record(original, example, tensors, training, trace.split)
+            return _record(original, example, tensors, training, known, trace.split)
         except Exception:  # code that needs real ints
             trace.fixed = trace.split
     return trace
@@ -310,10 +312,14 @@ class _Recorder(TorchFunctionMode):
     """The mode that records a run; ``copies`` maps ``id``s of the model's objects to the copy's."""
 
     def __init__(
-        self, model: nn.Module, copies: Mapping[int, Any], watched: Set[Source] | None
+        self,
+        model: nn.Module,
+        copies: Mapping[int, Any],
+        known: dict[Any, Tensor],
+        watched: Set[Source] | None,
     ) -> None:
         super().__init__()
-        self.trace = Trace()
+        self.trace, self.known = Trace(), known
         self.values: dict[int, Value] = {}  # by id of the tensor
         self.alive: list[Tensor] = []  # keeps ids unique
         self.aliases: dict[int, list[Tensor]] = {}  # tensors by storage
@@ -352,29 +358,32 @@ class _Recorder(TorchFunctionMode):
         self.stack.pop()
         if isinstance(module, ChannelSelection):  # recorded as one operation
             read = self.value(args[0]), 1, self.value(module.index)
-            self.note("index_select", torch.index_select, read, {}, [self.register(output)])
+            self.note("index_select", torch.index_select, (read, {}), [self.register(output)])
             self.selecting = False
 
-    def note(self, name: str, function: Any, args: Any, kwargs: Any, outputs: list[Value]) -> None:
-        self.trace.calls.append(Call(name, function, args, kwargs, outputs, self.stack[-1]))
+    def note(
+        self, name: str, function: Any, read: Any, outputs: list[Value], text: str = ""
+    ) -> None:
+        args, kwargs = read
+        self.trace.calls.append(Call(name, function, args, kwargs, outputs, self.stack[-1], text))
 
     def register(self, x: Tensor) -> Value:
         value = self.values[id(x)] = Value(tuple(x.shape))
         self.alive.append(x)
         if x.layout is torch.strided:
-            self.aliases.setdefault(x.untyped_storage()._cdata, []).append(x)
+            self.aliases.setdefault(_storage(x), []).append(x)
         return value
 
     def used(self, size: Dim, equal_to: Any = None) -> None:
         """Records that code computed with a size, or compared it with an equal one."""
         other = equal_to.axes if isinstance(equal_to, Dim) else frozenset()
         divisor = 0 if int(size) else size.divisor  # of a multiple
-        self.note("size", _nothing, (size.axes, other, divisor), {}, [])
+        self.note("size", _nothing, ((size.axes, other, divisor), {}), [])
 
     def value(self, x: Tensor) -> Value:
         if id(x) in self.stale:  # another view of its storage was changed in place
             read = self.values[id(x)], self.stale.pop(id(x))
-            self.note("in-place write", _nothing, read, {}, [self.register(x)])
+            self.note("in-place write", _nothing, (read, {}), [self.register(x)])
         if id(x) not in self.values:
             self.trace.unseen = True
             self.register(x)
@@ -402,26 +411,32 @@ class _Recorder(TorchFunctionMode):
         if recording:
             args, kwargs = each(as_int, (args, kwargs))
         versions = [x._version for x in inputs]
-        on_meta = all(x.is_meta for x in inputs)
+        # torch 2.14 takes 12 ms for the shape of a batch norm on the meta device, 0.2 for others.
+        text, on_meta = repr(read), all(x.is_meta for x in inputs)
+        form = function, text, *((x.stride(), x.dtype) for x in inputs)
         if function is F.batch_norm and on_meta and _fits(*args[:4]):
-            result = args[0].clone()  # torch 2.14 takes 12 ms for the shape of a batch norm there
+            result = args[0].clone()
+        elif on_meta and form in self.known:
+            result = self.known[form].clone()
         else:
             result = function(*args, **kwargs)
         written = [x for x, before in zip(inputs, versions, strict=True) if x._version != before]
         made = [x for x in leaves(result) if isinstance(x, Tensor)]
         if not (made or written) and (name in QUERIES or not inputs):
             return result
+        new = on_meta and not written and type(result) is Tensor and result.is_meta
+        if new and all(_storage(x) != _storage(result) for x in inputs):
+            self.known[form] = result.detach()
         stale = []
         for x in written:  # tensors that share its storage have changed, too
-            for other in self.aliases.get(x.untyped_storage()._cdata, ()):
+            for other in self.aliases.get(_storage(x), ()):
                 if buffer := self.values[id(other)].name:
                     self.trace.changed.add(buffer)
                 if other is not x:
                     stale.append(other)
-        new = [self.register(x) for x in {id(x): x for x in (*made, *written)}.values()]
-        self.stale |= {id(x): new[0] for x in stale}
-        outputs = [self.value(x) for x in made or written[:1]]
-        self.note(name, function, read[0], read[1], outputs)
+        values = [self.register(x) for x in {id(x): x for x in (*made, *written)}.values()]
+        self.stale |= {id(x): values[0] for x in stale}
+        self.note(name, function, read, [self.value(x) for x in made or written[:1]], text)
         return result
 
     def sizes(self, function: Any, name: str, x: Tensor, *dims: Any, **kwargs: Any) -> Any:
@@ -464,6 +479,10 @@ def _evaluating(function: Any, name: str, args: Any, kwargs: Any) -> tuple[Any, 
 
 def _fits(x: Tensor, *own: Tensor | None) -> bool:
     return x.dim() > 1 and all(t is None or len(t) == x.shape[1] for t in own)
+
+
+def _storage(x: Tensor) -> int:
+    return x.untyped_storage()._cdata
 
 
 def _nothing(*args: Any) -> None:
