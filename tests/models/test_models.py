@@ -64,11 +64,11 @@ def test_the_paper_counts_the_full_batch_norm_before_a_selection():
 @pytest.mark.parametrize(("arch", "depths"), [("vgg", (11, 13, 16, 19)), ("resnet", (11, 20, 56)),
                                               ("densenet", (7, 22)),
                                               ("resnet-basic", (8, 20, 110))])  # fmt: skip
-@torch.no_grad()
 def test_every_depth_maps_images_to_logits(arch, depths):
-    for depth in depths:
-        model = build_model(arch, depth, num_classes=7).eval()
-        assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+    with torch.device("meta"):
+        for depth in depths:
+            model = build_model(arch, depth, num_classes=7).eval()
+            assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
 
 
 @pytest.mark.parametrize(
@@ -130,8 +130,8 @@ def test_restore_rebuilds_a_pruned_model_from_its_state_dict(arch, depth):
 
 
 def test_restored_models_are_float32():
-    state = build_model("vgg", 11, 4).state_dict()
-    state["feature.1.weight"] = state["feature.1.weight"].bfloat16()
+    state = build_model("resnet-basic", 8, 4).state_dict()
+    state["bn1.weight"] = state["bn1.weight"].bfloat16()
     model = restore(state).model
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 4)
@@ -140,7 +140,7 @@ def test_restored_models_are_float32():
 @pytest.mark.parametrize(("arch", "depth"), SMALL)
 def test_restore_names_what_does_not_fit(arch, depth):
     state = build_model(arch, depth, 4).state_dict()
-    for key, value in [*state.items()][::5]:
+    for key, value in [*state.items()][::11]:
         if value.dim() > 0:
             with pytest.raises(ValueError, match=r"in the full model|not fit"):
                 restore({**state, key: torch.cat((value, value), value.dim() - 1)})

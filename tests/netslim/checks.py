@@ -1,7 +1,8 @@
 """Small networks, and what a pruned model has to be equal to."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,19 @@ def plain_net() -> nn.Sequential:
         *(nn.Conv2d(8, 6, 3), nn.BatchNorm2d(6), nn.ReLU()),
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2)),
     )
+
+
+class Own(nn.Module):
+    """Layers by name, and a forward pass of them."""
+
+    def __init__(self, forward: Callable[..., Any], **layers: nn.Module) -> None:
+        super().__init__()
+        self.how = forward
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        return self.how(self, *inputs, **named)
 
 
 @torch.no_grad()
@@ -67,6 +81,19 @@ def masked(model: nn.Module, example: Tensor, keep: Mapping[str, Tensor]) -> nn.
         zero = ~removal.keep[name] | removal.carriers[graph.norm_classes(name)]
         full.get_submodule(name).weight[zero & ~mask] = 0
     return full
+
+
+def pruned(
+    model: nn.Module, keep: Mapping[str, Tensor], training: bool = False
+) -> tuple[nn.Module, Report]:
+    """Prunes ``model`` in float64, and compares the result with the masked model."""
+    x = example().double()
+    small, report = netslim.prune(model.double().eval(), keep, x)
+    full = masked(model, x, keep)
+    assert_close(small(x), full(x))
+    if training:
+        assert_close(copy.deepcopy(small).train()(x), full.train()(x))
+    return small, report
 
 
 def pruned_and_masked(

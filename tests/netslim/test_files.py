@@ -6,10 +6,11 @@ import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from checks import disturb, example, plain_net
+from checks import Own, disturb, example, plain_net
 from torch import Tensor, nn
 from torch.ao.quantization import fuse_modules
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
@@ -61,15 +62,10 @@ def small(kind: str) -> nn.Module:
 
 def test_a_file_needs_only_the_full_model(kind: str, small: nn.Module, tmp_path: Path) -> None:
     netslim.save(small, tmp_path / "small.pt")
-    loaded = netslim.load(build(kind), tmp_path / "small.pt")
-    assert str(loaded) == str(small)
-    assert torch.equal(loaded(example()), small(example()))
-
-
-def test_a_file_into_a_model_on_the_meta_device(kind, small, tmp_path: Path) -> None:
-    netslim.save(small, tmp_path / "small.pt")
-    loaded = netslim.load(build(kind).to("meta"), tmp_path / "small.pt")
-    assert torch.equal(loaded(example()), small(example()))
+    for device in ("cpu", "meta"):
+        loaded = netslim.load(build(kind).to(device), tmp_path / "small.pt")
+        assert str(loaded) == str(small)
+        assert torch.equal(loaded(example()), small(example()))
 
 
 def test_a_file_that_does_not_fit(small: nn.Module, kind: str, tmp_path: Path) -> None:
@@ -90,63 +86,55 @@ def test_a_file_that_does_not_fit(small: nn.Module, kind: str, tmp_path: Path) -
 def test_keys_do_not_depend_on_values() -> None:
     """Two models of one code and one mask take each other's file, whatever constants were
     folded."""
-    models = [
-        nn.Sequential(
-            nn.Conv2d(3, 8, 3, bias=False),
-            nn.BatchNorm2d(8),
-            nn.ReLU(),
-            nn.Conv2d(8, 4, 3, bias=False),
-        )
-        for _ in range(2)
-    ]
-    with torch.no_grad():
-        models[0][1].weight[0], models[0][1].bias[0] = 0, 1
+    units = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()
+    model = nn.Sequential(*units, nn.Conv2d(8, 4, 3, bias=False)).eval()
+    constant = copy.deepcopy(model)
+    nn.init.zeros_(constant[1].weight[:1])
+    nn.init.ones_(constant[1].bias[:1])
     keep = {"1": torch.arange(8) > 0}
-    small, other = (netslim.prune(m.eval(), keep, example())[0] for m in models)
+    small, other = (netslim.prune(m, keep, example())[0] for m in (constant, model))
     assert small.state_dict().keys() == other.state_dict().keys()
-    other.load_state_dict(small.state_dict())
+    other.load_state_dict(small.state_dict(), assign=True)
     assert torch.equal(other(example()), small(example()))
 
 
-def test_copies(small: nn.Module) -> None:
-    for copied in (copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
-        assert torch.equal(copied(example()), small(example()))
+def through_file(save, load, what) -> Any:
     file = io.BytesIO()
-    torch.save(small.state_dict(), file)
+    save(what, file)
     file.seek(0)
-    small.load_state_dict(torch.load(file, weights_only=True), assign=True)
+    return load(file)
 
 
-def test_exported_programs(small: nn.Module) -> None:
-    exported = torch.export.export(small, (example(),))
-    file = io.BytesIO()
-    torch.export.save(exported, file)
-    file.seek(0)
-    loaded = torch.export.load(file).module()
-    assert torch.allclose(loaded(example()), small(example()), atol=1e-6)
+def exported(small: nn.Module, path: Path) -> Callable[[Tensor], Tensor]:
+    program = torch.export.export(small, (example(),))
+    return through_file(torch.export.save, torch.export.load, program).module()
 
 
-def test_scripts(small: nn.Module) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        scripted, traced = torch.jit.script(small), torch.jit.trace(small, example())
-    for model in (scripted, traced):
-        assert torch.allclose(model(example()), small(example()), atol=1e-6)
-
-
-def test_compiled(small: nn.Module) -> None:
-    compiled = torch.compile(small, backend="eager", fullgraph=True)
-    assert torch.allclose(compiled(example()), small(example()), atol=1e-6)
-
-
-def test_onnx(small: nn.Module, tmp_path: Path) -> None:
+def in_onnxruntime(small: nn.Module, path: Path) -> Callable[[Tensor], Tensor]:
     onnxruntime = pytest.importorskip("onnxruntime")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(small, (example(),), tmp_path / "small.onnx", dynamo=False)
-    session = onnxruntime.InferenceSession(str(tmp_path / "small.onnx"))
-    (out,) = session.run(None, {session.get_inputs()[0].name: example().numpy()})
-    assert torch.allclose(torch.from_numpy(out), small(example()), atol=1e-5)
+    torch.onnx.export(small, (example(),), path / "small.onnx", dynamo=False)
+    session = onnxruntime.InferenceSession(str(path / "small.onnx"))
+    (image,) = session.get_inputs()
+    return lambda x: torch.from_numpy(session.run(None, {image.name: x.numpy()})[0])
+
+
+TOOLS: dict[str, Callable[[nn.Module, Path], Callable[[Tensor], Tensor]]] = {
+    "copied": lambda small, _: copy.deepcopy(small),
+    "pickled": lambda small, _: through_file(pickle.dump, pickle.load, small),
+    "exported": exported,
+    "scripted": lambda small, _: torch.jit.script(small),
+    "traced": lambda small, _: torch.jit.trace(small, example()),
+    "compiled": lambda small, _: torch.compile(small, backend="eager", fullgraph=True),
+    "onnx": in_onnxruntime,
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, about TorchScript and ONNX
+@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("kind", ["selecting"], indirect=True)
+def test_torchs_tools_take_pruned_models(tool: str, small: nn.Module, tmp_path: Path) -> None:
+    model = TOOLS[tool](small, tmp_path)
+    assert torch.allclose(model(example()), small(example()), atol=1e-5)
 
 
 def test_fusing(small: nn.Module, kind: str) -> None:
@@ -233,15 +221,11 @@ def test_tied_parameters_stay_tied(tmp_path: Path) -> None:
         netslim.load(tied(), tmp_path / "two.pt")
 
 
-class Wrapper(nn.Module):
+class Wrapper(Own):
     """Its state dict is the one of the model in it."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.module = plain_net()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.module(x)
+        super().__init__(lambda net, x: net.module(x), module=plain_net())
 
     def state_dict(self, *args, **options) -> dict:
         return self.module.state_dict(*args, **options)
@@ -276,29 +260,26 @@ def test_a_state_dict_of_other_tensors(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-class Scaled(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Sequential(*plain_net()[:3])
-        self.register_buffer("scale", torch.linspace(0.5, 1, 8).view(8, 1, 1), persistent=False)
-        self.register_buffer("factor", torch.ones(1), persistent=False)
-        self.last = nn.Conv2d(8, 2, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.net(x) * self.scale * self.factor)
+def scaled() -> Own:
+    net = Own(
+        lambda net, x: net.last(net.net(x) * net.scale * net.factor),
+        net=nn.Sequential(*plain_net()[:3]),
+        last=nn.Conv2d(8, 2, 1),
+    )
+    net.register_buffer("scale", torch.linspace(0.5, 1, 8).view(8, 1, 1), persistent=False)
+    net.register_buffer("factor", torch.ones(1), persistent=False)
+    return net.eval()
 
 
 def test_a_buffer_that_is_not_persistent(tmp_path: Path) -> None:
-    model = Scaled().eval()
-    small, _ = netslim.prune(model, {"net.1": torch.arange(8) > 3}, example())
-    assert "scale" in small.state_dict() and "scale" not in model.state_dict()
+    small, _ = netslim.prune(scaled(), {"net.1": torch.arange(8) > 3}, example())
+    assert "scale" in small.state_dict() and "scale" not in scaled().state_dict()
     assert "factor" not in small.state_dict()
-    netslim.save(small, tmp_path / "small.pt")
-    loaded = netslim.load(Scaled(), tmp_path / "small.pt").eval()
-    assert torch.equal(loaded(example()), small(example()))
-    netslim.save(loaded, tmp_path / "again.pt")
-    loaded = netslim.load(Scaled(), tmp_path / "again.pt").eval()
-    assert torch.equal(loaded(example()), small(example()))
+    loaded = small
+    for _ in range(2):
+        netslim.save(loaded, tmp_path / "small.pt")
+        loaded = netslim.load(scaled(), tmp_path / "small.pt")
+        assert torch.equal(loaded(example()), small(example()))
 
 
 class Labelled(nn.Sequential):
@@ -343,12 +324,11 @@ def test_scripted_parts_are_loaded(tmp_path: Path) -> None:
 
 
 def test_a_file_keeps_the_fresh_models_memory_format(tmp_path: Path) -> None:
-    small, _ = netslim.prune(plain_net(), {"1": torch.arange(8) < 5}, example())
-    netslim.save(small, tmp_path / "small.pt")
+    netslim.save(plain_net(), tmp_path / "full.pt")
     fresh = plain_net().to(memory_format=torch.channels_last)
-    loaded = netslim.load(fresh, tmp_path / "small.pt")
+    loaded = netslim.load(fresh, tmp_path / "full.pt")
     assert loaded[3].weight.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(loaded[3].weight, small[3].weight)
+    assert torch.equal(loaded[3].weight, plain_net()[3].weight)
 
 
 def test_a_smaller_kernel_is_not_taken_for_a_pruned_one(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from checks import assert_close, example, plain_net, pruned_and_masked
+from checks import Own, assert_close, example, plain_net, pruned_and_masked
 from torch import Tensor, nn
 
 import netslim
@@ -33,13 +33,6 @@ def between(function, last: nn.Module | None = None) -> nn.Sequential:
     )
 
 
-@pytest.mark.parametrize("position", range(4))
-def test_modules_that_do_nothing_keep_nothing(position: int) -> None:
-    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()]
-    layers.insert(position, nn.Identity())
-    assert removable(nn.Sequential(*layers, nn.Conv2d(8, 2, 1))) == {str(1 + (position <= 1)): 8}
-
-
 class _Conv(nn.Conv2d):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, 3, padding=1)
@@ -49,59 +42,70 @@ class _Norm(nn.BatchNorm2d):
     pass
 
 
-def test_subclasses_of_layers_are_layers() -> None:
-    assert removable(nn.Sequential(_Conv(3, 8), _Norm(8), nn.SiLU(), nn.Conv2d(8, 2, 1))) == {
-        "1": 8
-    }
+def test_layers_are_known_by_what_they_do() -> None:
+    layers = nn.Identity(), _Conv(3, 8), nn.Identity(), _Norm(8), nn.SiLU(), nn.Identity()
+    assert removable(nn.Sequential(*layers, nn.Conv2d(8, 2, 1))) == {"3": 8}
 
 
-class _Two(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = plain_net()
+@pytest.mark.parametrize(
+    "make",
+    [plain_net, lambda: plain_net().to("meta"), lambda: torch.fx.symbolic_trace(plain_net())],
+    ids=["plain", "on the meta device", "graph module"],
+)
+def test_forms_of_a_model(make) -> None:
+    assert removable(make().train(), example()[:1]) == {"1": 8, "4": 6}
 
-    def forward(self, image: Tensor, other: Tensor) -> dict[str, Tensor]:
-        return {"sum": self.body(image) + other, "image": image}
+
+def test_a_model_without_values_is_not_pruned() -> None:
+    with pytest.raises(ValueError, match="meta device"):
+        netslim.prune(plain_net().to("meta"), {}, example())
+
+
+def two_inputs() -> Own:
+    def forward(net: Own, image: Tensor, other: Tensor) -> dict[str, Tensor]:
+        return {"sum": net.body(image) + other, "image": image}
+
+    return Own(forward, body=plain_net()).eval()
 
 
 @pytest.mark.parametrize("form", [tuple, dict])
 def test_several_inputs_and_a_dict_of_outputs(form) -> None:
     inputs = {"image": example(), "other": torch.zeros(1)}
     given = inputs if form is dict else tuple(inputs.values())
-    assert removable(_Two(), given) == {"body.1": 8, "body.4": 6}
-    keep = {"body.1": torch.arange(8) < 5}
-    small, report = netslim.prune(_Two().eval(), keep, given)
+    assert removable(two_inputs(), given) == {"body.1": 8, "body.4": 6}
+    small, report = netslim.prune(two_inputs(), {"body.1": torch.arange(8) < 5}, given)
     assert report.removed == 3 and small(**inputs)["sum"].shape == (2, 2)
-
-
-def test_a_missing_input_is_a_value_error() -> None:
     with pytest.raises(ValueError, match=r"the model cannot take \(2, 3, 8, 8\)"):
-        netslim.analyze(_Two(), example())
+        netslim.analyze(two_inputs(), example())
 
 
 def test_the_training_branch_does_not_decide() -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = between(lambda x: x)
-            self.aux = nn.Conv2d(2, 2, 9)
+    def forward(net: Own, x: Tensor):
+        x = net.body(x)
+        return (x, net.aux(x)) if net.training else x
 
-        def forward(self, x: Tensor):
-            x = self.body(x)
-            return (x, self.aux(x)) if self.training else x
-
-    graph = netslim.analyze(Net().eval(), example())
+    net = Own(forward, body=between(lambda x: x), aux=nn.Conv2d(2, 2, 9))
+    graph = netslim.analyze(net.eval(), example())
     assert not graph.training and list(graph.norms) == ["body.1"]
 
 
-def test_a_batch_norm_that_is_not_prunable_has_its_reason() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
-    graph = netslim.analyze(net, example())
-    assert graph.reasons == {"1": "it is an output of the model"}
-    with pytest.raises(ValueError, match=r"no channel .* can be removed \(1: it is an output"):
-        netslim.ProximalSlimming(graph, lambda_=0.01, beta=100)
-    with pytest.raises(ValueError, match="it has no batch norm"):
-        netslim.ProximalSlimming(netslim.analyze(nn.Conv2d(3, 2, 1), example()), lambda_=1, beta=1)
+class _Gate(nn.Module):
+    """Efficient channel attention: each gate is computed from neighbouring channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.conv(x.mean((2, 3)).unsqueeze(1)).sigmoid().squeeze(1)[..., None, None]
+
+
+class _Functional(nn.BatchNorm2d):
+    """Calls torch.batch_norm, whose arguments are in another order."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = self.weight, self.bias, self.running_mean, self.running_var
+        return torch.batch_norm(x, *own, self.training, 0.1, self.eps, False)
 
 
 KEEPING = {  # operations behind which every channel stays, and what the reason names
@@ -121,6 +125,15 @@ KEEPING = {  # operations behind which every channel stays, and what the reason 
     "matrix product": (lambda x: torch.einsum("nchw,cd->ndhw", x, torch.eye(8)), "reads it"),
     "group norm": (lambda x: F.group_norm(x, 2), "reads it"),
     "literal expand": (lambda x: x.mean((2, 3), True).expand(2, 8, 6, 6), "written in the code"),
+    "gates of neighbours": (_Gate(), "'conv1d' in 3.function.conv mixes neighbouring channels"),
+    "another's shape": (
+        Own(
+            lambda net, x: (net.conv(x).flatten(2) @ torch.eye(36)).view(x.shape), conv=_Conv(8, 8)
+        ),
+        "code of 3.function computes with its width",
+    ),
+    "torch.batch_norm": (_Functional(8), "'batch_norm' in 3.function is not torch.nn.functional's"),
+    "channels last": (nn.Linear(6, 2), "'linear' in 3.function works along another axis"),
 }
 
 
@@ -177,19 +190,10 @@ def test_channels_go_where_code_follows(name: str) -> None:
     assert report.removed > 0 and small[1].num_features == 8 - report.removed
 
 
-class Affine(nn.Module):
-    """Two numbers for all channels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.ones(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.weight * x + self.bias
-
-
 def test_parameters_that_are_one_number_keep_constants() -> None:
-    net, keep = between(Affine()).eval(), {"1": torch.arange(8) < 5}
+    affine = Own(lambda net, x: net.weight * x + net.bias)
+    affine.weight, affine.bias = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.ones(1))
+    net, keep = between(affine).eval(), {"1": torch.arange(8) < 5}
     small, full, report = pruned_and_masked(net, example(), keep)
     assert report.removed == 3 and report.staying == {}
     assert_close(small(example()), full(example()), 1e-6)
@@ -207,83 +211,30 @@ def test_what_comes_first_behind_a_batch_norm_says_whether_its_channels_can_die(
     assert graph.rectified == ({"1"} if expected else set()) and list(graph.norms) == ["1"]
 
 
-class _Gate(nn.Module):
-    """Efficient channel attention: each gate is computed from neighbouring channels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv1d(1, 1, 3, padding=1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.conv(x.mean((2, 3)).unsqueeze(1)).sigmoid().squeeze(1)[..., None, None]
-
-
-class _Attention(nn.Module):
-    """Gives something else the shape of its input."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(8, 8, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (self.conv(x).flatten(2) @ torch.eye(36)).view(x.shape)
-
-
-class _Functional(nn.BatchNorm2d):
-    """Calls torch.batch_norm, whose arguments are in another order."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        own = self.weight, self.bias, self.running_mean, self.running_var
-        return torch.batch_norm(x, *own, self.training, 0.1, self.eps, False)
-
-
-@pytest.mark.parametrize(
-    ("module", "reason"),
-    [
-        (_Gate(), "'conv1d' in 3.conv mixes neighbouring channels"),
-        (_Attention(), "code of 3 computes with its width"),
-        (_Functional(8), "'batch_norm' in 3 is not torch.nn.functional's"),
-    ],
-)
-def test_modules_behind_which_channels_stay(module: nn.Module, reason: str) -> None:
-    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), module, nn.Conv2d(8, 2, 1)
-    assert netslim.analyze(nn.Sequential(*layers), example()).reasons["1"] == reason
-
-
-class _Own(nn.Module):
-    """A batch norm that is called, one that is not, and a forward pass of one's own."""
-
-    def __init__(self, forward, **options) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, **options)
-        self.last, self.unused, self.how = nn.Conv2d(8, 2, 1), nn.BatchNorm2d(8), forward
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.how(self, x)
+def own(forward, **options) -> Own:
+    layers = {"conv": nn.Conv2d(3, 8, 3), "norm": nn.BatchNorm2d(8, **options)}
+    return Own(forward, **layers, last=nn.Conv2d(8, 2, 1), unused=nn.BatchNorm2d(8)).eval()
 
 
 def test_batch_norms_that_nothing_calls_or_that_have_no_statistics_stay() -> None:
-    def forward(net: _Own, x: Tensor) -> Tensor:
+    def forward(net: Own, x: Tensor) -> Tensor:
         return net.last(net.norm(net.conv(x)).relu())
 
-    graph = netslim.analyze(_Own(forward), example())
+    graph = netslim.analyze(own(forward), example())
     assert list(graph.norms) == ["norm"] and "it is not called" in graph.reasons["unused"]
-    graph = netslim.analyze(_Own(forward, track_running_stats=False), example())
+    graph = netslim.analyze(own(forward, track_running_stats=False), example())
     assert not graph.norms and graph.reasons["norm"] == "it keeps no running statistics"
-    over_pixels = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(6, 2))
-    graph = netslim.analyze(over_pixels, example())
-    assert graph.reasons == {"1": "'linear' in 2 works along another axis"}
 
 
 def test_what_the_code_keeps_of_a_forward_pass_is_no_hindrance() -> None:
     """A tensor that has a history cannot be copied."""
 
-    def keeps(net: _Own, x: Tensor) -> Tensor:
+    def keeps(net: Own, x: Tensor) -> Tensor:
         net.maps = net.norm(net.conv(x))
         net.seen = {"all": [net.maps, net.maps.relu()]}
         return net.last(net.seen["all"][1])
 
-    model = _Own(keeps).eval()
+    model = own(keeps)
     model(example())
     assert not model.maps.is_leaf
     small, report = netslim.prune(model, {"norm": torch.arange(8) < 3}, example())
@@ -291,18 +242,14 @@ def test_what_the_code_keeps_of_a_forward_pass_is_no_hindrance() -> None:
 
 
 def test_an_example_may_be_of_numbers() -> None:
-    class Words(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.words, self.conv = nn.Embedding(9, 3), nn.Conv1d(3, 4, 3)
-            self.norm, self.last = nn.BatchNorm1d(4), nn.Linear(20, 2)
+    def forward(net: Own, x: Tensor) -> Tensor:
+        x = net.norm(net.conv(net.words(x).transpose(1, 2))).relu()
+        count, _, length = x.shape
+        return net.last(x.reshape(count, -1)) / length
 
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.norm(self.conv(self.words(x).transpose(1, 2))).relu()
-            count, _, length = x.shape
-            return self.last(x.reshape(count, -1)) / length
-
-    assert removable(Words(), torch.arange(7)[None]) == {"norm": 4}
+    layers = {"words": nn.Embedding(9, 3), "conv": nn.Conv1d(3, 4, 3), "norm": nn.BatchNorm1d(4)}
+    net = Own(forward, **layers, last=nn.Linear(20, 2))
+    assert removable(net, torch.arange(7)[None]) == {"norm": 4}
 
 
 def test_a_squeeze_without_an_axis_keeps_two_channels() -> None:
@@ -340,11 +287,6 @@ def test_code_that_is_compiled_away_keeps_everything() -> None:
     assert not netslim.analyze(net.eval(), example()).norms
 
 
-def test_graph_modules() -> None:
-    traced = torch.fx.symbolic_trace(plain_net())
-    assert removable(traced) == removable(plain_net())
-
-
 def test_analysis_leaves_the_model_as_it_was() -> None:
     net = plain_net().train()
     before = {name: x.clone() for name, x in net.state_dict().items()}
@@ -357,12 +299,26 @@ def test_analysis_leaves_the_model_as_it_was() -> None:
     assert all(torch.equal(x, before[name]) for name, x in net.state_dict().items())
 
 
-def test_one_image_is_enough() -> None:
-    assert removable(plain_net().train(), example()[:1]) == {"1": 8, "4": 6}
+METHODS = {
+    "proximal": lambda graph: netslim.ProximalSlimming(graph, lambda_=1, beta=1),
+    "subgradient": lambda graph: netslim.Subgradient(graph, lambda_=1),
+    "lp": lambda graph: netslim.LpADMM(graph, lambda_=1),
+}
 
 
-def test_a_model_on_the_meta_device() -> None:
-    net = plain_net().to("meta")
-    assert removable(net) == {"1": 8, "4": 6}
-    with pytest.raises(ValueError, match="meta device"):
-        netslim.prune(net, {}, example())
+@pytest.mark.parametrize("method", METHODS)
+def test_a_network_without_removable_channels_is_refused_by_every_method(method: str) -> None:
+    layer_norms = nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten(), nn.LayerNorm(4), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=r"no channel .* can be removed \(it has no batch norm\)"):
+        METHODS[method](netslim.analyze(layer_norms, example()))
+    outputs = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.BatchNorm2d(8))
+    outputs[0].parts = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(3))
+    why = (
+        "0.parts.0, 0.parts.1, 0.parts.2: it is not called, or does not use torch's batch_norm;"
+        " 1, 3: it is an output of the model"
+    )
+    with pytest.raises(ValueError) as error:
+        METHODS[method](netslim.analyze(outputs, example()))
+    assert str(error.value) == f"no channel of the model can be removed ({why})"
+    _, report = netslim.prune(outputs, {}, example())
+    assert [f"not prunable: {text}" for text in why.split("; ")] == str(report).splitlines()[-2:]
