@@ -224,16 +224,16 @@ class Graph:
         for name, norm in self.all_norms.items():
             classes = self.norm_classes(name)
             free = self.reached[classes] & ~self._pins[classes]
-            alone, together = by[classes, ranks[name]] & free, by[classes, -1] & free
+            individually, together = by[classes, ranks[name]] & free, by[classes, -1] & free
             if name not in self._calls:
                 self.reasons[name] = "it is not called, or does not use torch's batch_norm"
             elif norm.running_mean is None:
                 self.reasons[name] = "it keeps no running statistics"
             else:
-                if (together & ~alone).any():
-                    self.coupled[name] = together & ~alone
-                if alone.any():
-                    self.norms[name], self.removable[name] = norm, alone
+                if (together & ~individually).any():
+                    self.coupled[name] = together & ~individually
+                if individually.any():
+                    self.norms[name], self.removable[name] = norm, individually
                 else:
                     self.reasons[name] = self._reason(name)
 
