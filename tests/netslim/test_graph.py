@@ -108,6 +108,12 @@ class _Functional(nn.BatchNorm2d):
         return torch.batch_norm(x, *own, self.training, 0.1, self.eps, False)
 
 
+def _grouped() -> Own:
+    net = Own(lambda net, x: F.conv2d(x, net.weight, groups=8))
+    net.weight = nn.Parameter(torch.ones(8, 1, 1, 1))
+    return net
+
+
 KEEPING = {  # operations behind which every channel stays, and what the reason names
     "picks": (lambda x: x[:, [7, 6, 5, 4, 3, 2, 1, 0]], "picks channels"),
     "half": (lambda x: F.pad(x[:, :4], (0, 0, 0, 0, 0, 4)), "picks channels by number"),
@@ -125,6 +131,7 @@ KEEPING = {  # operations behind which every channel stays, and what the reason 
     "matrix product": (lambda x: torch.einsum("nchw,cd->ndhw", x, torch.eye(8)), "reads it"),
     "group norm": (lambda x: F.group_norm(x, 2), "reads it"),
     "literal expand": (lambda x: x.mean((2, 3), True).expand(2, 8, 6, 6), "written in the code"),
+    "literal groups": (_grouped(), "has a number of groups that is written in the code"),
     "gates of neighbours": (_Gate(), "'conv1d' in 3.function.conv mixes neighbouring channels"),
     "another's shape": (
         Own(
