@@ -114,6 +114,16 @@ def _grouped() -> Own:
     return net
 
 
+def _changing() -> Own:
+    def forward(net: Own, x: Tensor) -> Tensor:
+        net.scale = net.scale * 0.9
+        return x * net.scale
+
+    net = Own(forward)
+    net.register_buffer("scale", torch.ones(8, 1, 1))
+    return net
+
+
 KEEPING = {  # operations behind which every channel stays, and what the reason names
     "picks": (lambda x: x[:, [7, 6, 5, 4, 3, 2, 1, 0]], "picks channels"),
     "half": (lambda x: F.pad(x[:, :4], (0, 0, 0, 0, 0, 4)), "picks channels by number"),
@@ -131,6 +141,7 @@ KEEPING = {  # operations behind which every channel stays, and what the reason 
     "matrix product": (lambda x: torch.einsum("nchw,cd->ndhw", x, torch.eye(8)), "reads it"),
     "group norm": (lambda x: F.group_norm(x, 2), "reads it"),
     "literal expand": (lambda x: x.mean((2, 3), True).expand(2, 8, 6, 6), "written in the code"),
+    "changed buffer": (_changing(), "code changes 3.function.scale"),
     "literal groups": (_grouped(), "has a number of groups that is written in the code"),
     "gates of neighbours": (_Gate(), "'conv1d' in 3.function.conv mixes neighbouring channels"),
     "another's shape": (
@@ -329,3 +340,8 @@ def test_a_network_without_removable_channels_is_refused_by_every_method(method:
     assert str(error.value) == f"no channel of the model can be removed ({why})"
     _, report = netslim.prune(outputs, {}, example())
     assert [f"not prunable: {text}" for text in why.split("; ")] == str(report).splitlines()[-2:]
+
+
+def test_channels_in_front_of_a_dropout_are_told() -> None:
+    for layer, drawn in ((nn.Dropout(), {"1"}), (nn.Identity(), set())):
+        assert netslim.analyze(between(layer), example()).drawn_for == drawn

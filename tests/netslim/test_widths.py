@@ -80,6 +80,7 @@ STAYING: dict[str, How] = {
     "counted": lambda m, x: sum(i * quarters(m, x) for i in range(m.width)),
     "rolled": lambda m, x: quarters(m, x).roll(m.width, 3),
     "formatted": lambda m, x: quarters(m, x) * len(f"{m.width}"),
+    "of pixels": lambda m, x: quarters(m, x)[:, :, : m.width],
     "trained": lambda m, x: quarters(m, x) * (m.width if m.training else 12),
     "untrainable": untrainable,
     "indexed": lambda m, x: cat(*x[:, : m.least].split(m.least // 2, 1)) * [*range(9)][m.least],
