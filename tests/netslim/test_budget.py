@@ -15,9 +15,9 @@ from netslim.methods.budget import Planner, steered
 STEPS, LR, EPOCH = 200, 0.1, 20
 
 
-@pytest.mark.parametrize("seed", range(0, 20, 2))
+@pytest.mark.parametrize("seed", range(20))
 def test_what_masks_leave_is_counted_as_the_pruned_model_is(seed: int) -> None:
-    model = build(seed, silent=seed % 3 > 0, padded=seed % 4 > 0)
+    model = build(seed, silent=seed % 3 > 0, padded=seed % 2 > 0)
     inputs = example().double()
     graph = netslim.analyze(model, inputs)
     keep = random_keep(graph)
