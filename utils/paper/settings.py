@@ -1,6 +1,7 @@
 """The paper's settings (section 5.1)."""
 
 import math
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 EPOCHS = 160
@@ -68,15 +69,19 @@ def recipe(arch: str, depth: int) -> Recipe:
     return Recipe(lambda_=0.002, beta=beta, subgradient_lambda=1e-5)
 
 
-class SAS:
+@dataclass(frozen=True)
+class SasRecipe:
     """SAS-ADMM's settings for ResNet-32 on CIFAR-10, the only ones in its program."""
 
-    lambda_ = 1e-4
-    beta = 0.04
-    outer = 190
-    inner = 50
-    k0 = 50
-    q = 1.1
-    v = 25.0
-    average_from = 170
-    batch_size = 256
+    lambda_: float = 1e-4
+    beta: float = 0.04
+    outer: int = 190
+    inner: int = 50
+    k0: int = 50
+    q: float = 1.1
+    v: float = 25.0
+    average_from: int = 170
+    batch_size: int = 256
+
+
+SAS = SasRecipe()
