@@ -129,6 +129,7 @@ KEEPING = {  # operations behind which every channel stays, and what the reason 
     "half": (lambda x: F.pad(x[:, :4], (0, 0, 0, 0, 0, 4)), "picks channels by number"),
     "literal view": (lambda x: x.view(2, 8, -1).view(2, 8, 6, 6), "written in the code"),
     "literal split": (lambda x: torch.cat(x.split(4, 1), 1), "written in the code"),
+    "chunks of 3, 3 and 2": (lambda x: torch.cat(x.chunk(3, 1), 1), "unequal parts"),
     "flip": (lambda x: x.flip(1), "rearranges its channels"),
     "softmax": (lambda x: x.softmax(1), "works over all channels"),
     "mean of channels": (lambda x: x - x.mean(1, keepdim=True), "over all channels"),

@@ -10,10 +10,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from test_removal_in_training import DYING
 
 import warm
-from runs import QUICK, ROOT, assert_same_run, rows
+from runs import DYING, QUICK, ROOT, assert_same_run, rows
 from utils.data.batches import Batches
 from utils.data.datasets import load_dataset
 from utils.methods.sas_admm import SasAdmm

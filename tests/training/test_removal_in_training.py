@@ -12,15 +12,11 @@ from test_dead import traced_network
 from torch import Tensor, cat
 
 from netslim.selection import selections
-from runs import rows, train
+from runs import DYING, rows, train
 from utils.files import checkpoint
 from utils.network import Network, fresh
 from utils.training.removal import select_removable
 
-# Channels die, and are removed, from epoch 3 on, when the learning rate has dropped: so large a λ
-# brings ξ to 0 in a few of an epoch's 16 steps, and without momentum γ follows.
-DYING = "-sr --arch resnet --depth 11 --s 60 --beta 200 --momentum 0 --epochs 4".split()
-DYING += ["--batch-size", "2"]
 CHECKPOINT = "proximal_seed1_resnet_11_folder/checkpoint.pth.tar"
 
 
