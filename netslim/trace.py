@@ -198,7 +198,7 @@ def record(model: nn.Module, example: Any) -> tuple[Trace, Trace | None]:
     inputs = moved(model, example)
     if not (tensors := [*passed(inputs)]):
         raise ValueError("the example has no tensor: give images, as torch.randn(1, 3, 224, 224)")
-    there, known = None, dict[Any, Tensor]()
+    there, known = None, dict[Any, Tensor | None]()
     if sum(x.numel() for x in tensors) > SMALL:
         there = tree_map(lambda x: x.to("meta") if isinstance(x, Tensor) else x, inputs)
         on_meta = {id(x): _meta(x) for x in named_tensors(model).values()}
@@ -269,13 +269,13 @@ def _record(
     example: Any,
     tensors: Mapping[int, Tensor],
     training: bool,
-    known: dict[Any, Tensor],
+    known: dict[Any, Tensor | None],
     watched: Set[Source] | None = None,
 ) -> Trace:
     """Records a run of a copy, and a second one that watches int attributes that split channels.
 
     ``tensors`` maps ``id``s of tensors of the model to those of the copy. ``known`` are results of
-    calls on the meta device, by function and arguments.
+    calls on the meta device, by function and arguments; None of calls in place.
     """
     memo: dict[int, Any] = {**tensors}
     model = _copied(original, memo).train(training)
@@ -315,7 +315,7 @@ class _Recorder(TorchFunctionMode):
         self,
         model: nn.Module,
         copies: Mapping[int, Any],
-        known: dict[Any, Tensor],
+        known: dict[Any, Tensor | None],
         watched: Set[Source] | None,
     ) -> None:
         super().__init__()
@@ -417,7 +417,8 @@ class _Recorder(TorchFunctionMode):
         if function is F.batch_norm and on_meta and _fits(*args[:4]):
             result = args[0].clone()
         elif on_meta and form in self.known:
-            result = self.known[form].clone()
+            like = self.known[form]
+            result = args[0].zero_() if like is None else like.clone()
         else:
             result = function(*args, **kwargs)
         written = [x for x, before in zip(inputs, versions, strict=True) if x._version != before]
@@ -425,7 +426,10 @@ class _Recorder(TorchFunctionMode):
         if not (made or written) and (name in QUERIES or not inputs):
             return result
         new = on_meta and not written and type(result) is Tensor and result.is_meta
-        if new and all(_storage(x) != _storage(result) for x in inputs):
+        changed = [(id(x), tuple(x.shape)) for x in written]
+        if on_meta and args and result is args[0] and changed == [(id(result), read[0][0].shape)]:
+            self.known[form] = None  # in place
+        elif new and all(_storage(x) != _storage(result) for x in inputs):
             self.known[form] = result.detach()
         stale = []
         for x in written:  # tensors that share its storage have changed, too

@@ -209,6 +209,14 @@ def test_channels_go_where_code_follows(name: str) -> None:
     assert report.removed > 0 and small[1].num_features == 8 - report.removed
 
 
+def test_axes_that_code_adds_in_place_are_followed_on_the_meta_device() -> None:
+    def pooled(x: Tensor) -> Tensor:
+        return x.mean((2, 3)).unsqueeze_(1).squeeze_(1)
+
+    net = between(lambda x: pooled(x) + pooled(x), nn.Linear(8, 2))
+    assert list(netslim.analyze(net, torch.zeros(1, 3, 96, 96)).norms) == ["1"]
+
+
 def test_parameters_that_are_one_number_keep_constants() -> None:
     affine = Own(lambda net, x: net.weight * x + net.bias)
     affine.weight, affine.bias = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.ones(1))
