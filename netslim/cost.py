@@ -83,13 +83,14 @@ class PrunedCost:
             bias = self.silent.get_submodule(name).bias
             if isinstance(bias, Tensor):
                 nn.init.zeros_(bias)
-        self.positions: Counter[str] = Counter()  # by name of the weight
+        self.positions: Counter[str] = Counter()  # of each weight, at which it is used
         for step in graph.steps:
             if step.kind in LAYERS and step.call is not None and not step.training:
                 values = step.call.inputs if step.transposed else step.call.outputs
                 shape, channels = values[0].shape, -1 if step.kind == "linear" else 1
                 self.positions[step.weight] += prod(shape) // shape[channels]
-        self.other_flops = 0  # of products that are no layer
+        self.other_flops = 0
+        # Of products that are no layer: all FLOPs but those of the layers.
         self.other_flops = cost(graph.model, graph.example).flops - self({}).flops
         self.full = self({})
 

@@ -16,7 +16,7 @@ from netslim.trace import first_line, ints_of
 Model = TypeVar("Model", bound=nn.Module)
 State = dict[str, Tensor]
 EXTRA = "_extra_state"  # last part of the names of torch's extra state
-INDEX = ".select.index"  # end of the names of selections
+INDEX = ".select.index"  # end of the state dict's names of channel selections
 COUNT = "num_batches_tracked"  # which torch < 0.4.1 did not write
 # Parts of names that DataParallel, torch.compile, FSDP, activation checkpointing and Fabric add.
 WRAPPERS = set(

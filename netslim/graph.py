@@ -95,6 +95,7 @@ class Graph:
         dropped = self.classes_of(torch.cat([NOTHING, *seen.dropped]))
         # Dropout draws one number per channel: removing channels changes the numbers.
         self.drawn_for = {n for n in self.norms if torch.isin(self.norm_classes(n), dropped).any()}
+        # Rectified: nothing but a ReLU reads the output.
         read = [x.flatten() for s in self.steps if not _rectifies(s) for x in s.inputs]
         otherwise = torch.zeros(len(self._atoms), dtype=torch.bool)
         otherwise[torch.cat([NOTHING, *read])] = True
@@ -129,8 +130,9 @@ class Graph:
         layers = [s for s in self.steps if s.kind in TERMINAL]
         numbers = {name: i for i, name in enumerate(dict.fromkeys(s.name for s in layers))}
 
-        def single(ends: list[tuple[Step, Tensor]]) -> Tensor:
-            """The number of the only layer at an end of a class, [classes]; or NONE, or SEVERAL."""
+        def sole_layer(ends: list[tuple[Step, Tensor]]) -> Tensor:
+            """Returns the number of the only layer among ``ends`` with a channel of each class,
+            [classes]; NONE, or SEVERAL."""
             of = classes[self._atoms[torch.cat([NOTHING, *(x.flatten() for _, x in ends)])]]
             sizes = torch.tensor([x.numel() for _, x in ends], dtype=torch.int64)
             ids = torch.tensor([numbers[s.name] for s, _ in ends], dtype=torch.int64)
@@ -139,8 +141,8 @@ class Graph:
             least = most.scatter_reduce(0, of, number, "amin")
             return torch.where((most == least) | (most == NONE), most, SEVERAL)
 
-        readers = single([(s, s.inputs[0] if s.stream is None else s.stream) for s in layers])
-        writers = single([(s, s.output) for s in layers if s.kind in ("convolution", "linear")])
+        readers = sole_layer([(s, s.inputs[0] if s.stream is None else s.stream) for s in layers])
+        writers = sole_layer([(s, s.output) for s in layers if s.kind in ("convolution", "linear")])
         tied: set[str] = set()
         apart: set[str] = set()
         first: dict[str, Tensor] = {}

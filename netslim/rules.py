@@ -78,7 +78,7 @@ class Step:
         kind: "convolution" (in one group), "grouped", "linear", "norm", "select", "elementwise",
             "known" (a parameter) or "other" (reads only).
         name: name of the operation or layer.
-        inputs, output: arrays of signals; an operation that only reads has no output.
+        inputs, output: arrays of signals; the output of an operation that only reads is empty.
         training: whether it was recorded in training mode.
         call: the recorded call with its arguments.
         function: the elementwise operation on constants (float64, NaN: varies).

@@ -104,22 +104,25 @@ class Dim(int):
         return dim
 
 
-def _of_dims(operation: str) -> Callable[..., Any]:
-    """Wraps an operation of ints: its result is a size, too, or the operation is a use of it."""
+def _recording(operation: str) -> Callable[..., Any]:
+    """Wraps an operation of ints: returns a :class:`Dim` if the result follows a removal of
+    channels, else calls ``used``."""
     plain = getattr(int, f"__{operation}__")
 
     def method(self: Dim, *others: Any) -> Any:
         others = tuple(map(as_plain, others))
         result = plain(self, *others)
         other: Any = others[0] if others else None
-        is_size, both = type(result) is int, isinstance(other, Dim)
+        is_int, other_is_size = type(result) is int, isinstance(other, Dim)
         if operation == "mod":
-            is_remainder = is_size and not both
-            return Dim(result, self.axes, self.used, int(other)) if is_remainder else result
+            if other_is_size or not is_int:
+                return result
+            return Dim(result, self.axes, self.used, int(other))
         if operation in ("add", "radd") and type(other) is int and other == 0:  # sum()
             return self
-        if is_size and (operation in SCALING or (both and operation in ADDING)):
-            return Dim(result, self.axes | other.axes if both else self.axes, self.used)
+        if is_int and (operation in SCALING or (other_is_size and operation in OF_TWO_SIZES)):
+            axes = self.axes | other.axes if other_is_size else self.axes
+            return Dim(result, axes, self.used)
         equal = operation in ("eq", "ne") and result is (operation == "eq")
         self.used(self, other if equal else None)
         return result
@@ -127,10 +130,11 @@ def _of_dims(operation: str) -> Callable[..., Any]:
     return method
 
 
-SCALING, ADDING = {"mul", "rmul", "floordiv"}, {"add", "radd", "sub", "rsub", "rfloordiv"}
+SCALING = {"mul", "rmul", "floordiv"}  # of a size: a size, whatever the other operand is
+OF_TWO_SIZES = {"add", "radd", "sub", "rsub", "rfloordiv"}  # of two sizes: a size
 USING = set("mod eq ne lt le gt ge bool float truediv rtruediv pow rpow".split())
-for _operation in SCALING | ADDING | USING:
-    setattr(Dim, f"__{_operation}__", _of_dims(_operation))
+for _operation in SCALING | OF_TWO_SIZES | USING:
+    setattr(Dim, f"__{_operation}__", _recording(_operation))
 
 
 class Shape(tuple[int, ...]):

@@ -280,7 +280,7 @@ def apply_removal(graph: Graph, model: Model, removal: Removal) -> Model:
             kept = removal.index.get(f"{path}.weight".lstrip("."), (slice(None),))[0]
             rows = removal.added[name][kept].to(weight)
             module.register_parameter("bias", nn.Parameter(rows, weight.requires_grad))
-        # Those of a fresh model are too long.
+        # Shortened buffers are saved: those of a fresh model would be too long.
         module._non_persistent_buffers_set -= {
             key for key in module._buffers if f"{path}.{key}".lstrip(".") in less
         }

@@ -68,7 +68,7 @@ class Call:
 
     Tensors are a :class:`Value` in ``args``, ``kwargs`` and ``outputs``. ``leaves`` are all
     arguments, also in nested tuples, lists and dicts, and ``inputs`` the tensors among them;
-    ``text`` is that of the arguments, with the shapes of tensors.
+    ``text`` is the repr of the arguments, with shapes in place of tensors.
     """
 
     name: str
@@ -364,6 +364,7 @@ class _Recorder(TorchFunctionMode):
     def note(
         self, name: str, function: Any, read: Any, outputs: list[Value], text: str = ""
     ) -> None:
+        """Adds a call to the trace; ``read`` are its (args, kwargs)."""
         args, kwargs = read
         self.trace.calls.append(Call(name, function, args, kwargs, outputs, self.stack[-1], text))
 

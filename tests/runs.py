@@ -2,11 +2,8 @@
 
 import csv
 import importlib
-import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import ModuleType
 
@@ -97,39 +94,6 @@ def assert_same(one: object, other: object) -> None:
             assert_same(one[key], other[key])
     else:
         assert one == other
-
-
-def kill_and_resume(
-    folder: Path,
-    pictures: Path,
-    flags: list[str],
-    kills: int,
-    moments: random.Random,
-    whole: Path | None = None,
-) -> None:
-    """Kill a run ``kills`` times, resume it each time, and compare with one left alone.
-
-    That is in ``whole``, or trained first. A run that finishes before it is killed is compared, and
-    another is begun.
-    """
-    if whole is None:
-        whole = folder / "whole"
-        assert train(whole, pictures, *flags) == 0
-    done, finished = 0, 0
-    while done < kills or finished == 0:
-        parts = folder / f"parts{finished}"
-        process = start(parts, pictures, *flags, "--resume", "auto")
-        if done < kills and process.stdout.readline():
-            time.sleep(moments.uniform(0, 0.8))
-            process.kill()
-        process.communicate()
-        if process.returncode == 0:
-            assert_same_run(whole, parts)
-            assert len(rows(parts / "train_record.csv")) == 1
-            finished += 1
-        else:
-            assert process.returncode == -signal.SIGKILL
-            done += 1
 
 
 DIES_AT = """

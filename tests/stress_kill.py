@@ -9,13 +9,40 @@ import random
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 from conftest import draw_pictures  # noqa: E402
-from runs import DYING, QUICK, assert_same_run, dies_at, kill_and_resume, train  # noqa: E402
+from runs import DYING, QUICK, assert_same_run, dies_at, rows, start, train  # noqa: E402
+
+
+def kill_and_resume(
+    folder: Path, pictures: Path, flags: list[str], kills: int, moments: random.Random
+) -> None:
+    """Kills a run ``kills`` times, resumes it each time, and compares it with an uninterrupted one.
+
+    A run that finishes before it is killed is compared, and another is begun.
+    """
+    whole = folder / "whole"
+    assert train(whole, pictures, *flags) == 0
+    done, finished = 0, 0
+    while done < kills or finished == 0:
+        parts = folder / f"parts{finished}"
+        process = start(parts, pictures, *flags, "--resume", "auto")
+        if done < kills and process.stdout and process.stdout.readline():
+            time.sleep(moments.uniform(0, 0.8))
+            process.kill()
+        process.communicate()
+        if process.returncode == 0:
+            assert_same_run(whole, parts)
+            assert len(rows(parts / "train_record.csv")) == 1
+            finished += 1
+        else:
+            assert process.returncode == -signal.SIGKILL
+            done += 1
 
 
 def main() -> None:

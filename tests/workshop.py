@@ -35,7 +35,7 @@ class Workshop(NamedTuple):
     folder: Path
     pictures: Path  # of two classes
     others: Path  # of three classes
-    trained: dict[str, Path]  # a checkpoint of a ResNet by name, "resnet"
+    trained: Path  # a checkpoint of a ResNet
     slim: Path
 
     def train(self) -> list[object]:
@@ -54,7 +54,7 @@ def shop(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
             (others / part / name / "0.png").write_bytes(source.read_bytes())
     run = folder / "proximal_seed1_resnet_11_folder"
     trained, slim = run / "checkpoint.pth.tar", run / "pruned.pth.tar"
-    shop = Workshop(folder, pictures, others, {"resnet": trained}, slim)
+    shop = Workshop(folder, pictures, others, trained, slim)
     assert command(main, "-sr", *shop.train(), "--save", folder) == 0
     (run / "model_best.pth.tar").unlink()
     assert command(resnet_prune, "--model", trained, "--percent", 0.3, "--no-cuda") == 0

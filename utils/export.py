@@ -250,10 +250,16 @@ def write_sparse(loaded: checkpoint.Checkpoint, output: Path) -> None:
     """Writes a checkpoint in which a weight of 0 takes one bit (:mod:`utils.files.sparse`).
 
     All commands read it; the model runs no faster.
+
+    Raises:
+        InputError: the file reads back with other values.
     """
     model = loaded.network.model
     content = {"cfg": loaded.network.cfg, "layout": "sparse", **loaded.metadata()}
     checkpoint.save(output, sparse.content(model, content))
+    read = checkpoint.load(output).network.model.state_dict()
+    if not all(torch.equal(read[key], value) for key, value in model.state_dict().items()):
+        raise InputError(f"{output} does not read back as written: the disk may be faulty")
     compression, (dense, _) = Compression.of(model), sparse.bytes_of(model)
     print(
         f"{output}: {compression.kept:,} of {compression.weights:,} weights,"

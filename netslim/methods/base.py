@@ -50,8 +50,9 @@ class Method:
     factors: dict[str, str] = {"gamma": "γ"}  # noqa: RUF012  # scaling factors by name, with their symbols
     pruned_by = "gamma"  # the factor whose zeros mark the channels to remove
     needs_channels = False  # whether it does nothing without channels that can be removed
-    by_end_epoch = ""  # what nothing but end_epoch() does, for a warning
-    stepped = ended = ready = False  # whether step(), end_epoch(), add_to_gradients() were called
+    end_epoch_task = ""  # what only end_epoch() does, e.g. "updates z", for a warning
+    stepped = ended = False  # whether step() and end_epoch() were called, of methods with that task
+    ready = False  # whether add_to_gradients() was called since the last step
 
     def __init__(self, graph: Graph, model: nn.Module | None = None, coupled: bool = False) -> None:
         if not isinstance(graph, Graph):
@@ -157,9 +158,12 @@ class Method:
             ValueError: a tensor is missing or has another shape.
         """
         for name, tensor in self.state_dict().items():
-            if name not in state or state[name].shape != tensor.shape:
-                found = f"has shape {[*state[name].shape]}" if name in state else "is missing"
-                raise ValueError(f"{name} {found}, expected {[*tensor.shape]}")
+            symbol = self.factors.get(name, name)
+            if name not in state:
+                raise ValueError(f"{symbol} is missing")
+            if state[name].shape != tensor.shape:
+                found, expected = [*state[name].shape], [*tensor.shape]
+                raise ValueError(f"{symbol} has shape {found}, not {expected}")
             tensor.copy_(state[name])
 
     def factor(self, name: str) -> Tensor:
@@ -169,7 +173,7 @@ class Method:
     def zeros(self, factor: str | None = None) -> dict[str, Tensor]:
         """Returns masks of the zero factors, {name of the batch norm: bool [channels]}.
 
-        Warns if the training lacks something (:meth:`lacks`).
+        Warns if the training is incomplete (:meth:`training_hint`).
 
         Args:
             factor: one of ``factors``; None selects ``pruned_by``.
@@ -182,17 +186,18 @@ class Method:
             raise ValueError(f"there is no factor {factor!r}, only {', '.join(self.factors)}")
         parts = self.split(is_zero(self.factor(factor)))
         zeros = dict(zip(self.names, parts, strict=True))
-        if lacks := self.lacks(zeros):
-            warnings.warn(lacks, stacklevel=2)
+        if hint := self.training_hint(zeros):
+            warnings.warn(hint, stacklevel=2)
         return zeros
 
-    def lacks(self, zeros: Mapping[str, Tensor]) -> str:
-        """Returns what the training lacks whose result is ``zeros``, "" if nothing."""
-        if not self.by_end_epoch or not self.stepped or self.ended:
+    def training_hint(self, zeros: Mapping[str, Tensor]) -> str:
+        """Returns a warning if ``zeros``, {name: bool [channels]}, come from an incomplete
+        training, else ""."""
+        if not self.end_epoch_task or not self.stepped or self.ended:
             return ""
         return (
-            f"end_epoch() has not been called yet, and only it {self.by_end_epoch}: call it after"
-            " every epoch"
+            f"end_epoch() has not been called yet, and only it {self.end_epoch_task}: call it"
+            " after every epoch"
         )
 
     def steps(self, epoch: int) -> int | None:

@@ -65,8 +65,13 @@ class Planner:
     def choose(self, xi: Tensor, gamma: Tensor, trains: Sequence[bool]) -> tuple[Tensor, float]:
         """Returns the channels to remove, bool [channels] on the CPU, and the share they make.
 
-        The fewest of the smallest |ξ|, and where these are equal |γ|, that meet the budget. The
-        largest channel of each batch norm stays, and all channels of those that do not train.
+        Selects the fewest channels that meet the budget, smallest |ξ| first and, where these are
+        equal, smallest |γ|. The largest channel of each batch norm stays, and all channels of those
+        that do not train.
+
+        Args:
+            xi, gamma: [channels].
+            trains: whether each batch norm's γ is trained.
 
         Raises:
             ValueError: all that may be removed do not meet it.

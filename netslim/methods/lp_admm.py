@@ -6,6 +6,7 @@ are silent, this module squares ρ/2·‖γ − z + u‖², clamps ω at M, and 
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ class LpADMM(Method):
             raise ValueError("Lp slimming takes λ ≥ 0, 0 < p ≤ 1, ρ > 0, M > 0")
         self.lambda_, self.p, self.rho, self.bound = lambda_, p, rho, bound
         self.period = math.inf if z_every == "epoch" else int(z_every)
-        self.by_end_epoch = "updates z" if z_every == "epoch" else ""
+        self.end_epoch_task = "updates z" if z_every == "epoch" else ""
         self.z, self.u = self.gamma.clone(), torch.zeros_like(self.gamma)
         # Steps since the last update of z, on the device because a captured step must count, too.
         self.count = torch.zeros((), device=self.gamma.device)
@@ -89,6 +90,10 @@ class LpADMM(Method):
         u = v.clamp(-threshold, threshold)
         for tensor, new in ((self.u, u), (self.z, v - u), (self.count, self.count * 0)):
             self.update(tensor, torch.where(due, new, tensor))
+
+    def training_hint(self, zeros: Mapping[str, Tensor]) -> str:
+        """Returns no warning once u shows that end_epoch() was called, maybe before resuming."""
+        return "" if self.u.any() else super().training_hint(zeros)
 
     def penalty(self) -> float:
         """Returns λΣh(z): slope M up to the x with ω(x) = M, then |z|^p plus a constant."""

@@ -13,7 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-soft_threshold = F.softshrink  # S(x, t) = sign(x) · max(0, |x| − t), elementwise (section 3.2)
+
+def soft_threshold(x: Tensor, t: float) -> Tensor:
+    """Returns S(x, t) = sign(x) · max(0, |x| − t), elementwise (section 3.2)."""
+    return F.softshrink(x, t)
 
 
 class Penalty:
@@ -95,7 +98,7 @@ class GroupLasso(Penalty):
         """Sets the groups: factors with equal ``numbers``, int64 [factors], form one."""
         _, which, sizes = numbers.unique(return_inverse=True, return_counts=True)
         groups = which.argsort(stable=True).split(sizes.tolist())
-        self.members = pad_sequence(groups, True, len(numbers))[which]
+        self.members = pad_sequence(groups, batch_first=True, padding_value=len(numbers))[which]
 
     def norms(self, s: Tensor) -> Tensor:
         """Returns ‖s_g‖₂/√|g| for each factor's group g; s itself for a group of one."""

@@ -128,9 +128,9 @@ class ProximalSlimming(Method):
         self.reach = 0.0  # how far the penalty alone has moved a pair (γ, ξ) so far
         self.start = float(self.xi.abs().min())
         if prox_every == "epoch":
-            self.by_end_epoch = "updates ξ"
+            self.end_epoch_task = "updates ξ"
         if target is not None:
-            self.by_end_epoch = "chooses λ and the channels to remove"
+            self.end_epoch_task = "chooses λ and the channels to remove"
             # budget: λ; whether it is met; steps so far; steps up to this epoch; the largest |ξ| to
             # remove. Tensors, because a captured step reads them.
             self.to_remove = torch.zeros_like(self.rectified)
@@ -230,13 +230,13 @@ class ProximalSlimming(Method):
             new = torch.where(self.budget[0, 1] > 0, self.gamma, mean - mean.clamp(-t, t))
         self.update(self.xi, self.unless_frozen(new, self.xi))
 
-    def lacks(self, zeros: Mapping[str, Tensor]) -> str:
-        """Extends :meth:`Method.lacks` by a training that is too short for any zero.
+    def training_hint(self, zeros: Mapping[str, Tensor]) -> str:
+        """Extends :meth:`Method.training_hint`: a warning, too, if no factor is zero yet.
 
         γ follows each ξ = 0, but slowly with momentum; pruning by ξ does not have to wait.
         """
-        if (lacks := super().lacks(zeros)) or any(zero.any() for zero in zeros.values()):
-            return lacks
+        if (hint := super().training_hint(zeros)) or any(zero.any() for zero in zeros.values()):
+            return hint
         if of_xi := int(is_zero(self.xi).sum()):
             return (
                 f"{of_xi} of {len(self.xi)} ξ are zero, but no γ is yet: train for longer, or with"

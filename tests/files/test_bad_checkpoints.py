@@ -41,7 +41,7 @@ def set_weight(key: str | int, value: object) -> Callable[[Content], None]:
 
 def change(shop: Workshop, folder: Path, edit: Callable[[Content], object]) -> Path:
     """Writes a copy of a good checkpoint with one change."""
-    content = torch.load(shop.trained["resnet"], weights_only=True)
+    content = torch.load(shop.trained, weights_only=True)
     edit(content)
     torch.save(content, folder / "given.pth.tar")
     return folder / "given.pth.tar"
@@ -85,7 +85,7 @@ def test_other_files_and_damaged_checkpoints_are_refused(shop, tmp_path, kind):
     if kind in DAMAGED:
         change(shop, tmp_path, DAMAGED[kind])
     else:
-        OTHER_FILES[kind](path, shop.trained["resnet"].read_bytes())
+        OTHER_FILES[kind](path, shop.trained.read_bytes())
     with pytest.raises(InputError, match=str(path)):
         checkpoint.load(path)
 

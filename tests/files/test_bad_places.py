@@ -26,7 +26,7 @@ def test_an_unwritable_folder_is_refused(shop, refused, tmp_path, kind):
     else:
         place.write_text("in the way")
         folder = place / "far" / "below" if kind == "below a file" else place
-    prune = (resnet_prune, "--model", shop.trained["resnet"], "--no-cuda")
+    prune = (resnet_prune, "--model", shop.trained, "--no-cuda")
     for program in ((main, *shop.train()), prune):
         assert str(place) in refused(*program, "--save", folder)
 
@@ -51,19 +51,19 @@ def test_records_of_other_programs_are_not_changed(shop, refused, tmp_path, name
     table.mkdir() if content is None else table.write_bytes(content)
     args: tuple[object, ...] = (main, "-sr", *shop.train())
     if name == PRUNED:
-        args = (resnet_prune, "--model", shop.trained["resnet"], "--no-cuda")
+        args = (resnet_prune, "--model", shop.trained, "--no-cuda")
     line = refused(*args, "--save", tmp_path)
     assert str(table) in line and reason in line
 
 
 def test_a_new_run_does_not_overwrite_another(shop, refused):
     line = refused(main, *shop.train(), "-sr", "--lr", "0.05", "--save", shop.folder)
-    assert all(x in line for x in (str(shop.trained["resnet"]), "--resume", "--name"))
+    assert all(x in line for x in (str(shop.trained), "--resume", "--name"))
 
 
 def test_a_resumed_run_does_not_overwrite_another(shop, refused, tmp_path):
     """Another run of the same name is in the folder of --save."""
     flags = ("--seed", 2, "--name", "proximal_seed1", "--save", tmp_path / "logs")
     assert command(main, "-sr", *shop.train(), *flags) == 0
-    argv = ["--resume", shop.trained["resnet"], "--save", tmp_path / "logs", "--no-cuda"]
+    argv = ["--resume", shop.trained, "--save", tmp_path / "logs", "--no-cuda"]
     assert "logs" in refused(main, *argv)

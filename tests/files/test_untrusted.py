@@ -44,7 +44,7 @@ FORMATS: dict[str, Write] = {
 def test_no_flag_runs_code_of_a_file(shop, refused, tmp_path, flag, kind):
     FORMATS[kind](tmp_path / "untrusted", {"epoch": Payload()})
     program, args = FLAGS[flag]
-    paths = {"untrusted": tmp_path / "untrusted", "good": shop.trained["resnet"]}
+    paths = {"untrusted": tmp_path / "untrusted", "good": shop.trained}
     line = refused(program, *(paths.get(str(arg), arg) for arg in args))
     assert kind == "pickle" or ("posix.mkdir" in line and "Nothing of it was run" in line)
     assert not (tmp_path / "owned").exists()

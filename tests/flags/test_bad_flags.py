@@ -87,7 +87,7 @@ PRUNE_FLAGS = {
 @pytest.mark.parametrize(("flags", "reason"), PRUNE_FLAGS.items())
 def test_invalid_flags_of_the_prune_command_are_refused(shop, refused, tmp_path, flags, reason):
     save = ("--save", tmp_path / "new") if "--name" not in flags else ()  # must not be created
-    args = ("--model", shop.trained["resnet"], "--no-cuda", *save, *flags.split())
+    args = ("--model", shop.trained, "--no-cuda", *save, *flags.split())
     assert reason in refused(resnet_prune, *args)
 
 
@@ -119,7 +119,7 @@ SCRIPTS = {  # an InputError, and an error of the parser
 
 @pytest.mark.parametrize("line", SCRIPTS)
 def test_scripts_exit_with_status_2_and_one_line(shop, tmp_path, line):
-    paths = {"resnet": shop.trained["resnet"], "pickle": tmp_path / "pickle"}
+    paths = {"resnet": shop.trained, "pickle": tmp_path / "pickle"}
     dump(paths["pickle"], {"state_dict": {}})
     before = snapshot(tmp_path), snapshot(shop.folder)
     script, *args = line.format(**paths).split()

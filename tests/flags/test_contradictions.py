@@ -10,7 +10,7 @@ from workshop import READERS, read_with
 
 
 def test_another_architecture_is_refused(shop, refused):
-    path = shop.trained["resnet"]
+    path = shop.trained
     modes = ("--resume", "--refine", "--evaluate")
     commands = [(main, mode, path, "--arch", "densenet") for mode in modes]
     for words in [*commands, (densenet_prune, "--model", path)]:
@@ -27,14 +27,14 @@ CONTRADICTIONS = {
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("flags", CONTRADICTIONS)
 def test_another_model_or_data_set_is_refused(shop, refused, reader, flags):
-    path = shop.slim if reader == "refine" else shop.trained["resnet"]
+    path = shop.slim if reader == "refine" else shop.trained
     line = refused(*read_with(reader, path), *flags.format(others=shop.others).split())
     assert str(path) in line and CONTRADICTIONS[flags] in line
 
 
 @pytest.mark.parametrize("named", [True, False])
 def test_a_files_own_class_names_are_named_if_it_has_any(shop, refused, tmp_path, named):
-    content = torch.load(shop.trained["resnet"], weights_only=True)
+    content = torch.load(shop.trained, weights_only=True)
     if not named:
         content = {"state_dict": content["state_dict"]}
     torch.save(content, path := tmp_path / "given.pth.tar")
@@ -58,7 +58,7 @@ RESUMED = {
 
 @pytest.mark.parametrize("flags", RESUMED)
 def test_other_settings_are_refused_on_resuming(shop, refused, flags):
-    line = refused(main, "--resume", shop.trained["resnet"], "--no-cuda", *flags.split())
+    line = refused(main, "--resume", shop.trained, "--no-cuda", *flags.split())
     assert f"this run was started with {RESUMED[flags]}" in line
 
 
@@ -73,14 +73,14 @@ def test_baselines_are_not_resumed_with_a_penalty_and_pruned_models_never(shop, 
 
 @pytest.mark.parametrize("modes", [("--resume", "--refine"), ("--refine", "--evaluate")])
 def test_modes_exclude_each_other(shop, refused, modes):
-    path = shop.trained["resnet"]
+    path = shop.trained
     line = refused(main, modes[0], path, modes[1], path)
     assert all(mode in line for mode in modes)
 
 
 @pytest.mark.parametrize("reader", ["evaluate", "prune"])
 def test_a_missing_data_folder_of_the_checkpoint_is_named(shop, refused, tmp_path, reader):
-    content = torch.load(shop.trained["resnet"], weights_only=True)
+    content = torch.load(shop.trained, weights_only=True)
     content["settings"]["data"] = "/gone/with/the/disk"
     torch.save(content, path := tmp_path / "given.pth.tar")
     line = refused(*read_with(reader, path))

@@ -91,7 +91,7 @@ def test_a_moved_run_is_read_from_its_directory_and_every_pruning_has_another_na
 def test_files_of_the_earlier_layout_are_read_and_new_ones_are_in_directories(tmp_path, shop):
     """Their names began with the run's."""
     old = tmp_path / f"{RUN}checkpoint.pth.tar", tmp_path / f"{RUN}_pruned.pth.tar"
-    for source, path in zip((shop.trained["resnet"], shop.slim), old, strict=True):
+    for source, path in zip((shop.trained, shop.slim), old, strict=True):
         shutil.copy(source, path)
     assert command(main, "--evaluate", old[0], "--no-cuda") == 0
     assert command(main, "--resume", old[0], "--no-cuda") == 0

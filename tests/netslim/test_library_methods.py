@@ -168,6 +168,20 @@ def test_a_run_without_end_epoch_is_told(what: str) -> None:
                     method.zeros()
                 method.end_epoch(0.1)
             method.zeros()
+        if isinstance(method, netslim.LpADMM):  # u ≠ 0 tells it, also after resuming
+            resumed = netslim.LpADMM(method.graph, lambda_=0.1)
+            resumed.load_state_dict(method.state_dict())
+            resumed.before_step()
+            resumed.step(0.1)
+            resumed.zeros()
+
+
+def test_the_state_of_another_model_is_refused() -> None:
+    method = slimming(plain_net(), lambda_=0.0, beta=1.0)
+    with pytest.raises(ValueError, match="^ξ is missing$"):
+        method.load_state_dict({})
+    with pytest.raises(ValueError, match=rf"^ξ has shape \[3\], not \[{len(method.gamma)}\]$"):
+        method.load_state_dict({"xi": torch.zeros(3)})
 
 
 def test_a_step_sets_just_what_is_subnormal_to_zero() -> None:

@@ -201,5 +201,5 @@ def test_a_checkpoint_keeps_its_size_source_and_augmentation(
     flags: list[object], words: list[str], shop: Workshop, refused: Refused
 ) -> None:
     reader, *more = flags
-    error = refused(main, reader, shop.trained["resnet"], *more, "--no-cuda")
+    error = refused(main, reader, shop.trained, *more, "--no-cuda")
     assert all(word in error for word in words)

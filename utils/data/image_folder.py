@@ -219,7 +219,9 @@ def read_image(path: Path) -> Image.Image:
                     raise ValueError(f"{image.width}×{image.height} exceeds an aspect ratio of 100")
                 signed = 2 in getattr(image, "tag_v2", {}).get(TIFF_SAMPLE_FORMAT, ())
                 if signed or image.mode.startswith(("I", "F")):  # Pillow would clip these to 255
-                    raise ValueError("grey values have a sign or over 8 bits: save it with 8 bits")
+                    raise ValueError(
+                        "its grey values are signed or over 8 bits: save it with 8 bits"
+                    )
                 return image.convert("RGB")
     except Exception as error:  # Pillow raises exceptions of many types on damaged files
         reason = " ".join(str(error).split())

@@ -102,8 +102,8 @@ class Job:
         if run == self.files.run:
             same = stage == "train" or other.experiment.variant == e.variant
             return same and STAGES.index(stage) < STAGES.index(self.stage)
-        sets_share = self.stage == "prune" and e.share is None
-        return sets_share and (run, stage) == (e.reference(self.seed), "prune")
+        needs_share = self.stage == "prune" and e.share is None
+        return needs_share and (run, stage) == (e.reference(self.seed), "prune")
 
     def argv(self) -> list[str]:
         """The command: a script, or -m and a module, and its flags. Trainings are resumed."""
@@ -152,7 +152,7 @@ class Plan:
             self._add(experiment, seed)
 
     def _add(self, e: Experiment, seed: int) -> None:
-        """Add the missing stages of a run to the jobs, and its line to the overview."""
+        """Adds the missing stages of a run to the jobs, and its line to the overview."""
         files = RunPaths(self.folder, e.run(seed))
         train, tune = e.training(seed), e.finetuning(seed, files) if e.refine_epochs else None
         result, pruning, finetuning = self.recorded(e, seed)

@@ -29,7 +29,7 @@ from utils.files.legacy_formats import (
 )
 from utils.flags.config import Config
 from utils.methods import METHODS
-from utils.methods.slimming import grouped
+from utils.methods.slimming import has_group_penalty
 from utils.network import Network, restore
 from utils.shell import format_command, path_argument
 
@@ -240,7 +240,7 @@ def _from_content(content: Mapping[str, Any], arch: str | None, path: Path) -> C
             f"{'' if arch else hint}"
         ) from None
     if config is not None:
-        network = replace(network, coupled=grouped(config.options))
+        network = replace(network, coupled=has_group_penalty(config.options))
     if ignored:
         note(f"note: {path}: weights of other modules are not read: {_first_names(ignored)}")
     checkpoint = Checkpoint(network, config=config, **fields)
@@ -261,7 +261,9 @@ def _build(
 ) -> tuple[Network, State, list[str]]:
     """Builds the network of ``state`` or of the largest module in it that fits an architecture.
 
-    Returns the network, its part of ``state``, and the other names. Raises ValueError: none fits.
+    Returns the network, its part of ``state``, and the names of the other weights.
+
+    Raises ValueError: why ``state`` fits no network.
     """
     part, ignored, errors = unwrap(state), list[str](), list[ValueError]()
     size, depth = (config.size, config.depth) if config else (None, None)
@@ -301,7 +303,9 @@ def _add_training_state(checkpoint: Checkpoint, content: Mapping[str, Any], stat
 
 
 def _momentum(optimizer: Any, state: State, model: nn.Module) -> State:
-    """Returns the momentum buffers by parameter name. Raises ValueError: they are of another model.
+    """Returns the momentum buffers by parameter name, {} if the optimizer has none.
+
+    Raises ValueError: the optimizer is of another model.
 
     The earlier programs count ``select.indexes`` as parameters, and their batch norms before a
     selection have buffers of full width.

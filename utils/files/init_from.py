@@ -30,19 +30,21 @@ class InitFrom:
     @classmethod
     def from_flags(cls, flags: Mapping[str, Any]) -> "InitFrom":
         """Loads the file of ``--resume PATH``, ``--refine``, ``--init`` or ``--evaluate``."""
-        resumes = flags.get("resume") not in (None, "auto")
-        names = ("resume",) if resumes else ("refine", "init", "evaluate")
-        path = next((flags[name] for name in names if name in flags), None)
+        resume = flags.get("resume")
+        if resume not in (None, "auto"):
+            checkpoint = load(Path(resume))
+            if checkpoint.why_not_resumable:
+                raise InputError(f"{resume} cannot be resumed: {checkpoint.why_not_resumable}")
+            return cls(Path(resume), checkpoint, resumes=True)
+        path = flags.get("refine", flags.get("init", flags.get("evaluate")))
         if path is None:
             return cls()
-        checkpoint = load(Path(path), None if resumes else flags.get("arch"))
-        if resumes and checkpoint.why_not_resumable:
-            raise InputError(f"{path} cannot be resumed: {checkpoint.why_not_resumable}")
-        if not resumes and "init" in flags and not checkpoint.network.is_full:
+        checkpoint = load(Path(path), flags.get("arch"))
+        if "init" in flags and not checkpoint.network.is_full:
             own = checkpoint.config is not None
             way = "use --refine instead of --init" if own else "load it by netslim.load in Python"
             raise InputError(f"{path} is a pruned model: {way}")
-        return cls(Path(path), checkpoint, resumes)
+        return cls(Path(path), checkpoint)
 
     def latest(self, flags: Mapping[str, Any]) -> "InitFrom":
         """Returns the newest checkpoint for ``--resume``, or self if there is none.
@@ -79,9 +81,9 @@ class InitFrom:
             return config
         # A fine-tuning is named after the pruned model: a run may have several.
         model = config.run_name.removeprefix(config.name).removesuffix("_refine")
-        files, own = locate(self.path, self.checkpoint.run_name)
-        own = own.removesuffix("checkpoint").removesuffix("pruned").strip("_")
-        name = "_".join(filter(None, (files.run, own))).replace(model, "", 1) or config.name
+        files, file_name = locate(self.path, self.checkpoint.run_name)
+        added = file_name.removesuffix("checkpoint").removesuffix("pruned").strip("_")
+        name = "_".join(filter(None, (files.run, added))).replace(model, "", 1) or config.name
         if not FLAGS["name"].accepts(name):
             raise InputError(f"a run cannot be named after {self.path}: add --name")
         return replace(config, name=name)

@@ -73,8 +73,10 @@ def is_locked(path: Path) -> bool:
 
         with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except (ImportError, OSError) as error:  # locked, no such file, or no locks on this system
-        return isinstance(error, BlockingIOError)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):  # no such file, or no locks on this system
+        pass
     return False
 
 

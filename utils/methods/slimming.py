@@ -50,8 +50,8 @@ def lambda_flag(default: Callable[[str, int], float]) -> Flag:
     return Flag("s", text, not_negative, default, metavar="LAMBDA", **names)
 
 
-def grouped(options: Mapping[str, Any]) -> bool:
-    """Returns whether channels of streams become zero together."""
+def has_group_penalty(options: Mapping[str, Any]) -> bool:
+    """Returns whether the penalty makes a stream's channels zero in all layers that write it."""
     return options.get("penalty") == GroupLasso.name
 
 

@@ -179,7 +179,7 @@ def prune_checkpoint(kind: str | None, args: argparse.Namespace, argv: list[str]
         "depth": network.depth,
         "dataset": data.name,
         "percent": None if target_of(args) else args.percent,
-        **report.columns(pruning, predictions, labels),
+        **report.record_columns(pruning, predictions, labels),
         "mask": mask,
         **flags,
         "keep": " ".join(f"{layer}={share:g}" for layer, share in args.keep),

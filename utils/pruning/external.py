@@ -111,7 +111,9 @@ def prune_state_dict(args: argparse.Namespace) -> None:
 def load_network(
     build: Callable[[], nn.Module], state: State, args: argparse.Namespace, size: int
 ) -> Network:
-    """Returns the network of ``state`` in float32; wrappers' names go unless the model has them.
+    """Returns the network of ``state`` in float32.
+
+    Prefixes that a wrapper such as DataParallel added are removed, unless the model has them.
 
     Raises InputError: ``state`` does not fit the model, or the model does not take such images.
     """

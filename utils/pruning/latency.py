@@ -19,7 +19,7 @@ from netslim.surgery import plan_removal
 from utils import arguments
 from utils.console import note
 from utils.cost import image_shape
-from utils.engines import MOST, milliseconds, prepare
+from utils.engines import MOST, Call, milliseconds, prepare
 from utils.network import Network
 
 Masks = list[Tensor]  # bool [channels] for each batch norm, True where a channel is kept
@@ -96,15 +96,19 @@ class Search:
                 return list(keep.values())
             keep |= wider
 
+    def _prepare(self, network: Network) -> Call:
+        """Returns a call of ``network`` in the engine, on the images."""
+        return prepare(self.engine, network.model, self.images)
+
     def _rules(self) -> dict[str, Form]:
         """Returns forms that treat all groups alike, by name."""
-        names = {"as masked": (AS_MASKED, AS_MASKED)}
-        names |= {f"widths to {n}": ((n, False), (n, False)) for n in MULTIPLES}
+        rules = {"as masked": (AS_MASKED, AS_MASKED)}
+        rules |= {f"widths to {n}": ((n, False), (n, False)) for n in MULTIPLES}
         if self.reads:
-            names |= {f"widths to {n}, streams whole": ((n, False), (n, True)) for n in MULTIPLES}
+            rules |= {f"widths to {n}, streams whole": ((n, False), (n, True)) for n in MULTIPLES}
         return {
             name: tuple(stream if reads else inner for *_, reads in self.groups)
-            for name, (inner, stream) in names.items()
+            for name, (inner, stream) in rules.items()
         }
 
     def best_rule(
@@ -112,8 +116,8 @@ class Search:
     ) -> float:
         """Returns the least milliseconds of the rules, as a share of the full network's."""
         networks = [build(self.masks(chosen, model, form)) for form in self._rules().values()]
-        calls = [prepare(self.engine, network.model, self.images) for network in networks]
-        full, *times = milliseconds([self.call, *calls], self.images.device)
+        calls = [self.call, *map(self._prepare, networks)]
+        full, *times = milliseconds(calls, self.images.device)
         return min(times) / full
 
     def fastest(
@@ -127,8 +131,7 @@ class Search:
         device, forms = self.images.device, self._rules()
         tried = {name: self.masks(chosen, model, form) for name, form in forms.items()}
         networks = [self.network, *map(build, tried.values())]
-        calls = [self.call]
-        calls += [prepare(self.engine, network.model, self.images) for network in networks[1:]]
+        calls = [self.call, *map(self._prepare, networks[1:])]
         times = milliseconds(calls, device)
         print(f"{'form':<{WIDTH}}   flops       ms  speed-up")
         for name, network, ms in zip(["full width", *tried], networks, times, strict=True):
@@ -146,7 +149,7 @@ class Search:
                     continue
                 seen.add(key)
                 network = build(masks)
-                trial = prepare(self.engine, network.model, self.images)
+                trial = self._prepare(network)
                 before, ms = milliseconds([call, trial], device)
                 better, faster = ms < (1 - NOISE) * before, speed_up * before / ms
                 self._print(self._label(i, option) + " *" * better, network, ms, faster)

@@ -47,7 +47,9 @@ def sizes(network: Network, masks: Sequence[Tensor], pruned: Network) -> dict[st
     return row | {"batch_norm_channels_pruned_percent": _percent_less(total, left)}
 
 
-def columns(pruning: Pruning, predictions: Sequence[Tensor], labels: Tensor) -> dict[str, Any]:
+def record_columns(
+    pruning: Pruning, predictions: Sequence[Tensor], labels: Tensor
+) -> dict[str, Any]:
     """Returns the columns of the record on removed channels, costs and changed outputs.
 
     A changed prediction between two logits that were equal to rounding counts as a near-tie.
@@ -56,9 +58,9 @@ def columns(pruning: Pruning, predictions: Sequence[Tensor], labels: Tensor) -> 
         predictions: logits [n, classes] of the model, masked and pruned.
         labels: int64 [n].
     """
-    row = sizes(pruning.network, pruning.masks, whole := pruning.with_whole_streams)
-    unused, removal = pruning.network.graph.stream_channels, pruning.removal
-    row["unread_channels"] = unused(removal.removed_classes, removal.keep)
+    graph, removal, whole = pruning.network.graph, pruning.removal, pruning.with_whole_streams
+    row = sizes(pruning.network, pruning.masks, whole)
+    row["unread_channels"] = graph.stream_channels(removal.removed_classes, removal.keep)
     for key in COUNTED[1:]:
         row[f"unread_{key}"] = getattr(whole.cost, key) - getattr(pruning.pruned.cost, key)
     steps = ("before", "masked", "slim")

@@ -128,7 +128,8 @@ class Selector:
 
     def _count(self, zeros: Tensor, search: Search | None) -> int:
         """Returns how many channels are removed: for a target, the fewest that reach it."""
-        args, channels, step = self.args, int(self.scores.isfinite().sum()), 1
+        args, step = self.args, 1
+        channels = int(self.scores.isfinite().sum())
         if (flag := target_of(args)) is None:
             return count_of(args.percent, channels)
         unit, target = UNITS[flag], getattr(args, f"target_{flag}")

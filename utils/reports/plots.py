@@ -34,7 +34,6 @@ LOG_COLUMNS = ("epoch", "lr", "train_loss", "test_loss", "test_accuracy", "gamma
 LOSSES = {"train_loss": "training loss", "test_loss": "test loss"}
 OBJECTIVES = {"objective": "F, eq. (5)", "ns_objective": "objective, eq. (2)"}
 ZEROS = {f"{name}_zeros": f"{s} = 0" for m in METHODS.values() for name, s in m.factors.items()}
-SIZES = "Model size, %"
 SMALLEST = -6  # log10 of the smallest |γ| that the histogram resolves
 
 
@@ -82,11 +81,11 @@ def draw_run(folder: Path, run: str) -> Any:
         r"$\|Z^{t+1}-Z^t\|^2$, change": {"change": ""},
         "Factors equal to zero": ZEROS,
         "Test accuracy, %": {"test_accuracy": ""},
-        SIZES: {"channels": "channels", "flops": f"FLOPs{saved}"},
+        "Model size, %": {"channels": "channels", "flops": f"FLOPs{saved}"},
         "Seconds per epoch": {"train_seconds": ""},
     }
     for axis, (title, labels) in zip(axes.flat, panels.items(), strict=False):
-        draw_epochs(axis, log, title, labels)
+        draw_epochs(axis, log, title, labels, relative=axis is cost)
     cost.set_ylim(0, 105)
     seconds.set_ylim(bottom=0)
     losses.set_yscale("log")
@@ -97,16 +96,18 @@ def draw_run(folder: Path, run: str) -> Any:
     return figure
 
 
-def draw_epochs(axis: Any, log: Sequence[Row], title: str, labels: Mapping[str, str]) -> None:
+def draw_epochs(
+    axis: Any, log: Sequence[Row], title: str, labels: Mapping[str, str], relative: bool
+) -> None:
     """Columns of the log by epoch, and the drops of the learning rate.
 
-    ``labels`` are those of the columns to draw if the log has them. SIZES are drawn in percent of
-    the first epoch's.
+    ``labels`` are those of the columns to draw if the log has them, ``relative``: in percent of the
+    first epoch's.
     """
     epochs, rates = column(log, "epoch"), column(log, "lr")
     for (name, label), dashes in zip(labels.items(), cycle(("-", "--", "-.")), strict=False):
         if values := column(log, name):
-            values = [100 * x / values[0] for x in values] if title == SIZES else values
+            values = [100 * x / values[0] for x in values] if relative else values
             axis.plot(epochs, values, dashes, label=label, marker="" if len(log) > 1 else "o")
     for (before, rate), epoch in zip(pairwise(rates), epochs[1:], strict=True):
         if rate < before / 2:

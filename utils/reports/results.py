@@ -62,6 +62,7 @@ class ExperimentKey(NamedTuple):
 
     @property
     def task(self) -> str:
+        """Network and data set, e.g. "VGG-19 on cifar10"."""
         return f"{self.network} on {self.dataset}"
 
 
@@ -221,7 +222,10 @@ class Result:
         return rows[-1] if rows else None
 
     def values(self, share: float | None = None, exact: bool = True) -> dict[str, float]:
-        """The QUANTITIES of the stages run; arguments of :meth:`pruning`, :meth:`finetuning`."""
+        """Returns {quantity: value} for those QUANTITIES whose stage was run.
+
+        ``share`` selects the :meth:`pruning`, ``exact`` the :meth:`finetuning`.
+        """
         pruning = self.pruning(share)
         tuning = self.finetuning(pruning, exact)
         stages = {"train": self.row, "prune": pruning, "refine": tuning.row if tuning else None}

@@ -18,7 +18,7 @@ from utils.files.init_from import InitFrom, check_not_overwriting
 from utils.flags.config import Config
 from utils.flags.parser import unused_flags
 from utils.methods import METHODS
-from utils.methods.slimming import grouped
+from utils.methods.slimming import has_group_penalty
 from utils.network import Network, empty, fresh
 from utils.paper.settings import drops
 from utils.training.distributed import ProcessGroup
@@ -65,9 +65,19 @@ def build_trainer(
     execution = choose_execution(resumed, config, network, batches, group, use_cuda_graphs)
     group.barrier()  # everything is loaded: from here on, nobody waits long
     try:
-        what = config, paths, network, data, batches, execution, group.with_timeout()
-        start = resumed, config.start_epoch, init_from.init_checksum()
-        trainer = Trainer(*what, use_cuda_graphs, *start)
+        trainer = Trainer(
+            config,
+            paths,
+            network,
+            data,
+            batches,
+            execution,
+            group.with_timeout(),
+            use_cuda_graphs,
+            resumed,
+            config.start_epoch,
+            init_from.init_checksum(),
+        )
     except ValueError as error:
         subject = f"{init_from.path} cannot be resumed" if resumed else config.arch
         raise InputError(f"{subject}: {error}") from None
@@ -103,7 +113,7 @@ def check_config(config: Config, resumed_precision: str | None, device: torch.de
 
 def build_network(config: Config, data: Dataset) -> Network:
     """Returns a new network with the method's initial values."""
-    coupled = grouped(config.options)
+    coupled = has_group_penalty(config.options)
     network = fresh(config.arch, config.depth, len(data.classes), config.size, coupled)
     METHODS[config.method].initialise(network.model)
     return network
@@ -112,7 +122,7 @@ def build_network(config: Config, data: Dataset) -> Network:
 def load_network(init_from: InitFrom, config: Config, data: Dataset) -> Network:
     """Returns the network of the checkpoint; for --init, with a new head if classes differ."""
     assert init_from.checkpoint is not None and init_from.path is not None
-    coupled = grouped(config.options)
+    coupled = has_group_penalty(config.options)
     network = replace(init_from.checkpoint.network, coupled=coupled)
     is_init = config.init is not None and not init_from.resumes
     if not is_init or init_from.checkpoint.has_classes(data.classes):
@@ -170,7 +180,7 @@ def notes(trainer: Trainer) -> Iterator[str]:
         return
     if (penalty := options.get("penalty", L1.name)) != L1.name:
         of_streams = ", which makes channels of residual streams 0 in all layers that write them"
-        yield f"note: the penalty is {penalty}{of_streams * grouped(options)}"
+        yield f"note: the penalty is {penalty}{of_streams * has_group_penalty(options)}"
     channels, total = sum(network.widths), network.all_channels
     if channels < total and not family(network.arch):  # documented for the paper's architectures
         yield (

@@ -218,8 +218,8 @@ def commit() -> str | None:
     describe = "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"
     options: dict[str, Any] = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 10}
     try:
-        for words in (tracked, describe):
-            done = subprocess.run([*git, *words], check=True, **options)
+        subprocess.run([*git, *tracked], check=True, **options)
+        done = subprocess.run([*git, *describe], check=True, **options)
         return done.stdout.strip() or None
     except (OSError, subprocess.SubprocessError):
         return None
