@@ -39,6 +39,8 @@ def cost(model: nn.Module, example: Any, hook: Callable[[], Hook] | None = None)
     ``hook`` returns the forward hook of each module, anew for each run.
     """
 
+    parameters = sum(p.numel() for p in model.parameters())  # a copy on the meta device unties them
+
     def count(model: nn.Module, example: Any) -> Cost:
         if hook is not None:
             own = hook()
@@ -46,7 +48,7 @@ def cost(model: nn.Module, example: Any, hook: Callable[[], Hook] | None = None)
                 module.register_forward_hook(own)
         with FlopCounterMode(display=False) as counter:
             call(model, example)
-        return Cost(sum(p.numel() for p in model.parameters()), counter.get_total_flops())
+        return Cost(parameters, counter.get_total_flops())
 
     def move(x: Any) -> Any:
         x = x.to("meta") if isinstance(x, Tensor) else x
@@ -86,8 +88,8 @@ class PrunedCost:
         self.positions: Counter[str] = Counter()  # of each weight, at which it is used
         for step in graph.steps:
             if step.kind in LAYERS and step.call is not None and not step.training:
-                values = step.call.inputs if step.transposed else step.call.outputs
-                shape, channels = values[0].shape, -1 if step.kind == "linear" else 1
+                value = step.call.argument(0, "input") if step.transposed else step.call.outputs[0]
+                shape, channels = value.shape, -1 if step.kind == "linear" else 1
                 self.positions[step.weight] += prod(shape) // shape[channels]
         self.other_flops = 0
         # Of products that are no layer: all FLOPs but those of the layers.

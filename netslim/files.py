@@ -127,8 +127,9 @@ def take(model: Model, state: Mapping[str, Any]) -> Model:
         widths.setdefault(name.removesuffix(WIDTH), own.pop(name))
     for name, width in widths.items():
         _check_width(model, name, width)
-    new = [k for k in rest if k.endswith(INDEX) and k not in own]
-    chosen = {k.removesuffix(INDEX): rest.pop(k) for k in new}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    new = [k.removesuffix(INDEX) for k in rest if k.endswith(INDEX) and k not in own]
+    chosen = {name: rest.pop(f"{name}{INDEX}") for name in new if name in modules}
     for name, index in chosen.items():
         is_list = index.dim() == 1 and index.dtype == torch.int64
         if not is_list or (index < 0).any() or (index.diff() <= 0).any():
@@ -152,7 +153,6 @@ def take(model: Model, state: Mapping[str, Any]) -> Model:
     odd = sorted(missing) + sorted(rest.keys() - own.keys() - biases)
     if odd:
         raise ValueError(f"{odd[0]} is {'missing' if odd[0] in missing else 'not expected'}")
-    modules = dict(model.named_modules(remove_duplicate=False))
     for name, x in own.items():
         y = rest.get(name, x)
         narrower = y.dim() == x.dim() and y.shape[2:] == x.shape[2:]  # such as those of kernels
@@ -193,9 +193,12 @@ def take(model: Model, state: Mapping[str, Any]) -> Model:
             resize(module)
     for name, width in widths.items():
         set_width(model, name, width)
-    for name, index in chosen.items():
-        norm = model.get_submodule(name)
-        model.set_submodule(name, selecting(index.clone(), norm).train(norm.training))
+    norms = {name: model.get_submodule(name) for name in chosen}
+    selects: dict[int, nn.Module] = {}  # by id of the batch norm, which may have several names
+    for name, norm in norms.items():
+        if id(norm) not in selects:
+            selects[id(norm)] = selecting(chosen[name].clone(), norm).train(norm.training)
+        model.set_submodule(name, selects[id(norm)])
     for name, value in extra_state.items():
         extra[name].set_extra_state(value)
     return model

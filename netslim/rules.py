@@ -217,7 +217,7 @@ class Signals:
         read = [x if isinstance(x, str) else id(x) for x in inputs]
         shapes = [value.shape for value in call.outputs]
         key = call.name, call.function, call.module, call.text, *read, *shapes, *axes, *widths
-        if self._training and key in self._followed:
+        if self._training and call.text and key in self._followed:
             for value, signals in zip(call.outputs, self._followed[key][1], strict=True):
                 value.signals = signals
         else:

@@ -293,7 +293,8 @@ def apply_removal(graph: Graph, model: Model, removal: Removal) -> Model:
         index = removal.selects[name].to(norm.weight.device)
         selects = selecting(index, norm).train(norm.training)
         for path in [path for path, module in modules if module is norm]:
-            small.set_submodule(path, selects)
+            parent, _, key = path.rpartition(".")  # whose __setattr__ may be its own
+            small.get_submodule(parent)._modules[key] = selects
     for name in removal.wholes:
         small.set_submodule(name, small.get_submodule(f"{name}.norm"))
     return small

@@ -68,7 +68,8 @@ class Call:
 
     Tensors are a :class:`Value` in ``args``, ``kwargs`` and ``outputs``. ``leaves`` are all
     arguments, also in nested tuples, lists and dicts, and ``inputs`` the tensors among them;
-    ``text`` is the repr of the arguments, with shapes in place of tensors.
+    ``text`` is the repr of the arguments, with shapes in place of tensors; "" if it does not tell
+    different arguments apart.
     """
 
     name: str
@@ -153,7 +154,8 @@ def _copied(x: Any, memo: dict[int, Any]) -> Any:
             if k != "_compiled_call_impl"  # which calls ``x``
         )
     else:
-        memo.update((id(y), _copied(y, memo)) for y in passed(x) if not y.is_leaf)
+        tensors = (y for y in leaves(x) if isinstance(y, Tensor) and not y.is_leaf)
+        memo.update((id(y), _copied(y, memo)) for y in tensors)
         new = copy.deepcopy(x, memo)
     return new
 
@@ -254,8 +256,11 @@ def first_line(error: Exception) -> str:
 
 def ints_of(module: nn.Module) -> dict[str, Any]:
     """Returns the attributes of a user's module that are ints, or lists or tuples of ints."""
+    kind: Any = type(module)
+    if nn.utils.parametrize.is_parametrized(module):
+        kind = kind.__base__  # torch makes a subclass, in a module of its own
     torchs = isinstance(module, (torch.jit.ScriptModule, *RESIZED))
-    if torchs or type(module).__module__.startswith("torch.nn."):
+    if torchs or kind.__module__.startswith("torch.nn."):
         return {}
     return {
         key: x
@@ -362,7 +367,7 @@ class _Recorder(TorchFunctionMode):
             self.selecting = False
 
     def note(
-        self, name: str, function: Any, read: Any, outputs: list[Value], text: str = ""
+        self, name: str, function: Any, read: Any, outputs: list[Value], text: str = "-"
     ) -> None:
         """Adds a call to the trace; ``read`` are its (args, kwargs)."""
         args, kwargs = read
@@ -413,11 +418,14 @@ class _Recorder(TorchFunctionMode):
             args, kwargs = each(as_int, (args, kwargs))
         versions = [x._version for x in inputs]
         # torch 2.14 takes 12 ms for the shape of a batch norm on the meta device, 0.2 for others.
-        text, on_meta = repr(read), all(x.is_meta for x in inputs)
-        form = function, text, *((x.stride(), x.dtype) for x in inputs)
+        on_meta = all(x.is_meta for x in inputs)
+        # Of other types, such as large arrays, two that differ may have the same repr.
+        plain = all(isinstance(x, Tensor) or type(x) in ATOMS | RECORDING for x in arguments)
+        text = repr(read) if plain else ""
+        form = (function, text, *((x.stride(), x.dtype) for x in inputs)) if on_meta else None
         if function is F.batch_norm and on_meta and _fits(*args[:4]):
             result = args[0].clone()
-        elif on_meta and form in self.known:
+        elif text and on_meta and form in self.known:
             like = self.known[form]
             result = args[0].zero_() if like is None else like.clone()
         else:

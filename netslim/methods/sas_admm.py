@@ -62,7 +62,8 @@ class SASADMM(Method):
         self.k0, self.q, self.v, self.average_from = k0, q, v, average_from
         self.tau, self.sigma = tau, sigma
         for name, layer in self.model.named_modules():
-            if isinstance(layer, Convolution | nn.Linear) and "weight" not in layer._parameters:
+            computed = layer._parameters.get("weight") is None
+            if computed and isinstance(layer, Convolution | nn.Linear):
                 raise ValueError(
                     f"the weight of {name} is not a parameter, but computed from others, as by"
                     " weight_norm: replace it by its value, with"

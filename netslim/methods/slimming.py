@@ -7,6 +7,7 @@ quadratic one, α the reciprocal of the learning rate.
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -189,8 +190,8 @@ class ProximalSlimming(Method):
     def _silence(self) -> None:
         """Sets the biases of the removed channels to 0, once the budget is met."""
         stays = self.split(~(self.to_remove & (self.budget[0, 1] > 0)))
-        norms = (self.model.get_submodule(path) for path in self.names.values())
-        pairs = [(norm._parameters["bias"], part) for norm, part in zip(norms, stays, strict=True)]
+        biases: list[Any] = [self.model.get_submodule(p).bias for p in self.names.values()]
+        pairs = zip(biases, stays, strict=True)
         trained = [(b, part.to(b)) for b, part in pairs if b is not None and b.requires_grad]
         foreach(torch._foreach_mul_, trained)
 
@@ -260,7 +261,7 @@ class ProximalSlimming(Method):
         """
         if self.keep_dead or not isinstance(optimizer, torch.optim.SGD):
             return super().dead(optimizer, lr)
-        biases = [self.model.get_parameter(f"{path}.bias") for path in self.names.values()]
+        biases: list[Any] = [self.model.get_submodule(p).bias for p in self.names.values()]
         bias = torch.cat([*biases]).double()
         dead = (self.read() == 0) & (self.xi == 0) & (bias <= 0)
         if self.target is not None:  # step() sets them to 0 whatever momentum does

@@ -178,7 +178,7 @@ def test_a_run_without_end_epoch_is_told(what: str) -> None:
 
 def test_the_state_of_another_model_is_refused() -> None:
     method = slimming(plain_net(), lambda_=0.0, beta=1.0)
-    with pytest.raises(ValueError, match="^ξ is missing$"):
+    with pytest.raises(ValueError, match=r"^ξ is missing$"):
         method.load_state_dict({})
     with pytest.raises(ValueError, match=rf"^ξ has shape \[3\], not \[{len(method.gamma)}\]$"):
         method.load_state_dict({"xi": torch.zeros(3)})

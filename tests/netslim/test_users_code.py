@@ -1,16 +1,18 @@
 """Code in users' models that netslim cannot follow: channels stay, or the pruning is refused."""
 
+import io
 import math
 import types
+from collections import UserDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from checks import Own
+from checks import Own, example, plain_net
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import l1_unstructured
@@ -298,3 +300,81 @@ def test_a_channel_that_another_factor_made_constant_is_not_alive():
     nn.init.zeros_(model[1].weight[:4])
     _, report = netslim.prune(model, {"1": KEEP["norm"], "4": KEEP["norm"]}, X)
     assert (report.removed, report.alive) == (8, 0)
+
+
+class _Unreadable(UserDict):
+    """A config that raises for values that were left open."""
+
+    def __getitem__(self, key):
+        raise ValueError("missing mandatory value")
+
+
+def test_objects_of_the_model_are_copied_unread() -> None:
+    net = plain_net()
+    net.config = _Unreadable({"a": 1})
+    assert netslim.analyze(net, example()).norms
+
+
+def test_graphs_in_sparse_tensors_are_taken() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    layers = nn.ModuleList([net, nn.Linear(2, 2)])
+    model = Own(lambda net, x, edges: net.layers[1](torch.sparse.mm(edges, net.layers[0](x))))
+    model.layers = layers
+    graph = netslim.analyze(model, (torch.randn(3, 4), torch.eye(3).to_sparse_csr()))
+    assert list(graph.norms) == ["layers.0.1"]
+
+
+def test_a_parametrized_module_splits_at_its_own_ints() -> None:
+    net = Own(lambda net, x: torch.cat(net.norm(net.conv(x)).split([net.width, net.width], 1), 1))
+    net.conv, net.norm, net.width = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), 4
+    net.scale = nn.Parameter(torch.ones(1))
+    nn.utils.parametrize.register_parametrization(net, "scale", nn.Tanh())
+    graph = netslim.analyze(nn.Sequential(net, nn.ReLU(), nn.Conv2d(8, 2, 1)), example())
+    assert list(graph.norms) == ["0.norm"]
+
+
+def test_a_bias_that_is_a_buffer_is_left_alone() -> None:
+    net = plain_net()
+    del net[1].bias
+    net[1].register_buffer("bias", torch.zeros(8))
+    budget = netslim.Budget("flops", 0.2, 4, 0.1)
+    method = netslim.ProximalSlimming(netslim.analyze(net, example()), target=budget)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    for _ in range(4):
+        method.step(0.1)
+        method.end_epoch(0.1)
+    assert method.budget_met and method.dead(optimizer, 0.1).any()
+    assert not net[1].bias.any()
+
+
+def test_costs_count_tied_weights_once_and_arguments_by_name() -> None:
+    net = Own(lambda net, x: net.last(net.norm(F.conv_transpose2d(weight=net.up.weight, input=x))))
+    net.up, net.norm, net.last = nn.ConvTranspose2d(3, 8, 2), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)
+    net.again = nn.Conv2d(8, 8, 1)
+    net.again.weight = net.last.weight
+    pruned_cost = PrunedCost(netslim.analyze(net, example()))
+    assert replace(pruned_cost.full, channels=0) == cost(net, example())
+    assert pruned_cost.other_flops == 0
+
+
+def test_a_batch_norm_of_two_names_selects_once() -> None:
+    def made() -> nn.Module:
+        net = Own(lambda net, x: net.last(F.relu(net.blocks[0](net.conv(x)))) + net.conv(x))
+        net.conv, net.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)
+        net.blocks = nn.ModuleList([nn.BatchNorm2d(8)])
+        net.again = nn.ModuleList([net.blocks])
+        return net.eval()
+
+    net = made()
+    keep = {"blocks.0": torch.arange(8) < 5}
+    with torch.no_grad():
+        net.blocks[0].weight[5:] = net.blocks[0].bias[5:] = 0
+    small, _ = netslim.prune(net, keep, example())
+    netslim.save(small, file := io.BytesIO())
+    file.seek(0)
+    assert torch.equal(netslim.load(made(), file)(example()), small(example()))
+    state = {**small.state_dict(), "other.select.index": torch.arange(3)}
+    torch.save(state, file := io.BytesIO())
+    file.seek(0)
+    with pytest.raises(ValueError, match=r"other\.select\.index is not expected"):
+        netslim.load(made(), file)

@@ -123,7 +123,9 @@ def check_folder(name: str, path: str | Path | None) -> list[Path]:
     if any(folder.is_dir() for folder in folders):
         return folders
     if name in ("folder", IMAGENET):
-        reason = f"{path} has neither {' nor '.join(parts)}" if path else "--data DIR is missing"
+        reason = "--data DIR is missing"
+        if path is not None:
+            reason = f"{Path(path)} has neither {' nor '.join(parts)}"
         raise InputError(f"--dataset {name} needs DIR/{{{','.join(parts)}}}/<class>/*: {reason}")
     if path is not None and not Path(path).is_dir():
         raise InputError(f"--data {path} is not a directory")
