@@ -9,6 +9,8 @@ from utils.files import records
 from utils.files.paths import PRUNED, REFINED, TRAINED
 from utils.flags.config import FLAGS, Config
 
+VGG19 = {"arch": "vgg", "depth": 19, "method": "proximal", "s": 0.0045, "beta": 100.0}
+
 
 def append(path: Path, row: Mapping[str, object]) -> None:
     path.parent.mkdir(exist_ok=True)

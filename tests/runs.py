@@ -27,6 +27,11 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def only_checkpoint(folder: Path) -> Path:
+    (path,) = folder.glob("*/checkpoint.pth.tar")
+    return path
+
+
 def train(folder: Path, pictures: Path, *more: object) -> int:
     """Train in process, which saves importing torch each time."""
     import main
@@ -74,7 +79,7 @@ def start(folder: Path, pictures: Path, *more: object, **options: object) -> sub
 
 def assert_same_run(one: Path, other: Path) -> None:
     """Two folders of one run hold the same: bit by bit, and line by line but for the times."""
-    (path,) = one.glob("*/checkpoint.pth.tar")
+    path = only_checkpoint(one)
     run = path.parent.name
     for name in (path.name, "model_best.pth.tar"):
         assert_same(*(torch.load(f / run / name, weights_only=True) for f in (one, other)))

@@ -8,6 +8,7 @@ import pytest
 
 import recorded
 import runs
+from recorded import VGG19
 from utils.experiments import recipes
 from utils.files.paths import TRAINED, RunPaths
 from utils.flags.config import Config
@@ -16,7 +17,6 @@ from utils.methods.slimming import shrinkage
 from utils.paper.settings import recipe, schedule
 
 command = partial(runs.command, recipes)
-VGG19 = {"arch": "vgg", "depth": 19, "method": "proximal", "s": 0.0045, "beta": 100.0}
 
 
 @pytest.fixture

@@ -22,9 +22,7 @@ FEW = torch.arange(8) < 3
 SEEDS = st.integers(0, 10**6)
 
 
-@pytest.fixture(autouse=True)
-def rules_may_not_fail(monkeypatch) -> None:
-    monkeypatch.setattr(netslim.rules, "STRICT", True)
+pytestmark = pytest.mark.usefixtures("rules_may_not_fail")
 
 
 def train(model: nn.Module, x: Tensor) -> dict[str, Tensor]:

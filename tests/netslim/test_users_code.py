@@ -315,6 +315,7 @@ def test_objects_of_the_model_are_copied_unread() -> None:
     assert netslim.analyze(net, example()).norms
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
 def test_graphs_in_sparse_tensors_are_taken() -> None:
     net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
     layers = nn.ModuleList([net, nn.Linear(2, 2)])

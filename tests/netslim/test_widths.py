@@ -12,10 +12,7 @@ from torch import Tensor, nn
 import netslim
 import netslim.rules
 
-
-@pytest.fixture(autouse=True)
-def rules_may_not_fail(monkeypatch) -> None:
-    monkeypatch.setattr(netslim.rules, "STRICT", True)
+pytestmark = pytest.mark.usefixtures("rules_may_not_fail")
 
 
 class Splitting(nn.Module):

@@ -5,13 +5,13 @@ import pytest
 import recorded
 import resnet_prune
 import runs
+from recorded import VGG19
 from utils import console
 from utils.files import checkpoint
 from utils.files.paths import PRUNED, REFINED, TRAINED, RunPaths
 from utils.methods import METHODS
 from utils.reports import results, tables
 
-VGG = {"arch": "vgg", "depth": 19, "method": "proximal", "s": 0.0045, "beta": 100.0}
 TEXTS = {
     "other columns": (lambda text: "a,b\n1,2\n", "no column"),
     "a short line": (lambda text: text + "a,b,c\n", "line 3"),
@@ -36,7 +36,7 @@ CELLS = {
 @pytest.mark.parametrize("damage", [*TEXTS, *CELLS])
 def test_damaged_records_are_rejected(damage, tmp_path, capsys):
     """In one line; nothing is written."""
-    recorded.run(tmp_path, seed=1, **VGG, percent=0.0, tuned=91)
+    recorded.run(tmp_path, seed=1, **VGG19, percent=0.0, tuned=91)
     name, column, cell = CELLS.get(damage, (TRAINED, "", ""))
     if damage in CELLS:
         recorded.set_cells(tmp_path / name, **{column: cell})
@@ -58,10 +58,10 @@ def test_older_records_without_later_columns_are_read(tmp_path, capsys):
     """Cells of optional flags may be empty."""
     path, later = tmp_path / TRAINED, ["size", "normalise", "stream"]
     later += [flag.name for flag in METHODS["lp-admm"].flags if flag.name != "s"]
-    recorded.run(tmp_path, seed=1, **VGG, percent=0.0)
+    recorded.run(tmp_path, seed=1, **VGG19, percent=0.0)
     assert set(later) <= set(path.read_text().partition("\n")[0].split(","))
     recorded.set_cells(path, **dict.fromkeys(later))
-    recorded.run(tmp_path, seed=2, **VGG)  # which appends the columns
+    recorded.run(tmp_path, seed=2, **VGG19)  # which appends the columns
     empty = dict.fromkeys(("s", "beta", "xi_init", "prox_every", "data"), "")
     recorded.set_cells(path, **empty)
     assert console.run(tables.main, ["--save", str(tmp_path)]) == 0

@@ -7,6 +7,7 @@ from itertools import groupby
 import pytest
 
 import recorded
+from recorded import VGG19
 from utils import console
 from utils.experiments.recipes import SMALL
 from utils.files.paths import PRUNED, TRAINED
@@ -21,7 +22,6 @@ PRINTED = {
     "table2b": (11, 3609.13, "DenseNet-40 VCP [40] Not Reported 37.00 37.73 22.67 72.19/—"),
     "table3": (7, 1724.2, "ResNet-110 Proximal NS (Ours) 50.70/48.54 93.25/93.27"),
 }
-VGG = {"arch": "vgg", "depth": 19, "method": "proximal", "s": 0.0045, "beta": 100.0}
 SUBGRADIENT = {"arch": "vgg", "depth": 19, "method": "subgradient", "seed": 1}
 SMALL_RUN = {"arch": "vgg", "depth": 11, "method": "proximal", "epochs": 5, "percent": 0.0}
 
@@ -87,7 +87,7 @@ def test_only_tables_with_runs_are_printed_by_default(show, record):
     assert out == "" and "--only" in err
     record(**SMALL_RUN)
     assert re.findall(r"^## (.*)", show()[0], re.M) == ["Other runs, in the shape of Table 2"]
-    record(**VGG, percent=0.0, tuned=79, tuning={"commit": "def5678"})
+    record(**VGG19, percent=0.0, tuned=79, tuning={"commit": "def5678"})
     titles = re.findall(r"^## (Table \w+|\w+)", show()[0], re.M)
     assert titles == ["Table 1", "Table 2a", "Other"]
     environment = "Seed 1; device GPU X; commit abc1234, def5678."
@@ -97,7 +97,7 @@ def test_only_tables_with_runs_are_printed_by_default(show, record):
 
 def test_mean_spread_and_difference(show, record):
     for seed, channels, pruned in ((1, 74.0, 93.0), (2, 75.0, 93.2), (3, 76.0, 93.1)):
-        record(seed, **VGG, zeros=4000 + seed, percent=0.0, removed=(channels, 91.0, 50.0),
+        record(seed, **VGG19, zeros=4000 + seed, percent=0.0, removed=(channels, 91.0, 50.0),
                pruned=pruned, tuned=93 if seed == 1 else None)  # fmt: skip
     text, _ = show()
     assert ours_below(text)[2:] == [
@@ -148,7 +148,7 @@ def test_only_runs_with_the_papers_settings_are_in_its_tables(
 ):
     columns = {name: cell for name, cell in settings.items() if name == "processes"}
     flags = {name: x for name, x in settings.items() if name not in columns}
-    record(**VGG | flags, percent=0.0, pruned=77, tuned=79)
+    record(**VGG19 | flags, percent=0.0, pruned=77, tuned=79)
     recorded.set_cells(tmp_path / TRAINED, **columns)
     out, err = show()
     assert not err and ("## Table" not in out) == ("## Other" in out) == bool(text)
@@ -173,7 +173,7 @@ def test_recipes_are_in_the_paper_tables(show, record):
 def test_repeated_runs_count_once(show, record):
     """Of runs with the same settings and seed, the last counts, with its own pruning."""
     for channels, pruned in ((70.0, 90.0), (75.0, 93.0)):
-        record(**VGG, percent=0.0, pruned=pruned, removed=(channels, 1, 1),
+        record(**VGG19, percent=0.0, pruned=pruned, removed=(channels, 1, 1),
                tuned=92 if pruned == 90 else None)  # fmt: skip
     ours = ours_below(show()[0])
     assert (ours[2], ours[4], ours[7]) == ("ours, n = 1, bf16", "75.00", "93.00 / —")
@@ -191,7 +191,7 @@ def test_runs_of_different_precisions_have_separate_lines(show, record):
     for seed, precision, pruned in ((1, "fp32", 94), (1, "bf16", 90), (2, "bf16", 92)):
         for epochs in (160, 20):
             settings = {"percent": 0.0, "pruned": pruned, "precision": precision, "epochs": epochs}
-            record(seed, **VGG, **settings, name=f"{precision}{seed}-{epochs}")
+            record(seed, **VGG19, **settings, name=f"{precision}{seed}-{epochs}")
     out, err = show()
     rows = cells(out.partition("Table 2")[2].partition("## Other")[0])
     lines = [(row[2], row[7]) for row in rows if row[2].startswith("ours, n")]
@@ -210,7 +210,7 @@ def test_runs_of_different_precisions_have_separate_lines(show, record):
 )
 def test_runs_on_different_images_have_separate_lines(seed, column, show, record, tmp_path):
     """Also of the same name and seed: none replaces the other."""
-    settings = {**VGG, "dataset": "folder", "source": ""}
+    settings = {**VGG19, "dataset": "folder", "source": ""}
     record(**settings, accuracy=91.25)
     record(seed, **settings, accuracy=82.5)
     recorded.set_cells(tmp_path / TRAINED, **{column: "0000cccc"})
@@ -303,7 +303,7 @@ CHANGES = {
 @pytest.mark.parametrize(("change", "text", "shown"), CHANGES.values(), ids=CHANGES)
 def test_fine_tunings_with_other_settings_are_named_or_left_out(change, text, shown, show, record):
     """The paper's tables have those with the training's settings only."""
-    paper = record(**VGG, percent=0.0, tuned=91.23, tuning=change)
+    paper = record(**VGG19, percent=0.0, tuned=91.23, tuning=change)
     run = record(**SMALL_RUN, s=0.1, beta=80.0, source="", tuned=92.5, tuning=change)
     out, err = show()
     assert ("91.23" in out) == (f"{paper}_refine is left out" not in err) == (not change)
@@ -339,7 +339,7 @@ def test_left_out_fine_tunings_are_named_with_the_reason(show, record):
 def test_a_fine_tuning_belongs_to_the_file_it_started_from(checksums, show, record, tmp_path):
     """A pruning may be repeated, with a different checksum."""
     for checksum in checksums:
-        run = record(**VGG, percent=0.0, pruned=77, tuned=79, tuning={"init_checksum": "aa"})
+        run = record(**VGG19, percent=0.0, pruned=77, tuned=79, tuning={"init_checksum": "aa"})
         recorded.set_cells(tmp_path / PRUNED, slim_checksum=checksum)
     out, err = show()
     shown = checksums != ["bb"]

@@ -10,7 +10,7 @@ from torchvision.models import get_model
 import main
 import netslim
 import resnet_prune
-from runs import command, rows, train
+from runs import command, only_checkpoint, rows, train
 from utils.data.batches import Batches
 from utils.data.datasets import IMAGENET_NORM, load_dataset
 from utils.device import Execution
@@ -26,11 +26,6 @@ def before(tmp_path_factory, pictures):
     folder = tmp_path_factory.mktemp("before")
     assert train(folder, pictures, *RESNET, "--epochs", 1, "--name", "old", "--seed", 7) == 0
     return folder / "old_resnet_11_folder/checkpoint.pth.tar"
-
-
-def only_checkpoint(folder):
-    (path,) = folder.glob("*/checkpoint.pth.tar")
-    return path
 
 
 @pytest.mark.parametrize(("method", "factor"), [("proximal", "xi"), ("lp-admm", "z")])

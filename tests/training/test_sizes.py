@@ -15,7 +15,7 @@ import warm
 from models import build_model
 from models.registry import ARCHITECTURES
 from own_pictures import save
-from runs import QUICK, ROOT, assert_same, command, rows, train
+from runs import QUICK, ROOT, assert_same, command, only_checkpoint, rows, train
 from utils import export
 from utils.cost import cost
 from utils.data.batches import Batches
@@ -27,11 +27,6 @@ from utils.training.step import evaluate
 from workshop import Refused, Workshop
 
 RESNET = ["--arch", "resnet-basic", "--depth", 8, "--batch-size", 16]
-
-
-def only_checkpoint(folder: Path) -> Path:
-    (path,) = folder.glob("*/checkpoint.pth.tar")
-    return path
 
 
 SIGTERM_IN_STEP_6 = """
