@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -92,9 +92,9 @@ class PrunedCost:
                 shape, channels = value.shape, -1 if step.kind == "linear" else 1
                 self.positions[step.weight] += prod(shape) // shape[channels]
         self.other_flops = 0
-        # Of products that are no layer: all FLOPs but those of the layers.
-        self.other_flops = cost(graph.model, graph.example).flops - self({}).flops
-        self.full = self({})
+        layers, total = self({}), cost(graph.model, graph.example).flops
+        self.other_flops = total - layers.flops  # of products that are no layer
+        self.full = replace(layers, flops=total)
 
     def __call__(self, keep: Mapping[str, Tensor]) -> Cost:
         """Returns the cost after ``prune`` with ``keep``, with the channels of ``graph.norms``."""

@@ -419,9 +419,9 @@ class _Recorder(TorchFunctionMode):
         versions = [x._version for x in inputs]
         # torch 2.14 takes 12 ms for the shape of a batch norm on the meta device, 0.2 for others.
         on_meta = all(x.is_meta for x in inputs)
-        # Of other types, such as large arrays, two that differ may have the same repr.
-        plain = all(isinstance(x, Tensor) or type(x) in ATOMS | RECORDING for x in arguments)
-        text = repr(read) if plain else ""
+        # Those that cannot be hashed, such as large arrays, may differ and have the same repr.
+        told_apart = all(type(x) in RECORDING or type(x).__hash__ for x in arguments)
+        text = repr(read) if told_apart else ""
         form = (function, text, *((x.stride(), x.dtype) for x in inputs)) if on_meta else None
         if function is F.batch_norm and on_meta and _fits(*args[:4]):
             result = args[0].clone()

@@ -91,7 +91,7 @@ class Method:
     @torch.no_grad()
     def read(self) -> Tensor:
         """Returns γ [channels], read from the model."""
-        weights = self._weights()
+        weights = self.weights = self._weights()
         if not weights:
             return self.gamma
         if (device := weights[0].device) != self.gamma.device:
@@ -108,13 +108,15 @@ class Method:
     @torch.no_grad()
     def write(self, gamma: Tensor) -> None:
         """Writes ``gamma`` [channels] into the model's batch norms, unless ``found_inf`` is set."""
+        self.weights = self._weights()
         self.update(self.gamma, self.unless_frozen(gamma, self.gamma))
-        pairs = zip(self._weights(), self.split(self.gamma), strict=True)
+        pairs = zip(self.weights, self.split(self.gamma), strict=True)
         foreach(torch._foreach_copy_, [(w, part) for w, part in pairs if w.requires_grad])
 
     def unless_frozen(self, new: Tensor, old: Tensor) -> Tensor:
         """Returns ``new``, with ``old`` in the channels of frozen batch norms."""
-        trains = [weight.requires_grad for weight in self._weights()]
+        # Those found last: finding them takes as long as the rest of a step.
+        trains = [weight.requires_grad for weight in self.weights]
         if all(trains):
             return new
         each = torch.tensor(trains).repeat_interleave(torch.tensor(self.widths))

@@ -217,6 +217,14 @@ def test_axes_that_code_adds_in_place_are_followed_on_the_meta_device() -> None:
     assert list(netslim.analyze(net, torch.zeros(1, 3, 96, 96)).norms) == ["1"]
 
 
+def test_training_repeats_what_evaluation_did_whatever_its_arguments_are() -> None:
+    def steps(function) -> int:
+        return len(netslim.analyze(between(lambda x: function(x).sigmoid()), example()).steps)
+
+    plain = steps(lambda x: x[:, :, :, :].contiguous())
+    assert steps(lambda x: x[..., :].contiguous(memory_format=torch.contiguous_format)) == plain
+
+
 def test_parameters_that_are_one_number_keep_constants() -> None:
     affine = Own(lambda net, x: net.weight * x + net.bias)
     affine.weight, affine.bias = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.ones(1))
